@@ -1,0 +1,138 @@
+"""Every exception and warning that tidyrows raises, under one base.
+
+Each message says what happened, to which object, why, and the next line to write. The objects
+themselves are attributes, so that a program can read what a person can.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class TidyRowsError(Exception):
+    """Base of all errors of this library."""
+
+
+class NotBoundError(TidyRowsError, TypeError):
+    """A tracker was given nothing that leads to a database."""
+
+
+class NoSessionError(TidyRowsError, RuntimeError):
+    """A factory was called where neither a tracker nor its own Meta gives it a session.
+
+    It is a RuntimeError too, since that is what factory_boy raises in this place.
+    """
+
+
+class SessionStateError(TidyRowsError):
+    """A session or connection is closed, or holds a transaction that is not tidyrows' to end."""
+
+
+class UnknownTableError(TidyRowsError):
+    """A model or table that the database does not have, or an object that is no table.
+
+    Attributes:
+        table: what was given or looked for.
+    """
+
+    def __init__(self, message: str, *, table: Any = None) -> None:
+        super().__init__(message)
+        self.table = table
+
+
+class NoPrimaryKeyError(TidyRowsError):
+    """A row of a table without a primary key cannot be named, so it cannot be tracked.
+
+    Attributes:
+        table: the table's name.
+    """
+
+    def __init__(self, message: str, *, table: str) -> None:
+        super().__init__(message)
+        self.table = table
+
+
+class KeyShapeError(TidyRowsError, ValueError):
+    """A key does not fit the primary key of its table: wrong number, NULL, or wrong type.
+
+    Attributes:
+        table: the table's name.
+        key: the key as given.
+    """
+
+    def __init__(self, message: str, *, table: str, key: Any) -> None:
+        super().__init__(message)
+        self.table = table
+        self.key = key
+
+
+class UntrackableRowError(TidyRowsError):
+    """An object cannot be tracked as it is: transient, pending, or not mapped at all."""
+
+
+class ProductionDatabaseError(TidyRowsError):
+    """The database looks like production, and nobody said ``allow_production=True``.
+
+    Attributes:
+        matched: the part of the URL that looks like production.
+    """
+
+    def __init__(self, message: str, *, matched: str) -> None:
+        super().__init__(message)
+        self.matched = matched
+
+
+class ScopeError(TidyRowsError, ValueError):
+    """A scoped value cannot be made unique: bad template, column too short, number too large.
+
+    Attributes:
+        column: the column, where it is known.
+        length: what the column holds, in characters, where it is known.
+        need: what the value needs, in characters, where it is known.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        column: str | None = None,
+        length: int | None = None,
+        need: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.column = column
+        self.length = length
+        self.need = need
+
+
+class WorkerContextError(TidyRowsError, ValueError):
+    """A run, worker or test id that cannot be used; the message names the variable."""
+
+
+class CleanupError(TidyRowsError):
+    """Rows of ours are still there after cleanup; they stay tracked.
+
+    Attributes:
+        leftovers: one entry per row, with its key and the cause.
+        report: the whole report of the cleanup.
+    """
+
+    def __init__(self, message: str, *, leftovers: Sequence[Any], report: Any) -> None:
+        super().__init__(message)
+        self.leftovers = tuple(leftovers)
+        self.report = report
+
+
+class TidyRowsWarning(UserWarning):
+    """Base of all warnings of this library."""
+
+
+class UntrackedRowsWarning(TidyRowsWarning):
+    """Rows were inserted that tidyrows could not name, so cleanup will not delete them."""
+
+
+class LateCommitWarning(TidyRowsWarning):
+    """Rows were committed after their tracker had stopped; they stay tracked."""
