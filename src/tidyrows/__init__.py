@@ -1,0 +1,65 @@
+"""tidyrows: test data that leaves no trace.
+
+Factories whose every committed row is remembered, and a cleanup that deletes exactly those rows,
+in foreign-key order, on a database that other workers use at the same moment.
+
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup:
+        UserFactory.create_batch(3)
+    print(cleanup.report)
+"""
+
+from tidyrows.cleanup import CleanupManager, CleanupReport, Leftover, Plan
+from tidyrows.errors import (
+    CleanupError,
+    KeyShapeError,
+    LateCommitWarning,
+    NoPrimaryKeyError,
+    NoSessionError,
+    NotBoundError,
+    ProductionDatabaseError,
+    ScopeError,
+    SessionStateError,
+    TidyRowsError,
+    TidyRowsWarning,
+    UnknownTableError,
+    UntrackableRowError,
+    UntrackedRowsWarning,
+    WorkerContextError,
+)
+from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.retry import RetryPolicy
+from tidyrows.rows import RowKey, TableName
+from tidyrows.tracking import ResourceTracker
+from tidyrows.worker import WorkerContext
+
+__all__ = [
+    "CleanupError",
+    "CleanupManager",
+    "CleanupReport",
+    "KeyShapeError",
+    "LateCommitWarning",
+    "Leftover",
+    "NoPrimaryKeyError",
+    "NoSessionError",
+    "NotBoundError",
+    "Plan",
+    "ProductionDatabaseError",
+    "ResourceTracker",
+    "RetryPolicy",
+    "RowKey",
+    "ScopeError",
+    "Scoped",
+    "ScopedEmail",
+    "ScopedInteger",
+    "SessionStateError",
+    "TableName",
+    "TidyRowsError",
+    "TidyRowsWarning",
+    "TrackedFactory",
+    "UnknownTableError",
+    "UntrackableRowError",
+    "UntrackedRowsWarning",
+    "WorkerContext",
+    "WorkerContextError",
+]

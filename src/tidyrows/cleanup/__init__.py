@@ -1,0 +1,7 @@
+"""From tracked rows to rows that are gone: plan, executor, verification, report."""
+
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.plan import Batch, Plan, Step
+from tidyrows.cleanup.report import CleanupReport, Leftover
+
+__all__ = ["Batch", "CleanupManager", "CleanupReport", "Leftover", "Plan", "Step"]

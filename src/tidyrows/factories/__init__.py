@@ -1,0 +1,6 @@
+"""Factories whose rows are tracked, and declarations of values that no other worker produces."""
+
+from tidyrows.factories.declarations import Scoped, ScopedEmail, ScopedInteger
+from tidyrows.factories.factory import TrackedFactory
+
+__all__ = ["Scoped", "ScopedEmail", "ScopedInteger", "TrackedFactory"]

@@ -1,0 +1,165 @@
+"""TrackedFactory: factory_boy's SQLAlchemyModelFactory, whose rows are tracked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from factory.alchemy import SQLAlchemyModelFactory
+from factory.enums import CREATE_STRATEGY
+
+from tidyrows.errors import NoSessionError
+from tidyrows.factories.calls import Call, running_call
+from tidyrows.factories.get_or_create import get_or_create
+from tidyrows.factories.options import TrackedOptions, watch
+from tidyrows.tracking.ambient import current_tracker, entered
+
+if TYPE_CHECKING:
+    from tidyrows.tracking import ResourceTracker
+
+T = TypeVar("T")
+
+
+class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
+    """A factory_boy factory whose rows the ambient tracker holds.
+
+    A session that Meta names is used, and persistence honoured, as in factory_boy. Where Meta
+    names none, the session is the ambient tracker's: every object is flushed when it is made, and
+    the outermost call commits once, what hooks have changed included. If that call raises, a
+    session that the tracker opened is rolled back.
+
+    A transaction that was begun by hand in a session of yours stays yours to commit.
+
+    Raises:
+        NoSessionError: created where neither Meta nor a tracker gives a session.
+
+    Example:
+        >>> class UserFactory(TrackedFactory[User]):
+        ...     class Meta:
+        ...         model = User
+        ...
+        ...     email = Scoped("user-{tag}@example.test")
+        >>> with CleanupManager(ResourceTracker(engine)):
+        ...     user = UserFactory()
+    """
+
+    _options_class = TrackedOptions
+    _meta: TrackedOptions
+
+    if TYPE_CHECKING:
+        # Type checkers take a nested class for an attribute that every Meta would override wrongly,
+        # and do not see that factory_boy's metaclass makes ``UserFactory()`` a User.
+        Meta: Any
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> T: ...  # type: ignore[misc]  # as above
+
+        @classmethod
+        def build(cls, **kwargs: Any) -> T: ...
+        @classmethod
+        def build_batch(cls, size: int, **kwargs: Any) -> list[T]: ...
+        @classmethod
+        def create(cls, **kwargs: Any) -> T: ...
+
+    else:
+
+        class Meta:
+            abstract = True
+
+    @classmethod
+    def create_batch(cls, size: int, **kwargs: Any) -> list[T]:
+        """Create ``size`` objects, with one commit for all."""
+        tracker = current_tracker()
+        if tracker is None or running_call(tracker) is not None:
+            return super().create_batch(size, **kwargs)
+        with Call(tracker):
+            return super().create_batch(size, **kwargs)
+
+    @classmethod
+    def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
+        """This factory for a tracker that the context does not reach, as in another thread.
+
+        Example:
+            >>> Thread(target=lambda: UserFactory.scoped_to(tracker).create()).start()
+        """
+        return ScopedFactory(cls, tracker)
+
+    @classmethod
+    def _generate(cls, strategy: str, params: dict[str, Any]) -> Any:
+        tracker = current_tracker()
+        if strategy != CREATE_STRATEGY or tracker is None or running_call(tracker) is not None:
+            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        with Call(tracker):
+            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+
+    @classmethod
+    def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
+        options = cls._meta
+        if options.sqlalchemy_session_factory:
+            options.sqlalchemy_session = options.sqlalchemy_session_factory()
+            tracker = current_tracker()
+            if tracker is not None:
+                watch(tracker, options.sqlalchemy_session)
+        session = options.sqlalchemy_session
+        if session is None:
+            raise NoSessionError(_no_session(cls.__name__))
+        made: T
+        if options.sqlalchemy_get_or_create:
+            made = cls._get_or_create(model_class, session, args, kwargs)
+        else:
+            made = cls._save(model_class, session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        return made
+
+    @classmethod
+    def _get_or_create(
+        cls, model_class: type[Any], session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return get_or_create(cls, model_class, session, args, kwargs)
+
+
+@dataclass(frozen=True, slots=True)
+class ScopedFactory(Generic[T]):
+    """A factory whose calls run with one tracker ambient; made by :meth:`TrackedFactory.scoped_to`.
+
+    Attributes:
+        factory: the factory.
+        tracker: the tracker that holds the rows.
+    """
+
+    factory: type[TrackedFactory[T]]
+    tracker: ResourceTracker
+
+    def __call__(self, **kwargs: Any) -> T:
+        """What the factory's own call does: create, unless its strategy says otherwise."""
+        with entered(self.tracker):
+            return self.factory(**kwargs)
+
+    def create(self, **kwargs: Any) -> T:
+        """Create an object."""
+        with entered(self.tracker):
+            return self.factory.create(**kwargs)
+
+    def create_batch(self, size: int, **kwargs: Any) -> list[T]:
+        """Create ``size`` objects, with one commit for all."""
+        with entered(self.tracker):
+            return self.factory.create_batch(size, **kwargs)
+
+    def build(self, **kwargs: Any) -> T:
+        """Build an object, with the tracker's tag in its scoped values."""
+        with entered(self.tracker):
+            return self.factory.build(**kwargs)
+
+    def build_batch(self, size: int, **kwargs: Any) -> list[T]:
+        """Build ``size`` objects."""
+        with entered(self.tracker):
+            return self.factory.build_batch(size, **kwargs)
+
+
+def _no_session(name: str) -> str:
+    return (
+        f"{name} has no session to create in: its Meta names none, and no tracker is active here. "
+        f"Write\n\n"
+        f"    tracker = ResourceTracker(engine)\n"
+        f"    with CleanupManager(tracker):\n"
+        f"        {name}()\n\n"
+        f"or, in a thread that the block does not reach, {name}.scoped_to(tracker).create()."
+    )

@@ -1,0 +1,24 @@
+"""factory.Sequence where several workers share a database."""
+
+from __future__ import annotations
+
+from factory.base import _Counter  # the class that factory_boy's options make their counter of
+
+from tidyrows.factories.whose import active_context
+
+
+class InterleavedCounter(_Counter):
+    """factory_boy's counter, of which each worker sees numbers of its own.
+
+    With one worker it counts 0, 1, 2; with several, worker 3 counts 3, 1003, 2003. Which worker
+    this is, is asked when a number is wanted: at import nobody knows.
+    """
+
+    seq: int
+
+    def next(self) -> int:
+        """The next number of this worker."""
+        context = active_context()
+        value = self.seq + (context.worker_index if context.stride > 1 else 0)
+        self.seq += context.stride
+        return value

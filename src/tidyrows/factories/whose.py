@@ -1,0 +1,12 @@
+"""Whose values a factory makes: the ambient tracker's worker and test, else this process's."""
+
+from __future__ import annotations
+
+from tidyrows.tracking.ambient import current_tracker
+from tidyrows.worker import WorkerContext
+
+
+def active_context() -> WorkerContext:
+    """The context that scoped values and sequences are made for, here and now."""
+    tracker = current_tracker()
+    return WorkerContext.current() if tracker is None else tracker.context

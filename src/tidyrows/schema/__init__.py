@@ -1,0 +1,31 @@
+"""The foreign keys of a schema: facts in, order and cycles out."""
+
+from __future__ import annotations
+
+from tidyrows.schema.facts import ForeignKey, Place, merge
+from tidyrows.schema.graph import ForeignKeyGraph
+from tidyrows.schema.reflect import (
+    inspector_foreign_keys,
+    model_foreign_keys,
+    nullable_columns,
+    nullable_columns_of,
+    pragma_foreign_keys,
+    reflect_foreign_keys,
+)
+from tidyrows.schema.rowgraph import RowOrder, RowStep, levels
+
+__all__ = [
+    "ForeignKey",
+    "ForeignKeyGraph",
+    "Place",
+    "RowOrder",
+    "RowStep",
+    "inspector_foreign_keys",
+    "levels",
+    "merge",
+    "model_foreign_keys",
+    "nullable_columns",
+    "nullable_columns_of",
+    "pragma_foreign_keys",
+    "reflect_foreign_keys",
+]

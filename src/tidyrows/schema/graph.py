@@ -1,0 +1,145 @@
+"""The graph of foreign keys: which table's rows go first, and which tables form a cycle.
+
+Pure: foreign keys in, order and cycles out. It knows no database and no row.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, TypeVar
+
+import networkx as nx
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Mapping
+
+    from tidyrows.schema.facts import ForeignKey, Place
+
+Node = TypeVar("Node", bound="Hashable")
+
+
+class ForeignKeyGraph:
+    """All foreign keys of a schema, and the order in which their tables' rows can go.
+
+    Built once, then asked often: whatever depends on the whole schema is computed here, and what
+    depends on a few tables costs microseconds.
+
+    Args:
+        foreign_keys: every key, several between two tables too. Equal graphs come of equal
+            keys, in whatever order they are given.
+    """
+
+    def __init__(self, foreign_keys: Iterable[ForeignKey]) -> None:
+        self.foreign_keys: tuple[ForeignKey, ...] = tuple(sorted(foreign_keys, key=_sort_key))
+        self._outgoing: dict[Place, list[ForeignKey]] = defaultdict(list)
+        self._incoming: dict[Place, list[ForeignKey]] = defaultdict(list)
+        for key in self.foreign_keys:
+            self._outgoing[key.child].append(key)
+            self._incoming[key.parent].append(key)
+        self._parents: dict[Place, tuple[Place, ...]] = {
+            child: tuple(dict.fromkeys(key.parent for key in keys))
+            for child, keys in self._outgoing.items()
+        }
+        self._places = frozenset(self._outgoing) | frozenset(self._incoming)
+        self._rank: dict[Place, int] = {}
+        self._component: dict[Place, int] = {}
+        components = _children_first(self._places, self._parents)
+        for number, component in enumerate(components):
+            for place in component:
+                self._rank[place] = len(self._rank)
+                self._component[place] = number
+
+    def rank(self, place: Place) -> int:
+        """A place's number in the order of the whole schema, children before their parents.
+
+        Tables of one cycle follow each other, by name. A table without foreign keys comes after
+        all others; such tables share one number, so sort by number *and* place.
+        """
+        return self._rank.get(place, len(self._rank))
+
+    def order(self, places: Iterable[Place]) -> list[tuple[Place, ...]]:
+        """The given places, each once, in groups that can be deleted one after the other.
+
+        A group is one table, or the tables of a cycle that holds *among the given places*: a
+        cycle of the schema that runs through other tables is none here. Two callers get tables
+        of different cycles in the same order whatever else they ask for; so their locks do not
+        cross. Inside a cycle of the schema no such order exists for every choice of tables.
+        """
+        ordered = sorted(set(places), key=lambda place: (self.rank(place), place))
+        groups: list[tuple[Place, ...]] = []
+        at = 0
+        while at < len(ordered):
+            component = self._component.get(ordered[at])
+            end = at + 1
+            while (
+                component is not None
+                and end < len(ordered)
+                and self._component.get(ordered[end]) == component
+            ):
+                end += 1
+            if end - at == 1:
+                groups.append((ordered[at],))
+            else:
+                groups.extend(_children_first(ordered[at:end], self._parents))
+            at = end
+        return groups
+
+    def is_cyclic(self, group: Iterable[Place]) -> bool:
+        """Whether a group of :meth:`order` is a cycle, or one table that references itself."""
+        first, *others = group
+        return bool(others) or first in self._parents.get(first, ())
+
+    def foreign_keys_between(self, places: Iterable[Place]) -> tuple[ForeignKey, ...]:
+        """The keys from one of the places to one of them, self-references among them."""
+        among = set(places)
+        return tuple(
+            key
+            for place in sorted(among)
+            for key in self._outgoing.get(place, ())
+            if key.parent in among
+        )
+
+    def incoming(self, place: Place) -> tuple[ForeignKey, ...]:
+        """The keys that reference this place: where its rows' dependents are."""
+        return tuple(self._incoming.get(place, ()))
+
+    def outgoing(self, place: Place) -> tuple[ForeignKey, ...]:
+        """The keys that this place holds."""
+        return tuple(self._outgoing.get(place, ()))
+
+
+def strong_components(
+    nodes: Iterable[Node], parents: Mapping[Node, Iterable[Node]]
+) -> list[set[Node]]:
+    """The sets of nodes that reach each other; most are one node. Parents elsewhere are ignored."""
+    return list(nx.strongly_connected_components(_digraph(nodes, parents)))
+
+
+def _children_first(
+    places: Iterable[Place], parents: Mapping[Place, Iterable[Place]]
+) -> list[tuple[Place, ...]]:
+    """The strong components of these places alone, children first, ties by name."""
+    graph = _digraph(places, parents)
+    condensed = nx.condensation(graph)
+    members: dict[int, tuple[Place, ...]] = {
+        number: tuple(sorted(data["members"])) for number, data in condensed.nodes(data=True)
+    }
+    return [
+        members[number]
+        for number in nx.lexicographical_topological_sort(condensed, key=members.__getitem__)
+    ]
+
+
+def _digraph(nodes: Iterable[Node], parents: Mapping[Node, Iterable[Node]]) -> nx.DiGraph[Node]:
+    graph: nx.DiGraph[Node] = nx.DiGraph()
+    graph.add_nodes_from(nodes)
+    among = set(graph)
+    graph.add_edges_from(
+        (child, parent) for child in graph for parent in parents.get(child, ()) if parent in among
+    )
+    return graph
+
+
+def _sort_key(key: ForeignKey) -> tuple[object, ...]:
+    # two keys of one meaning differ in their name at most, and None does not compare with it
+    return (key.child, key.parent, key.child_columns, key.parent_columns, key.name or "")

@@ -1,0 +1,271 @@
+"""Reading foreign keys: from the database itself, and from the project's tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
+
+from tidyrows.schema.facts import ForeignKey, Place
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from sqlalchemy.engine.interfaces import ReflectedForeignKeyConstraint
+
+    ReflectedKeys: TypeAlias = Mapping[str, Sequence[ReflectedForeignKeyConstraint]]
+    Reader: TypeAlias = Callable[[sa.Connection, str], ReflectedKeys]
+
+
+def reflect_foreign_keys(
+    connection: sa.Connection, schemas: Iterable[str], *, read: Reader | None = None
+) -> tuple[ForeignKey, ...]:
+    """All foreign keys that tables of these schemas hold, wherever they point.
+
+    Args:
+        connection: where to look; catalog queries only.
+        schemas: real names: on the MySQL family the databases, on SQLite ``main`` and its kin.
+        read: who reads one schema; :func:`inspector_foreign_keys` unless the database's dialect
+            knows that the Inspector is not told everything.
+    """
+    read = read or inspector_foreign_keys
+    reflected = {schema: read(connection, schema) for schema in dict.fromkeys(schemas)}
+    keys = [
+        _foreign_key((schema, table), key)
+        for schema, tables in reflected.items()
+        for table, constraints in tables.items()
+        for key in constraints
+    ]
+    return tuple(key for key in keys if _is_enforceable(key, reflected))
+
+
+def inspector_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
+    """One schema's foreign keys by table, as SQLAlchemy's Inspector reads them.
+
+    PostgreSQL leaves out the schema of a parent that the connection's ``search_path`` reaches.
+    A second reading that disregards the path then names every schema but the default one, for
+    which it repeats the child's; where the child stood in the parent's own schema, the first
+    reading had said so. Other databases take no notice of the option.
+    """
+    inspector = sa.inspect(connection)
+    tables = _multi_foreign_keys(inspector, schema)
+    if any(key["referred_schema"] is None for keys in tables.values() for key in keys):
+        disregarding_path = _multi_foreign_keys(
+            inspector, schema, postgresql_ignore_search_path=True
+        )
+        schemas = {
+            (table, key["name"]): key["referred_schema"]
+            for table, keys in disregarding_path.items()
+            for key in keys
+        }
+        for table, keys in tables.items():
+            for key in keys:
+                if key["referred_schema"] is None:
+                    named = schemas.get((table, key["name"]))
+                    key["referred_schema"] = (
+                        inspector.default_schema_name if named in {None, schema} else named
+                    )
+    return tables
+
+
+def _multi_foreign_keys(
+    inspector: sa.Inspector, schema: str, **options: Any
+) -> dict[str, list[ReflectedForeignKeyConstraint]]:
+    with _without_reflection_warnings():
+        found = inspector.get_multi_foreign_keys(
+            schema=schema, scope=ObjectScope.ANY, kind=ObjectKind.TABLE, **options
+        )
+    return {table: list(keys) for (_, table), keys in found.items()}
+
+
+def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
+    """One SQLite schema's foreign keys by table, as ``PRAGMA foreign_key_list`` tells them.
+
+    The Inspector parses the text of CREATE TABLE for what ON DELETE does, and finds nothing where
+    a column says ``REFERENCES parent ON DELETE CASCADE`` by itself. The PRAGMA knows; it does not
+    know names and deferral, which SQLite's cycles need not (``defer_foreign_keys`` defers all).
+    A parent's name and columns come back as the parent itself spells them.
+    """
+    quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
+    # a virtual table has no page; it holds no key, and asking for its columns needs its module
+    real_tables = f"{quoted}.sqlite_master AS m"
+    is_real = "m.type = 'table' AND m.rootpage > 0 AND m.name NOT LIKE 'sqlite!_%' ESCAPE '!'"
+    tables: dict[str, list[ReflectedForeignKeyConstraint]] = {
+        name: []
+        for (name,) in connection.exec_driver_sql(
+            f"SELECT m.name FROM {real_tables} WHERE {is_real} ORDER BY m.name"
+        )
+    }
+    columns: dict[str, dict[str, str]] = defaultdict(dict)
+    key_columns: dict[str, dict[int, str]] = defaultdict(dict)
+    for table, column, key_position in connection.exec_driver_sql(
+        "SELECT m.name, i.name, i.pk"
+        f" FROM {real_tables} CROSS JOIN pragma_table_info(m.name, ?) AS i WHERE {is_real}",
+        (schema,),
+    ):
+        columns[_fold(table)][_fold(column)] = column
+        if key_position:
+            key_columns[_fold(table)][key_position] = column
+    spelled = {_fold(name): name for name in tables}
+    keys: dict[tuple[str, int], ReflectedForeignKeyConstraint] = {}
+    for (
+        table,
+        number,
+        position,
+        parent,
+        child_column,
+        parent_column,
+        on_delete,
+    ) in connection.exec_driver_sql(
+        'SELECT m.name, f.id, f.seq, f."table", f."from", f."to", f.on_delete'
+        f" FROM {quoted}.sqlite_master AS m JOIN pragma_foreign_key_list(m.name, ?) AS f"
+        " WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq",
+        (schema,),
+    ):
+        folded = _fold(parent)
+        key = keys.get((table, number))
+        if key is None:
+            key = keys[table, number] = {
+                "name": None,
+                "constrained_columns": [],
+                "referred_schema": schema,
+                "referred_table": spelled.get(folded, parent),
+                "referred_columns": [],
+                "options": {"ondelete": on_delete},
+            }
+            tables[table].append(key)
+        key["constrained_columns"].append(child_column)
+        # a key that names no columns means the parent's primary key, in its order
+        named = parent_column or key_columns[folded].get(position + 1)
+        if named is not None:
+            key["referred_columns"].append(columns[folded].get(_fold(named), named))
+    return tables
+
+
+def _fold(name: str) -> str:
+    """Fold ASCII letters only, as SQLite does where it compares names."""
+    return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
+
+
+def _foreign_key(child: Place, reflected: ReflectedForeignKeyConstraint) -> ForeignKey:
+    options: Mapping[str, Any] = reflected.get("options", {})
+    return ForeignKey(
+        name=reflected["name"],
+        child=child,
+        child_columns=tuple(reflected["constrained_columns"]),
+        parent=(reflected["referred_schema"] or child[0], reflected["referred_table"]),
+        parent_columns=tuple(reflected["referred_columns"]),
+        on_delete=_action(options.get("ondelete")),
+        deferrable=bool(options.get("deferrable")),
+        initially_deferred=_is_deferred(options.get("initially")),
+    )
+
+
+def _is_enforceable(key: ForeignKey, reflected: Mapping[str, ReflectedKeys]) -> bool:
+    """Whether the parent exists: SQLite, and MySQL unchecked, take a key to what is not there.
+
+    Such a key holds no row back, and where SQLite knows the parent but no columns to compare, it
+    refuses every statement on the two tables itself.
+    """
+    schema, table = key.parent
+    exists = schema not in reflected or table in reflected[schema]
+    return exists and len(key.child_columns) == len(key.parent_columns)
+
+
+def model_foreign_keys(
+    tables: Iterable[sa.Table], real_schema: Callable[[str | None], str]
+) -> tuple[ForeignKey, ...]:
+    """The foreign keys that the project's own tables declare.
+
+    Args:
+        tables: as ``metadata.tables.values()`` gives them. A key to a table that the metadata
+            does not have is left out: what it means, only the database can say.
+        real_schema: the real schema of what a Table calls its schema.
+    """
+    found = []
+    for table in tables:
+        for constraint in sorted(
+            table.foreign_key_constraints, key=lambda key: tuple(key.column_keys)
+        ):
+            try:
+                parents = [element.column for element in constraint.elements]
+            except sa.exc.NoReferenceError:
+                continue
+            name = constraint.name
+            parent = constraint.referred_table
+            found.append(
+                ForeignKey(
+                    name=str(name) if isinstance(name, str) else None,
+                    child=(real_schema(table.schema), str(table.name)),
+                    child_columns=tuple(str(e.parent.name) for e in constraint.elements),
+                    parent=(real_schema(parent.schema), str(parent.name)),
+                    parent_columns=tuple(str(column.name) for column in parents),
+                    on_delete=_action(constraint.ondelete),
+                    deferrable=bool(constraint.deferrable),
+                    initially_deferred=_is_deferred(constraint.initially),
+                    source="models",
+                )
+            )
+    return tuple(found)
+
+
+def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
+    """The columns of one table that a row can lose to NULL and still be the same row.
+
+    Never a column of the primary key (SQLite would take a NULL there), nor a computed one.
+    """
+    return nullable_columns_of(connection, (place,))[place]
+
+
+def nullable_columns_of(
+    connection: sa.Connection, places: Iterable[Place]
+) -> dict[Place, frozenset[str]]:
+    """:func:`nullable_columns` of many tables, in a few queries for each schema."""
+    wanted: dict[str, list[str]] = defaultdict(list)
+    for schema, table in dict.fromkeys(places):
+        wanted[schema].append(table)
+    inspector = sa.inspect(connection)
+    found = {(schema, table): frozenset[str]() for schema in wanted for table in wanted[schema]}
+    for schema, tables in wanted.items():
+        choice: dict[str, Any] = {
+            "schema": schema,
+            "filter_names": tables,
+            "scope": ObjectScope.ANY,
+            "kind": ObjectKind.TABLE,
+        }
+        with _without_reflection_warnings():
+            columns = inspector.get_multi_columns(**choice)
+            primary_keys = inspector.get_multi_pk_constraint(**choice)
+        for at, described in columns.items():
+            primary_key = primary_keys.get(at)
+            fixed = set(primary_key["constrained_columns"]) if primary_key else set()
+            found[schema, at[1]] = frozenset(
+                column["name"]
+                for column in described
+                if column["nullable"] and "computed" not in column and column["name"] not in fixed
+            )
+    return found
+
+
+@contextmanager
+def _without_reflection_warnings() -> Iterator[None]:
+    """Keep SQLAlchemy's remarks on types and DDL that it cannot parse from failing a suite.
+
+    They are about facts not asked for here: a column's type, a constraint's name.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", sa.exc.SAWarning)
+        yield
+
+
+def _action(on_delete: str | None) -> str:
+    """Cut the columns off PostgreSQL's ``SET NULL (column)``: the action is what matters."""
+    return " ".join((on_delete or "NO ACTION").upper().split("(")[0].split())
+
+
+def _is_deferred(initially: str | None) -> bool:
+    return (initially or "").upper() == "DEFERRED"

@@ -1,0 +1,148 @@
+"""How the text of a scoped value is built: which fields a template has, and what may be cut.
+
+A value must never lose a character of its tag, so cutting takes literal text only. It always counts
+on the longest tag: all values of one template and length keep the same literal text.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from string import Formatter
+
+from tidyrows.errors import ScopeError
+
+RUN_WIDTH = 7
+WORKER_WIDTH = 2
+TEST_WIDTH = 2
+COUNTER_WIDTH = 5  # at most
+TAG_WIDTH = RUN_WIDTH + WORKER_WIDTH + TEST_WIDTH + COUNTER_WIDTH  # 16, at most
+
+ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
+_LEADS = (8, 4, 4, 4, 16)  # how many first characters begin a counter of 1, 2, ... characters
+
+WIDTHS = {
+    "tag": TAG_WIDTH,
+    "run": RUN_WIDTH,
+    "worker": WORKER_WIDTH,
+    "test": TEST_WIDTH,
+    "n": COUNTER_WIDTH,
+}
+
+
+@lru_cache(maxsize=1024)
+def check(template: str) -> tuple[tuple[str, str | None], ...]:
+    """A template as pairs of literal text and the field after it (None at the end).
+
+    Raises:
+        ScopeError: it does not parse, has an unknown field or a format, or could produce the
+            value of another run or worker.
+    """
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError as error:
+        raise ScopeError(f"The template {template!r} cannot be read: {error}.") from error
+    checked: list[tuple[str, str | None]] = []
+    for literal, field, form, conversion in parts:
+        if field is not None and field not in WIDTHS:
+            raise ScopeError(
+                f"The template {template!r} has an unknown field {{{field}}}. "
+                f"It can have {{tag}}, or {{run}}, {{worker}}, {{test}} and {{n}}; "
+                f"write {{{{ and }}}} for braces."
+            )
+        if form or conversion:
+            raise ScopeError(
+                f"The template {template!r} gives {{{field}}} a format, but the fields are text "
+                f"of a fixed form. Write {{{field}}}."
+            )
+        checked.append((literal, field))
+    fields = {field for _, field in checked}
+    if "tag" not in fields and not fields >= {"run", "worker", "n"}:
+        raise ScopeError(
+            f"The template {template!r} could produce the value of another run or worker. "
+            f"It needs {{tag}}, or all of {{run}}, {{worker}} and {{n}}."
+        )
+    return tuple(checked)
+
+
+@lru_cache(maxsize=1024)
+def fitted(
+    template: str,
+    max_length: int | None = None,
+    column: str | None = None,
+    *,
+    keep_end: bool = False,
+) -> str:
+    """The template with its literal text cut, so that no value is longer than ``max_length``.
+
+    Literal text after the tag goes first, from its right, then the text before it.
+
+    Args:
+        template: the template.
+        max_length: what fits, in characters; None for no limit.
+        column: the column's name, for the error.
+        keep_end: never cut the text after the last field.
+
+    Raises:
+        ScopeError: the template is wrong (:func:`check`), or its fields alone do not fit.
+    """
+    parts = check(template)
+    if max_length is None:
+        return template
+    literals = [literal for literal, _ in parts]
+    fields = [field for _, field in parts if field is not None]
+    kept = len(literals[-1]) if keep_end and parts[-1][1] is None else 0
+    need = sum(WIDTHS[field] for field in fields) + kept
+    if need > max_length:
+        raise ScopeError(
+            f"{column or 'The place'} holds {max_length} characters, but a value of {template!r} "
+            f"that no other worker can have needs {need}. Make the column longer, or give the "
+            f"field a shorter template.",
+            column=column,
+            length=max_length,
+            need=need,
+        )
+    excess = need - kept + sum(map(len, literals)) - max_length
+    for place in reversed(range(len(literals) - bool(kept))):
+        if excess <= 0:
+            break
+        literal = literals[place]
+        literals[place] = literal[: max(len(literal) - excess, 0)]
+        excess -= len(literal) - len(literals[place])
+    return "".join(
+        escaped(literal) + (f"{{{field}}}" if field else "")
+        for literal, (_, field) in zip(literals, parts, strict=True)
+    )
+
+
+def escaped(literal: str) -> str:
+    """Literal text as it is written in a template."""
+    return literal.replace("{", "{{").replace("}", "}}")
+
+
+def base36(number: int, width: int) -> str:
+    """The lowest ``width`` digits of a number, to base 36."""
+    digits = []
+    for _ in range(width):
+        number, digit = divmod(number, len(ALPHABET))
+        digits.append(ALPHABET[digit])
+    return "".join(reversed(digits))
+
+
+def counter_code(number: int) -> str:
+    """A number as 1 to 5 characters, of which the first says how many there are.
+
+    So no code is the beginning of another: ``{tag}1`` never equals the ``{tag}`` of another template.
+
+    Raises:
+        ScopeError: the number is above 27 million.
+    """
+    first, rest = 0, number
+    for width, leads in enumerate(_LEADS):
+        size = leads * len(ALPHABET) ** width
+        if rest < size:
+            return base36(first * len(ALPHABET) ** width + rest, width + 1)
+        rest -= size
+        first += leads
+    raise ScopeError(
+        f"This worker has made {number} scoped values; {COUNTER_WIDTH} characters hold no more."
+    )

@@ -1,0 +1,139 @@
+"""What a tracker is bound to: an engine, or the sessions of one session maker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+from sqlalchemy.exc import UnboundExecutionError
+
+from tidyrows.errors import NotBoundError, SessionStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tidyrows.tracking.tracker import ResourceTracker
+
+Bind = (
+    sa.Engine
+    | sa.Connection
+    | orm.Session
+    | orm.sessionmaker[Any]
+    | orm.scoped_session[Any]
+)
+
+
+class Binding:
+    """How a tracker hears what is written, and where its factories' session comes from.
+
+    Attributes:
+        owns_session: the session of :meth:`open_session` is the tracker's own, to be closed by it.
+    """
+
+    def __init__(self, bind: Any) -> None:
+        if isinstance(bind, (sa.Engine, sa.Connection)):
+            self.owns_session = True
+        elif isinstance(bind, orm.sessionmaker):
+            self.owns_session = True
+        elif isinstance(bind, (orm.Session, orm.scoped_session)):
+            self.owns_session = False
+        elif type(bind).__module__.startswith("sqlalchemy.ext.asyncio"):
+            raise NotBoundError(
+                f"ResourceTracker cannot follow {type(bind).__name__} yet. Bind it to an Engine, "
+                f"Connection, Session, sessionmaker or scoped_session."
+            )
+        else:
+            raise NotBoundError(
+                f"ResourceTracker needs to know the database, and {bind!r} does not lead to one. "
+                f"Write ResourceTracker(engine), with an Engine, Connection, Session, sessionmaker "
+                f"or scoped_session."
+            )
+        self.bind: Bind = bind
+        if isinstance(bind, sa.Connection) and bind.closed:
+            raise SessionStateError(
+                f"The connection {bind!r} is closed. Bind the tracker to the engine instead: "
+                f"ResourceTracker(engine)."
+            )
+
+    def engine(self) -> sa.Engine | None:
+        """The engine behind it, or None where a session has several (or none) to choose from."""
+        bind = self.bind
+        if isinstance(bind, sa.Engine):
+            return bind
+        if isinstance(bind, sa.Connection):
+            return bind.engine
+        if isinstance(bind, orm.sessionmaker):
+            return engine_of(bind.kw.get("bind"))
+        return engine_of(bind.bind)
+
+    def open_session(self) -> orm.Session:
+        """The session that factories use."""
+        bind = self.bind
+        if isinstance(bind, orm.Session):
+            return bind
+        if isinstance(bind, orm.scoped_session):
+            return bind()  # type: ignore[no-any-return]  # the registry is generic in Any
+        if isinstance(bind, orm.sessionmaker):
+            return bind()  # type: ignore[no-any-return]  # the maker is generic in Any
+        return orm.Session(bind, expire_on_commit=False)
+
+    def listen(self, tracker: ResourceTracker) -> list[Callable[[], None]]:
+        """Start to hear what is written through the bind.
+
+        Returns:
+            What undoes it.
+        """
+        bind = self.bind
+        if isinstance(bind, sa.Engine):
+            capture = tracker.capture(bind)
+            capture.trackers.append(tracker)
+            return [lambda: capture.trackers.remove(tracker)]
+        if isinstance(bind, sa.Connection):
+            tracker.capture(bind.engine).attribute(bind, tracker)
+            return []
+        return [listen_to_session(bind, tracker)]
+
+
+def engine_of(bind: Any) -> sa.Engine | None:
+    """The engine of an engine or connection; None of anything else."""
+    return bind.engine if isinstance(bind, (sa.Engine, sa.Connection)) else None
+
+
+def listen_to_session(
+    source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any], tracker: ResourceTracker
+) -> Callable[[], None]:
+    """Attribute every connection that a session (or a maker's sessions) begins to ``tracker``.
+
+    Returns:
+        What undoes it.
+    """
+
+    def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
+        tracker.refuse_production(connection.engine)
+        tracker.capture(connection.engine).attribute(connection, tracker)
+
+    event.listen(source, "after_begin", after_begin)
+    if isinstance(source, orm.sessionmaker):
+        return lambda: event.remove(source, "after_begin", after_begin)
+    session = source() if isinstance(source, orm.scoped_session) else source
+    for connection in _open_connections(session):
+        tracker.capture(connection.engine).attribute(connection, tracker)
+    return lambda: event.remove(source, "after_begin", after_begin)
+
+
+def _open_connections(session: orm.Session) -> list[sa.Connection]:
+    """The connections that a session's transaction has begun already."""
+    if not session.in_transaction():
+        return []
+    transaction: Any = session.get_transaction()
+    begun = getattr(transaction, "_connections", {})  # no public name; ``connection()`` would begin
+    return [bind for bind in begun if isinstance(bind, sa.Connection)]
+
+
+def session_engine(session: orm.Session) -> sa.Engine | None:
+    """The engine of a session that has just one."""
+    try:
+        return engine_of(session.get_bind())
+    except UnboundExecutionError:
+        return None

@@ -1,0 +1,143 @@
+"""What one database transaction has done to tracked tables and not yet committed."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tidyrows.rows import KeyedTable
+    from tidyrows.tracking.tracker import ResourceTracker
+
+
+class Kind(Enum):
+    """What happened to the rows."""
+
+    INSERTED = auto()
+    UNKEYED = auto()  # inserted into a table without a primary key: keys holds None per row
+    DELETED = auto()
+    RENAMED = auto()  # keys holds (old, new) pairs
+
+
+@dataclass(slots=True)
+class Change:
+    """The effect of one statement.
+
+    Attributes:
+        kind: what happened.
+        table: the real table.
+        keys: the keys, in the form that ``kind`` says.
+        owner: the tracker whose rows they are; None for what concerns every tracker.
+        generated: the database made the keys, so that no stranger can hold them.
+        certain: False where the statement's effect on these very rows is not known.
+    """
+
+    kind: Kind
+    table: KeyedTable
+    keys: list[Any]
+    owner: ResourceTracker | None = None
+    generated: bool = False
+    certain: bool = True
+
+
+@dataclass(slots=True)
+class Savepoint:
+    """Changes since a savepoint; the first of a log is the transaction itself."""
+
+    name: str
+    changes: list[Change] = field(default_factory=list)
+
+
+class TransactionLog:
+    """The changes of the transaction that is open on one connection, by savepoint.
+
+    Attributes:
+        targets: real tables resolved in this transaction.
+        rewritten: how statements under way were changed, by the id of the statement.
+        release_unsure: a savepoint was released; on SQLite that may have been a commit.
+    """
+
+    __slots__ = ("_savepoints", "release_unsure", "rewritten", "targets")
+
+    def __init__(self) -> None:
+        self._savepoints = [Savepoint("")]
+        self.targets: dict[Any, Any] = {}
+        self.rewritten: dict[int, Any] = {}
+        self.release_unsure = False
+
+    def __bool__(self) -> bool:
+        return any(savepoint.changes for savepoint in self._savepoints)
+
+    def __iter__(self) -> Iterator[Change]:
+        for savepoint in self._savepoints:
+            yield from savepoint.changes
+
+    def add(self, change: Change) -> None:
+        """Note what the newest statement did."""
+        self._savepoints[-1].changes.append(change)
+
+    def restore(self, changes: list[Change]) -> None:
+        """Put back what a COMMIT that failed has left open."""
+        self._savepoints[0].changes[:0] = changes
+
+    def savepoint(self, name: str) -> None:
+        """A savepoint was set."""
+        self._savepoints.append(Savepoint(name))
+
+    def release(self, name: str) -> None:
+        """A savepoint was released: its changes, and those of savepoints in it, are its parent's."""
+        place = self._find(name)
+        if place is not None:
+            merged = [change for inner in self._savepoints[place:] for change in inner.changes]
+            del self._savepoints[place:]
+            self._savepoints[-1].changes.extend(merged)
+
+    def rollback_to(self, name: str) -> None:
+        """A savepoint was rolled back, and every savepoint in it.
+
+        One that was set before anybody listened is unknown here: what it held cannot be told from
+        what came before it, so the changes around it are no longer certain.
+        """
+        place = self._find(name)
+        if place is None:
+            place = 1
+            for change in self:
+                change.certain = False
+            self._savepoints[0].changes = list(self)
+        del self._savepoints[place:]
+
+    def take(self) -> list[Change]:
+        """All changes, in order; the log is empty afterwards."""
+        changes = list(self)
+        self._savepoints = [Savepoint("")]
+        self.targets.clear()
+        self.rewritten.clear()
+        self.release_unsure = False
+        return changes
+
+    def _find(self, name: str) -> int | None:
+        for place in range(len(self._savepoints) - 1, 0, -1):
+            if self._savepoints[place].name == name:
+                return place
+        return None
+
+
+@dataclass(slots=True)
+class Announcement:
+    """A COMMIT that was about to be sent, and the changes that it makes true.
+
+    Attributes:
+        changes: what becomes true.
+        connection: a weak reference to the SQLAlchemy connection.
+        driver: the driver's connection, which knows whether it is still in a transaction.
+        thread: the thread that commits.
+    """
+
+    changes: list[Change]
+    connection: Any
+    driver: Any
+    thread: int = field(default_factory=threading.get_ident)

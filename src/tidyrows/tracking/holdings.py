@@ -1,0 +1,116 @@
+"""What a tracker holds, table by table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.tracking.keyset import KeySet
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tidyrows.rows import KeyedTable, TableName
+
+
+@dataclass(slots=True)
+class TableHoldings:
+    """The rows of one table.
+
+    Attributes:
+        table: the real table.
+        keys: the rows that are ours.
+        doubtful: rows that may be ours; True where only ours can have this key.
+        told: those among ``keys`` that the user named.
+        unkeyed: how many rows were inserted that no DELETE can name.
+    """
+
+    table: KeyedTable
+    keys: KeySet = field(default_factory=KeySet)
+    doubtful: dict[Any, bool] = field(default_factory=dict)
+    told: KeySet = field(default_factory=KeySet)
+    unkeyed: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(len(self.keys) or self.doubtful or self.unkeyed)
+
+
+class Holdings:
+    """The rows of all tables."""
+
+    def __init__(self) -> None:
+        self._tables: dict[TableName, TableHoldings] = {}
+
+    def of(self, table: KeyedTable) -> TableHoldings:
+        """The holdings of one table, empty at first."""
+        held = self._tables.get(table.name)
+        if held is None:
+            held = self._tables[table.name] = TableHoldings(table)
+        return held
+
+    def get(self, name: TableName) -> TableHoldings | None:
+        """The holdings of one table, or None where nothing of it is held."""
+        return self._tables.get(name)
+
+    def forget(self, name: TableName, keys: Iterable[Any]) -> None:
+        """Take rows out; those not held change nothing."""
+        held = self._tables.get(name)
+        if held is None:
+            return
+        keys = list(keys)
+        for kept in (held.keys, held.told):
+            if len(keys) == 1:
+                kept.discard(keys[0])
+            else:
+                kept.difference_update(keys)
+        for key in keys:
+            held.doubtful.pop(key, None)
+        if not held:
+            del self._tables[name]
+
+    def forget_unkeyed(self, name: TableName) -> None:
+        """The user has seen to the rows without a key."""
+        held = self._tables.get(name)
+        if held is not None:
+            held.unkeyed = 0
+
+    def doubt(self, name: TableName, keys: Iterable[Any]) -> None:
+        """Move rows, where held, from ours to doubtful."""
+        held = self._tables.get(name)
+        if held is None:
+            return
+        for key in keys:
+            if key in held.keys:
+                held.keys.discard(key)
+                held.doubtful[key] = False
+
+    def rename(self, name: TableName, pairs: Iterable[tuple[Any, Any]]) -> bool:
+        """Follow changed keys; True if a held row's new key is unknown."""
+        held = self._tables.get(name)
+        unknown = False
+        if held is None:
+            return unknown
+        for old, new in pairs:
+            if old not in held.keys:
+                continue
+            held.keys.discard(old)
+            if new is None:
+                unknown = True
+            else:
+                held.keys.update([new])
+        return unknown
+
+    def copy(self) -> list[TableHoldings]:
+        """A copy that no longer changes, ordered by table."""
+        return [
+            TableHoldings(
+                held.table, held.keys.copy(), dict(held.doubtful), held.told.copy(), held.unkeyed
+            )
+            for _name, held in sorted(self._tables.items())
+        ]
+
+    def __contains__(self, name: TableName) -> bool:
+        return name in self._tables
+
+    def __len__(self) -> int:
+        return sum(len(held.keys) for held in self._tables.values())

@@ -1,0 +1,368 @@
+"""The ResourceTracker: every row whose insert committed while it listened."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from tidyrows.errors import LateCommitWarning, SessionStateError, UntrackedRowsWarning
+from tidyrows.rows import RowKey
+from tidyrows.tracking import ambient, told, wire
+from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
+from tidyrows.tracking.capture import Capture, capture_for, root_engine
+from tidyrows.tracking.holdings import Holdings
+from tidyrows.tracking.production import refuse_production
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.tracking.binding import Bind
+    from tidyrows.tracking.changes import Change
+    from tidyrows.tracking.holdings import TableHoldings
+
+
+class ResourceTracker:
+    """Remembers every row that is committed between :meth:`start` and :meth:`stop`.
+
+    Bound to an Engine it hears what any session in this process writes through that engine; bound
+    to a Session, sessionmaker, scoped_session or Connection, what those write. ``CleanupManager``
+    starts and stops it and deletes what it holds.
+
+    Args:
+        bind: where the rows go.
+        context: whose rows they are; by default this worker's (:meth:`WorkerContext.current`).
+        allow_production: track even where host or database name looks like production.
+
+    Raises:
+        NotBoundError: ``bind`` leads to no database.
+        ProductionDatabaseError: the database looks like production.
+
+    Example:
+        >>> tracker = ResourceTracker(engine)
+        >>> with CleanupManager(tracker):
+        ...     UserFactory()
+        ...     len(tracker)
+        1
+    """
+
+    def __init__(
+        self, bind: Bind, *, context: WorkerContext | None = None, allow_production: bool = False
+    ) -> None:
+        self._binding = Binding(bind)
+        self._allow_production = allow_production
+        self.context = context or WorkerContext.current()
+        self.active = False
+        self.holdings = Holdings()
+        self._engines: dict[str, sa.Engine] = {}
+        self._session: orm.Session | None = None
+        self._caller_transaction: orm.SessionTransaction | None = None
+        self._undo: list[Callable[[], None]] = []
+        self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
+        self._said: set[Any] = set()
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        engine = self._binding.engine()
+        if engine is not None:
+            self.refuse_production(engine)
+            self.capture(engine)
+
+    # -- life ----------------------------------------------------------------------------------
+
+    def start(self) -> ResourceTracker:
+        """Listen from now on, and be the ambient tracker of this context."""
+        if self.active:
+            raise SessionStateError(
+                "This tracker has been started already. Use one ResourceTracker per block; "
+                "blocks nest with a tracker each."
+            )
+        self._pid = os.getpid()
+        session = self._binding.bind
+        if isinstance(session, orm.Session) and session.in_transaction():
+            self._caller_transaction = session.get_transaction()
+        self._undo = self._binding.listen(self)
+        self.active = True
+        ambient.enter(self)
+        return self
+
+    def stop(self) -> None:
+        """Listen no more. What is tracked stays tracked; a COMMIT under way still counts."""
+        if not self.active:
+            return
+        self.settle()
+        self.active = False
+        ambient.leave(self)
+        while self._undo:
+            self._undo.pop()()
+        self._watched.clear()
+        self._said.clear()
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this process was forked from the one that made the tracker: it owns nothing."""
+        return self._pid != os.getpid()
+
+    @property
+    def session(self) -> orm.Session:
+        """What factories use: the given session, or one that the tracker opens and closes."""
+        if not self._binding.owns_session:
+            return self._binding.open_session()
+        if self._session is None:
+            self._session = self._binding.open_session()
+        return self._session
+
+    @property
+    def bound_engine(self) -> sa.Engine | None:
+        """The one engine that the tracker is bound to, or None where a session has several."""
+        return self._binding.engine()
+
+    @property
+    def owns_session(self) -> bool:
+        """Whether :attr:`session` was opened by the tracker."""
+        return self._binding.owns_session
+
+    def release_session(self) -> None:
+        """End what the session has open, so that cleanup need not wait for its locks.
+
+        Raises:
+            SessionStateError: its transaction began before the block, so it is not ours to end.
+        """
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+        bind = self._binding.bind
+        if isinstance(bind, orm.scoped_session):
+            if bind.registry.has():
+                bind.rollback()
+        elif isinstance(bind, orm.Session) and bind.in_transaction():
+            if bind.get_transaction() is self._caller_transaction:
+                raise SessionStateError(
+                    f"The session {bind!r} is in a transaction that began before the block, so it "
+                    f"is yours to end. Write session.commit() or session.rollback() before the "
+                    f"block ends, then call cleanup() again; all rows stay tracked."
+                )
+            bind.rollback()
+
+    # -- what capture tells --------------------------------------------------------------------
+
+    def capture(self, engine: sa.Engine) -> Capture:
+        """The capture of an engine that this tracker may hold rows of."""
+        capture = capture_for(engine)
+        capture.add_holder(self)
+        self._engines.setdefault(capture.database, root_engine(engine))
+        return capture
+
+    def watch(self, session: orm.Session) -> None:
+        """Hear what this session writes too, whatever it is bound to."""
+        if session in self._watched:
+            return
+        engine = session_engine(session)
+        bound = self._binding.bind
+        if (
+            engine is not None
+            and isinstance(bound, sa.Engine)
+            and root_engine(engine) is root_engine(bound)
+        ):
+            return
+        self._watched.add(session)
+        self._undo.append(listen_to_session(session, self))
+
+    def refuse_production(self, engine: sa.Engine) -> None:
+        """Raise if the engine's database looks like production and nobody allowed it."""
+        if not self._allow_production:
+            refuse_production(engine.url)
+
+    def take(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Hold rows whose insert is committed, and say so if that came late."""
+        self.hold(table, keys)
+        if not self.active:
+            warnings.warn(
+                f"Rows of {table.name} were committed after their tracker had stopped. They stay "
+                f"tracked: call cleanup() again to delete them.",
+                LateCommitWarning,
+                stacklevel=2,
+            )
+
+    def hold(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Hold rows that are known to be ours."""
+        with self._lock:
+            self.holdings.of(table).keys.update(keys)
+
+    def take_in_doubt(self, table: KeyedTable, keys: Iterable[Any], *, generated: bool) -> None:
+        """Hold rows of which nobody knows whether they were committed."""
+        with self._lock:
+            self.holdings.of(table).doubtful.update(dict.fromkeys(keys, generated))
+
+    def take_unkeyed(self, table: KeyedTable, count: int) -> None:
+        """Count rows that no DELETE can name, since their table has no primary key."""
+        with self._lock:
+            self.holdings.of(table).unkeyed += count
+
+    def holds(self, name: TableName) -> bool:
+        """Whether rows of this table are held."""
+        return name in self.holdings
+
+    def forget(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Rows that are gone."""
+        with self._lock:
+            self.holdings.forget(table.name, keys)
+
+    def doubt(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Of these rows, if held, nobody knows any more whether they are there."""
+        with self._lock:
+            self.holdings.doubt(table.name, keys)
+
+    def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> None:
+        """Rows whose key was changed through a session; a new key of None is unknown."""
+        with self._lock:
+            unknown = self.holdings.rename(table.name, pairs)
+        if unknown:
+            self.warn_once(
+                ("renamed", table.name),
+                f"An UPDATE computed a new primary key in SQL for tracked rows of {table.name}; "
+                f"they can no longer be followed. Tell the tracker with "
+                f"tracker.track_rows(table, keys).",
+            )
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Say something about untracked rows, once per block and subject."""
+        if subject not in self._said:
+            self._said.add(subject)
+            warnings.warn(message, UntrackedRowsWarning, stacklevel=2)
+
+    # -- telling the tracker -------------------------------------------------------------------
+
+    def track(self, *instances: Any) -> None:
+        """Own these mapped objects: persistent or detached, in every table of their hierarchy.
+
+        Raises:
+            UntrackableRowError: an object is not mapped, or has no row yet.
+        """
+        for instance in instances:
+            for table, key in told.rows_of_instance(self, instance):
+                self.take_told(table, [key])
+
+    def track_rows(self, table: Any, keys: Iterable[Any]) -> None:
+        """Own the rows with these primary keys.
+
+        Args:
+            table: a mapped class or a Table.
+            keys: scalars, or tuples in the order of the primary key where it has several columns.
+
+        Raises:
+            UnknownTableError: it is no table, or the database does not have it.
+            NoPrimaryKeyError: it has no primary key.
+            KeyShapeError: a key has another number of values, a NULL, or a value of another type.
+        """
+        keyed = told.keyed_table(self, table)
+        self.take_told(keyed, told.checked_keys(keyed, keys))
+
+    def track_query(self, select: sa.Select[Any]) -> int:
+        """Own the rows that a query finds now, as committed.
+
+        Args:
+            select: selects one mapped class or table, or its primary key columns.
+
+        Returns:
+            How many rows were found.
+        """
+        keyed, keys = told.rows_of_query(self, select)
+        self.take_told(keyed, keys)
+        return len(keys)
+
+    def take_told(self, table: KeyedTable, keys: list[Any]) -> None:
+        """Hold rows that the user named."""
+        with self._lock:
+            holdings = self.holdings.of(table)
+            holdings.keys.update(keys)
+            holdings.told.update(keys)
+
+    # -- asking --------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Believe every announced COMMIT of this tracker's engines that is over."""
+        for engine in list(self._engines.values()):
+            capture_for(engine).settle()
+
+    def mine(self, model: Any) -> sa.ColumnElement[bool]:
+        """A WHERE clause for the rows of this test only, uncommitted ones included.
+
+        Example:
+            >>> session.scalars(select(User).where(tracker.mine(User))).all()
+        """
+        return told.mine(self, model)
+
+    def pending_changes(self) -> Iterator[Change]:
+        """What is inserted for this tracker and not committed."""
+        for engine in list(self._engines.values()):
+            yield from capture_for(engine).pending(self)
+
+    def pending_keys(self, table: sa.Table) -> list[Any]:
+        """Keys of a table that are inserted and not committed."""
+        return [
+            key
+            for change in self.pending_changes()
+            if change.table.table is table and change.table.key_columns
+            for key in change.keys
+        ]
+
+    def explain(self, row: Any) -> str:
+        """Why a row is ours, or that it is not.
+
+        Args:
+            row: a mapped object or a :class:`RowKey`.
+        """
+        return told.explain(self, row)
+
+    def rows(self) -> Iterator[RowKey]:
+        """Every tracked row, table by table, in the order of the keys."""
+        self.settle()
+        for held in self.snapshot():
+            for key in held.keys.in_order():
+                yield held.table.row(key)
+
+    def snapshot(self) -> list[TableHoldings]:
+        """What is held now, by table; a copy. Empty in a forked child, which owns nothing."""
+        if self.is_foreign:
+            return []
+        with self._lock:
+            return self.holdings.copy()
+
+    def engine_of(self, database: str) -> sa.Engine:
+        """The engine that reaches a database of :meth:`snapshot`."""
+        return self._engines[database]
+
+    def to_json(self) -> str:
+        """The tracked rows as JSON, for :meth:`from_json` in another process.
+
+        Keys are integers, strings, UUIDs, dates, decimals, bytes or tuples of them.
+        """
+        return wire.dumps(self)
+
+    @classmethod
+    def from_json(cls, text: str, bind: Bind, *, allow_production: bool = False) -> ResourceTracker:
+        """A tracker that holds the rows of :meth:`to_json`, bound to ``bind``.
+
+        Raises:
+            UnknownTableError: the database has no such table.
+        """
+        return wire.loads(cls, text, bind, allow_production=allow_production)
+
+    def __len__(self) -> int:
+        if self.is_foreign:
+            return 0
+        self.settle()
+        return len(self.holdings)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<ResourceTracker {self.context.tag}: {len(self.holdings)} rows>"

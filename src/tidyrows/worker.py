@@ -1,0 +1,286 @@
+"""Who is running: the run, the worker and the test, and the values that only they produce.
+
+A **tag** is at most 16 lower-case letters and digits:
+
+====== ======= ==============================================================================
+part   length  what it is
+====== ======= ==============================================================================
+run    7       the run id's SHA-256, reduced to 36**7 values (36 bits)
+worker 2       the worker's index, below 1000
+test   2       the how-manieth test of this process it is (1 to 1295, then again from 1);
+               ``00`` outside a test
+n      1 to 5  a counter: one per run and worker in a process, never set back
+====== ======= ==============================================================================
+
+Uniqueness rests on run, worker and counter; the test part is for people who look at the rows. Two
+runs have the same run part once in 7.8e10; of a thousand runs that share a database, some two do
+with a probability of 6e-6. The counter's first character says how long it is, so that no counter
+is the beginning of another: a tag with literal text behind it is never another tag.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+import uuid
+from dataclasses import dataclass, replace
+from itertools import count
+from threading import Lock
+from typing import TYPE_CHECKING, NamedTuple
+
+from tidyrows.errors import WorkerContextError
+from tidyrows.template import (
+    ALPHABET,
+    RUN_WIDTH,
+    TEST_WIDTH,
+    WORKER_WIDTH,
+    base36,
+    counter_code,
+    fitted,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STRIDE = 1000
+"""Integers of several workers interleave by this; worker indexes are below it."""
+
+_TESTS = len(ALPHABET) ** TEST_WIDTH - 1  # "00" is no test
+_CLAIM = "_TIDYROWS_CLAIM"  # run and worker that a process has taken; its children inherit it
+
+
+class _Source(NamedTuple):
+    """What the values of one worker are made from."""
+
+    run: str
+    worker: str
+    # next() on a count is one step: two threads never get the same number.
+    texts: Iterator[int]
+    integers: Iterator[int]
+
+
+class _Process:
+    """What this process has given out. A forked child begins anew.
+
+    Attributes:
+        salt: mixed into the run part where this process shares its run and worker ids with its
+            parent, so that a child never produces its parent's values.
+        current: the cached :meth:`WorkerContext.current`.
+        sources: by run id and worker index.
+        tests: the test part, by test id.
+    """
+
+    def __init__(self, salt: str) -> None:
+        self.begin(salt)
+
+    def begin(self, salt: str) -> None:
+        self.salt = salt
+        self.current: WorkerContext | None = None
+        self.lock = Lock()
+        self.sources: dict[tuple[str, int], _Source] = {}
+        self.tests: dict[str, str] = {}
+
+    def source(self, run_id: str, worker_index: int) -> _Source:
+        key = (run_id, worker_index)
+        found = self.sources.get(key)
+        if found is None:
+            digest = hashlib.sha256((run_id + self.salt).encode()).digest()
+            run = int.from_bytes(digest, "big") % len(ALPHABET) ** RUN_WIDTH
+            made = _Source(
+                base36(run, RUN_WIDTH), base36(worker_index, WORKER_WIDTH), count(), count()
+            )
+            with self.lock:
+                found = self.sources.setdefault(key, made)
+        return found
+
+    def test(self, test_id: str | None) -> str:
+        if test_id is None:
+            return "0" * TEST_WIDTH
+        part = self.tests.get(test_id)
+        if part is None:
+            with self.lock:
+                ordinal = len(self.tests) % _TESTS + 1
+                part = self.tests.setdefault(test_id, base36(ordinal, TEST_WIDTH))
+        return part
+
+    def share(self, claim: str) -> None:
+        """Take a run and worker id from the environment; with salt if our parent has too."""
+        if os.environ.get(_CLAIM) == claim and not self.salt:
+            self.salt = uuid.uuid4().hex
+            self.sources.clear()
+        os.environ[_CLAIM] = claim
+
+
+def _initial_salt() -> str:
+    # A child made by multiprocessing's spawn or forkserver imports this module afresh, so no hook
+    # of a fork runs in it, yet it has its parent's environment.
+    processes = sys.modules.get("multiprocessing.process")
+    child = processes is not None and processes.parent_process() is not None
+    return uuid.uuid4().hex if child else ""
+
+
+_process = _Process(_initial_salt())
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=lambda: _process.begin(uuid.uuid4().hex))
+
+
+@dataclass(frozen=True)
+class WorkerContext:
+    """One test of one worker of one run.
+
+    Attributes:
+        run_id: one start of a test suite, the same in all its workers and in no other run.
+        worker_id: the worker, as ``gw3``.
+        worker_index: its number, from 0 to 999, different in each worker of the run.
+        test_id: the test, or None outside of one.
+        worker_count: how many workers the run began with.
+
+    Raises:
+        WorkerContextError: an id is empty, or a number out of its range.
+
+    Example:
+        >>> context = WorkerContext("nightly-17", "gw3", 3, test_id="test_login", worker_count=8)
+        >>> context.text("user-{tag}")
+        'user-qr0wctk03010'
+    """
+
+    run_id: str
+    worker_id: str
+    worker_index: int
+    test_id: str | None = None
+    worker_count: int = 1
+
+    def __post_init__(self) -> None:
+        if not self.run_id or not self.worker_id:
+            raise WorkerContextError(
+                "A run and a worker need an id: give run_id and worker_id, or set TIDYROWS_RUN "
+                "and TIDYROWS_WORKER."
+            )
+        if not 0 <= self.worker_index < STRIDE:
+            raise WorkerContextError(
+                f"The index of worker {self.worker_id!r} is {self.worker_index}, but a run can "
+                f"number its workers from 0 to {STRIDE - 1} only. Set TIDYROWS_WORKER_INDEX to a "
+                f"number of that range that no other worker of the run has."
+            )
+        if self.worker_count < 1:
+            raise WorkerContextError(
+                f"A run has at least one worker, not {self.worker_count}: see "
+                f"TIDYROWS_WORKER_COUNT."
+            )
+
+    @classmethod
+    def current(cls) -> WorkerContext:
+        """This process: read from the environment once, made anew after a fork.
+
+        TIDYROWS_RUN, TIDYROWS_WORKER, TIDYROWS_WORKER_INDEX, TIDYROWS_WORKER_COUNT and
+        TIDYROWS_TEST come first, then what pytest-xdist says. Without a run id the run is this
+        process alone.
+
+        Raises:
+            WorkerContextError: a variable cannot be used; the message names it.
+        """
+        context = _process.current
+        if context is None:
+            context = _process.current = cls._from_environment()
+        return context
+
+    @classmethod
+    def _from_environment(cls) -> WorkerContext:
+        read = os.environ.get
+        worker = read("TIDYROWS_WORKER")
+        index = _number("TIDYROWS_WORKER_INDEX")
+        named = bool(worker) or index is not None
+        worker = worker or read("PYTEST_XDIST_WORKER") or (f"w{index}" if index else "main")
+        if index is None:
+            index = 0 if worker == "main" else _index_of(worker)
+        workers = _number("TIDYROWS_WORKER_COUNT") or _number("PYTEST_XDIST_WORKER_COUNT")
+        if workers is None:
+            # Who names a worker has others too, even where nobody says how many.
+            workers = max(2, index + 1) if named else 1
+        run = read("TIDYROWS_RUN") or read("PYTEST_XDIST_TESTRUNUID")
+        context = cls(
+            run_id=run or uuid.uuid4().hex,
+            worker_id=worker,
+            worker_index=index,
+            test_id=read("TIDYROWS_TEST") or None,
+            worker_count=workers,
+        )
+        if run:
+            _process.share(f"{run} {index}")
+        return context
+
+    def for_test(self, test_id: str | None) -> WorkerContext:
+        """The same worker in another test; the counters go on."""
+        return replace(self, test_id=test_id)
+
+    @property
+    def tag(self) -> str:
+        """What all tags of this test begin with: run, worker and test, 11 characters."""
+        source = _process.source(self.run_id, self.worker_index)
+        return source.run + source.worker + _process.test(self.test_id)
+
+    @property
+    def stride(self) -> int:
+        """How far apart the integers of one worker are.
+
+        With several workers it is above any index a run can have, not their number: xdist replaces
+        a crashed worker under a new id. So an index above 0 means several workers too.
+        """
+        return STRIDE if self.worker_count > 1 or self.worker_index else 1
+
+    def text(
+        self,
+        template: str,
+        max_length: int | None = None,
+        *,
+        column: str | None = None,
+        keep_end: bool = False,
+    ) -> str:
+        """A value that no other call, test, worker, run or host produces.
+
+        Args:
+            template: literal text with ``{tag}``, or ``{run}``, ``{worker}``, ``{n}`` and maybe
+                ``{test}``.
+            max_length: literal text is cut to fit this many characters, fields never.
+            column: where the value goes, for the error.
+            keep_end: do not cut the text after the last field.
+
+        Raises:
+            ScopeError: the template is wrong, or its fields alone do not fit.
+        """
+        pattern = fitted(template, max_length, column, keep_end=keep_end)
+        run, worker, texts, _ = _process.source(self.run_id, self.worker_index)
+        test = _process.test(self.test_id)
+        n = counter_code(next(texts))
+        return pattern.format(tag=f"{run}{worker}{test}{n}", run=run, worker=worker, test=test, n=n)
+
+    def integer(self, start: int = 0) -> int:
+        """A number that no other call with this ``start``, in no worker of this run, returns.
+
+        A forked child repeats its parent's numbers: only texts differ between all processes.
+        """
+        n = next(_process.source(self.run_id, self.worker_index).integers)
+        return start + n * self.stride + self.worker_index
+
+
+def _number(variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise WorkerContextError(f"{variable} is {text!r}, which is no number.")
+    return int(text)
+
+
+def _index_of(worker_id: str) -> int:
+    digits = re.search(r"[0-9]{1,9}$", worker_id)
+    if digits is None:
+        raise WorkerContextError(
+            f"The worker id {worker_id!r} does not end in a number, so nothing tells this worker's "
+            f"values from another's. Set TIDYROWS_WORKER_INDEX to a number from 0 to "
+            f"{STRIDE - 1} that no other worker of the run has."
+        )
+    return int(digits[0])

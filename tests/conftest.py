@@ -1,0 +1,150 @@
+"""Fixtures of the behaviour suite: every database, bystanders, and loud words where one is absent.
+
+``database`` / ``engine``: an empty database, on SQLite, PostgreSQL and MariaDB.
+``zoo_database`` / ``zoo_engine``: the same with the empty tables of :mod:`harness.models`.
+``any_driver_engine`` / ``any_driver_zoo_engine``: with psycopg2 and mysqlclient too.
+``sqlite_engine``, ``postgresql_engine``, ``mysql_engine``: one database, for what only it does.
+``sqlite_engine_without_foreign_keys``: SQLite as it comes.
+
+``database.engine(...)`` makes further engines, ``database.extra_schema()`` further schemas.
+Environment: TIDYROWS_POSTGRESQL_URL (``pip`` forces the server from pip), TIDYROWS_MYSQL_URL,
+TIDYROWS_REQUIRE=all (an absent database is a failure). The users need all rights: they make
+databases, end leaked sessions, and look past row-level security.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+pytest.register_assert_rewrite("harness.bystanders")
+
+from harness import servers, targets  # noqa: E402 -- after the assert rewriting it needs
+from harness.bystanders import Snapshot  # noqa: E402 -- as above
+from harness.databases import Database, Homes  # noqa: E402 -- as above
+from harness.models import zoo_metadata  # noqa: E402 -- as above
+
+ABSENT = "not at hand"
+
+
+@pytest.fixture(scope="session")
+def homes() -> Iterator[Homes]:
+    """The databases of this process, dropped at its end."""
+    made = Homes({"postgresql": servers.find_postgresql, "mysql": servers.find_mysql})
+    yield made
+    made.drop_all()
+
+
+@contextmanager
+def _lease(target: str, homes: Homes, tmp_path: Path, *, zoo: bool) -> Iterator[Database]:
+    if target.startswith("sqlite"):
+        database = Database(target, sa.URL.create("sqlite", database=str(tmp_path / "test.db")))
+        if zoo:
+            for metadata in zoo_metadata("sqlite"):
+                metadata.create_all(database.engine())
+    else:
+        backend = target.partition("+")[0]
+        try:
+            servers.require_driver(target)
+            kept = zoo_metadata(backend) if zoo else ()
+            home = homes.home(backend, "zoo" if zoo else "", *kept)
+        except servers.AbsentError as absent:
+            if servers.everything_required():
+                pytest.fail(f"{servers.REQUIRE_VARIABLE}=all, but {absent}", pytrace=False)
+            pytest.skip(str(absent))
+        database = Database(target, home.url.set(drivername=target), home)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@pytest.fixture(params=targets.DEFAULT)
+def database(request: Any, homes: Homes, tmp_path: Path) -> Iterator[Database]:
+    """An empty database."""
+    with _lease(request.param, homes, tmp_path, zoo=False) as leased:
+        yield leased
+
+
+@pytest.fixture
+def engine(database: Database) -> sa.Engine:
+    """An engine on an empty database."""
+    return database.engine()
+
+
+@pytest.fixture(params=targets.DEFAULT)
+def zoo_database(request: Any, homes: Homes, tmp_path: Path) -> Iterator[Database]:
+    """A database with the zoo's tables, empty."""
+    with _lease(request.param, homes, tmp_path, zoo=True) as leased:
+        yield leased
+
+
+@pytest.fixture
+def zoo_engine(zoo_database: Database) -> sa.Engine:
+    """An engine on a database with the zoo's tables, empty."""
+    return zoo_database.engine()
+
+
+@pytest.fixture(params=targets.ALL_DRIVERS)
+def any_driver_engine(request: Any, homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """As ``engine``, with every driver."""
+    with _lease(request.param, homes, tmp_path, zoo=False) as leased:
+        yield leased.engine()
+
+
+@pytest.fixture(params=targets.ALL_DRIVERS)
+def any_driver_zoo_engine(request: Any, homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """As ``zoo_engine``, with every driver."""
+    with _lease(request.param, homes, tmp_path, zoo=True) as leased:
+        yield leased.engine()
+
+
+@pytest.fixture
+def sqlite_engine(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty SQLite file that enforces foreign keys."""
+    with _lease("sqlite", homes, tmp_path, zoo=False) as leased:
+        yield leased.engine()
+
+
+@pytest.fixture
+def sqlite_engine_without_foreign_keys(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty SQLite file as it comes: foreign keys are not enforced."""
+    with _lease(targets.WITHOUT_FOREIGN_KEYS, homes, tmp_path, zoo=False) as leased:
+        yield leased.engine()
+
+
+@pytest.fixture
+def postgresql_engine(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty PostgreSQL database, through psycopg."""
+    with _lease("postgresql+psycopg", homes, tmp_path, zoo=False) as leased:
+        yield leased.engine()
+
+
+@pytest.fixture
+def mysql_engine(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
+    """An empty MariaDB database, through PyMySQL."""
+    with _lease("mysql+pymysql", homes, tmp_path, zoo=False) as leased:
+        yield leased.engine()
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Say which rows differ between two snapshots (``now == before``), not where two dicts do."""
+    if op == "==" and isinstance(left, Snapshot) and isinstance(right, Snapshot):
+        return ["the database is as before", *right.difference(left)]
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A run without a database must not look like a run with it."""
+    missing: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", ()):
+        if isinstance(report.longrepr, tuple) and ABSENT in report.longrepr[2]:
+            reason = report.longrepr[2].removeprefix("Skipped: ")
+            missing[reason] = missing.get(reason, 0) + 1
+    for reason, count in missing.items():
+        terminalreporter.write_line(f"NOT TESTED, {count} tests skipped: {reason}", yellow=True)

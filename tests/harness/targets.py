@@ -1,0 +1,28 @@
+"""The databases and drivers that the one behaviour suite runs on."""
+
+from __future__ import annotations
+
+import pytest
+
+DEFAULT = ("sqlite", "postgresql+psycopg", "mysql+pymysql")
+"""One driver per database: what most tests need."""
+
+ALL_DRIVERS = (*DEFAULT, "postgresql+psycopg2", "mysql+mysqldb")
+"""Every driver at hand: for the main roads."""
+
+WITHOUT_FOREIGN_KEYS = "sqlite-nofk"
+"""SQLite as it comes: foreign keys are declared and not enforced."""
+
+
+def on(*targets: str, fixture: str = "database") -> pytest.MarkDecorator:
+    """Run a test on these targets only; give the reason in a comment or docstring.
+
+    Args:
+        targets: names from :data:`ALL_DRIVERS`, or :data:`WITHOUT_FOREIGN_KEYS`.
+        fixture: ``database`` (for ``engine``) or ``zoo_database`` (for ``zoo_engine``).
+
+    Example:
+        >>> @on("postgresql+psycopg")
+        ... def test_only_there(engine): ...
+    """
+    return pytest.mark.parametrize(fixture, targets, indirect=True)
