@@ -81,5 +81,3 @@ class KeyedTable:
     def row(self, key: Any) -> RowKey:
         """The row of a stored key: a scalar where the primary key is one column, else a tuple."""
         return RowKey(self.name, key if len(self.key_columns) > 1 else (key,))
-
-

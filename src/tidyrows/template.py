@@ -131,7 +131,7 @@ def base36(number: int, width: int) -> str:
 def counter_code(number: int) -> str:
     """A number as 1 to 5 characters, of which the first says how many there are.
 
-    So no code is the beginning of another: ``{tag}1`` never equals the ``{tag}`` of another template.
+    So no code is the beginning of another: a ``{tag}1`` never equals another ``{tag}``.
 
     Raises:
         ScopeError: the number is above 27 million.

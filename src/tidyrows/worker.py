@@ -196,7 +196,9 @@ class WorkerContext:
         worker = worker or read("PYTEST_XDIST_WORKER") or (f"w{index}" if index else "main")
         if index is None:
             index = 0 if worker == "main" else _index_of(worker)
-        workers = _number("TIDYROWS_WORKER_COUNT") or _number("PYTEST_XDIST_WORKER_COUNT")
+        workers = _number("TIDYROWS_WORKER_COUNT")
+        if workers is None:
+            workers = _number("PYTEST_XDIST_WORKER_COUNT")
         if workers is None:
             # Who names a worker has others too, even where nobody says how many.
             workers = max(2, index + 1) if named else 1

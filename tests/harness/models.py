@@ -151,7 +151,7 @@ class Cat(Animal):
 
 
 class Document(Base):
-    """A key that Python makes: native on PostgreSQL, CHAR(32) elsewhere."""
+    """A key that Python makes: native on PostgreSQL, and on MariaDB from SQLAlchemy 2.1 on."""
 
     __tablename__ = "documents"
     id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True, default=uuid.uuid4)

@@ -242,6 +242,17 @@ def test_deferrable_keys_are_known_as_such(postgresql_engine):
     assert keys["a"].name == "child_a_fkey"
 
 
+def test_an_action_on_some_columns_of_a_key_is_the_action(postgresql_engine):
+    run(
+        postgresql_engine,
+        "CREATE TABLE pair (a INTEGER, b INTEGER, PRIMARY KEY (a, b))",
+        "CREATE TABLE child (a INTEGER NOT NULL, b INTEGER,"
+        " FOREIGN KEY (a, b) REFERENCES pair ON DELETE SET NULL (b))",
+    )
+    (key,) = reflect(postgresql_engine, "public")
+    assert key.on_delete == "SET NULL"
+
+
 def test_partitioned_tables_hold_and_take_keys(postgresql_engine):
     """A row is deleted through the table that it was inserted through, partition or not."""
     run(

@@ -100,6 +100,14 @@ def test_rows_around_a_loop_come_before_and_after_it():
     assert order.loops == (("b", "a"), ("other",))
 
 
+def test_loops_that_can_go_together_are_one_step_whose_rows_keep_their_order():
+    """One statement breaks them all."""
+    order = levels([1, 2, 3, 4], [(1, 3), (3, 1), (2, 4), (4, 2)])
+    (step,) = order.steps
+    assert step.rows == (1, 2, 3, 4)
+    assert step.loops == ((1, 3), (2, 4))
+
+
 def test_a_row_that_points_at_itself_is_a_loop():
     assert levels([1], [(1, 1)]).loops == ((1,),)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.errors import TidyRowsError
-from tidyrows.schema import RowOrder, levels, nullable_columns
+from tidyrows.schema import levels, nullable_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
     from tidyrows.rows import KeyedTable, TableName
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema import ForeignKey, Place, RowOrder
 
 Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""
@@ -60,7 +60,7 @@ def delete_by_levels(
     Raises:
         RowLoopError: a loop that nothing opens, and ``foreign_keys_off`` is not allowed.
     """
-    references = {key: list(_references(connection, step, key)) for key in step.cycle}
+    references = _all_references(connection, step)
     order = _order(step, references)
     if order.loops:
         for key in list(references):
@@ -98,7 +98,18 @@ def delete_by_levels(
 
 def row_order(connection: sa.Connection, step: Step) -> RowOrder[Row]:
     """The rows of a cyclic step in an order in which they can be deleted one after the other."""
-    return _order(step, {key: list(_references(connection, step, key)) for key in step.cycle})
+    return _order(step, _all_references(connection, step))
+
+
+def _all_references(
+    connection: sa.Connection, step: Step
+) -> dict[ForeignKey, list[tuple[Row, Row]]]:
+    """By foreign key; what only the models declare forbids no delete."""
+    return {
+        key: list(_references(connection, step, key))
+        for key in step.cycle
+        if key.source == "database"
+    }
 
 
 def _order(step: Step, references: dict[ForeignKey, list[tuple[Row, Row]]]) -> RowOrder[Row]:
@@ -128,14 +139,15 @@ def _references(
     child_number, child_batch = _batch_at(step, key.child)
     parent_number, parent_batch = _batch_at(step, key.parent)
     ours = set(parent_batch.keys)
-    child, parent = child_batch.table.clause, parent_batch.table.clause.alias("parent")
+    child = _with_columns(child_batch.table, key.child_columns)
+    parent = _with_columns(parent_batch.table, key.parent_columns).alias("parent")
     width = len(child_batch.table.key_columns)
     query = sa.select(
-        *child_batch.table.key_clauses,
+        *(child.c[column.name] for column in child_batch.table.key_columns),
         *(parent.c[column.name] for column in parent_batch.table.key_columns),
     ).select_from(child.join(parent, _join(child, parent, key)))
     for chunk in _chunks(child_batch.keys):
-        for row in connection.execute(query.where(is_one_of(child_batch.table, chunk))):
+        for row in connection.execute(query.where(is_one_of(child_batch.table, chunk, child))):
             parent_key = _stored(tuple(row[width:]))
             if parent_key in ours:
                 yield (child_number, _stored(tuple(row[:width]))), (parent_number, parent_key)
@@ -146,15 +158,14 @@ def _join(child: Any, parent: Any, key: ForeignKey) -> sa.ColumnElement[bool]:
     return sa.and_(*(child.c[c] == parent.c[p] for c, p in pairs))
 
 
-def _set_null(
-    connection: sa.Connection, step: Step, key: ForeignKey, rows: Iterable[Row]
-) -> None:
+def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iterable[Row]) -> None:
     _number, batch = _batch_at(step, key.child)
+    clause = _with_columns(batch.table, key.child_columns)
     nullable = nullable_columns(connection, key.child)
     values = {column: None for column in key.child_columns if column in nullable}
     for chunk in _chunks([row[1] for row in sorted(rows, key=repr)]):
         connection.execute(
-            sa.update(batch.table.clause).where(is_one_of(batch.table, chunk)).values(values)
+            sa.update(clause).where(is_one_of(batch.table, chunk, clause)).values(values)
         )
 
 
@@ -164,12 +175,15 @@ def _refuse_orphans(connection: sa.Connection, step: Step, rows: Sequence[Row]) 
     for key in step.cycle:
         child_number, child_batch = _batch_at(step, key.child)
         parent_number, parent_batch = _batch_at(step, key.parent)
-        child, parent = child_batch.table.clause.alias("child"), parent_batch.table.clause
+        child = _with_columns(child_batch.table, key.child_columns).alias("child")
+        parent = _with_columns(parent_batch.table, key.parent_columns)
         query = sa.select(
             *(child.c[column.name] for column in child_batch.table.key_columns)
         ).select_from(child.join(parent, _join(child, parent, key)))
         for chunk in _chunks([key_ for number, key_ in rows if number == parent_number]):
-            for row in connection.execute(query.where(is_one_of(parent_batch.table, chunk))):
+            for row in connection.execute(
+                query.where(is_one_of(parent_batch.table, chunk, parent))
+            ):
                 if (child_number, _stored(tuple(row))) not in ours:
                     raise RowLoopError(
                         f"{child_batch.table.row(_stored(tuple(row)))} references this circle and "
@@ -178,9 +192,22 @@ def _refuse_orphans(connection: sa.Connection, step: Step, rows: Sequence[Row]) 
                     )
 
 
-def is_one_of(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[bool]:
+def _with_columns(table: KeyedTable, names: Iterable[str]) -> sa.TableClause:
+    """The table with these columns too, which the project's own Table may not know."""
+    known = {column.name: column.type for column in table.table.columns}
+    columns = {**known, **{name: known.get(name) for name in names}}
+    return sa.table(
+        table.clause.name,
+        *(sa.column(name, type_) for name, type_ in columns.items()),
+        schema=table.clause.schema,
+    )
+
+
+def is_one_of(
+    table: KeyedTable, keys: Sequence[Any], clause: sa.FromClause
+) -> sa.ColumnElement[bool]:
     """A condition for a few keys, in SQL that every database runs by its index."""
-    columns = table.key_clauses
+    columns = [clause.c[column.name] for column in table.key_columns]
     if len(columns) == 1:
         return columns[0].in_(keys)
     return sa.or_(

@@ -157,7 +157,7 @@ class Executor:
         return None
 
     def _halving(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Find the rows that cannot go; up to a bound, then all that is left of the failing part."""
+        """Find the rows that cannot go: up to a bound one by one, then by failing part."""
         failures = 0
         parts = [keys]
         while parts:

@@ -6,7 +6,14 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from tidyrows.schema import ForeignKey, ForeignKeyGraph, merge, model_foreign_keys
+from tidyrows.schema import (
+    ForeignKey,
+    ForeignKeyGraph,
+    merge,
+    model_foreign_keys,
+    pragma_foreign_keys,
+    reflect_foreign_keys,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,7 +51,11 @@ def graph_of(database: Database, tables: Iterable[KeyedTable]) -> ForeignKeyGrap
     if known is not None and known[0] == version:
         schemas |= known[1]
     with database.reading() as connection:
-        found = database.dialect.foreign_keys(connection, sorted(schemas))
+        found = reflect_foreign_keys(
+            connection,
+            sorted(schemas),
+            read=pragma_foreign_keys if database.dialect.foreign_key_pragmas else None,
+        )
     reals: dict[str | None, set[str]] = {}
     for table in tables:
         reals.setdefault(table.table.schema, set()).add(table.name.schema)

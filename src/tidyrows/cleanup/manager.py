@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
@@ -75,13 +77,13 @@ class CleanupManager:
         self.report: CleanupReport | None = None
         self._retry = retry or RetryPolicy()
         if deadline is not None:
-            self._retry = self._retry.within(deadline)
+            self._retry = replace(self._retry, deadline=deadline)
         self._verify = verify
         self._lock_timeout = lock_timeout
         self._foreign_keys_off = allow_foreign_keys_off
         self._databases: dict[str, Database] = {}
 
-    def __enter__(self) -> CleanupManager:
+    def __enter__(self) -> Self:
         if not self.tracker.active:
             self.tracker.start()
         return self
@@ -153,7 +155,7 @@ class CleanupManager:
                 continue
             table, database = held.table, self._database(held.table.name)
             executor = Executor(database, retry=self._retry)
-            ours, unsure = executor.patiently(lambda d=database, h=held: settle_doubt(d, h))
+            ours, unsure = executor.patiently(partial(settle_doubt, database, held))
             gone = held.doubtful.keys() - set(ours) - set(unsure)
             self.tracker.forget(table, gone | set(ours))
             self.tracker.hold(table, ours)
@@ -166,13 +168,13 @@ class CleanupManager:
             for step in plan.steps
             if step.batches[0].table.name.database == database.capture.database
         ]
-        executor = Executor(
-            database, retry=self._retry, foreign_keys_off=self._foreign_keys_off
-        )
+        executor = Executor(database, retry=self._retry, foreign_keys_off=self._foreign_keys_off)
         outcome = executor.run(steps)
         report.retries += outcome.retries
         batches = [batch for step in steps for batch in step.batches]
-        to_look_at = [batch for batch in batches if self._verify or not _all_counted(batch, outcome)]
+        to_look_at = [
+            batch for batch in batches if self._verify or not _all_counted(batch, outcome)
+        ]
         try:
             found = executor.patiently(lambda: still_there(database, to_look_at))
         except (sa.exc.SQLAlchemyError, OSError) as error:
@@ -189,7 +191,7 @@ class CleanupManager:
         name, deleted = batch.table.name, outcome.deleted[batch.table.name]
         refused = outcome.refused.get(name, {})
         if isinstance(there, str):
-            causes = {key: f"cannot be looked at: {there}" for key in batch.keys}
+            causes: dict[Any, str] = dict.fromkeys(batch.keys, f"cannot be looked at: {there}")
         else:
             causes = judge(batch, there, deleted, refused)
         if deleted:
@@ -213,5 +215,3 @@ class CleanupManager:
 
 def _all_counted(batch: Batch, outcome: Outcome) -> bool:
     return outcome.deleted[batch.table.name] == len(batch.keys)
-
-

@@ -84,7 +84,9 @@ class Plan:
                 if step.cycle:
                     names = sorted({".".join(key.child) for key in step.cycle})
                     line += (
-                        f"; cycle of {', '.join(names)}" if len(names) > 1 else "; references itself"
+                        f"; cycle of {', '.join(names)}"
+                        if len(names) > 1
+                        else "; references itself"
                     )
                 lines.append(line)
         return "\n".join(lines)
@@ -108,9 +110,7 @@ def _mermaid_text(text: str) -> str:
     return text.replace("#", "#35;").replace('"', "#quot;")
 
 
-def make_plan(
-    databases: Mapping[str, Database], holdings: Iterable[TableHoldings]
-) -> Plan:
+def make_plan(databases: Mapping[str, Database], holdings: Iterable[TableHoldings]) -> Plan:
     """Order what is held, database by database."""
     steps: list[Step] = []
     foreign_keys: list[ForeignKey] = []
@@ -121,12 +121,12 @@ def make_plan(
     for name, tables in sorted(by_database.items()):
         graph = graph_of(databases[name], (held.table for held in tables))
         at = {place_of(held.table.name): held for held in tables}
-        for group in graph.order(at):
-            steps.append(
-                Step(
-                    tuple(Batch(at[p].table, at[p].keys.in_order()) for p in group),
-                    graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
-                )
+        steps.extend(
+            Step(
+                tuple(Batch(at[p].table, at[p].keys.in_order()) for p in group),
+                graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
             )
+            for group in graph.order(at)
+        )
         foreign_keys.extend(graph.foreign_keys_between(at))
     return Plan(tuple(steps), tuple(foreign_keys))

@@ -39,7 +39,9 @@ def still_there(database: Database, batches: Sequence[Batch]) -> Found:
     return found
 
 
-def judge(batch: Batch, there: Sequence[Any], deleted: int, refused: Mapping[Any, str]) -> dict[Any, str]:
+def judge(
+    batch: Batch, there: Sequence[Any], deleted: int, refused: Mapping[Any, str]
+) -> dict[Any, str]:
     """Why each row that is still there is still there; {} where they are somebody else's now.
 
     If every row of the batch was counted as deleted, what is there now came afterwards.
@@ -47,6 +49,7 @@ def judge(batch: Batch, there: Sequence[Any], deleted: int, refused: Mapping[Any
     if deleted >= len(batch.keys):
         return {}
     silent = (
-        "DELETE removed nothing and raised nothing: a trigger, a rule or row-level security keeps it"
+        "DELETE removed nothing and raised nothing: a trigger, a rule or row-level security "
+        "keeps it"
     )
     return {key: refused.get(key, silent) for key in there}

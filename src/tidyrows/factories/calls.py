@@ -8,7 +8,7 @@ committed once, when the outermost call returns.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from sqlalchemy.orm import SessionTransactionOrigin
 
@@ -47,7 +47,7 @@ class Call:
         self._commits = commits
         self._token: Token[tuple[Call, ...]]
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> Self:
         self.running = True
         self._token = _calls.set((*_calls.get(), self))
         return self

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from factory.base import FactoryOptions
     from factory.builder import BuildStep, Resolver
 
-_BITS = {"TINYINT": 7, "small_integer": 15, "SMALLINT": 15, "MEDIUMINT": 23}
-_BITS |= {"integer": 31, "INTEGER": 31, "big_integer": 63, "BIGINT": 63}
+_BITS = {"small_integer": 15, "SMALLINT": 15, "integer": 31, "INTEGER": 31}
+_BITS |= {"big_integer": 63, "BIGINT": 63}
 
 
 @dataclass(frozen=True, slots=True)

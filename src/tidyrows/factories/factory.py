@@ -51,18 +51,26 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         # and do not see that factory_boy's metaclass makes ``UserFactory()`` a User.
         Meta: Any
 
-        def __new__(cls, *args: Any, **kwargs: Any) -> T: ...  # type: ignore[misc]  # as above
+        def __new__(cls, *args: Any, **kwargs: Any) -> T:  # type: ignore[misc]  # as above
+            """An object, made by ``Meta.strategy``."""
 
         @classmethod
-        def build(cls, **kwargs: Any) -> T: ...
+        def build(cls, **kwargs: Any) -> T:
+            """An object that is in no session."""
+
         @classmethod
-        def build_batch(cls, size: int, **kwargs: Any) -> list[T]: ...
+        def build_batch(cls, size: int, **kwargs: Any) -> list[T]:
+            """Objects that are in no session."""
+
         @classmethod
-        def create(cls, **kwargs: Any) -> T: ...
+        def create(cls, **kwargs: Any) -> T:
+            """An object and its row."""
 
     else:
 
         class Meta:
+            """What factory_boy reads; a factory without a model is abstract."""
+
             abstract = True
 
     @classmethod

@@ -59,11 +59,12 @@ def get_or_create(
         return found
     # Without a flush there is no insert yet, hence nothing to confine.
     real = _confining(session, model) if options.flushes_each_object else None
+    save: Any = factory._save  # noqa: SLF001 -- an extension point too
     attempt = nullcontext() if real is None else real.begin_nested()
     try:
         with attempt:
-            return factory._save(model, session, args, {**keys, **kwargs})  # noqa: SLF001 -- as above
-    except sa.exc.IntegrityError as error:
+            return save(model, session, args, {**keys, **kwargs})
+    except sa.exc.IntegrityError:
         if real is None or not real.is_active:  # not active: the COMMIT itself has failed
             session.rollback()
         winner = _winner(options, session.query(model), keys, None if real is None else real)
@@ -78,12 +79,22 @@ def _confining(session: Any, model: type[Any]) -> orm.Session | None:
     if not isinstance(real, orm.Session):
         return None
     connection = real.connection(bind_arguments={"mapper": sa.inspect(model)})
-    dialect = dialect_for(connection)
-    dialect.before_savepoint(connection)
-    # With AUTOCOMMIT there is no transaction: a failed insert undoes nothing but itself.
-    if dialect.in_transaction(connection.connection.dbapi_connection) is False:
+    if _commits_by_itself(connection):
         return None
+    dialect_for(connection).before_savepoint(connection)
     return real
+
+
+def _commits_by_itself(connection: sa.Connection) -> bool:
+    """Whether it is in AUTOCOMMIT: no savepoint then, and a failed insert undoes only itself."""
+    driver = connection.connection.dbapi_connection
+    # SQLite's driver can be in autocommit while an event of the engine's user has sent BEGIN.
+    if driver is None or dialect_for(connection).in_transaction(driver):
+        return False
+    try:
+        return connection.dialect.detect_autocommit_setting(driver)
+    except NotImplementedError:
+        return False
 
 
 def _winner(

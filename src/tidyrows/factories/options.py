@@ -39,6 +39,9 @@ class TrackedOptions(SQLAlchemyOptions):
     """
 
     named_session: Any
+    sqlalchemy_get_or_create: tuple[str, ...]
+    sqlalchemy_session_factory: Any
+    sqlalchemy_session_persistence: str | None
 
     @property
     def sqlalchemy_session(self) -> Any:
@@ -128,13 +131,14 @@ class TrackedOptions(SQLAlchemyOptions):
 
     def _initialize_counter(self) -> None:
         if self._counter is None and self.counter_reference is self:
-            self._counter = InterleavedCounter(seq=self.factory._setup_next_sequence())  # noqa: SLF001 -- factory_boy's extension point
+            first = self.factory._setup_next_sequence()  # noqa: SLF001 -- an extension point
+            self._counter = InterleavedCounter(first)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         else:
             super()._initialize_counter()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     def _build_default_options(self) -> list[OptionDefault]:
         return [
-            _NamedSession(option.name, option.value, option.inherit, option.checker)
+            _NamedSession("sqlalchemy_session", None, inherit=True)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
             if option.name == "sqlalchemy_session"
             else option
             for option in super()._build_default_options()  # type: ignore[no-untyped-call]  # factory_boy's is untyped

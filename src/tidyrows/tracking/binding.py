@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
     from tidyrows.tracking.tracker import ResourceTracker
 
-Bind = (
-    sa.Engine
-    | sa.Connection
-    | orm.Session
-    | orm.sessionmaker[Any]
-    | orm.scoped_session[Any]
-)
+Bind = sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]
 
 
 class Binding:
@@ -32,9 +26,7 @@ class Binding:
     """
 
     def __init__(self, bind: Any) -> None:
-        if isinstance(bind, (sa.Engine, sa.Connection)):
-            self.owns_session = True
-        elif isinstance(bind, orm.sessionmaker):
+        if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker)):
             self.owns_session = True
         elif isinstance(bind, (orm.Session, orm.scoped_session)):
             self.owns_session = False

@@ -89,7 +89,7 @@ class TransactionLog:
         self._savepoints.append(Savepoint(name))
 
     def release(self, name: str) -> None:
-        """A savepoint was released: its changes, and those of savepoints in it, are its parent's."""
+        """A savepoint was released: what stands in it is its parent's now."""
         place = self._find(name)
         if place is not None:
             merged = [change for inner in self._savepoints[place:] for change in inner.changes]

@@ -55,7 +55,7 @@ def rewrite_insert(
     key = target.key_columns
     upsert = dialect.upsert(insert)
     many = len(multiparams) > 1 or bool(insert._multi_values) or insert.select is not None
-    if not upsert and (not many or not key):
+    if not key or not (upsert or many or insert._returning):
         return None
     proof = None
     if upsert:
@@ -65,7 +65,9 @@ def rewrite_insert(
                 insert,
                 refusal="an upsert on this database does not tell a new row from one it found",
             )
-    elif _reports_keys(insert) or _parameters_hold_key(insert, multiparams, key):
+    elif _reports_keys(insert):
+        return None
+    elif not insert._returning and _parameters_hold_key(insert, multiparams, key):
         return None
     able = dialect.executemany_returning if multiparams else dialect.returning
     if not able:
@@ -105,7 +107,7 @@ def _parameters_hold_key(
         if column.key in given:
             if given[column.key] is None or isinstance(given[column.key], sa.ClauseElement):
                 return False
-        elif insert._values and column.key in {c.key for c in insert._values}:
+        elif column.key in {getattr(c, "key", c) for c in insert._values or ()}:
             return False
         else:
             default = column.default
@@ -168,7 +170,7 @@ def keys_from_result(
 def _nothing_inserted(result: sa.CursorResult[Any], context: Any) -> bool:
     """A rule, a trigger or a conflict clause of the table swallowed the row, without an error."""
     if context.compiled.effective_returning:
-        return context.rowcount == 0
+        return bool(context.rowcount == 0)
     return context.cursor is not None and context.cursor.rowcount == 0
 
 

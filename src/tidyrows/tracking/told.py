@@ -171,9 +171,7 @@ def rows_of_instance(tracker: ResourceTracker, instance: Any) -> Iterator[tuple[
         yield keyed, key[0] if len(key) == 1 else key
 
 
-def rows_of_query(
-    tracker: ResourceTracker, select: sa.Select[Any]
-) -> tuple[KeyedTable, list[Any]]:
+def rows_of_query(tracker: ResourceTracker, select: sa.Select[Any]) -> tuple[KeyedTable, list[Any]]:
     """The rows that a query finds, committed ones only."""
     if not isinstance(select, sa.Select):
         raise UnknownTableError(

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from tidyrows.errors import LateCommitWarning, SessionStateError, UntrackedRowsWarning
-from tidyrows.rows import RowKey
 from tidyrows.tracking import ambient, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
@@ -23,7 +22,7 @@ from tidyrows.worker import WorkerContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.changes import Change
     from tidyrows.tracking.holdings import TableHoldings

@@ -1,0 +1,273 @@
+"""What the other rooms may ask of a database, and the careful answers for an unknown one."""
+
+from __future__ import annotations
+
+import re
+from contextlib import nullcontext
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from weakref import ref
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.keys import delete_plainly, look_plainly, those_there
+from tidyrows.errors import SessionStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from contextlib import AbstractContextManager
+
+    from tidyrows.rows import KeyedTable
+
+
+class Fault(Enum):
+    """What an error means for the transaction it came from."""
+
+    TRANSIENT = auto()
+    """Run the whole transaction again."""
+    LOST = auto()
+    """The connection is gone: run the whole transaction again, on a new one."""
+    CONSTRAINT = auto()
+    """A constraint spoke, for a delete a foreign key: look for dependents again."""
+    OTHER = auto()
+    """Raise."""
+
+
+class Loss(Enum):
+    """What a failed statement did to the earlier rows of its transaction."""
+
+    NOTHING = auto()
+    DOUBT = auto()
+    EVERYTHING = auto()
+
+
+class CommitOutcome(Enum):
+    """What a COMMIT that raised left behind."""
+
+    OPEN = auto()
+    """The transaction is still open on the connection."""
+    GONE = auto()
+    """Certainly rolled back."""
+    DOUBT = auto()
+    """Ask the database."""
+
+
+class CycleForm(Enum):
+    """How the rows of a foreign-key cycle are deleted."""
+
+    ONE_STATEMENT = auto()
+    """``delete_cycle`` takes them in one statement."""
+    DEFERRED = auto()
+    """``delete_cycle`` takes them one table after another; what is violated speaks at COMMIT."""
+    LEVELS = auto()
+    """Row by row level with ``delete_by_keys``; ``delete_cycle`` is not for this database."""
+
+
+@dataclass(frozen=True, slots=True)
+class RealTable:
+    """What a name in an INSERT really meant.
+
+    Attributes:
+        schema: the real schema (SQLite: ``main``, ``temp`` or the attached name).
+        kind: ``other`` is a view, a foreign table, a virtual table.
+        plain: whether a system column can prove that an upsert inserted.
+    """
+
+    schema: str
+    kind: Literal["table", "temporary", "other"]
+    plain: bool
+
+
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# Prefixes of an INSERT after which it still inserts its row or fails.
+_HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
+# Any DDL may give an unqualified name a new meaning (CREATE TEMP TABLE hides a table).
+_SETTING = re.compile(
+    r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:set|reset|discard|use|attach|detach|create|drop|alter|do|call)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class Dialect:
+    """A database that tidyrows knows nothing about: plain SQL, and doubt wherever it can matter.
+
+    The capture side is called inside the user's transaction; nothing there may fail it. The
+    cleanup side runs on a connection that nobody else uses: ``begin_cleanup`` begins its
+    transaction, the caller commits or rolls back, ``end_cleanup`` restores the session.
+    """
+
+    name: ClassVar[str] = "generic"
+    reuses_keys: ClassVar[bool] = True
+    ddl_commits: ClassVar[bool] = False
+    cycle_form: ClassVar[CycleForm] = CycleForm.LEVELS
+    explicit_zero_is_generated: ClassVar[bool] = False
+    foreign_key_pragmas: ClassVar[bool] = False
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        self.driver: str = dialect.driver
+        self._dbapi: Any = dialect.loaded_dbapi
+        # Weak, since the registry of dialects is keyed by this very object.
+        self._dialect = ref(dialect)
+
+    # ----- errors ------------------------------------------------------------------------------
+
+    def fault(self, error: BaseException) -> Fault:
+        """What an error means; SQLAlchemy's errors and bare ones of the driver."""
+        if isinstance(error, sa.exc.DBAPIError):
+            if error.connection_invalidated:
+                return Fault.LOST
+            error = error.orig or error
+        # asyncpg lets the socket's own error through when the server is down.
+        return Fault.LOST if isinstance(error, ConnectionError) else self._fault_of(error)
+
+    def _fault_of(self, error: BaseException) -> Fault:
+        return Fault.OTHER
+
+    def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
+        """What a failed statement did to the earlier rows of its transaction."""
+        return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.DOUBT
+
+    def commit_is_void(self, connection: sa.Connection) -> bool:
+        """Just before a COMMIT: will it persist nothing, and say nothing?"""
+        return False
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """What a COMMIT that raised left behind."""
+        return CommitOutcome.DOUBT
+
+    # ----- the user's transaction --------------------------------------------------------------
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """Whether a transaction is open, as the driver sees it, without asking the server.
+
+        None where the driver cannot tell.
+        """
+        return None
+
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """The table that this name means here and now; None where there is none."""
+        if schema is None:
+            schema = connection.dialect.default_schema_name or ""
+        return RealTable(schema, "table", plain=False)
+
+    def session_setting(self, sql: str) -> bool:
+        """May this raw SQL change what an unqualified table name means?"""
+        return _SETTING.match(sql) is not None
+
+    def before_savepoint(self, connection: sa.Connection) -> None:
+        """Make sure that a SAVEPOINT to come stands inside a transaction."""
+
+    def guard_pool(self, engine: sa.Engine) -> None:
+        """Keep a transaction that a failed COMMIT left open from the pool's next user."""
+
+    # ----- inserts -----------------------------------------------------------------------------
+
+    @property
+    def returning(self) -> bool:
+        """Whether INSERT has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_returning", False))
+
+    @property
+    def executemany_returning(self) -> bool:
+        """Whether INSERT of many rows has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_executemany_returning", False))
+
+    def upsert(self, insert: sa.Insert) -> bool:
+        """May this INSERT leave a row out, or hit one that was there before?"""
+        return self._post_values(insert) is not None or bool(self._prefixes(insert))
+
+    def inserted_proof(
+        self, insert: sa.Insert, real: RealTable
+    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+        """How an upsert proves which rows it inserted.
+
+        Returns:
+            ``(False, None)``: it cannot, so no row of it may be registered. ``(True, None)``:
+            exactly the rows that RETURNING yields. ``(True, column)``: the rows where this
+            column, added to RETURNING, is true.
+        """
+        return False, None
+
+    def _post_values(self, insert: sa.Insert) -> str | None:
+        clause = getattr(insert, "_post_values_clause", None)
+        return None if clause is None else str(clause.__visit_name__)
+
+    def _prefixes(self, insert: sa.Insert) -> frozenset[str]:
+        """The prefixes that this database would see and that are not known to be harmless."""
+        found = set()
+        for prefix, only in getattr(insert, "_prefixes", ()):
+            if only in {None, "*", getattr(self._dialect(), "name", None)}:
+                found.add(" ".join(_COMMENT.sub(" ", str(prefix)).upper().split()))
+        return frozenset(found - _HARMLESS)
+
+    # ----- cleanup -----------------------------------------------------------------------------
+
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
+        """Begin the cleanup's own transaction, whatever state the connection was left in.
+
+        Call ``end_cleanup`` afterwards even where this raised.
+
+        Args:
+            connection: one that nobody else uses, without a transaction.
+            lock_timeout: how long a statement may wait for a lock, in seconds.
+            statement_timeout: how long a statement may run, in seconds, where the database can.
+
+        Raises:
+            SessionStateError: a transaction is open on the connection.
+        """
+        self._refuse_open_transaction(connection)
+        connection.begin()
+
+    def begin_reading(self, connection: sa.Connection, *, lock_timeout: float) -> None:
+        """As ``begin_cleanup``, for a transaction that only looks and takes no write lock."""
+        self.begin_cleanup(connection, lock_timeout=lock_timeout)
+
+    def end_cleanup(self, connection: sa.Connection) -> None:
+        """Restore the session, after commit or rollback; the connection may be broken."""
+
+    def delete_by_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> int:
+        """Delete the rows of these keys, in the order given; the number of rows deleted."""
+        return delete_plainly(connection, table, keys)
+
+    def existing_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> list[Any]:
+        """Which of these keys still name a row, by the database's own comparison.
+
+        It shares nothing with ``delete_by_keys``: what one gets wrong the other must see.
+        """
+        return those_there(keys, keys, lambda part: look_plainly(connection, table, part))
+
+    def delete_cycle(
+        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        """Delete rows whose tables, or table, form a cycle; counts in the order given.
+
+        Not for databases whose ``cycle_form`` is LEVELS: there it is no more than one delete
+        after another.
+        """
+        return [self.delete_by_keys(connection, table, keys) for table, keys in batch]
+
+    def without_foreign_keys(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """The block runs without foreign keys, where the database can; then drop the connection."""
+        return nullcontext()
+
+    def _refuse_open_transaction(self, connection: sa.Connection) -> None:
+        raw = connection.connection.dbapi_connection
+        if connection.in_transaction() or self.in_transaction(raw):
+            raise SessionStateError(
+                f"The connection to {connection.engine.url!r} that cleanup was given has a "
+                "transaction open, which is not tidyrows' to end. Commit or roll back the "
+                "session or connection that holds it (with sqlite:// in memory all of them share "
+                "one connection), then clean up."
+            )

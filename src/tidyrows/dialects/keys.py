@@ -1,0 +1,140 @@
+"""Keys on their way to the database and back: plain forms, driver values, who is still there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from tidyrows.rows import KeyedTable
+
+_PLAIN_CHUNK = 500
+_PLAIN_COMPOSITE_CHUNK = 100
+# An engine may carry a schema_translate_map; real schema names must not go through it again.
+_AS_WRITTEN = {"schema_translate_map": None}
+
+
+def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Slices of at most ``size`` values, in order."""
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
+
+
+def run(connection: sa.Connection, statement: Any) -> sa.CursorResult[Any]:
+    """Execute a statement whose tables are real ones."""
+    result: sa.CursorResult[Any] = connection.execute(statement, execution_options=_AS_WRITTEN)
+    return result
+
+
+def driver_values(
+    table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
+) -> list[list[Any]] | None:
+    """The keys as the driver gets them, one list per key column.
+
+    None where a column's type wraps its values in SQL (``bind_expression``): only SQLAlchemy's own
+    statements know how.
+    """
+    columns = table.key_clauses
+    split = [list(column) for column in zip(*keys, strict=True)] if len(columns) > 1 else [keys]
+    out = []
+    for column, values in zip(columns, split, strict=True):
+        if column.type.bind_expression(sa.bindparam("x", type_=column.type)) is not None:
+            return None
+        processor = column.type.dialect_impl(dialect).bind_processor(dialect)
+        out.append(list(values) if processor is None else [processor(value) for value in values])
+    return out
+
+
+def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[bool]:
+    """IN, or OR of ANDs: right for every type, quick for few keys.
+
+    Never a tuple IN: SQLite scans the whole table for it, PostgreSQL runs out of stack.
+    """
+    columns = table.key_clauses
+    if len(columns) == 1:
+        return columns[0].in_(keys)
+    return sa.or_(
+        *(
+            sa.and_(*(column == value for column, value in zip(columns, key, strict=True)))
+            for key in keys
+        )
+    )
+
+
+def _plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    composite = len(table.key_clauses) > 1
+    return chunks(keys, _PLAIN_COMPOSITE_CHUNK if composite else _PLAIN_CHUNK)
+
+
+def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> int:
+    """Delete by key with SQLAlchemy's own statements; the number of rows deleted."""
+    return sum(
+        run(connection, sa.delete(table.clause).where(plain_condition(table, part))).rowcount
+        for part in _plain_chunks(table, keys)
+    )
+
+
+def look_plainly(
+    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    """The keys that are there, as rows, with SQLAlchemy's own statements."""
+    found: list[tuple[Any, ...]] = []
+    for part in _plain_chunks(table, keys):
+        statement = sa.select(*table.key_clauses).where(plain_condition(table, part))
+        found.extend(tuple(row) for row in run(connection, statement))
+    return found
+
+
+def those_there(
+    keys: Sequence[Any],
+    sent: Sequence[Any],
+    look: Callable[[Sequence[Any]], Iterable[tuple[Any, ...]]],
+) -> list[Any]:
+    """Which keys name a row, where the database alone knows when two keys are equal.
+
+    A row that comes back under another value ('ABC' asked, 'abc' stored) is found by halving.
+
+    Args:
+        keys: the caller's keys, returned as they are.
+        sent: what ``look`` is asked with, one per key: scalars, or tuples of several columns.
+        look: the rows that the database finds for a part of ``sent``.
+    """
+    found: set[int] = set()
+    todo = [range(len(keys))] if keys else []
+    asked: list[Sequence[int]] = list(todo)
+    while asked:
+        positions = asked.pop()
+        rows = [_bare(row) for row in look([sent[position] for position in positions])]
+        if not rows:
+            continue
+        if len(positions) == 1:
+            found.update(positions)
+            continue
+        equal, strange = _matched(rows, sent, positions)
+        found.update(equal)
+        if strange:
+            rest = [position for position in positions if position not in equal]
+            middle = (len(rest) + 1) // 2
+            asked.extend(half for half in (rest[:middle], rest[middle:]) if half)
+    return [keys[position] for position in sorted(found)]
+
+
+def _bare(row: tuple[Any, ...]) -> Any:
+    return tuple(row) if len(row) > 1 else row[0]
+
+
+def _matched(
+    rows: list[Any], sent: Sequence[Any], positions: Sequence[int]
+) -> tuple[set[int], bool]:
+    """Positions whose value came back as it is, and whether other values came back too."""
+    try:
+        by_value: dict[Any, list[int]] = {}
+        for position in positions:
+            by_value.setdefault(sent[position], []).append(position)
+        equal = {position for row in rows for position in by_value.get(row, ())}
+        return equal, any(row not in by_value for row in rows)
+    except TypeError:  # a value without a hash: halving finds it
+        return set(), True

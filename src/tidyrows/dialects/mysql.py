@@ -1,0 +1,238 @@
+"""MariaDB and MySQL, with PyMySQL and mysqlclient."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.jsontable import json_rows, real_types
+from tidyrows.dialects.keys import chunks, delete_plainly, driver_values, look_plainly, those_there
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from tidyrows.rows import KeyedTable
+
+_TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040})
+_LOST = frozenset({2002, 2003, 2006, 2013})
+_CONSTRAINT = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
+_ROLLED_BACK = frozenset({1213, 1020})
+# 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
+_PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
+_NO_SUCH_TABLE = frozenset({1146, 1049})
+_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+_JSON_KEYS = 20_000
+# From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own. An OR
+# gets slower with its length.
+_IN_KEYS, _OR_KEYS = 900, 100
+_SAVED = "tidyrows.mysql.session"
+
+
+class MySQL(Dialect):
+    """The MySQL family: a deadlock takes the whole transaction, DDL commits."""
+
+    name = "mysql"
+    reuses_keys = False
+    ddl_commits = True
+    cycle_form = CycleForm.LEVELS
+    explicit_zero_is_generated = True
+
+    # ----- errors ------------------------------------------------------------------------------
+
+    def _fault_of(self, error: BaseException) -> Fault:
+        code = _code(error)
+        if code in _TRANSIENT:
+            return Fault.TRANSIENT
+        if code in _LOST:
+            return Fault.LOST
+        return Fault.CONSTRAINT if code in _CONSTRAINT else Fault.OTHER
+
+    def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
+        """A deadlock takes all; a lock timeout the statement, or all where so configured."""
+        code = _code(error)
+        if code in _ROLLED_BACK or self.fault(error) is Fault.LOST:
+            return Loss.EVERYTHING
+        return Loss.DOUBT if code in _PERHAPS_ROLLED_BACK else Loss.NOTHING
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """An error packet carries no transaction status, so only two codes are certain."""
+        return CommitOutcome.GONE if _code(error) in _ROLLED_BACK else CommitOutcome.DOUBT
+
+    # ----- the user's transaction --------------------------------------------------------------
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """PyMySQL keeps the server's last status; mysqlclient knows autocommit only."""
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        if self.driver == "pymysql":
+            return bool(raw.server_status & _IN_TRANSACTION)
+        if self.driver == "mysqldb":
+            return False if raw.get_autocommit() else None
+        return None
+
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """SHOW CREATE TABLE: alone in telling a temporary table, which hides one of its name."""
+        if schema is None:
+            schema = self._ask(connection, "SELECT DATABASE()")[0][0]
+            if schema is None:
+                return None
+        try:
+            row = self._ask(connection, f"SHOW CREATE TABLE {_quoted(schema)}.{_quoted(name)}")[0]
+        except self._dbapi.Error as error:
+            # Without the right to look, there still is the table that the INSERT went to.
+            missing = _code(error) in _NO_SUCH_TABLE
+            return None if missing else RealTable(schema, "table", plain=False)
+        definition = str(row[1]).upper()
+        if definition.startswith("CREATE TEMPORARY TABLE"):
+            return RealTable(schema, "temporary", plain=False)
+        is_table = definition.startswith("CREATE TABLE")
+        return RealTable(schema, "table" if is_table else "other", plain=False)
+
+    # ----- inserts -----------------------------------------------------------------------------
+
+    def inserted_proof(
+        self, insert: sa.Insert, real: RealTable
+    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+        """RETURNING of INSERT IGNORE yields the inserted rows; MySQL has no RETURNING."""
+        sure = self._prefixes(insert) == {"IGNORE"} and self._post_values(insert) is None
+        return sure and self.returning, None
+
+    # ----- cleanup -----------------------------------------------------------------------------
+
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
+        """READ COMMITTED and READ WRITE for this transaction, checks on, every wait bounded."""
+        self._refuse_open_transaction(connection)
+        seconds = max(1, math.ceil(lock_timeout))
+        wanted: dict[str, float] = {
+            "foreign_key_checks": 1,
+            "sql_safe_updates": 0,
+            "innodb_lock_wait_timeout": seconds,
+            "lock_wait_timeout": seconds,
+        }
+        if statement_timeout is not None and getattr(connection.dialect, "is_mariadb", False):
+            wanted["max_statement_time"] = statement_timeout
+        listed = ", ".join(f"@@{name}" for name in wanted)
+        now = self._ask(connection, f"SELECT {listed}")[0]
+        before = {
+            name: old for (name, new), old in zip(wanted.items(), now, strict=True) if old != new
+        }
+        connection.info[_SAVED] = before
+        if before:
+            self._set(connection, {name: wanted[name] for name in before})
+        connection.begin()
+        # For one transaction only, so nothing of it needs restoring; it holds under AUTOCOMMIT too.
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
+        connection.exec_driver_sql("START TRANSACTION")
+
+    def end_cleanup(self, connection: sa.Connection) -> None:
+        """A connection whose session cannot be restored is thrown away."""
+        if connection.closed or connection.invalidated:
+            return
+        before = connection.info.pop(_SAVED, None)
+        if not before:
+            return
+        try:
+            self._set(connection, before)
+        except self._dbapi.Error:
+            connection.invalidate()
+
+    def delete_by_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> int:
+        """A join with JSON_TABLE: it finds its rows by the key, so it locks nobody else's."""
+        values = driver_values(table, connection.dialect, keys)
+        types = None if values is None else real_types(connection, table)
+        if values is None or types is None:
+            return delete_plainly(connection, table, keys)
+        deleted = 0
+        place, names = _names(connection, table)
+        for start in range(0, len(keys), _JSON_KEYS):
+            sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
+            if sent is None:
+                deleted += delete_plainly(connection, table, keys[start : start + _JSON_KEYS])
+                continue
+            equal = zip(names, sent.expressions, strict=True)
+            sql = (
+                f"DELETE t FROM JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
+                f"STRAIGHT_JOIN {place} AS t ON {' AND '.join(f't.{a} = {b}' for a, b in equal)}"
+            )
+            deleted += connection.exec_driver_sql(sql, (sent.json,)).rowcount
+        return deleted
+
+    def existing_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> list[Any]:
+        """Asks with IN and the driver's own values."""
+        values = driver_values(table, connection.dialect, keys)
+        if values is None:
+            return those_there(keys, keys, lambda few: look_plainly(connection, table, few))
+        sent = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+        return those_there(keys, sent, lambda few: _look(connection, table, few))
+
+    @contextmanager
+    def without_foreign_keys(self, connection: sa.Connection) -> Iterator[None]:
+        """FOREIGN_KEY_CHECKS=0 for the block; throw the connection away afterwards."""
+        connection.exec_driver_sql("SET SESSION foreign_key_checks = 0")
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                connection.exec_driver_sql("SET SESSION foreign_key_checks = 1")
+
+    # ----- raw SQL -----------------------------------------------------------------------------
+
+    def _ask(self, connection: sa.Connection, sql: str) -> list[Any]:
+        """Past SQLAlchemy's events, on the connection's own cursor."""
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
+
+    def _set(self, connection: sa.Connection, values: dict[str, float]) -> None:
+        listed = ", ".join(f"SESSION {name} = {value}" for name, value in values.items())
+        with closing(connection.connection.cursor()) as cursor:
+            cursor.execute(f"SET {listed}")
+
+
+def _look(
+    connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]
+) -> list[tuple[Any, ...]]:
+    place, names = _names(connection, table)
+    head = f"SELECT {', '.join(names)} FROM {place} WHERE "
+    found: list[tuple[Any, ...]] = []
+    for part in chunks(sent, _IN_KEYS if len(names) == 1 else _OR_KEYS):
+        if len(names) == 1:
+            sql = f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})"
+            values = tuple(part)
+        else:
+            # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
+            one = " AND ".join(f"{name} = %s" for name in names)
+            sql = head + " OR ".join([one] * len(part))
+            values = tuple(value for row in part for value in row)
+        found.extend(tuple(row) for row in connection.exec_driver_sql(sql, values))
+    return found
+
+
+def _names(connection: sa.Connection, table: KeyedTable) -> tuple[str, list[str]]:
+    quote = connection.dialect.identifier_preparer.quote
+    place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+    return place, [quote(column.name) for column in table.key_columns]
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _code(error: BaseException | None) -> int | None:
+    if isinstance(error, sa.exc.DBAPIError):
+        error = error.orig
+    code = getattr(error, "errno", None) or (error.args[0] if error and error.args else None)
+    return code if isinstance(code, int) else None

@@ -1,0 +1,335 @@
+"""PostgreSQL, with psycopg, psycopg2 and asyncpg, and with care for drivers unknown."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.arrays import array_literal
+from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.keys import (
+    chunks,
+    driver_values,
+    look_plainly,
+    plain_condition,
+    run,
+    those_there,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidyrows.rows import KeyedTable
+
+_TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
+_IN_ERROR = "25P02"
+# libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
+_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+# One array stays far below the 1 GB that a value may hold; fewer statements are faster.
+_ARRAY_KEYS = 200_000
+_PLAIN_KEYS = 500
+
+# pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
+_RESOLVE = """
+SELECT n.nspname, c.relkind, c.relpersistence
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
+_VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
+_IN_SCHEMA = (
+    "n.oid = CASE CAST(%s AS pg_catalog.text) WHEN 'pg_temp' "
+    "THEN pg_catalog.pg_my_temp_schema() ELSE "
+    "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = CAST(%s AS pg_catalog.name)) END"
+)
+# A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
+_SETTINGS = """
+SELECT pg_catalog.set_config('lock_timeout', %s, true),
+       pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
+                             ELSE pg_catalog.current_setting('role') END, true)
+FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
+_STATEMENT_TIMEOUT = "SELECT pg_catalog.set_config('statement_timeout', %s, true)"
+# Row-level security hides rows from SELECT too; switched off, it raises 42501 instead.
+# The typmod -1 gives types without a length: a cast must never cut a key.
+_KEY_TYPES = """
+SELECT a.attname, pg_catalog.format_type(a.atttypid, -1),
+       pg_catalog.set_config('row_security', 'off', true)
+FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped"""
+
+
+class PostgreSQL(Dialect):
+    """Codes are SQLSTATEs; a transaction that saw an error persists nothing and says nothing."""
+
+    name = "postgresql"
+    reuses_keys = False
+    cycle_form = CycleForm.ONE_STATEMENT
+
+    # ----- errors ------------------------------------------------------------------------------
+
+    def _fault_of(self, error: BaseException) -> Fault:
+        code = _code(error)
+        if code is None:
+            # Only what happens to the connection itself comes without a code: server down,
+            # too many connections, killed between two statements.
+            lost = self._dbapi is not None and isinstance(error, self._dbapi.OperationalError)
+            return Fault.LOST if lost else Fault.OTHER
+        if code in _TRANSIENT or type(error).__name__ == "InvalidCachedStatementError":
+            return Fault.TRANSIENT
+        if code.startswith(("08", "57P0")) or code == "25P03":
+            return Fault.LOST
+        return Fault.CONSTRAINT if code.startswith("23") else Fault.OTHER
+
+    def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
+        """A rollback to a savepoint saves the rest; without one, ``commit_is_void`` sees it."""
+        return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.NOTHING
+
+    def commit_is_void(self, connection: sa.Connection) -> bool:
+        """True in an aborted transaction, whose COMMIT is a silent ROLLBACK."""
+        status = self._status(connection.connection.dbapi_connection)
+        if status is not None:
+            return status == _INERROR
+        try:
+            self._ask(connection, "SELECT 1")
+        except self._dbapi.Error as error:
+            return _code(error) == _IN_ERROR
+        return False
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """A COMMIT that the server refused is rolled back; one without an answer is in doubt."""
+        if connection.closed or connection.invalidated:
+            return CommitOutcome.DOUBT
+        if self.in_transaction(connection.connection.dbapi_connection):
+            return CommitOutcome.OPEN
+        refused = self.fault(error) is not Fault.LOST and _code(error) is not None
+        return CommitOutcome.GONE if refused else CommitOutcome.DOUBT
+
+    # ----- the user's transaction --------------------------------------------------------------
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """The transaction status of libpq; None on a broken connection and for other drivers."""
+        status = self._status(dbapi_connection)
+        return None if status is None or status == _UNKNOWN else status != _IDLE
+
+    def _status(self, dbapi_connection: Any) -> int | None:
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        if self.driver == "psycopg":
+            return int(raw.pgconn.transaction_status)
+        if self.driver == "psycopg2":
+            return int(raw.get_transaction_status())
+        return None
+
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """The table behind the name, by the search_path of this transaction."""
+        if schema is None:
+            rows = self._ask(connection, _RESOLVE + _VISIBLE, name)
+        else:
+            rows = self._ask(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
+        if not rows:
+            return None
+        real_schema, kind, persistence = (_text(value) for value in rows[0])
+        if kind not in {"r", "p"}:
+            return RealTable(real_schema, "other", plain=False)
+        # The root of a partitioned table has no system columns to return.
+        plain = kind == "r"
+        return RealTable(real_schema, "temporary" if persistence == "t" else "table", plain=plain)
+
+    def session_setting(self, sql: str) -> bool:
+        """SET, RESET and their kin, DDL, and ``SELECT set_config(...)``."""
+        return super().session_setting(sql) or "set_config" in sql
+
+    # ----- inserts -----------------------------------------------------------------------------
+
+    def inserted_proof(
+        self, insert: sa.Insert, real: RealTable
+    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+        """DO NOTHING returns what it inserted; after DO UPDATE only a new row has no xmax."""
+        if self._prefixes(insert):
+            return False, None
+        match self._post_values(insert):
+            case "on_conflict_do_nothing":
+                return True, None
+            case "on_conflict_do_update" if real.plain:
+                xmax: sa.ColumnElement[int] = sa.literal_column("xmax", sa.Integer)
+                return True, xmax == sa.literal_column("0", sa.Integer)
+        return False, None
+
+    # ----- cleanup -----------------------------------------------------------------------------
+
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
+        """READ COMMITTED, READ WRITE, timeouts and no role, all for this transaction only."""
+        self._refuse_open_transaction(connection)
+        if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            connection.execution_options(isolation_level="READ COMMITTED")
+        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE")
+        self._driver_sql(connection, _SETTINGS, _milliseconds(lock_timeout))
+        if statement_timeout is not None:
+            self._driver_sql(connection, _STATEMENT_TIMEOUT, _milliseconds(statement_timeout))
+
+    def delete_by_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> int:
+        """``= ANY(array)``, or a join with arrays; the array takes its type from the column."""
+        deleted = 0
+        for part in chunks(keys, _ARRAY_KEYS):
+            condition = self._condition(table, connection.dialect, part)
+            if condition is not None:
+                deleted += run(connection, sa.delete(table.clause).where(condition)).rowcount
+                continue
+            for few in chunks(part, _PLAIN_KEYS):
+                statement = sa.delete(table.clause).where(plain_condition(table, few))
+                deleted += run(connection, statement).rowcount
+        return deleted
+
+    def delete_cycle(
+        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        """One statement: constraints, RESTRICT too, are looked at after its last delete."""
+        counts = []
+        for number, (table, keys) in enumerate(batch):
+            condition = self._condition(table, connection.dialect, keys) if keys else sa.false()
+            if condition is None:
+                condition = plain_condition(table, keys)
+            deleted = (
+                sa.delete(table.clause)
+                .where(condition)
+                .returning(sa.literal_column("1").label("one"))
+                .cte(f"deleted_{number}")
+            )
+            counts.append(sa.select(sa.func.count()).select_from(deleted).scalar_subquery())
+        return list(run(connection, sa.select(*counts)).one())
+
+    def _condition(
+        self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
+    ) -> sa.ColumnElement[bool] | None:
+        """Which rows have these keys; None where a value cannot stand in an array."""
+        values = driver_values(table, dialect, keys)
+        arrays = None if values is None else [self._array(column) for column in values]
+        if arrays is None or None in arrays:
+            return None
+        # A bind without a type: PostgreSQL gives it the column's own (citext, enum, CHAR(n)).
+        binds = [sa.bindparam(None, array, type_=sa.types.NullType()) for array in arrays]
+        columns = table.key_clauses
+        if len(columns) == 1:
+            return columns[0] == sa.func.any(binds[0])
+        # unnest cannot infer a type, so an array of no rows lends it the column's. This also hides
+        # the length from the planner, which then walks the index in the order of the keys: three
+        # times as fast as its hash join, and two cleanups cannot meet crosswise.
+        other = table.clause.alias("lender")
+        typed = [
+            sa.func.coalesce(
+                sa.select(sa.func.array_agg(other.c[column.name]))
+                .where(sa.false())
+                .scalar_subquery(),
+                bind,
+            )
+            for column, bind in zip(columns, binds, strict=True)
+        ]
+        names = [f"key_{number}" for number in range(len(columns))]
+        sent = sa.func.unnest(*typed).table_valued(*names, name="sent").render_derived()
+        equal = (column == sent.c[name] for column, name in zip(columns, names, strict=True))
+        return sa.and_(*equal)
+
+    def _array(self, values: list[Any]) -> Any:
+        # asyncpg encodes a list by the type that the server names; the others take text.
+        return values if self.driver == "asyncpg" else array_literal(values)
+
+    def existing_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> list[Any]:
+        """Asks with JSON or the driver's own arrays, cast to the catalog's types.
+
+        Raises:
+            sqlalchemy.exc.ProgrammingError: 42501 where row-level security may hide rows.
+        """
+        found: list[Any] = []
+        types = self._key_types(connection, table)
+        for part in chunks(keys, _ARRAY_KEYS):
+            values = driver_values(table, connection.dialect, part)
+            if values is None or None in types:
+                found += those_there(part, part, lambda few: look_plainly(connection, table, few))
+                continue
+            sent = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+            found += those_there(part, sent, lambda few: self._look(connection, table, types, few))
+        return found
+
+    def _key_types(self, connection: sa.Connection, table: KeyedTable) -> list[str | None]:
+        rows = self._driver_sql(connection, _KEY_TYPES, table.name.schema, table.table.name)
+        types = {_text(row[0]): _text(row[1]) for row in rows}
+        return [types.get(column.name) for column in table.key_columns]
+
+    def _look(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        types: list[str | None],
+        sent: Sequence[Any],
+    ) -> list[tuple[Any, ...]]:
+        columns = [list(sent)] if len(types) == 1 else [list(c) for c in zip(*sent, strict=True)]
+        arrays: list[str] = []
+        params: list[Any] = []
+        for type_name, column in zip(types, columns, strict=True):
+            cast = str(type_name).replace("%", "%%") if self.driver != "asyncpg" else type_name
+            if all(type(value) in {int, str} for value in column):
+                arrays.append(f"ARRAY(SELECT CAST(json_array_elements_text(%s) AS {cast}))")
+                params.append(json.dumps(column))
+            else:
+                arrays.append(f"CAST(%s AS {cast}[])")
+                params.append(column)
+        quote = connection.dialect.identifier_preparer.quote
+        names = [quote(column.name) for column in table.key_columns]
+        place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+        listed = ", ".join(f"t.{name}" for name in names)
+        if len(names) == 1:
+            sql = f"SELECT {listed} FROM {place} t WHERE {listed} = ANY({arrays[0]})"
+        else:
+            sql = (
+                f"SELECT {listed} FROM unnest({', '.join(arrays)}) "
+                f"AS k({', '.join(f'k{number}' for number in range(len(names)))}) JOIN {place} t "
+                f"ON {' AND '.join(f't.{name} = k.k{i}' for i, name in enumerate(names))}"
+            )
+        return [tuple(row) for row in self._driver_sql(connection, sql, *params)]
+
+    # ----- raw SQL -----------------------------------------------------------------------------
+
+    def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        """Past SQLAlchemy's events, on the connection's own cursor."""
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(self._marked(sql), values)
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
+    def _driver_sql(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        return list(connection.exec_driver_sql(self._marked(sql), values).all())
+
+    def _marked(self, sql: str) -> str:
+        if self.driver != "asyncpg":
+            return sql
+        pieces = sql.split("%s")
+        marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
+        return "".join(marks) + pieces[-1]
+
+
+def _code(error: BaseException) -> str | None:
+    if isinstance(error, sa.exc.DBAPIError) and error.orig is not None:
+        error = error.orig
+    code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    return code if isinstance(code, str) else None
+
+
+def _text(value: Any) -> str:
+    """The catalog's "char" columns come as bytes from some drivers."""
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))  # 0 would mean for ever

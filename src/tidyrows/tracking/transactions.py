@@ -1,0 +1,325 @@
+"""What becomes true when: the transactions of one engine, and the changes in them.
+
+The engine's ``commit`` event fires *before* the real COMMIT and nothing fires after it. So the
+event only announces: the changes become true at the next thing that happens on the connection, or
+when somebody asks, unless an error said otherwise in between.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.dialects import CommitOutcome, Loss
+from tidyrows.tracking.changes import Announcement, Change, Kind, TransactionLog
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import sqlalchemy as sa
+
+    from tidyrows.dialects import Dialect
+    from tidyrows.tracking.tracker import ResourceTracker
+
+EVENTS = (
+    "begin",
+    "commit",
+    "rollback",
+    "savepoint",
+    "release_savepoint",
+    "rollback_savepoint",
+    "begin_twophase",
+    "prepare_twophase",
+    "commit_twophase",
+    "rollback_twophase",
+    "handle_error",
+)
+"""SQLAlchemy's events that move a transaction; each is a method of :class:`Transactions`."""
+
+
+class Transactions:
+    """The open transactions of one engine's connections.
+
+    Args:
+        dialect: what its database does at COMMIT and after an error.
+
+    Attributes:
+        holders: the trackers that may hold rows of this engine, active or not.
+    """
+
+    def __init__(self, dialect: Dialect) -> None:
+        self.holders: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
+        self._dialect = dialect
+        self._logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._announced: list[Announcement] = []
+        self._prepared: dict[Any, list[Change]] = {}
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+
+    @property
+    def idle(self) -> bool:
+        """Whether nobody needs to know; so in a forked child, which owns nothing."""
+        return not self.holders or self._pid != os.getpid()
+
+    def forget_parent(self) -> bool:
+        """After a fork, drop what was pending: it is the parent's. Whether this was the case."""
+        if self._pid == os.getpid():
+            return False
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._logs = weakref.WeakKeyDictionary()
+        self._announced = []
+        self._prepared = {}
+        self.holders.clear()
+        return True
+
+    def log(self, connection: sa.Connection) -> TransactionLog:
+        """The log of a connection's transaction."""
+        log = self._logs.get(connection)
+        if log is None:
+            with self._lock:
+                log = self._logs[connection] = TransactionLog()
+        return log
+
+    def add(self, connection: sa.Connection, change: Change) -> None:
+        """Note a change; under autocommit it is true already."""
+        log = self.log(connection)
+        if not log and self._dialect.in_transaction(driver_of(connection)) is False:
+            self._believe([change])
+        else:
+            log.add(change)
+
+    def implicit_commit(self, connection: sa.Connection) -> None:
+        """The database has committed without being asked, as the MySQL family does at DDL."""
+        log = self._logs.get(connection)
+        if log:
+            self._believe(log.take())
+
+    # -- transactions --------------------------------------------------------------------------
+
+    def begin(self, connection: sa.Connection) -> None:
+        """A transaction begins: whatever was announced on this connection is over."""
+        if not self.idle:
+            self.settle_on(connection)
+            log = self._logs.get(connection)
+            if log and self._dialect.in_transaction(driver_of(connection)):
+                return  # a COMMIT failed and left its transaction open: SQLAlchemy does not know
+            with self._lock:
+                self._logs.pop(connection, None)
+
+    def begin_twophase(self, connection: sa.Connection, _xid: Any) -> None:
+        """A two-phase transaction begins."""
+        self.begin(connection)
+
+    def commit(self, connection: sa.Connection) -> None:
+        """A COMMIT is about to be sent."""
+        if self.idle:
+            return
+        self.settle_on(connection)
+        log = self._logs.get(connection)
+        if not log:
+            return
+        if self._dialect.commit_is_void(connection):
+            log.take()  # nothing will be persisted, and no error will say so
+            return
+        self._announce(connection, log.take())
+
+    def _announce(self, connection: sa.Connection, changes: list[Change]) -> None:
+        with self._lock:
+            self._announced.append(
+                Announcement(changes, weakref.ref(connection), driver_of(connection))
+            )
+
+    def rollback(self, connection: sa.Connection) -> None:
+        """A ROLLBACK is about to be sent."""
+        if self.idle:
+            return
+        self.settle_on(connection)
+        log = self._logs.get(connection)
+        if not log:
+            return
+        changes = log.take()
+        if connection.invalidated or connection.closed:
+            return  # the connection is gone, and its transaction with it
+        if self._dialect.in_transaction(driver_of(connection)) is False:
+            self._doubt(changes)  # somebody ended the transaction behind SQLAlchemy's back
+
+    def savepoint(self, connection: sa.Connection, name: str | None) -> None:
+        """A savepoint is about to be set."""
+        if self.idle:
+            return
+        self.settle_on(connection)
+        if name is None:  # SQLAlchemy names it right after this event, by this counter
+            name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
+        self.log(connection).savepoint(name)
+
+    def release_savepoint(self, connection: sa.Connection, name: str, _context: None) -> None:
+        """A savepoint is about to be released."""
+        if self.idle:
+            return
+        self.settle_on(connection)
+        log = self.log(connection)
+        log.release(name)
+        log.release_unsure = True
+
+    def rollback_savepoint(self, connection: sa.Connection, name: str, _context: None) -> None:
+        """A savepoint is about to be rolled back."""
+        if self.idle:
+            return
+        self.settle_on(connection)
+        self.log(connection).rollback_to(name)
+
+    def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
+        """The first phase: nothing is true yet, and another connection may commit it."""
+        if not self.idle:
+            log = self._logs.get(connection)
+            if log:
+                self._prepared[xid] = log.take()
+
+    def commit_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
+        """The second phase is about to be sent."""
+        if self.idle:
+            return
+        log = self._logs.get(connection)
+        changes = self._prepared.pop(xid, []) + (log.take() if log else [])
+        if changes:
+            self._announce(connection, changes)
+
+    def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
+        """A two-phase transaction is about to be rolled back."""
+        if self.idle:
+            return
+        self._prepared.pop(xid, None)
+        log = self._logs.get(connection)
+        if log:
+            log.take()
+
+    def handle_error(self, context: Any) -> None:
+        """A statement or a COMMIT has failed."""
+        connection = context.connection
+        if connection is None or self.idle:
+            return
+        error = context.sqlalchemy_exception or context.original_exception
+        lost = context.is_disconnect
+        with self._lock:
+            announced = [a for a in self._announced if a.connection() is connection]
+            for announcement in announced:
+                self._announced.remove(announcement)
+        for announcement in announced:
+            outcome = (
+                CommitOutcome.DOUBT if lost else self._dialect.commit_outcome(error, connection)
+            )
+            if outcome is CommitOutcome.OPEN:
+                self.log(connection).restore(announcement.changes)
+            elif outcome is CommitOutcome.DOUBT:
+                self._doubt(announcement.changes)
+        log = self._logs.get(connection)
+        if announced or not log:
+            return
+        driver = None if connection.invalidated else driver_of(connection)
+        loss = Loss.EVERYTHING if lost else self._dialect.loss(error, driver)
+        if loss is Loss.EVERYTHING:
+            log.take()
+        elif loss is Loss.DOUBT:
+            for change in log:
+                change.certain = False
+
+    # -- believing -----------------------------------------------------------------------------
+
+    def settle_on(self, connection: sa.Connection) -> None:
+        """Something happens on this connection, so what was announced on it is over."""
+        if self._announced:
+            self._settle_announced(connection)
+        log = self._logs.get(connection)
+        if log is not None and log.release_unsure:
+            self._settle_release(connection, log)
+
+    def _settle_announced(self, connection: sa.Connection | None = None) -> None:
+        """Believe what is over, in the order of the COMMITs: a later one may delete the row."""
+        with self._lock:
+            over = [
+                announcement
+                for announcement in self._announced
+                if announcement.connection() is connection or self._is_over(announcement)
+            ]
+            for announcement in over:
+                self._announced.remove(announcement)
+        for announcement in over:
+            self._believe(announcement.changes)
+
+    def _settle_release(self, connection: sa.Connection, log: TransactionLog) -> None:
+        """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
+        log.release_unsure = False
+        if connection.closed or connection.invalidated:
+            return
+        if self._dialect.in_transaction(driver_of(connection)) is False:
+            self._believe(log.take())
+
+    def settle(self) -> None:
+        """Believe every announced COMMIT that is over, whoever sent it."""
+        if self._pid != os.getpid():
+            return
+        with self._lock:
+            logs = list(self._logs.items())
+        for connection, log in logs:
+            if log.release_unsure:
+                self._settle_release(connection, log)
+        if self._announced:
+            self._settle_announced()
+
+    def _is_over(self, announcement: Announcement) -> bool:
+        connection = announcement.connection()
+        if connection is None or connection.closed or connection.invalidated:
+            return True
+        under_way = self._dialect.in_transaction(announcement.driver)
+        if under_way is None:
+            return announcement.thread == threading.get_ident()
+        return not under_way
+
+    def _believe(self, changes: list[Change]) -> None:
+        """The database has committed these."""
+        for change in changes:
+            if not change.certain:
+                self._doubt([change])
+            elif change.kind is Kind.DELETED:
+                for holder in list(self.holders):
+                    holder.forget(change.table, change.keys)
+            elif change.kind is Kind.RENAMED:
+                for holder in list(self.holders):
+                    holder.rename(change.table, change.keys)
+            elif change.owner is not None and change.kind is Kind.UNKEYED:
+                change.owner.take_unkeyed(change.table, len(change.keys))
+            elif change.owner is not None:
+                change.owner.take(change.table, change.keys)
+
+    def _doubt(self, changes: list[Change]) -> None:
+        """Nobody knows whether the database has committed these."""
+        for change in changes:
+            if change.kind is Kind.INSERTED and change.owner is not None:
+                change.owner.take_in_doubt(change.table, change.keys, generated=change.generated)
+            elif change.kind is Kind.DELETED:
+                for holder in list(self.holders):
+                    holder.doubt(change.table, change.keys)
+            elif change.kind is Kind.RENAMED:
+                for holder in list(self.holders):
+                    holder.doubt(change.table, [key for pair in change.keys for key in pair if key])
+            elif change.owner is not None:
+                change.owner.take_unkeyed(change.table, len(change.keys))
+
+    def pending(self, owner: ResourceTracker) -> Iterator[Change]:
+        """What this tracker's transactions have inserted and not committed."""
+        with self._lock:
+            logs, announced = list(self._logs.values()), list(self._announced)
+        for log in logs:
+            yield from (change for change in log if change.owner is owner)
+        for announcement in announced:
+            yield from (change for change in announcement.changes if change.owner is owner)
+
+
+def driver_of(connection: sa.Connection) -> Any:
+    """The DBAPI's connection, which knows whether it is in a transaction."""
+    return connection.connection.dbapi_connection

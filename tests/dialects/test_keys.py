@@ -1,0 +1,361 @@
+"""Deleting and finding by key: every type a key may have, strangers' rows beside ours."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import enum
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from harness.databases import Database
+from harness.targets import ALL_DRIVERS
+from sqlalchemy.dialects import mysql, postgresql
+
+from tidyrows.dialects import dialect_for
+from tidyrows.rows import KeyedTable, TableName
+
+every_driver = pytest.mark.parametrize("database", ALL_DRIVERS, indirect=True)
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    GREEN = "green"
+    BLUE = "blue"
+    GREY = "it's, grey"
+
+
+class Doubled(sa.TypeDecorator[int]):
+    """The database holds twice the Python value."""
+
+    impl = sa.Integer
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value * 2
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else value // 2
+
+
+class Boxed:
+    """A Python value that compares with nothing but itself."""
+
+    def __init__(self, inside: str) -> None:
+        self.inside = inside
+
+
+class Boxes(sa.TypeDecorator[Boxed]):
+    impl = sa.String(30)
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else f"box-{value.inside}"
+
+    def process_result_value(self, value: Any, dialect: Any) -> Any:
+        return None if value is None else Boxed(value[4:])
+
+
+class Wrapped(sa.TypeDecorator[str]):
+    """Its values reach the database through an SQL function."""
+
+    impl = sa.String(30)
+    cache_ok = True
+
+    def bind_expression(self, bindvalue: Any) -> Any:
+        return sa.func.lower(bindvalue, type_=sa.String())
+
+
+def keyed(engine: sa.Engine, table: sa.Table, schema: str | None = None) -> KeyedTable:
+    """The table where it really is."""
+    if schema is None:
+        schema = {"postgresql": "public", "sqlite": "main"}.get(
+            engine.dialect.name, str(engine.url.database)
+        )
+    return KeyedTable(TableName(str(engine.url), schema, table.name), table)
+
+
+def integers(n: int) -> int:
+    return n * 1000 - 4000
+
+
+def uuids(n: int) -> uuid.UUID:
+    return uuid.UUID(int=n * 7**30, version=4)  # MariaDB refuses values that no UUID can have
+
+
+KINDS: dict[str, tuple[sa.types.TypeEngine[Any], Callable[[int], Any]]] = {
+    "integer": (sa.Integer(), integers),
+    "biginteger": (sa.BigInteger(), lambda n: 2**63 - 1 - n),
+    "string": (sa.String(40), lambda n: f"k{n}\\ \"q\" 'é€' {{,}} %s :x"),
+    "looks like a number": (sa.String(40), lambda n: f"00{n}"),
+    "emoji": (sa.String(40), lambda n: f"\U0001f600{n}"),
+    "char": (sa.CHAR(12), lambda n: f"c{n}"),
+    "uuid": (sa.Uuid(), uuids),
+    "uuid text": (sa.Uuid(native_uuid=False), uuids),
+    "uuid string": (sa.Uuid(as_uuid=False), lambda n: str(uuids(n))),
+    "type decorator": (Doubled(), integers),
+    "boxes": (Boxes(), lambda n: Boxed(str(n))),
+    "bind expression": (Wrapped(), lambda n: f"key {n}"),
+    "binary": (
+        sa.LargeBinary().with_variant(mysql.VARBINARY(20), "mysql", "mariadb"),
+        lambda n: bytes([0, 255, 92, 39, 34, 37, n]),
+    ),
+    "date": (sa.Date(), lambda n: datetime.date(2020, 1, n)),
+    "datetime": (
+        sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
+        lambda n: datetime.datetime(2020, 1, n, 13, 4, 5, 600 + n),
+    ),
+    "datetime with zone": (
+        sa.DateTime(timezone=True),
+        lambda n: datetime.datetime(2020, 1, n, 13, 4, 5, tzinfo=datetime.UTC),
+    ),
+    "time": (sa.Time(), lambda n: datetime.time(3, 4, n)),
+    "interval": (sa.Interval(), lambda n: datetime.timedelta(days=n, seconds=n)),
+    "numeric": (sa.Numeric(12, 3), lambda n: decimal.Decimal(n) / 8),
+    "float": (sa.Double(), lambda n: n / 8),
+    "enum": (sa.Enum(Colour), lambda n: list(Colour)[n - 1]),
+    "enum text": (sa.Enum(Colour, native_enum=False), lambda n: list(Colour)[n - 1]),
+    "boolean": (sa.Boolean(), lambda n: n % 2 == 0),
+}
+
+
+def make(engine: sa.Engine, table: sa.Table, rows: list[tuple[Any, ...]]) -> None:
+    table.metadata.create_all(engine)
+    names = [column.name for column in table.columns]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), [dict(zip(names, row, strict=True)) for row in rows])
+
+
+def contents(engine: sa.Engine, table: sa.Table) -> list[Any]:
+    with engine.connect() as connection:
+        return sorted(connection.scalars(sa.select(table.c.note)))
+
+
+@every_driver
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore:Dialect .* does \\*not\\* support Decimal")
+def test_exactly_the_rows_of_the_keys_go(database: Database, kind: str) -> None:
+    engine = database.engine()
+    type_, make_key = KINDS[kind]
+    table = sa.Table(
+        "things",
+        sa.MetaData(),
+        sa.Column("id", type_, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.String(20)),
+    )
+    numbers = (1, 2) if kind == "boolean" else (1, 2, 3, 4)
+    keys = {n: make_key(n) for n in numbers}
+    make(engine, table, [(key, f"row {n}") for n, key in keys.items()])
+    ours = [keys[n] for n in numbers[::2]]
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, real, list(keys.values())) == list(keys.values())
+        assert dialect.delete_by_keys(connection, real, ours) == len(ours)
+        assert dialect.existing_keys(connection, real, ours) == []
+        assert dialect.delete_by_keys(connection, real, ours) == 0
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == [f"row {n}" for n in numbers[1::2]]
+
+
+@pytest.mark.parametrize(
+    "database", [target for target in ALL_DRIVERS if target != "sqlite"], indirect=True
+)
+@pytest.mark.parametrize("kind", sorted(KINDS.keys() - {"boolean"}))
+def test_nobody_waits_for_somebody_elses_row(database: Database, kind: str) -> None:
+    """On MariaDB a full scan waits for every locked row, and a small table invites one."""
+    engine = database.engine()
+    type_, make_key = KINDS[kind]
+    table = sa.Table(
+        "things",
+        sa.MetaData(),
+        sa.Column("id", type_, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.String(20)),
+    )
+    make(engine, table, [(make_key(n), f"row {n}") for n in (1, 2, 3)])
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as theirs, engine.connect() as connection:
+        theirs.execution_options(isolation_level="READ COMMITTED")
+        assert len(theirs.execute(sa.select(table).where(table.c.id.in_([make_key(1), make_key(3)])).with_for_update()).all()) == 2
+        dialect.begin_cleanup(connection, lock_timeout=1)
+        assert dialect.delete_by_keys(connection, real, [make_key(2), make_key(4)]) == 1
+        connection.commit()
+        dialect.end_cleanup(connection)
+
+
+COMPOSITES: dict[str, tuple[str, ...]] = {
+    "two integers": ("integer", "biginteger"),
+    "text and integer": ("string", "integer"),
+    "uuid and text": ("uuid", "char"),
+    "date and numeric": ("date", "numeric"),
+    "three": ("enum", "datetime", "type decorator"),
+    "bind expression": ("bind expression", "integer"),
+    "binary": ("binary", "uuid text"),
+}
+
+
+@every_driver
+@pytest.mark.parametrize("kind", COMPOSITES)
+@pytest.mark.filterwarnings("ignore:Dialect .* does \\*not\\* support Decimal")
+def test_composite_keys_are_matched_whole(database: Database, kind: str) -> None:
+    """A row that has the first half of one key and the second of another is a stranger's."""
+    engine = database.engine()
+    parts = [KINDS[name] for name in COMPOSITES[kind]]
+    columns = [
+        sa.Column(f"part {i}", type_, primary_key=True, autoincrement=False)
+        for i, (type_, _) in enumerate(parts)
+    ]
+    table = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.String(20)))
+    pairs = [(a, b) for a in (1, 2, 3) for b in (1, 2, 3)]
+    keys = {
+        pair: (parts[0][1](pair[0]), *(make_key(pair[1]) for _, make_key in parts[1:]))
+        for pair in pairs
+    }
+    make(engine, table, [(*key, f"row {pair}") for pair, key in keys.items()])
+    ours = [(1, 1), (2, 2), (3, 1)]
+    ask = [keys[pair] for pair in ours]
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, real, ask) == ask
+        assert dialect.delete_by_keys(connection, real, ask) == len(ask)
+        assert dialect.existing_keys(connection, real, list(keys.values())) == [
+            keys[pair] for pair in pairs if pair not in ours
+        ]
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == [f"row {pair}" for pair in pairs if pair not in ours]
+
+
+@every_driver
+def test_any_name_may_be_used(database: Database) -> None:
+    engine = database.engine()
+    table = sa.Table(
+        "Order \"100%\" it's `so` :x",
+        sa.MetaData(schema=database.extra_schema("Odd")),
+        sa.Column("select %(k)s", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column('Group "%" `q` :y', sa.String(10), primary_key=True),
+        sa.Column("note", sa.String(20)),
+    )
+    table.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for n in (1, 2):
+            connection.execute(table.insert().values([n, "a", f"row {n}"]))
+    dialect, real = dialect_for(engine), keyed(engine, table, table.schema)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, real, [(1, "a")]) == [(1, "a")]
+        assert dialect.delete_by_keys(connection, real, [(1, "a")]) == 1
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == ["row 2"]
+
+
+@every_driver
+@pytest.mark.parametrize("count", [1, 251, 501, 2100])
+@pytest.mark.parametrize("composite", [False, True])
+def test_counts_are_exact_over_chunks(database: Database, count: int, composite: bool) -> None:
+    engine = database.engine()
+    columns = [sa.Column("a", sa.Integer, primary_key=True, autoincrement=False)]
+    if composite:
+        columns.append(sa.Column("b", sa.Integer, primary_key=True, autoincrement=False))
+    table = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.Integer))
+    rows = range(2 * count)
+    keys: list[Any] = [(n % 7, n) if composite else n for n in rows]
+    make(engine, table, [(*key, n) if composite else (n, n) for n, key in zip(rows, keys)])
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.delete_by_keys(connection, real, keys[::2]) == count
+        assert dialect.existing_keys(connection, real, keys) == keys[1::2]
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == list(rows[1::2])
+
+
+@every_driver
+def test_no_keys_are_no_rows(database: Database) -> None:
+    engine = database.engine()
+    table = sa.Table(
+        "things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Integer)
+    )
+    make(engine, table, [(1, 1)])
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.delete_by_keys(connection, real, []) == 0
+        assert dialect.existing_keys(connection, real, []) == []
+        connection.rollback()
+        dialect.end_cleanup(connection)
+
+
+@every_driver
+def test_an_engine_wide_translate_map_does_not_touch_real_schemas(database: Database) -> None:
+    table = sa.Table(
+        "things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Integer)
+    )
+    engine = database.engine()
+    make(engine, table, [(1, 1), (2, 2)])
+    real = keyed(engine, table)
+    mapped = database.engine(
+        execution_options={"schema_translate_map": {real.name.schema: "elsewhere", None: "nowhere"}}
+    )
+    dialect = dialect_for(mapped)
+    with mapped.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, real, [1]) == [1]
+        assert dialect.delete_by_keys(connection, real, [1]) == 1
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == [2]
+
+
+COLLATIONS = {
+    "postgresql": ["citext"],
+    "mysql": [
+        "varchar(40) character set utf8mb4 collate utf8mb4_general_ci",
+        "varchar(40) character set latin1 collate latin1_swedish_ci",
+        "char(40) character set utf8mb3 collate utf8mb3_general_ci",
+    ],
+    "sqlite": ["varchar(40) collate nocase"],
+}
+
+
+@every_driver
+@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("composite", [False, True])
+def test_the_database_decides_which_text_is_equal(
+    database: Database, number: int, composite: bool
+) -> None:
+    """A key asked for as 'ABC' is there where the database says that 'abc' is the same."""
+    engine = database.engine()
+    types = COLLATIONS[engine.dialect.name]
+    if number >= len(types):
+        pytest.skip("no such type here")
+    with engine.begin() as connection:
+        if types[number] == "citext":
+            connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS citext")
+        key = "id, part" if composite else "id"
+        connection.exec_driver_sql(
+            f"CREATE TABLE things (id {types[number]}, part int, note int, PRIMARY KEY ({key}))"
+        )
+    columns = [sa.Column("id", sa.String(40), primary_key=True)]
+    columns.append(sa.Column("part", sa.Integer, primary_key=composite, autoincrement=False))
+    table = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.Integer))
+    make(engine, table, [("Ärger", 1, 1), ("abc", 1, 2), ("abd", 1, 3), ("é", 1, 4)])
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    ask: list[Any] = ["ABC", "nix", "é", "Ärger"]
+    if composite:
+        ask = [(text, 1) for text in ask]
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, real, ask) == [ask[0], *ask[2:]]
+        assert dialect.delete_by_keys(connection, real, ask) == 3
+        assert dialect.existing_keys(connection, real, ask) == []
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == [3]

@@ -1,0 +1,71 @@
+"""What a type checker says of a tracked factory, and of this library's factories room."""
+
+from __future__ import annotations
+
+import pytest
+
+api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+
+SNIPPET = """\
+from typing import Any
+
+import factory
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.tracking import ResourceTracker
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    email: Mapped[str]
+
+
+class UserFactory(TrackedFactory[User]):
+    class Meta:
+        model = User
+
+    id = ScopedInteger(start=100)
+    email = ScopedEmail("user")
+    name = Scoped("user-{tag}")
+
+
+class AdminFactory(UserFactory):
+    class Meta:
+        strategy = "build"
+
+
+def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
+    reveal_type(UserFactory())
+    reveal_type(UserFactory(email="x", **values))
+    reveal_type(AdminFactory())
+    reveal_type(UserFactory.create(email="x"))
+    reveal_type(UserFactory.create_batch(3, email="x"))
+    reveal_type(UserFactory.build())
+    reveal_type(UserFactory.build_batch(3))
+    reveal_type(UserFactory.scoped_to(tracker)())
+    reveal_type(UserFactory.scoped_to(tracker).create(email="x"))
+    reveal_type(UserFactory.scoped_to(tracker).create_batch(3))
+    reveal_type(UserFactory.scoped_to(tracker).build())
+    reveal_type(UserFactory.scoped_to(tracker).build_batch(3))
+"""
+
+ONE, MANY = "snippet.User", "list[snippet.User]"
+REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY]
+
+
+def test_every_call_of_a_factory_is_typed_as_its_model(tmp_path):
+    snippet = tmp_path / "snippet.py"
+    snippet.write_text(SNIPPET)
+    output, errors, status = api.run(
+        ["--strict", "--no-error-summary", f"--cache-dir={tmp_path / 'cache'}", str(snippet)]
+    )
+    said = [line for line in output.splitlines() if "snippet.py" in line]
+    assert [line.partition("is ")[2].strip('"') for line in said] == REVEALED, output
+    assert not errors
+    assert status == 0, output
