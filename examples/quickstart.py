@@ -86,7 +86,10 @@ with tempfile.TemporaryDirectory() as folder:
 
         print(f"Made {len(tracker)} rows; {ann.email} is one of them.")
         with Session(engine) as session:
-            print("A list page of ours only:", len(session.scalars(select(User).where(tracker.mine(User))).all()))
+            print(
+                "A list page of ours only:",
+                len(session.scalars(select(User).where(tracker.mine(User))).all()),
+            )
         print("\nThe plan:")
         print(cleanup.plan())
 

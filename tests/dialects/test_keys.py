@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from harness.databases import Database
-from harness.targets import ALL_DRIVERS
 from sqlalchemy.dialects import mysql, postgresql
 
+from harness.databases import Database
+from harness.targets import ALL_DRIVERS
 from tidyrows.dialects import dialect_for
 from tidyrows.rows import KeyedTable, TableName
 
@@ -180,7 +180,16 @@ def test_nobody_waits_for_somebody_elses_row(database: Database, kind: str) -> N
     dialect, real = dialect_for(engine), keyed(engine, table)
     with engine.connect() as theirs, engine.connect() as connection:
         theirs.execution_options(isolation_level="READ COMMITTED")
-        assert len(theirs.execute(sa.select(table).where(table.c.id.in_([make_key(1), make_key(3)])).with_for_update()).all()) == 2
+        assert (
+            len(
+                theirs.execute(
+                    sa.select(table)
+                    .where(table.c.id.in_([make_key(1), make_key(3)]))
+                    .with_for_update()
+                ).all()
+            )
+            == 2
+        )
         dialect.begin_cleanup(connection, lock_timeout=1)
         assert dialect.delete_by_keys(connection, real, [make_key(2), make_key(4)]) == 1
         connection.commit()
@@ -235,7 +244,7 @@ def test_composite_keys_are_matched_whole(database: Database, kind: str) -> None
 def test_any_name_may_be_used(database: Database) -> None:
     engine = database.engine()
     table = sa.Table(
-        "Order \"100%\" it's `so` :x",
+        'Order "100%" it\'s `so` :x',
         sa.MetaData(schema=database.extra_schema("Odd")),
         sa.Column("select %(k)s", sa.Integer, primary_key=True, autoincrement=False),
         sa.Column('Group "%" `q` :y', sa.String(10), primary_key=True),
@@ -281,7 +290,10 @@ def test_counts_are_exact_over_chunks(database: Database, count: int, composite:
 def test_no_keys_are_no_rows(database: Database) -> None:
     engine = database.engine()
     table = sa.Table(
-        "things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Integer)
+        "things",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("note", sa.Integer),
     )
     make(engine, table, [(1, 1)])
     dialect, real = dialect_for(engine), keyed(engine, table)
@@ -293,10 +305,66 @@ def test_no_keys_are_no_rows(database: Database) -> None:
         dialect.end_cleanup(connection)
 
 
+UNFIT: dict[str, tuple[sa.types.TypeEngine[Any], list[Any], list[Any]]] = {
+    "integer": (sa.Integer(), [2147483647, -2147483648, 5], [5_000_000_000, -5_000_000_000]),
+    "text": (sa.String(3), ["too", "abc"], ["toolong", "abcabc"]),
+    "numeric": (
+        sa.Numeric(10, 2),
+        [decimal.Decimal("1.00"), decimal.Decimal("1.01")],
+        [decimal.Decimal("1.005"), decimal.Decimal("1.0049"), decimal.Decimal("1E-40")],
+    ),
+    "datetime": (
+        sa.DateTime().with_variant(postgresql.TIMESTAMP(precision=0), "postgresql"),
+        [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, 0, 0, 1)],
+        [
+            datetime.datetime(2020, 1, 1, 0, 0, 0, 400000),
+            datetime.datetime(2020, 1, 1, 0, 0, 0, 600000),
+        ],
+    ),
+}
+
+
+@every_driver
+@pytest.mark.parametrize("kind", UNFIT)
+@pytest.mark.parametrize("composite", [False, True])
+@pytest.mark.filterwarnings("ignore:Dialect .* does \\*not\\* support Decimal")
+def test_a_key_that_its_column_cannot_hold_is_nobodys(
+    database: Database, kind: str, composite: bool
+) -> None:
+    """It must not be cut, rounded or clamped into a stranger's key; an error harms nobody."""
+    engine = database.engine()
+    type_, theirs, wrong = UNFIT[kind]
+    columns = [sa.Column("id", type_, primary_key=True, autoincrement=False)]
+    if composite:
+        columns.append(sa.Column("b", sa.Integer, primary_key=True, autoincrement=False))
+    table = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.Integer))
+    make(engine, table, [(key, 1, 1) if composite else (key, 1) for key in theirs])
+    ask = [(key, 1) if composite else key for key in wrong]
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        try:
+            assert dialect.delete_by_keys(connection, real, ask) == 0
+            assert dialect.existing_keys(connection, real, ask) == []
+        except sa.exc.DBAPIError as error:
+            assert engine.dialect.name == "postgresql"
+            assert (
+                error.orig.sqlstate == "22003"
+                if hasattr(error.orig, "sqlstate")
+                else error.orig.pgcode == "22003"
+            )
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, table) == [1] * len(theirs)
+
+
 @every_driver
 def test_an_engine_wide_translate_map_does_not_touch_real_schemas(database: Database) -> None:
     table = sa.Table(
-        "things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), sa.Column("note", sa.Integer)
+        "things",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("note", sa.Integer),
     )
     engine = database.engine()
     make(engine, table, [(1, 1), (2, 2)])

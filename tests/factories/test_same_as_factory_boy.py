@@ -169,7 +169,7 @@ def test_a_session_factory_is_called_and_its_session_kept(base, session):
 
 
 def test_a_session_and_a_session_factory_are_one_too_many(pages, session):
-    with pytest.raises(RuntimeError, match="^Provide either a sqlalchemy_session or a sqla"):
+    with pytest.raises(RuntimeError, match=r"^Provide either a sqlalchemy_session or a sqla"):
 
         class Both(pages):
             class Meta:
@@ -230,9 +230,9 @@ def test_strategies_and_hooks(pages):
 
         @classmethod
         def _after_postgeneration(cls, instance, create, results=None):
-            seen.append((create, sorted(results)))
+            seen.append((instance.title, create, sorted(results)))
 
     assert Hooked(hook=3, hook__a=4).title == "t1"
-    assert seen == [(False, 3, {"a": 4}), (False, ["hook"])]
+    assert seen == [(False, 3, {"a": 4}), ("t1", False, ["hook"])]
     Hooked.create()
-    assert seen[2:] == [(True, None, {}), (True, ["hook"])]
+    assert seen[2:] == [(True, None, {}), ("t1", True, ["hook"])]

@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.orm import Session
+
 from harness.bystanders import Bystanders, snapshot
 from harness.models import (
     Base,
@@ -23,9 +26,6 @@ from harness.models import (
     User,
     user_groups,
 )
-from sqlalchemy.dialects import mysql, postgresql, sqlite
-from sqlalchemy.orm import Session
-
 from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
 
 
@@ -77,7 +77,9 @@ def test_objects_with_their_cascades_and_association_rows(any_driver_zoo_engine,
 
 def test_joined_inheritance_in_every_table_and_single_table_once(any_driver_zoo_engine, bystanders):
     def work(session: Session) -> None:
-        session.add_all([Engineer(name="Ada"), Engineer(name="Grace"), Dog(name="D"), Cat(name="C")])
+        session.add_all(
+            [Engineer(name="Ada"), Engineer(name="Grace"), Dog(name="D"), Cat(name="C")]
+        )
 
     assert in_session(any_driver_zoo_engine, work, bystanders) == {
         "persons": 2,
@@ -109,23 +111,20 @@ CORE_FORMS: dict[str, Any] = {
         s.connection().execute(sa.insert(Org).values(name="one").returning(Org.name)), ["one"]
     ),
     "one with a given key": lambda s: s.connection().execute(
-        sa.insert(Org).values(id=991, name="one")
+        sa.insert(Org).values(id=-1, name="one")
     ),
     "a given key and returning of something else": lambda s: _check(
-        s.connection().execute(
-            sa.insert(Org).values(id=992, name="one").returning(Org.name)
-        ),
+        s.connection().execute(sa.insert(Org).values(id=-2, name="one").returning(Org.name)),
         ["one"],
     ),
     "many": lambda s: s.connection().execute(sa.insert(Org.__table__), NAMES),
     "many with given keys": lambda s: s.connection().execute(
-        sa.insert(Org), [{"id": 993 + n, "name": "many"} for n in range(3)]
+        sa.insert(Org), [{"id": -10 + n, "name": "many"} for n in range(3)]
     ),
-    "many with returning of the key": lambda s: len(
-        s.connection().execute(sa.insert(Org).returning(Org.id), NAMES).all()
-    )
-    == 3
-    or pytest.fail("rows"),
+    "many with returning of the key": lambda s: (
+        len(s.connection().execute(sa.insert(Org).returning(Org.id), NAMES).all()) == 3
+        or pytest.fail("rows")
+    ),
     "many with returning of something else": lambda s: _check(
         s.connection().execute(sa.insert(Org).returning(Org.name), NAMES),
         [row["name"] for row in NAMES],
@@ -141,11 +140,9 @@ CORE_FORMS: dict[str, Any] = {
         )
     ),
     "orm bulk insert": lambda s: s.execute(sa.insert(Org), NAMES),
-    "orm bulk insert returning the entity": lambda s: len(
-        s.scalars(sa.insert(Org).returning(Org), NAMES).all()
-    )
-    == 3
-    or pytest.fail("rows"),
+    "orm bulk insert returning the entity": lambda s: (
+        len(s.scalars(sa.insert(Org).returning(Org), NAMES).all()) == 3 or pytest.fail("rows")
+    ),
     "orm bulk insert returning a column": lambda s: _check(
         s.execute(sa.insert(Org).returning(Org.name), NAMES), [row["name"] for row in NAMES]
     ),
@@ -277,13 +274,15 @@ def test_a_key_changed_through_the_session_is_followed(zoo_engine):
     ],
 )
 def test_raw_inserts_are_noticed_and_said(zoo_engine, sql):
-    with pytest.warns(UntrackedRowsWarning, match="orgs"), CleanupManager(
-        ResourceTracker(zoo_engine)
+    with (
+        pytest.warns(UntrackedRowsWarning, match="orgs"),
+        CleanupManager(ResourceTracker(zoo_engine)),
     ):
         with zoo_engine.begin() as connection:
             connection.execute(sa.text(sql))
-    with pytest.warns(UntrackedRowsWarning, match="orgs"), CleanupManager(
-        ResourceTracker(zoo_engine)
+    with (
+        pytest.warns(UntrackedRowsWarning, match="orgs"),
+        CleanupManager(ResourceTracker(zoo_engine)),
     ):
         with zoo_engine.begin() as connection:
             connection.exec_driver_sql(sql)
@@ -364,8 +363,9 @@ def test_an_upsert_that_cannot_prove_anything_says_so(zoo_database):
     kind = {"postgresql": None, "sqlite": "update", "mysql": "update"}[zoo_database.backend]
     if kind is None:
         pytest.skip("PostgreSQL proves its upserts")
-    with pytest.warns(UntrackedRowsWarning, match="upsert"), CleanupManager(
-        ResourceTracker(engine)
+    with (
+        pytest.warns(UntrackedRowsWarning, match="upsert"),
+        CleanupManager(ResourceTracker(engine)),
     ):
         with engine.begin() as connection:
             connection.execute(_upsert(engine, kind, [{"code": "XTS", "name": "ours"}]))
@@ -474,9 +474,10 @@ def test_a_null_in_a_key_is_never_a_target(sqlite_engine):
         sa.Column("b", sa.String, primary_key=True, nullable=True),
     )
     table.create(sqlite_engine)
-    with pytest.warns(UntrackedRowsWarning, match="NULL"), CleanupManager(
-        ResourceTracker(sqlite_engine)
-    ) as cleanup:
+    with (
+        pytest.warns(UntrackedRowsWarning, match="NULL"),
+        CleanupManager(ResourceTracker(sqlite_engine)) as cleanup,
+    ):
         with sqlite_engine.begin() as connection:
             connection.execute(sa.insert(table), [{"a": None, "b": "x"}, {"a": "y", "b": "x"}])
     assert cleanup.report.total_deleted == 1

@@ -7,10 +7,10 @@ import warnings
 
 import pytest
 import sqlalchemy as sa
-from harness.bystanders import Bystanders, snapshot
-from harness.models import Currency, Group, Org, User
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
+from harness.bystanders import Bystanders, snapshot
+from harness.models import Currency, Group, Org, User
 from tidyrows import (
     CleanupManager,
     LateCommitWarning,

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.mysql import MySQL
+from tidyrows.dialects.places import database_name
 from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sqlite import SQLite
 
@@ -23,6 +24,7 @@ __all__ = [
     "Fault",
     "Loss",
     "RealTable",
+    "database_name",
     "dialect_for",
 ]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, time
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -19,6 +20,9 @@ _COLUMNS = """
 SELECT column_name, data_type, character_set_name, collation_name
 FROM information_schema.columns WHERE table_schema = %s AND table_name = %s"""
 _LONGEST = 4000  # characters; beyond that plain IN does
+_DIGITS, _SCALE = 65, 30  # the most that DECIMAL has on MySQL; MariaDB has some more
+_Form = tuple[str, "Callable[[Any], Any]", str]
+"""JSON_TABLE's column type, how a value is written, and what the real column is compared to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,35 +72,45 @@ def json_rows(types: Sequence[RealType], values: Sequence[Sequence[Any]]) -> Jso
     return JsonRows(text, ", ".join(columns), expressions)
 
 
-def _form(real: RealType, values: Sequence[Any]) -> tuple[str, Callable[[Any], Any], str] | None:
-    """JSON_TABLE's column type, how a value is written, and what is compared.
+def _form(real: RealType, values: Sequence[Any]) -> _Form | None:
+    """How the values of one column travel.
 
     No form may round or cut: a key that the real column cannot hold must find nothing.
     """
     kinds = {type(value) for value in values}
+    form: _Form | None = None
     match real.name:
         case "tinyint" | "smallint" | "mediumint" | "int" | "bigint" if kinds <= {int, bool}:
-            return _integers(values)
-        case "char" | "varchar" if kinds == {str}:
+            # The widest: a narrow type reads a key that is too large as its own largest value.
+            least, most = min(values), max(values)
+            if least >= -(2**63) and most < 2**63:
+                form = "BIGINT", int, "{}"
+            elif least >= 0 and most < 2**64:
+                form = "BIGINT UNSIGNED", int, "{}"
+        case "char" | "varchar" | "enum" if kinds == {str}:
             size = max(map(len, values)) + 1
-            text = f"VARCHAR({size}) CHARACTER SET {real.charset} COLLATE {real.collation}"
-            return (text, str, "{}") if size <= _LONGEST else None
+            if size <= _LONGEST:
+                charset = f"CHARACTER SET {real.charset} COLLATE {real.collation}"
+                form = f"VARCHAR({size}) {charset}", str, "{}"
         case "binary" | "varbinary" if kinds <= {bytes, bytearray}:
             size = 2 * max(map(len, values)) + 1
-            text = f"VARCHAR({size}) CHARACTER SET ascii"
-            return (text, lambda value: value.hex(), "UNHEX({})") if size <= _LONGEST else None
+            if size <= _LONGEST:
+                form = f"VARCHAR({size}) CHARACTER SET ascii", bytes.hex, "UNHEX({})"
         case "uuid" if kinds <= {str, UUID}:
-            return "VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"
+            form = "VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"
+        case "decimal" if kinds == {Decimal} and all(map(_fits, values)):
+            form = "DECIMAL(65, 30)", "{:f}".format, "{}"
         case "date" if kinds == {date}:
-            return "DATE", str, "{}"
+            form = "DATE", str, "{}"
+        case "time" if kinds == {time} and not any(value.tzinfo for value in values):
+            form = "TIME(6)", str, "{}"
         case "datetime" | "timestamp" if kinds == {datetime}:
-            naive = all(value.tzinfo is None for value in values)
-            return ("DATETIME(6)", str, "{}") if naive else None
-    return None
+            if not any(value.tzinfo for value in values):
+                form = "DATETIME(6)", str, "{}"
+    return form
 
 
-def _integers(values: Sequence[int]) -> tuple[str, Callable[[Any], Any], str] | None:
-    # Always the widest: a narrow column would read a key too large as its own largest value.
-    if min(values) >= -(2**63) and max(values) < 2**63:
-        return "BIGINT", int, "{}"
-    return ("BIGINT UNSIGNED", int, "{}") if min(values) >= 0 and max(values) < 2**64 else None
+def _fits(value: Decimal) -> bool:
+    """Into DECIMAL(65, 30), to the last digit."""
+    exponent = value.as_tuple().exponent
+    return isinstance(exponent, int) and exponent >= -_SCALE and value.adjusted() < _DIGITS - _SCALE

@@ -91,7 +91,10 @@ class Call:
 
 def running_call(tracker: ResourceTracker) -> Call | None:
     """The call under way that will commit this tracker's session."""
-    for call in _calls.get():
+    calls = _calls.get()
+    if not calls:
+        return None
+    for call in calls:
         if call.tracker is tracker and call.running:
             return call
     return None

@@ -51,8 +51,9 @@ class TrackedOptions(SQLAlchemyOptions):
         """
         # Before Meta is read there is no named_session: the AttributeError tells factory_boy that
         # the option is free.
-        if self.named_session is not None or self.sqlalchemy_session_factory:
-            return self.named_session
+        named = self.named_session
+        if named is not None or self.sqlalchemy_session_factory:
+            return named
         tracker = current_tracker()
         return None if tracker is None else tracker.session
 
@@ -86,11 +87,11 @@ class TrackedOptions(SQLAlchemyOptions):
         self, step: BuildStep, instance: Any, results: dict[str, Any]
     ) -> None:
         """Call the factory's last hook; commit where no call of ours will."""
-        tracker = current_tracker()
         if (
-            tracker is not None
-            and step.builder.strategy == CREATE_STRATEGY
+            self.named_session is None
             and self._commits_at_the_end
+            and step.builder.strategy == CREATE_STRATEGY
+            and (tracker := current_tracker()) is not None
             and running_call(tracker) is None
         ):
             # A plain factory_boy factory has us as a SubFactory: nobody else commits our object.

@@ -19,6 +19,6 @@ class InterleavedCounter(_Counter):
     def next(self) -> int:
         """The next number of this worker."""
         context = active_context()
-        value = self.seq + (context.worker_index if context.stride > 1 else 0)
+        value = self.seq + context.worker_index
         self.seq += context.stride
         return value

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import database_name, dialect_for
 from tidyrows.rows import KeyedTable, TableName
 from tidyrows.tracking import ambient, rawsql, statements
 from tidyrows.tracking.changes import Change, Kind
@@ -50,15 +50,6 @@ def capture_for(engine: sa.Engine) -> Capture:
         if capture is None:
             capture = _captures[engine] = Capture(engine)
         return capture
-
-
-def database_name(engine: sa.Engine) -> str:
-    """The database as row keys name it: no user, no password; unique for one in memory."""
-    url = engine.url
-    if url.database in {None, "", ":memory:"}:
-        return f"{url.get_backend_name()}://#{id(root_engine(engine).pool):x}"
-    host = f"{url.host}:{url.port}" if url.port else url.host or ""
-    return f"{url.get_backend_name()}://{host}/{url.database}"
 
 
 class Capture:

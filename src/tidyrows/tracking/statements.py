@@ -65,9 +65,9 @@ def rewrite_insert(
                 insert,
                 refusal="an upsert on this database does not tell a new row from one it found",
             )
-    elif _reports_keys(insert):
-        return None
-    elif not insert._returning and _parameters_hold_key(insert, multiparams, key):
+    elif _reports_keys(insert) or (
+        not insert._returning and _parameters_hold_key(insert, multiparams, key)
+    ):
         return None
     able = dialect.executemany_returning if multiparams else dialect.returning
     if not able:
