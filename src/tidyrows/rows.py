@@ -65,6 +65,11 @@ class KeyedTable:
         return tuple(self.table.primary_key)
 
     @cached_property
+    def key_names(self) -> tuple[str, ...]:
+        """How statements' parameters name the primary key's columns."""
+        return tuple(column.key for column in self.key_columns)
+
+    @cached_property
     def clause(self) -> sa.TableClause:
         """A light copy for statements: fully qualified, all columns with the project's types."""
         return sa.table(

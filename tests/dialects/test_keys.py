@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import decimal
 import enum
 import uuid
@@ -103,17 +103,17 @@ KINDS: dict[str, tuple[sa.types.TypeEngine[Any], Callable[[int], Any]]] = {
         sa.LargeBinary().with_variant(mysql.VARBINARY(20), "mysql", "mariadb"),
         lambda n: bytes([0, 255, 92, 39, 34, 37, n]),
     ),
-    "date": (sa.Date(), lambda n: datetime.date(2020, 1, n)),
+    "date": (sa.Date(), lambda n: dt.date(2020, 1, n)),
     "datetime": (
         sa.DateTime().with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb"),
-        lambda n: datetime.datetime(2020, 1, n, 13, 4, 5, 600 + n),
+        lambda n: dt.datetime(2020, 1, n, 13, 4, 5, 600 + n),
     ),
     "datetime with zone": (
         sa.DateTime(timezone=True),
-        lambda n: datetime.datetime(2020, 1, n, 13, 4, 5, tzinfo=datetime.UTC),
+        lambda n: dt.datetime(2020, 1, n, 13, 4, 5, tzinfo=dt.UTC),
     ),
-    "time": (sa.Time(), lambda n: datetime.time(3, 4, n)),
-    "interval": (sa.Interval(), lambda n: datetime.timedelta(days=n, seconds=n)),
+    "time": (sa.Time(), lambda n: dt.time(3, 4, n)),
+    "interval": (sa.Interval(), lambda n: dt.timedelta(days=n, seconds=n)),
     "numeric": (sa.Numeric(12, 3), lambda n: decimal.Decimal(n) / 8),
     "float": (sa.Double(), lambda n: n / 8),
     "enum": (sa.Enum(Colour), lambda n: list(Colour)[n - 1]),
@@ -275,7 +275,11 @@ def test_counts_are_exact_over_chunks(database: Database, count: int, composite:
     table = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.Integer))
     rows = range(2 * count)
     keys: list[Any] = [(n % 7, n) if composite else n for n in rows]
-    make(engine, table, [(*key, n) if composite else (n, n) for n, key in zip(rows, keys)])
+    make(
+        engine,
+        table,
+        [(*key, n) if composite else (n, n) for n, key in zip(rows, keys, strict=True)],
+    )
     dialect, real = dialect_for(engine), keyed(engine, table)
     with engine.connect() as connection:
         dialect.begin_cleanup(connection, lock_timeout=5)
@@ -315,10 +319,10 @@ UNFIT: dict[str, tuple[sa.types.TypeEngine[Any], list[Any], list[Any]]] = {
     ),
     "datetime": (
         sa.DateTime().with_variant(postgresql.TIMESTAMP(precision=0), "postgresql"),
-        [datetime.datetime(2020, 1, 1), datetime.datetime(2020, 1, 1, 0, 0, 1)],
+        [dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, 0, 0, 1)],
         [
-            datetime.datetime(2020, 1, 1, 0, 0, 0, 400000),
-            datetime.datetime(2020, 1, 1, 0, 0, 0, 600000),
+            dt.datetime(2020, 1, 1, 0, 0, 0, 400000),
+            dt.datetime(2020, 1, 1, 0, 0, 0, 600000),
         ],
     ),
 }
@@ -346,13 +350,9 @@ def test_a_key_that_its_column_cannot_hold_is_nobodys(
         try:
             assert dialect.delete_by_keys(connection, real, ask) == 0
             assert dialect.existing_keys(connection, real, ask) == []
-        except sa.exc.DBAPIError as error:
-            assert engine.dialect.name == "postgresql"
-            assert (
-                error.orig.sqlstate == "22003"
-                if hasattr(error.orig, "sqlstate")
-                else error.orig.pgcode == "22003"
-            )
+        except sa.exc.DataError:  # PostgreSQL: out of range
+            refuses = engine.dialect.name == "postgresql"
+            assert refuses
         connection.commit()
         dialect.end_cleanup(connection)
     assert contents(engine, table) == [1] * len(theirs)

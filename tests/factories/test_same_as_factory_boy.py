@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
 
+from tidyrows import worker
 from tidyrows.factories import TrackedFactory
 
 
@@ -24,6 +25,12 @@ class Page(Base):
     text: Mapped[str | None] = mapped_column(sa.String(20), unique=True)
     title: Mapped[str | None] = mapped_column(sa.String(20), unique=True)
     session: Mapped[str | None] = mapped_column(sa.String(20))  # a name that _save has too
+
+
+@pytest.fixture(autouse=True)
+def _lone_worker(monkeypatch):
+    """With several workers sequences interleave, these tests' own workers included."""
+    monkeypatch.setattr(worker._process, "current", worker.WorkerContext("lone", "main", 0))
 
 
 @pytest.fixture(params=[TrackedFactory, SQLAlchemyModelFactory])

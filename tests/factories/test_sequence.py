@@ -109,6 +109,7 @@ def test_inherited_factories_share_one_interleaved_counter(worker):
 
 def test_the_worker_is_asked_when_a_number_is_wanted(worker):
     animals = make(TrackedFactory)
+    worker(0, 1)
     assert names(animals, 1) == [5]
     worker(4, 8)
     assert names(animals, 1) == [10]

@@ -160,7 +160,18 @@ class Dialect:
         """Make sure that a SAVEPOINT to come stands inside a transaction."""
 
     def guard_pool(self, engine: sa.Engine) -> None:
-        """Keep a transaction that a failed COMMIT left open from the pool's next user."""
+        """Keep a transaction that a failed COMMIT left open from the pool's next user.
+
+        SQLAlchemy believes it over and returns the connection as it is, after SQLite's BUSY as
+        after a commit listener that raised on any database; the next user would commit its rows.
+        """
+        # Not event.contains: a pool that dispose() has made anew keeps its listeners unbeknown to it.
+        if self._end_leftover not in engine.pool.dispatch.reset:
+            sa.event.listen(engine.pool, "reset", self._end_leftover)
+
+    def _end_leftover(self, dbapi_connection: Any, record: Any, state: Any) -> None:
+        if state.transaction_was_reset and self.in_transaction(dbapi_connection):
+            dbapi_connection.rollback()
 
     # ----- inserts -----------------------------------------------------------------------------
 

@@ -78,39 +78,75 @@ def _form(real: RealType, values: Sequence[Any]) -> _Form | None:
     No form may round or cut: a key that the real column cannot hold must find nothing.
     """
     kinds = {type(value) for value in values}
-    form: _Form | None = None
-    match real.name:
-        case "tinyint" | "smallint" | "mediumint" | "int" | "bigint" if kinds <= {int, bool}:
-            # The widest: a narrow type reads a key that is too large as its own largest value.
-            least, most = min(values), max(values)
-            if least >= -(2**63) and most < 2**63:
-                form = "BIGINT", int, "{}"
-            elif least >= 0 and most < 2**64:
-                form = "BIGINT UNSIGNED", int, "{}"
-        case "char" | "varchar" | "enum" if kinds == {str}:
-            size = max(map(len, values)) + 1
-            if size <= _LONGEST:
-                charset = f"CHARACTER SET {real.charset} COLLATE {real.collation}"
-                form = f"VARCHAR({size}) {charset}", str, "{}"
-        case "binary" | "varbinary" if kinds <= {bytes, bytearray}:
-            size = 2 * max(map(len, values)) + 1
-            if size <= _LONGEST:
-                form = f"VARCHAR({size}) CHARACTER SET ascii", bytes.hex, "UNHEX({})"
-        case "uuid" if kinds <= {str, UUID}:
-            form = "VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"
-        case "decimal" if kinds == {Decimal} and all(map(_fits, values)):
-            form = "DECIMAL(65, 30)", "{:f}".format, "{}"
-        case "date" if kinds == {date}:
-            form = "DATE", str, "{}"
-        case "time" if kinds == {time} and not any(value.tzinfo for value in values):
-            form = "TIME(6)", str, "{}"
-        case "datetime" | "timestamp" if kinds == {datetime}:
-            if not any(value.tzinfo for value in values):
-                form = "DATETIME(6)", str, "{}"
-    return form
+    found = _FORMS.get(real.name)
+    if found is None or not kinds <= found[0]:
+        return None
+    return found[1](real, values)
 
 
-def _fits(value: Decimal) -> bool:
-    """Into DECIMAL(65, 30), to the last digit."""
-    exponent = value.as_tuple().exponent
-    return isinstance(exponent, int) and exponent >= -_SCALE and value.adjusted() < _DIGITS - _SCALE
+def _integer(real: RealType, values: Sequence[int]) -> _Form | None:
+    # The widest: a narrow type reads a key that is too large as its own largest value.
+    if min(values) >= -(2**63) and max(values) < 2**63:
+        return "BIGINT", int, "{}"
+    unsigned = min(values) >= 0 and max(values) < 2**64
+    return ("BIGINT UNSIGNED", int, "{}") if unsigned else None
+
+
+def _text(real: RealType, values: Sequence[str]) -> _Form | None:
+    size = max(map(len, values)) + 1
+    type_name = f"VARCHAR({size}) CHARACTER SET {real.charset} COLLATE {real.collation}"
+    return (type_name, str, "{}") if size <= _LONGEST else None
+
+
+def _binary(real: RealType, values: Sequence[bytes]) -> _Form | None:
+    size = 2 * max(map(len, values)) + 1
+    type_name = f"VARCHAR({size}) CHARACTER SET ascii"
+    return (type_name, lambda value: value.hex(), "UNHEX({})") if size <= _LONGEST else None
+
+
+def _uuid(real: RealType, values: Sequence[Any]) -> _Form | None:
+    return "VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"
+
+
+def _decimal(real: RealType, values: Sequence[Decimal]) -> _Form | None:
+    for value in values:
+        exponent = value.as_tuple().exponent
+        if not isinstance(exponent, int) or exponent < -_SCALE:  # NaN and its kin are no int
+            return None
+        if value.adjusted() >= _DIGITS - _SCALE:
+            return None
+    return f"DECIMAL({_DIGITS}, {_SCALE})", "{:f}".format, "{}"
+
+
+def _date(real: RealType, values: Sequence[date]) -> _Form | None:
+    return "DATE", str, "{}"
+
+
+def _moment(real: RealType, values: Sequence[datetime | time]) -> _Form | None:
+    type_name = "TIME(6)" if real.name == "time" else "DATETIME(6)"
+    return None if any(value.tzinfo for value in values) else (type_name, str, "{}")
+
+
+_INTEGER = (frozenset({int, bool}), _integer)
+_TEXT = (frozenset({str}), _text)
+_BINARY = (frozenset({bytes, bytearray}), _binary)
+_DATETIME = (frozenset({datetime}), _moment)
+_FORMS: dict[str, tuple[frozenset[type], Callable[[RealType, Any], _Form | None]]] = {
+    "tinyint": _INTEGER,
+    "smallint": _INTEGER,
+    "mediumint": _INTEGER,
+    "int": _INTEGER,
+    "bigint": _INTEGER,
+    "char": _TEXT,
+    "varchar": _TEXT,
+    "enum": _TEXT,
+    "binary": _BINARY,
+    "varbinary": _BINARY,
+    "uuid": (frozenset({str, UUID}), _uuid),
+    "decimal": (frozenset({Decimal}), _decimal),
+    "date": (frozenset({date}), _date),
+    "time": (frozenset({time}), _moment),
+    "datetime": _DATETIME,
+    "timestamp": _DATETIME,
+}
+"""By real type: the Python types that it takes, and how they travel."""

@@ -160,10 +160,15 @@ class MySQL(Dialect):
             if sent is None:
                 deleted += delete_plainly(connection, table, keys[start : start + _JSON_KEYS])
                 continue
-            equal = zip(names, sent.expressions, strict=True)
+            # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
+            equal = (
+                f"{place}.{name} = {value}"
+                for name, value in zip(names, sent.expressions, strict=True)
+            )
             sql = (
-                f"DELETE t FROM JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
-                f"STRAIGHT_JOIN {place} AS t ON {' AND '.join(f't.{a} = {b}' for a, b in equal)}"
+                f"DELETE FROM {place} USING "
+                f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
+                f"STRAIGHT_JOIN {place} ON {' AND '.join(equal)}"
             )
             deleted += connection.exec_driver_sql(sql, (sent.json,)).rowcount
         return deleted

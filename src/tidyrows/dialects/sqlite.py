@@ -104,11 +104,6 @@ class SQLite(Dialect):
             with closing(connection.connection.cursor()) as cursor:
                 cursor.execute(f"BEGIN {level}")
 
-    def guard_pool(self, engine: sa.Engine) -> None:
-        """Roll back, when a connection returns, what a failed COMMIT left open on it."""
-        if not sa.event.contains(engine.pool, "reset", _roll_back_leftover):
-            sa.event.listen(engine.pool, "reset", _roll_back_leftover)
-
     # ----- inserts -----------------------------------------------------------------------------
 
     def upsert(self, insert: sa.Insert) -> bool:
@@ -263,12 +258,6 @@ def _names(connection: sa.Connection, table: KeyedTable) -> tuple[str, list[str]
     quote = connection.dialect.identifier_preparer.quote
     place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
     return place, [quote(column.name) for column in table.key_columns]
-
-
-def _roll_back_leftover(dbapi_connection: Any, record: Any, state: Any) -> None:
-    raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-    if raw.in_transaction:
-        dbapi_connection.rollback()
 
 
 def _quoted(name: str) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.rows import KeyedTable, TableName
 from tidyrows.tracking import ambient, rawsql, statements
-from tidyrows.tracking.changes import Change, Kind
+from tidyrows.tracking.changes import Change, Kind, TransactionLog
 from tidyrows.tracking.transactions import EVENTS, Transactions
 
 if TYPE_CHECKING:
@@ -71,9 +71,11 @@ class Capture:
             sa.Connection, weakref.WeakSet[ResourceTracker]
         ] = weakref.WeakKeyDictionary()
         self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
+        self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
-        event.listen(engine, "after_cursor_execute", self._after_cursor_execute)
+        for name in ("do_execute", "do_executemany"):
+            event.listen(engine, name, self._do_execute)
         for name in EVENTS:
             event.listen(engine, name, getattr(self._transactions, name))
         self.dialect.guard_pool(engine)
@@ -130,32 +132,42 @@ class Capture:
         params: Any,
         options: Mapping[str, Any],
     ) -> tuple[Any, Any, Any]:
-        if isinstance(statement, Insert) and not self._transactions.idle:
-            self._transactions.settle_on(connection)
-            owner = self._owner(connection)
-            if owner is not None:
-                statement = self._prepared_insert(
-                    connection, owner, statement, multiparams, options
-                )
+        if (
+            isinstance(statement, Insert)
+            and not self._transactions.idle
+            and not self._is_plain(statement, multiparams)
+            and self._owner(connection) is not None
+        ):
+            statement = self._prepared_insert(connection, statement, multiparams, options)
         return statement, multiparams, params
+
+    def _is_plain(self, insert: Insert, multiparams: Any) -> bool:
+        """Whether SQLAlchemy will tell the key of its one row by itself; most inserts are such."""
+        if len(multiparams) > 1 or not statements.is_plain(insert):
+            return False
+        table = insert.table
+        if table not in self._plain_tables:
+            if self.dialect.upsert(insert):
+                return False
+            self._plain_tables.add(table)
+        return True
 
     def _prepared_insert(
         self,
         connection: sa.Connection,
-        owner: ResourceTracker,
         insert: Insert,
         multiparams: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> Insert:
-        owner.refuse_production(connection.engine)
-        found = self._target(connection, insert.table, options)
+        log = self._transactions.log(connection)
+        found = self._target(connection, log, insert.table, options)
         if found is None:
             return insert
         target, real = found
         rewrite = statements.rewrite_insert(insert, multiparams, target, real, self.dialect)
         if rewrite is None:
             return insert
-        self._transactions.log(connection).rewritten[id(rewrite.statement)] = rewrite
+        log.rewritten[id(rewrite.statement)] = rewrite
         return rewrite.statement
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
@@ -185,16 +197,20 @@ class Capture:
         options: Mapping[str, Any],
         result: sa.CursorResult[Any],
     ) -> None:
-        log = self._transactions.log(connection)
-        rewrite = log.rewritten.pop(id(insert), None)
-        found = self._target(connection, insert.table, options)
         owner = self._owner(connection)
-        if found is None or owner is None:
+        if owner is None:
+            return
+        log = self._transactions.log(connection)
+        rewrite = log.rewritten.pop(id(insert), None) if log.rewritten else None
+        found = self._target(connection, log, insert.table, options)
+        if found is None:
             return
         target, _real = found
         if not target.key_columns:
             rows = max(len(getattr(result.context, "compiled_parameters", ())), 1)
-            self._transactions.add(connection, Change(Kind.UNKEYED, target, [None] * rows, owner))
+            self._transactions.add(
+                connection, log, Change(Kind.UNKEYED, target, [None] * rows, owner)
+            )
             return
         told: tuple[list[tuple[Any, ...]], bool] | None
         reason = "its result does not tell which rows it made"
@@ -223,7 +239,7 @@ class Capture:
         if whole:
             stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
             self._transactions.add(
-                connection, Change(Kind.INSERTED, target, stored, owner, generated=generated)
+                connection, log, Change(Kind.INSERTED, target, stored, owner, generated=generated)
             )
 
     def _written(
@@ -234,12 +250,12 @@ class Capture:
         result: sa.CursorResult[Any],
     ) -> None:
         """Rows that are deleted, or whose key is changed, through a session or by key."""
-        found = self._target(connection, statement.table, options)
+        log = self._transactions.log(connection)
+        found = self._target(connection, log, statement.table, options)
         if found is None or not found[0].key_columns:
             return
         target = found[0]
         self._transactions.settle()
-        log = self._transactions.log(connection)
         if not any(holder.holds(target.name) for holder in self._transactions.holders) and not any(
             change.table is target for change in log
         ):
@@ -262,24 +278,19 @@ class Capture:
                 [(old[0], new and new[0]) if single else (old, new) for old, new in pairs],
                 certain=context.rowcount == len(pairs),
             )
-        self._transactions.add(connection, change)
+        self._transactions.add(connection, log, change)
 
-    def _after_cursor_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
-        self,
-        connection: sa.Connection,
-        cursor: Any,
-        sql: str,
-        parameters: Any,
-        context: Any,
-        executemany: bool,
-    ) -> None:
-        """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH."""
-        if self._transactions.idle or INTERNAL in context.execution_options:
+    def _do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
+        """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH.
+
+        An event of the dialect, not of the connection: on every statement's way, it is cheaper.
+        """
+        if context.isinsert or self._transactions.idle or INTERNAL in context.execution_options:
             return
         if context.compiled is None or context.is_text:
-            self._raw(connection, sql)
-        elif sql[:4] == "WITH" and not context.isinsert:
-            self._say_raw_insert(connection, sql)
+            self._raw(context.root_connection, sql)
+        elif sql[:4] == "WITH":
+            self._say_raw_insert(context.root_connection, sql)
 
     def _raw(self, connection: sa.Connection, sql: str) -> None:
         log = self._transactions.log(connection)
@@ -311,12 +322,16 @@ class Capture:
         connection.info.pop("tidyrows_targets", None)
         self.schema_version += 1
         if self.dialect.ddl_commits:
-            self._transactions.implicit_commit(connection)
+            self._transactions.commit(connection)
 
     # -- the real table ------------------------------------------------------------------------
 
     def _target(
-        self, connection: sa.Connection, table: Any, options: Mapping[str, Any]
+        self,
+        connection: sa.Connection,
+        log: TransactionLog,
+        table: Any,
+        options: Mapping[str, Any],
     ) -> tuple[KeyedTable, RealTable] | None:
         """The real table that a statement writes to, resolved inside its transaction."""
         if not isinstance(table, sa.Table):
@@ -325,10 +340,10 @@ class Capture:
         schema = table.schema
         if translate and schema in translate:
             schema = translate[schema]
-        log = self._transactions.log(connection)
-        known = log.targets.get((table, schema))
+        place = (table, schema)
+        known = log.targets.get(place)
         if known is None:
-            known = log.targets[table, schema] = self._resolved(connection, table, schema)
+            known = log.targets[place] = self._resolved(connection, table, schema)
         found: tuple[KeyedTable, RealTable] | None = known or None
         return found
 
@@ -336,13 +351,14 @@ class Capture:
         """Ask the database once per connection of the driver, or per transaction if it may move."""
         info = connection.info
         cache = info.setdefault("tidyrows_targets", {})
-        real = None if "tidyrows_moved" in info else cache.get((schema, table.name))
-        if real is None:
+        found = None if "tidyrows_moved" in info else cache.get((table, schema))
+        if found is None:
             real = self.dialect.resolve(connection, schema, table.name)
             if real is None or real.kind == "temporary":
                 return ()
-            cache[schema, table.name] = real
-        return self.keyed(TableName(self.database, real.schema, table.name), table), real
+            name = TableName(self.database, real.schema, table.name)
+            found = cache[table, schema] = self.keyed(name, table), real
+        return found
 
     def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
         """The one KeyedTable of a real table and a project's Table."""

@@ -61,16 +61,17 @@ class TransactionLog:
         release_unsure: a savepoint was released; on SQLite that may have been a commit.
     """
 
-    __slots__ = ("_savepoints", "release_unsure", "rewritten", "targets")
+    __slots__ = ("_any", "_savepoints", "release_unsure", "rewritten", "targets")
 
     def __init__(self) -> None:
         self._savepoints = [Savepoint("")]
+        self._any = False
         self.targets: dict[Any, Any] = {}
         self.rewritten: dict[int, Any] = {}
         self.release_unsure = False
 
     def __bool__(self) -> bool:
-        return any(savepoint.changes for savepoint in self._savepoints)
+        return self._any
 
     def __iter__(self) -> Iterator[Change]:
         for savepoint in self._savepoints:
@@ -79,10 +80,12 @@ class TransactionLog:
     def add(self, change: Change) -> None:
         """Note what the newest statement did."""
         self._savepoints[-1].changes.append(change)
+        self._any = True
 
     def restore(self, changes: list[Change]) -> None:
         """Put back what a COMMIT that failed has left open."""
         self._savepoints[0].changes[:0] = changes
+        self._any = True
 
     def savepoint(self, name: str) -> None:
         """A savepoint was set."""
@@ -114,6 +117,7 @@ class TransactionLog:
         """All changes, in order; the log is empty afterwards."""
         changes = list(self)
         self._savepoints = [Savepoint("")]
+        self._any = False
         self.targets.clear()
         self.rewritten.clear()
         self.release_unsure = False

@@ -40,6 +40,17 @@ class Rewrite:
     refusal: str | None = None
 
 
+def is_plain(insert: sa.Insert) -> bool:
+    """Whether an INSERT of one row has nothing that could hide the row's key."""
+    return (
+        insert._post_values_clause is None
+        and not insert._returning
+        and not insert._prefixes
+        and not insert._multi_values
+        and insert.select is None
+    )
+
+
 def rewrite_insert(
     insert: sa.Insert,
     multiparams: Sequence[Mapping[str, Any]],
@@ -150,15 +161,15 @@ def keys_from_result(
     """
     context: Any = result.context
     parameters = context.compiled_parameters
-    key = target.key_columns
-    names = [column.key for column in key]
+    names = target.key_names
     if context.executemany and not context.compiled.effective_returning:
         keys = [tuple(row.get(name) for name in names) for row in parameters]
         rowcount = context.rowcount
         if rowcount not in {-1, len(keys)}:
             return None
         return keys, False
-    generated = bool(parameters) and any(parameters[0].get(name) is None for name in names)
+    given = parameters[0] if parameters else {}
+    generated = any(given.get(name) is None for name in names)
     rows = context.inserted_primary_key_rows
     if not generated and _nothing_inserted(result, context):
         return [], False

@@ -61,6 +61,7 @@ class ResourceTracker:
         self.active = False
         self.holdings = Holdings()
         self._engines: dict[str, sa.Engine] = {}
+        self._captures: list[Capture] = []
         self._session: orm.Session | None = None
         self._caller_transaction: orm.SessionTransaction | None = None
         self._undo: list[Callable[[], None]] = []
@@ -155,13 +156,16 @@ class ResourceTracker:
         """The capture of an engine that this tracker may hold rows of."""
         capture = capture_for(engine)
         capture.add_holder(self)
-        self._engines.setdefault(capture.database, root_engine(engine))
+        if capture not in self._captures:
+            self._captures.append(capture)
+            self._engines.setdefault(capture.database, root_engine(engine))
         return capture
 
     def watch(self, session: orm.Session) -> None:
         """Hear what this session writes too, whatever it is bound to."""
         if session in self._watched:
             return
+        self._watched.add(session)
         engine = session_engine(session)
         bound = self._binding.bind
         if (
@@ -170,7 +174,6 @@ class ResourceTracker:
             and root_engine(engine) is root_engine(bound)
         ):
             return
-        self._watched.add(session)
         self._undo.append(listen_to_session(session, self))
 
     def refuse_production(self, engine: sa.Engine) -> None:
@@ -287,8 +290,8 @@ class ResourceTracker:
 
     def settle(self) -> None:
         """Believe every announced COMMIT of this tracker's engines that is over."""
-        for engine in list(self._engines.values()):
-            capture_for(engine).settle()
+        for capture in list(self._captures):
+            capture.settle()
 
     def mine(self, model: Any) -> sa.ColumnElement[bool]:
         """A WHERE clause for the rows of this test only, uncommitted ones included.
@@ -300,8 +303,8 @@ class ResourceTracker:
 
     def pending_changes(self) -> Iterator[Change]:
         """What is inserted for this tracker and not committed."""
-        for engine in list(self._engines.values()):
-            yield from capture_for(engine).pending(self)
+        for capture in list(self._captures):
+            yield from capture.pending(self)
 
     def pending_keys(self, table: sa.Table) -> list[Any]:
         """Keys of a table that are inserted and not committed."""

@@ -85,19 +85,12 @@ class Transactions:
                 log = self._logs[connection] = TransactionLog()
         return log
 
-    def add(self, connection: sa.Connection, change: Change) -> None:
+    def add(self, connection: sa.Connection, log: TransactionLog, change: Change) -> None:
         """Note a change; under autocommit it is true already."""
-        log = self.log(connection)
         if not log and self._dialect.in_transaction(driver_of(connection)) is False:
             self._believe([change])
         else:
             log.add(change)
-
-    def implicit_commit(self, connection: sa.Connection) -> None:
-        """The database has committed without being asked, as the MySQL family does at DDL."""
-        log = self._logs.get(connection)
-        if log:
-            self._believe(log.take())
 
     # -- transactions --------------------------------------------------------------------------
 
