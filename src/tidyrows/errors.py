@@ -28,7 +28,7 @@ class NoSessionError(TidyRowsError, RuntimeError):
 
 
 class SessionStateError(TidyRowsError):
-    """A session or connection is closed, or holds a transaction that is not tidyrows' to end."""
+    """A connection is closed, a transaction is not tidyrows' to end, or a tracker runs already."""
 
 
 class UnknownTableError(TidyRowsError):

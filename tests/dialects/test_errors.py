@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -244,9 +243,9 @@ def test_every_code_of_the_table(name: str, where: str, code: Any, fault: Fault)
 
 
 def test_one_dialect_per_engine() -> None:
-    make: Callable[[], sa.Engine] = lambda: sa.create_engine("sqlite://")  # noqa: E731 -- once
-    one, two = make(), make()
+    one, two = sa.create_engine("sqlite://"), sa.create_engine("sqlite://")
     assert dialect_for(one) is dialect_for(one)
     assert dialect_for(one) is not dialect_for(two)
     with one.connect() as connection:
         assert dialect_for(connection) is dialect_for(one)
+    one.dispose()

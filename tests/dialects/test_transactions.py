@@ -47,13 +47,15 @@ def test_the_driver_knows_whether_a_transaction_is_open(engine: sa.Engine) -> No
     dialect = dialect_for(engine)
     with engine.connect() as connection:
         raw = driver(connection)
-        assert dialect.in_transaction(raw) is False
+        # On MariaDB rows come without a status, so PyMySQL's last "no" may be out of date.
+        over = None if engine.dialect.name == "mysql" else False
+        assert dialect.in_transaction(raw) is over
         for end in (connection.rollback, connection.commit):
             connection.exec_driver_sql(INSERT)
             assert dialect.in_transaction(raw) is True
             assert dialect.in_transaction(connection.connection) is True  # as the pool hands it out
             end()
-            assert dialect.in_transaction(raw) is False
+            assert dialect.in_transaction(raw) is over
 
 
 @on(*ALL_DRIVERS)
@@ -79,7 +81,7 @@ def test_ddl_ends_the_transaction(engine: sa.Engine) -> None:
     with engine.connect() as connection:
         connection.exec_driver_sql(INSERT)
         connection.exec_driver_sql("CREATE TABLE more (id INT)")
-        assert dialect.in_transaction(driver(connection)) is False
+        assert not dialect.in_transaction(driver(connection))
 
 
 @on(*PG)

@@ -198,7 +198,10 @@ class MysqlHome(Home):
         self._on_server(f"CREATE DATABASE {self.name} CHARACTER SET utf8mb4")
 
     def _drop(self) -> None:
-        self._on_server(*(f"DROP DATABASE IF EXISTS {name}" for name in (*self._extra, self.name)))
+        self._on_server(
+            "SET foreign_key_checks = 0",  # a foreign key may lead from one to the other
+            *(f"DROP DATABASE IF EXISTS {name}" for name in (*self._extra, self.name)),
+        )
         self._extra.clear()
 
     def extra_schema(self, suffix: str) -> str:

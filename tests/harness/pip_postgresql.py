@@ -25,7 +25,8 @@ TRIES = 5
 SECONDS = 60
 # The server's life is one test run: durability would only cost time. The locale is C since a
 # bare machine has no other.
-SETTINGS = ("-c", "max_connections=300", "-c", "fsync=off", "-c", "full_page_writes=off")
+SETTINGS = ("-c", "max_connections=300", "-c", "fsync=off", "-c", "full_page_writes=off",
+            "-c", "max_prepared_transactions=10")  # fmt: skip  # a setting each
 
 
 def available() -> bool:

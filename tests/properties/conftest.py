@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 VARIABLE = "TIDYROWS_EXAMPLES"
 WANTED = os.environ.get(VARIABLE, "")
@@ -22,6 +22,7 @@ settings.register_profile(
     derandomize=not WANTED,
     database=None,  # examples are not kept: the same code must give the same answer everywhere
     print_blob=True,
+    phases=[Phase.explicit, Phase.generate, Phase.target, Phase.shrink],  # explaining takes minutes
     suppress_health_check=[
         HealthCheck.function_scoped_fixture,  # each example cleans the database itself
         HealthCheck.too_slow,  # making tables takes longer than drawing them

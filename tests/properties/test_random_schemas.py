@@ -93,10 +93,12 @@ def _doer(engine: sa.Engine, kind: str) -> Iterator[sa.Connection | Session]:
 def theirs(world: World, whole: Snapshot) -> Snapshot:
     """The part of the whole database that is not ours."""
     place = {table.name: list(table.columns.keys()).index("owner") for table in world.tables}
-    return Snapshot({
-        table: [row for row in rows if row[place[table.partition(".")[2]]] == THEIRS]
-        for table, rows in whole.items()
-    })
+    return Snapshot(
+        {
+            table: [row for row in rows if row[place[table.partition(".")[2]]] == THEIRS]
+            for table, rows in whole.items()
+        }
+    )
 
 
 @contextmanager

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tidyrows.dialects import Fault
+from tidyrows.errors import SessionStateError
 from tidyrows.tracking.capture import INTERNAL, capture_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tidyrows.rows import TableName
+
+SPOILED = "tidyrows.spoiled"
+"""In ``connection.info``: nobody else may use this connection again, so the pool drops it."""
+
+# An engine may carry a schema_translate_map; real schema names must not go through it again.
+_OPTIONS = {INTERNAL: True, "schema_translate_map": None}
 
 
 class Database:
@@ -27,14 +37,28 @@ class Database:
         self.dialect = self.capture.dialect
         self.lock_timeout = lock_timeout
 
+    def passes(self, error: BaseException) -> bool:
+        """Whether the same transaction may succeed another time."""
+        return self.dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """A transaction to delete in: committed at the end, rolled back if anything is raised."""
+    def writing(self, *, seconds: float | None = None) -> Iterator[sa.Connection]:
+        """A transaction to delete in: committed at the end, rolled back if anything is raised.
+
+        Args:
+            seconds: the longest that one statement may run, where the database can say so.
+        """
         with self._connected() as connection:
             try:
-                self.dialect.begin_cleanup(connection, lock_timeout=self.lock_timeout)
+                self.dialect.begin_cleanup(
+                    connection,
+                    lock_timeout=self.lock_timeout,
+                    statement_timeout=None if seconds is None else max(seconds, self.lock_timeout),
+                )
                 yield connection
                 connection.commit()
+            except SessionStateError:
+                raise  # the transaction that is open there is somebody else's
             except BaseException:
                 self._give_up(connection)
                 raise
@@ -48,20 +72,50 @@ class Database:
             try:
                 self.dialect.begin_reading(connection, lock_timeout=self.lock_timeout)
                 yield connection
-            finally:
+            except SessionStateError:
+                raise  # as above
+            except BaseException:
                 self._give_up(connection)
+                raise
+            else:
+                self._give_up(connection)
+            finally:
                 self.dialect.end_cleanup(connection)
+
+    def has_table(self, name: TableName) -> bool:
+        """Whether the table is still there; True where nobody can tell."""
+        try:
+            with self.reading() as connection:
+                return bool(sa.inspect(connection).has_table(name.name, schema=name.schema))
+        except sa.exc.SQLAlchemyError:
+            return True
 
     @contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
-        connection = self.engine.connect().execution_options(**{INTERNAL: True})
+        self._refuse_shared_transaction()
+        connection = self.engine.connect().execution_options(**_OPTIONS)
         try:
             yield connection
         finally:
             try:
+                if not connection.invalidated and connection.info.get(SPOILED):
+                    connection.invalidate()
                 connection.close()
             except sa.exc.DBAPIError:  # the server has closed it already: it must not come back
                 connection.invalidate()
+
+    def _refuse_shared_transaction(self) -> None:
+        """A StaticPool has one connection for all: giving it back would roll back what they do."""
+        pool = self.engine.pool
+        if isinstance(pool, sa.StaticPool) and self.dialect.is_begun(
+            pool.connection.dbapi_connection
+        ):
+            raise SessionStateError(
+                f"All users of {self.engine.url!r} share one connection (StaticPool), and a "
+                f"transaction is open on it, which is not tidyrows' to end. Commit or roll back "
+                f"the session or connection that began it, then call cleanup() again; all rows "
+                f"stay tracked."
+            )
 
     def _give_up(self, connection: sa.Connection) -> None:
         """Roll back, whatever state a failure has left.

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.cleanup.connection import SPOILED
+from tidyrows.cleanup.plan import place_of
 from tidyrows.errors import TidyRowsError
-from tidyrows.schema import levels, nullable_columns
+from tidyrows.schema import levels, nullable_columns, reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""
 
-_CHUNK = 500
 _DEEP = 16
 _NEVER_BLOCK = frozenset({"CASCADE", "SET NULL"})
 
@@ -51,8 +52,8 @@ def delete_by_levels(
         connection: the cleanup's, in its transaction.
         database: where.
         step: the tables of one cycle, or one table that references itself.
-        foreign_keys_off: loops that nothing opens may be deleted with foreign keys switched off;
-            the caller throws the connection away afterwards.
+        foreign_keys_off: loops that nothing opens may be deleted with foreign keys switched off,
+            on a connection that is thrown away afterwards.
 
     Returns:
         Rows deleted, by table.
@@ -88,7 +89,8 @@ def delete_by_levels(
                 rows=rows.rows,
             )
         if rows.loops:
-            _refuse_orphans(connection, step, rows.rows)
+            _refuse_orphans(connection, database, step, rows.rows)
+            connection.info[SPOILED] = True
             with database.dialect.without_foreign_keys(connection):
                 _delete(connection, database, step, rows.rows, deleted)
         else:
@@ -136,99 +138,62 @@ def _references(
     connection: sa.Connection, step: Step, key: ForeignKey
 ) -> Iterator[tuple[Row, Row]]:
     """Which of our rows reference which of our rows by this foreign key."""
-    child_number, child_batch = _batch_at(step, key.child)
-    parent_number, parent_batch = _batch_at(step, key.parent)
-    ours = set(parent_batch.keys)
-    child = _with_columns(child_batch.table, key.child_columns)
-    parent = _with_columns(parent_batch.table, key.parent_columns).alias("parent")
-    width = len(child_batch.table.key_columns)
-    query = sa.select(
-        *(child.c[column.name] for column in child_batch.table.key_columns),
-        *(parent.c[column.name] for column in parent_batch.table.key_columns),
-    ).select_from(child.join(parent, _join(child, parent, key)))
-    for chunk in _chunks(child_batch.keys):
-        for row in connection.execute(query.where(is_one_of(child_batch.table, chunk, child))):
-            parent_key = _stored(tuple(row[width:]))
-            if parent_key in ours:
-                yield (child_number, _stored(tuple(row[:width]))), (parent_number, parent_key)
-
-
-def _join(child: Any, parent: Any, key: ForeignKey) -> sa.ColumnElement[bool]:
-    pairs = zip(key.child_columns, key.parent_columns, strict=True)
-    return sa.and_(*(child.c[c] == parent.c[p] for c, p in pairs))
+    child_number, child = _batch_at(step, key.child)
+    parent_number, parent = _batch_at(step, key.parent)
+    ours = set(parent.keys)
+    pairs = referencing_pairs(connection, key, child.table, child.keys, parent.table)
+    for child_key, parent_key in pairs:
+        if parent_key in ours:
+            yield (child_number, child_key), (parent_number, parent_key)
 
 
 def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iterable[Row]) -> None:
     _number, batch = _batch_at(step, key.child)
-    clause = _with_columns(batch.table, key.child_columns)
+    clause = with_columns(batch.table, key.child_columns)
     nullable = nullable_columns(connection, key.child)
     values = {column: None for column in key.child_columns if column in nullable}
-    for chunk in _chunks([row[1] for row in sorted(rows, key=repr)]):
+    for chunk in chunks([row[1] for row in sorted(rows, key=repr)]):
         connection.execute(
             sa.update(clause).where(is_one_of(batch.table, chunk, clause)).values(values)
         )
 
 
-def _refuse_orphans(connection: sa.Connection, step: Step, rows: Sequence[Row]) -> None:
-    """With foreign keys off nothing would stop us from orphaning somebody's row: so look first."""
-    ours = set(rows)
-    for key in step.cycle:
-        child_number, child_batch = _batch_at(step, key.child)
-        parent_number, parent_batch = _batch_at(step, key.parent)
-        child = _with_columns(child_batch.table, key.child_columns).alias("child")
-        parent = _with_columns(parent_batch.table, key.parent_columns)
-        query = sa.select(
-            *(child.c[column.name] for column in child_batch.table.key_columns)
-        ).select_from(child.join(parent, _join(child, parent, key)))
-        for chunk in _chunks([key_ for number, key_ in rows if number == parent_number]):
-            for row in connection.execute(
-                query.where(is_one_of(parent_batch.table, chunk, parent))
-            ):
-                if (child_number, _stored(tuple(row))) not in ours:
-                    raise RowLoopError(
-                        f"{child_batch.table.row(_stored(tuple(row)))} references this circle and "
-                        f"is not tracked; with foreign keys off it would be left an orphan",
-                        rows=rows,
-                    )
+def _refuse_orphans(
+    connection: sa.Connection, database: Database, step: Step, rows: Sequence[Row]
+) -> None:
+    """With foreign keys off nothing would stop us from orphaning somebody's row: so look first.
 
-
-def _with_columns(table: KeyedTable, names: Iterable[str]) -> sa.TableClause:
-    """The table with these columns too, which the project's own Table may not know."""
-    known = {column.name: column.type for column in table.table.columns}
-    columns = {**known, **{name: known.get(name) for name in names}}
-    return sa.table(
-        table.clause.name,
-        *(sa.column(name, type_) for name, type_ in columns.items()),
-        schema=table.clause.schema,
-    )
-
-
-def is_one_of(
-    table: KeyedTable, keys: Sequence[Any], clause: sa.FromClause
-) -> sa.ColumnElement[bool]:
-    """A condition for a few keys, in SQL that every database runs by its index."""
-    columns = [clause.c[column.name] for column in table.key_columns]
-    if len(columns) == 1:
-        return columns[0].in_(keys)
-    return sa.or_(
-        *(
-            sa.and_(*(column == value for column, value in zip(columns, key, strict=True)))
-            for key in keys
-        )
-    )
+    The rows are locked before, which keeps new references out. A key that would CASCADE is looked
+    at too: with foreign keys off it does nothing.
+    """
+    keys_of: dict[int, list[Any]] = {}
+    for number, key in rows:
+        keys_of.setdefault(number, []).append(key)
+    for number, keys in sorted(keys_of.items()):
+        table = step.batches[number].table
+        for chunk in chunks(keys):
+            lock = sa.select(*table.key_clauses).where(is_one_of(table, chunk, table.clause))
+            connection.execute(lock.with_for_update()).all()
+    batches = {place_of(batch.table.name): n for n, batch in enumerate(step.batches)}
+    tables = [batch.table.name for batch in step.batches]
+    schemas = database.dialect.schemas_that_reference(connection, tables)
+    for key in reflect_foreign_keys(connection, sorted(schemas)):
+        number = batches.get(key.parent, -1)
+        if number not in keys_of:
+            continue
+        parent, keys = step.batches[number].table, keys_of[number]
+        held = _held_by_others(connection, key, parent, keys, step, keys_of)
+        if held:
+            raise RowLoopError(
+                f"a row of {'.'.join(key.child)} references {parent.row(min(held, key=repr))} by "
+                f"({', '.join(key.child_columns)}) and is not tracked; with foreign keys off it "
+                f"would be left an orphan",
+                rows=rows,
+            )
 
 
 def _batch_at(step: Step, place: Place) -> tuple[int, Batch]:
     for number, batch in enumerate(step.batches):
-        if (batch.table.name.schema, batch.table.name.name) == place:
+        if place_of(batch.table.name) == place:
             return number, batch
     raise LookupError(place)
-
-
-def _stored(key: tuple[Any, ...]) -> Any:
-    return key[0] if len(key) == 1 else key
-
-
-def _chunks(keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(keys), _CHUNK):
-        yield keys[start : start + _CHUNK]

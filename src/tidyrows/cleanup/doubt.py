@@ -32,7 +32,8 @@ def settle_doubt(database: Database, held: TableHoldings) -> tuple[list[Any], li
     ours: list[Any] = []
     unsure: list[Any] = []
     for key in there:
-        proved = only_ours_can_hold(
+        # Inserted again after the doubt and committed, or told by the user: then it is ours.
+        proved = key in held.keys or only_ours_can_hold(
             held.table.row(key).key,
             generated=held.doubtful[key],
             reused=database.dialect.reuses_keys,

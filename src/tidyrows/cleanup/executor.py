@@ -1,33 +1,35 @@
 """Run a plan: first whole, in one transaction; where that fails, row by row around the failure.
 
-Whole transactions are run again on deadlocks, lock timeouts and lost connections. A constraint
-that stands in the way is no reason to run the same thing again: then every step gets a
-transaction of its own, and a step that fails is halved until the rows that cannot go are found.
+Whole transactions are run again on deadlocks, lock timeouts and lost connections. Another error
+is no reason to run the same thing again: the schema may have changed, so the plan is made anew
+once; then every step gets a transaction of its own, and a step that fails is halved until the rows
+that cannot go are found.
 """
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import sqlalchemy as sa
-
 from tidyrows.cleanup.cycles import RowLoopError, delete_by_levels, row_order
 from tidyrows.cleanup.graphs import forget_graph
-from tidyrows.cleanup.plan import Batch, Step
+from tidyrows.cleanup.plan import Batch, Step, place_of
+from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import CycleForm, Fault
+from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+
+    import sqlalchemy as sa
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.retry import RetryPolicy
     from tidyrows.rows import KeyedTable, TableName
 
 T = TypeVar("T")
-_FAILURES_TRIED = 50
+_FAILURES_IN_A_ROW = 50
 
 
 @dataclass(slots=True)
@@ -50,56 +52,92 @@ class Executor:
 
     Args:
         database: where.
-        retry: how often, how patiently, and for how long in all.
+        retry: how often and how patiently.
+        until: when the cleanup's deadline ends, by the policy's clock.
         foreign_keys_off: see ``CleanupManager(allow_foreign_keys_off=True)``.
     """
 
     def __init__(
-        self, database: Database, *, retry: RetryPolicy, foreign_keys_off: bool = False
+        self,
+        database: Database,
+        *,
+        retry: RetryPolicy,
+        until: float,
+        foreign_keys_off: bool = False,
     ) -> None:
         self._database = database
         self._dialect = database.dialect
         self._retry = retry
-        self._until = time.monotonic() + retry.deadline
+        self._until = until
         self._foreign_keys_off = foreign_keys_off
+        self._unanswered: Counter[TableName] = Counter()
         self.outcome = Outcome()
 
-    def run(self, steps: Sequence[Step]) -> Outcome:
-        """Delete everything that can be deleted."""
-        try:
-            self.outcome.deleted += self.patiently(lambda: self._whole(steps))
-        except RowLoopError:
+    def run(self, plan: Callable[[], Sequence[Step]]) -> Sequence[Step]:
+        """Delete everything that can be deleted.
+
+        Args:
+            plan: makes the steps, from the schema as far as it is known.
+
+        Returns:
+            The steps that were run; what came of them is in :attr:`outcome`.
+        """
+        steps = self.patiently(plan)
+        failure = self._failure_of(steps)
+        if failure is not None and not isinstance(failure, RowLoopError):
+            forget_graph(self._database.engine)
+            anew = self.patiently(plan)
+            if anew != steps:
+                steps = anew
+                failure = self._failure_of(steps)
+        if failure is not None:
             self._carefully(steps)
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            if self._is_transient(error):
-                cause = f"gave up: {_cause(error)}"
-                for step in steps:
-                    self._refuse_all(step, cause)
-            else:
-                forget_graph(self._database.engine)
-                self._carefully(steps)
-        return self.outcome
+        return steps
 
     def patiently(self, transaction: Callable[[], T]) -> T:
         """Run a whole transaction, again where that may help, until the cleanup's deadline."""
-        remaining = max(self._until - time.monotonic(), 0.001)
 
         def on_retry(_attempt: int, _error: BaseException) -> None:
             self.outcome.retries += 1
 
-        return replace(self._retry, deadline=remaining).run(
-            transaction, is_transient=self._is_transient, on_retry=on_retry
+        return replace(self._retry, deadline=max(self._remaining(), 0.0)).run(
+            transaction, is_transient=self._database.passes, on_retry=on_retry
         )
 
-    def _is_transient(self, error: BaseException) -> bool:
-        return self._dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+    def _remaining(self) -> float:
+        return self._until - self._retry.clock()
+
+    def _failure_of(self, steps: Sequence[Step]) -> Exception | None:
+        """Run everything in one transaction; the failure that a closer look may find a way around.
+
+        Where waiting did not help, all rows are refused: looking closer would only wait again.
+        """
+        try:
+            self.outcome.deleted += self.patiently(lambda: self._whole(steps))
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
+            if not self._database.passes(error):
+                return error
+            for step in steps:
+                self._refuse_all(step, f"gave up: {in_short(error)}")
+        return None
 
     def _whole(self, steps: Iterable[Step]) -> Counter[TableName]:
         deleted: Counter[TableName] = Counter()
-        with self._database.writing() as connection:
-            for step in steps:
-                deleted.update(self._delete(connection, step))
-        return deleted
+        sent = False
+        try:
+            with self._database.writing(seconds=self._remaining()) as connection:
+                for step in steps:
+                    deleted.update(self._delete(connection, step))
+                sent = True
+        except Exception as error:
+            if sent and self._dialect.fault(error) is Fault.LOST:
+                self._unanswered = deleted
+            raise
+        # Run again after a COMMIT without an answer it finds nothing: that COMMIT had succeeded.
+        unanswered, self._unanswered = self._unanswered, Counter()
+        return deleted if deleted.total() else unanswered
 
     def _delete(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
         if not step.cycle:
@@ -124,7 +162,8 @@ class Executor:
                 self._halving(batch.table, batch.keys)
 
     def _cycle_carefully(self, step: Step) -> None:
-        if self._tried(step) is None:
+        cause = self._tried(step)
+        if cause is None:
             return
 
         def read() -> Any:
@@ -133,8 +172,10 @@ class Executor:
 
         try:
             order = self.patiently(read)
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            self._refuse_all(step, _cause(error))
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
+            self._refuse_all(step, f"{cause}; {in_short(error)}")
             return
         for rows in order.steps:
             part = _part(step, rows.rows)
@@ -150,14 +191,22 @@ class Executor:
 
     def _tried(self, step: Step) -> str | None:
         """Delete a step in a transaction of its own; the cause where that failed."""
+        if self._remaining() <= 0:
+            return "the cleanup's deadline had passed before this row was tried"
         try:
             self.outcome.deleted += self.patiently(lambda: self._whole([step]))
-        except (sa.exc.SQLAlchemyError, OSError, RowLoopError) as error:
-            return _cause(error)
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
+            return in_short(error)
         return None
 
     def _halving(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Find the rows that cannot go: up to a bound one by one, then by failing part."""
+        """Find the rows that cannot go, one by one as long as others go in between.
+
+        Where fifty in a row cannot, the parts left are tried whole: all rows may be blocked, and
+        there may be a hundred thousand.
+        """
         failures = 0
         parts = [keys]
         while parts:
@@ -165,8 +214,8 @@ class Executor:
             step = Step((Batch(table, part),))
             cause = self._tried(step)
             if cause is None:
-                continue
-            if len(part) == 1 or failures >= _FAILURES_TRIED or time.monotonic() > self._until:
+                failures = 0
+            elif len(part) == 1 or failures >= _FAILURES_IN_A_ROW or self._remaining() <= 0:
                 failures += 1
                 self._refuse_all(step, cause)
             else:
@@ -183,15 +232,8 @@ def _part(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
     keys: dict[int, list[Any]] = {}
     for number, key in rows:
         keys.setdefault(number, []).append(key)
+    places = {place_of(step.batches[number].table.name) for number in keys}
     return Step(
         tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
-        step.cycle,
+        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
     )
-
-
-def _cause(error: BaseException) -> str:
-    """An error in one line, without the statement and its parameters."""
-    original = getattr(error, "orig", None) or error
-    lines = [line.strip() for line in str(original).splitlines() if line.strip()]
-    notes = [str(note) for note in getattr(error, "__notes__", ())]
-    return "; ".join([*lines[:2], *notes]) or type(original).__name__

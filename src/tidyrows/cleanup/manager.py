@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
-import sqlalchemy as sa
-
+from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
-from tidyrows.cleanup.doubt import CAUSE, settle_doubt
 from tidyrows.cleanup.executor import Executor
-from tidyrows.cleanup.plan import Batch, Plan, make_plan
-from tidyrows.cleanup.report import CleanupReport, Leftover, describe_leftovers
-from tidyrows.cleanup.verify import judge, still_there
-from tidyrows.errors import CleanupError
+from tidyrows.cleanup.plan import Plan, steps_for
+from tidyrows.cleanup.report import CleanupReport, describe_leftovers
+from tidyrows.errors import CleanupError, SessionStateError
 from tidyrows.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tidyrows.cleanup.executor import Outcome
-    from tidyrows.rows import TableName
+    from tidyrows.cleanup.report import Leftover
+    from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
-
-_UNKEYED = (
-    "the table has no primary key, so its rows cannot be named; delete them yourself, or give it "
-    "a primary key"
-)
 
 
 class CleanupManager:
@@ -94,124 +84,77 @@ class CleanupManager:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self.tracker.stop()
-        if error is None:
-            self.cleanup()
-            return
         try:
+            self.tracker.stop()
             self.cleanup()
-        except Exception as failure:  # noqa: BLE001 - whatever it is, the test's own failure comes first
+        except Exception as failure:
+            if error is None:
+                raise
+            # Whatever it is, the test's own failure comes first.
             error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
 
     def plan(self) -> Plan:
         """What a cleanup would delete now, in order. Deletes nothing."""
-        self.tracker.settle()
-        holdings = self.tracker.snapshot()
-        for held in holdings:
-            self._database(held.table.name)
-        return make_plan(self._databases, holdings)
+        return Plan(
+            tuple(
+                step
+                for database, holdings in self._held_by_database()
+                for step in steps_for(database, holdings)
+            )
+        )
 
     def cleanup(self) -> CleanupReport:
         """Delete what the tracker holds, look whether it is gone, and forget what is.
 
-        Calling it again is harmless: it deletes what came since, or what was left over.
+        Calling it again is harmless: it deletes what came since, or what was left over. What
+        fails in one database does not keep another one from being cleaned.
 
         Raises:
             CleanupError: rows are still there; the error names each and why. They stay tracked.
             SessionStateError: the tracker's session is in a transaction that began before the
-                block. Nothing is deleted, everything stays tracked.
+                block, or somebody is in one on the only connection that there is. Nothing is
+                deleted there, everything stays tracked.
         """
-        started = time.monotonic()
-        report = CleanupReport()
+        clock = self._retry.clock
+        started = clock()
+        self.report = report = CleanupReport()
+        refusal: SessionStateError | None = None
+        leftovers: list[Leftover] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            leftovers = self._settle_doubts()
-            plan = self.plan()
-            for database in {b.table.name.database for s in plan.steps for b in s.batches}:
-                leftovers += self._clean(self._databases[database], plan, report)
-            leftovers += self._unkeyed()
-            report.leftovers = tuple(leftovers)
-        report.seconds = time.monotonic() - started
-        self.report = report
-        if report.leftovers:
-            raise CleanupError(
-                describe_leftovers(report.leftovers), leftovers=report.leftovers, report=report
-            )
+            for database, _holdings in self._held_by_database():
+                executor = Executor(
+                    database,
+                    retry=self._retry,
+                    until=started + self._retry.deadline,
+                    foreign_keys_off=self._foreign_keys_off,
+                )
+                cleaning = Cleaning(self.tracker, database, executor, report, verify=self._verify)
+                try:
+                    leftovers += cleaning.run()
+                except SessionStateError as error:
+                    refusal = refusal or error
+        report.leftovers = tuple(leftovers)
+        report.seconds = clock() - started
+        if refusal is not None:
+            if leftovers:
+                refusal.add_note(describe_leftovers(leftovers))
+            raise refusal
+        if leftovers:
+            raise CleanupError(describe_leftovers(leftovers), leftovers=leftovers, report=report)
         return report
 
-    def _database(self, name: TableName) -> Database:
-        database = self._databases.get(name.database)
+    def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
+        self.tracker.settle()
+        by_database: dict[str, list[TableHoldings]] = {}
+        for held in self.tracker.snapshot():
+            by_database.setdefault(held.table.name.database, []).append(held)
+        return [(self._database(name), by_database[name]) for name in sorted(by_database)]
+
+    def _database(self, name: str) -> Database:
+        database = self._databases.get(name)
         if database is None:
-            database = self._databases[name.database] = Database(
-                self.tracker.engine_of(name.database), lock_timeout=self._lock_timeout
+            database = self._databases[name] = Database(
+                self.tracker.engine_of(name), lock_timeout=self._lock_timeout
             )
         return database
-
-    def _settle_doubts(self) -> list[Leftover]:
-        self.tracker.settle()
-        leftovers: list[Leftover] = []
-        for held in self.tracker.snapshot():
-            if not held.doubtful:
-                continue
-            table, database = held.table, self._database(held.table.name)
-            executor = Executor(database, retry=self._retry)
-            ours, unsure = executor.patiently(partial(settle_doubt, database, held))
-            gone = held.doubtful.keys() - set(ours) - set(unsure)
-            self.tracker.forget(table, gone | set(ours))
-            self.tracker.hold(table, ours)
-            leftovers += [Leftover(table.name, table.row(key), CAUSE) for key in unsure]
-        return leftovers
-
-    def _clean(self, database: Database, plan: Plan, report: CleanupReport) -> list[Leftover]:
-        steps = [
-            step
-            for step in plan.steps
-            if step.batches[0].table.name.database == database.capture.database
-        ]
-        executor = Executor(database, retry=self._retry, foreign_keys_off=self._foreign_keys_off)
-        outcome = executor.run(steps)
-        report.retries += outcome.retries
-        batches = [batch for step in steps for batch in step.batches]
-        to_look_at = [
-            batch for batch in batches if self._verify or not _all_counted(batch, outcome)
-        ]
-        try:
-            found = executor.patiently(lambda: still_there(database, to_look_at))
-        except (sa.exc.SQLAlchemyError, OSError) as error:
-            found = {batch.table.name: f"nobody could look: {error}" for batch in to_look_at}
-        leftovers: list[Leftover] = []
-        for batch in batches:
-            leftovers += self._account(batch, outcome, found.get(batch.table.name, []), report)
-        return leftovers
-
-    def _account(
-        self, batch: Batch, outcome: Outcome, there: list[Any] | str, report: CleanupReport
-    ) -> list[Leftover]:
-        """Book one table's rows as deleted, gone or left over, and forget what is gone."""
-        name, deleted = batch.table.name, outcome.deleted[batch.table.name]
-        refused = outcome.refused.get(name, {})
-        if isinstance(there, str):
-            causes: dict[Any, str] = dict.fromkeys(batch.keys, f"cannot be looked at: {there}")
-        else:
-            causes = judge(batch, there, deleted, refused)
-        if deleted:
-            report.deleted[name] = deleted
-        if not isinstance(there, str):
-            if len(there) > len(causes):
-                report.reappeared[name] = len(there) - len(causes)
-            already_gone = len(batch.keys) - deleted - len(causes)
-            if already_gone > 0:
-                report.already_gone[name] = already_gone
-        self.tracker.forget(batch.table, [key for key in batch.keys if key not in causes])
-        return [Leftover(name, batch.table.row(key), cause) for key, cause in causes.items()]
-
-    def _unkeyed(self) -> list[Leftover]:
-        return [
-            Leftover(held.table.name, None, _UNKEYED, held.unkeyed)
-            for held in self.tracker.snapshot()
-            if held.unkeyed
-        ]
-
-
-def _all_counted(batch: Batch, outcome: Outcome) -> bool:
-    return outcome.deleted[batch.table.name] == len(batch.keys)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.graphs import graph_of
+from tidyrows.rows import TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.rows import KeyedTable
     from tidyrows.schema import ForeignKey, Place
     from tidyrows.tracking.holdings import TableHoldings
 
@@ -28,10 +29,16 @@ class Batch:
     Attributes:
         table: the table.
         keys: its keys, in the one global order.
+        foreign_keys: what it references among the planned tables of its database.
     """
 
     table: KeyedTable
     keys: Sequence[Any]
+    foreign_keys: tuple[ForeignKey, ...] = ()
+
+    def parent(self, key: ForeignKey) -> TableName:
+        """The table that one of its foreign keys references."""
+        return TableName(self.table.name.database, *key.parent)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,78 +62,85 @@ class Plan:
 
     Attributes:
         steps: what runs, in this order.
-        foreign_keys: the foreign keys among the planned tables, which force the order.
     """
 
     steps: tuple[Step, ...] = ()
-    foreign_keys: tuple[ForeignKey, ...] = ()
 
     @property
     def total_rows(self) -> int:
         """Rows to delete."""
-        return sum(len(batch.keys) for step in self.steps for batch in step.batches)
+        return sum(len(batch.keys) for _number, _step, batch in self._batches())
+
+    @property
+    def foreign_keys(self) -> tuple[ForeignKey, ...]:
+        """The foreign keys among the planned tables, which force the order."""
+        return tuple(key for _n, _s, batch in self._batches() for key in batch.foreign_keys)
 
     def __str__(self) -> str:
-        if not self.steps:
-            return "Nothing to delete."
-        parents: dict[Place, list[str]] = {}
-        for key in self.foreign_keys:
-            if key.child != key.parent:
-                columns = ", ".join(key.child_columns)
-                parents.setdefault(key.child, []).append(f"{'.'.join(key.parent)} ({columns})")
-        lines = []
-        for number, step in enumerate(self.steps, 1):
-            for batch in step.batches:
-                line = f"{number}. {batch.table.name}: {len(batch.keys)} row(s)"
-                before = sorted(set(parents.get(place_of(batch.table.name), ())))
-                if before:
-                    line += f", before {', '.join(before)}"
-                if step.cycle:
-                    names = sorted({".".join(key.child) for key in step.cycle})
-                    line += (
-                        f"; cycle of {', '.join(names)}"
-                        if len(names) > 1
-                        else "; references itself"
-                    )
-                lines.append(line)
-        return "\n".join(lines)
+        return "\n".join(self._line(*numbered) for numbered in self._batches()) or (
+            "Nothing to delete."
+        )
+
+    def _line(self, number: int, step: Step, batch: Batch) -> str:
+        line = self._label(number, batch)
+        columns = {
+            f"{batch.parent(key)} ({', '.join(key.child_columns)})"
+            for key in batch.foreign_keys
+            if not key.is_self_reference
+        }
+        if columns:
+            line += f", before {', '.join(sorted(columns))}"
+        if step.cycle:
+            names = sorted({".".join(key.child) for key in step.cycle})
+            line += f"; cycle of {', '.join(names)}" if len(names) > 1 else "; references itself"
+        return line
 
     def to_mermaid(self) -> str:
         """The plan as a Mermaid flowchart: arrows lead from a child to the parent it waits for."""
+        nodes = {batch.table.name: f"t{at}" for at, (_n, _s, batch) in enumerate(self._batches())}
         lines = ["flowchart TD"]
-        nodes: dict[Place, str] = {}
+        for number, _step, batch in self._batches():
+            label = _mermaid_text(self._label(number, batch))
+            lines.append(f'    {nodes[batch.table.name]}["{label}"]')
+        for _number, _step, batch in self._batches():
+            for key in batch.foreign_keys:
+                columns = _mermaid_text(", ".join(key.child_columns))
+                arrow = f'-->|"{columns}"|'
+                lines.append(f"    {nodes[batch.table.name]} {arrow} {nodes[batch.parent(key)]}")
+        return "\n".join(lines)
+
+    def _label(self, number: int, batch: Batch) -> str:
+        several = len({each.table.name.database for _n, _s, each in self._batches()}) > 1
+        name = batch.table.name
+        where = f"{name.database} {name}" if several else str(name)
+        return f"{number}. {where}: {len(batch.keys)} row(s)"
+
+    def _batches(self) -> Iterable[tuple[int, Step, Batch]]:
         for number, step in enumerate(self.steps, 1):
             for batch in step.batches:
-                node = nodes[place_of(batch.table.name)] = f"t{len(nodes)}"
-                label = f"{number}. {batch.table.name}: {len(batch.keys)} row(s)"
-                lines.append(f'    {node}["{_mermaid_text(label)}"]')
-        for key in self.foreign_keys:
-            columns = _mermaid_text(", ".join(key.child_columns))
-            lines.append(f'    {nodes[key.child]} -->|"{columns}"| {nodes[key.parent]}')
-        return "\n".join(lines)
+                yield number, step, batch
 
 
 def _mermaid_text(text: str) -> str:
     return text.replace("#", "#35;").replace('"', "#quot;")
 
 
-def make_plan(databases: Mapping[str, Database], holdings: Iterable[TableHoldings]) -> Plan:
-    """Order what is held, database by database."""
-    steps: list[Step] = []
-    foreign_keys: list[ForeignKey] = []
-    by_database: dict[str, list[TableHoldings]] = {}
-    for held in holdings:
-        if len(held.keys):
-            by_database.setdefault(held.table.name.database, []).append(held)
-    for name, tables in sorted(by_database.items()):
-        graph = graph_of(databases[name], (held.table for held in tables))
-        at = {place_of(held.table.name): held for held in tables}
-        steps.extend(
-            Step(
-                tuple(Batch(at[p].table, at[p].keys.in_order()) for p in group),
-                graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
-            )
-            for group in graph.order(at)
+def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[Step, ...]:
+    """Order what is held of one database."""
+    at = {place_of(held.table.name): held for held in holdings if len(held.keys)}
+    if not at:
+        return ()
+    graph = graph_of(database, (held.table for held in at.values()))
+    own: dict[Place, list[ForeignKey]] = {}
+    for key in graph.foreign_keys_between(at):
+        own.setdefault(key.child, []).append(key)
+    return tuple(
+        Step(
+            tuple(
+                Batch(at[place].table, at[place].keys.in_order(), tuple(own.get(place, ())))
+                for place in group
+            ),
+            graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
         )
-        foreign_keys.extend(graph.foreign_keys_between(at))
-    return Plan(tuple(steps), tuple(foreign_keys))
+        for group in graph.order(at)
+    )

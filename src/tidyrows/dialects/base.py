@@ -15,10 +15,10 @@ from tidyrows.dialects.keys import delete_plainly, look_plainly, those_there
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.rows import KeyedTable, TableName
 
 
 class Fault(Enum):
@@ -146,6 +146,10 @@ class Dialect:
         """
         return None
 
+    def is_begun(self, dbapi_connection: Any) -> bool:
+        """Whether somebody has begun a transaction that can be told from the driver's own."""
+        return bool(self.in_transaction(dbapi_connection))
+
     def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
         """The table that this name means here and now; None where there is none."""
         if schema is None:
@@ -165,7 +169,7 @@ class Dialect:
         SQLAlchemy believes it over and returns the connection as it is, after SQLite's BUSY as
         after a commit listener that raised on any database; the next user would commit its rows.
         """
-        # Not event.contains: a pool that dispose() has made anew keeps its listeners unbeknown to it.
+        # Not event.contains: it does not know the listeners of a pool that dispose() made anew.
         if self._end_leftover not in engine.pool.dispatch.reset:
             sa.event.listen(engine.pool, "reset", self._end_leftover)
 
@@ -268,6 +272,12 @@ class Dialect:
         after another.
         """
         return [self.delete_by_keys(connection, table, keys) for table, keys in batch]
+
+    def schemas_that_reference(
+        self, connection: sa.Connection, tables: Iterable[TableName]
+    ) -> set[str]:
+        """The schemas of all tables that hold a foreign key to one of these."""
+        return {table.schema for table in tables}
 
     def without_foreign_keys(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """The block runs without foreign keys, where the database can; then drop the connection."""

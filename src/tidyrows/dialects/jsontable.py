@@ -65,10 +65,12 @@ def json_rows(types: Sequence[RealType], values: Sequence[Sequence[Any]]) -> Jso
         if form is None:
             return None
         type_name, write, expression = form
-        columns.append(f"k{number} {type_name} PATH '$[{number}]'")
+        path = "$" if len(types) == 1 else f"$[{number}]"
+        columns.append(f"k{number} {type_name} PATH '{path}'")
         expressions.append(expression.format(f"j.k{number}"))
         written.append([write(value) for value in column])
-    text = json.dumps(list(zip(*written, strict=True)), separators=(",", ":"))
+    rows = written[0] if len(types) == 1 else list(zip(*written, strict=True))
+    text = json.dumps(rows, separators=(",", ":"))
     return JsonRows(text, ", ".join(columns), expressions)
 
 

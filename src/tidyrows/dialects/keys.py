@@ -23,6 +23,11 @@ def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
         yield values[start : start + size]
 
 
+def as_sent(values: list[list[Any]]) -> Sequence[Any]:
+    """Driver values, one list per column, as one scalar or tuple per key."""
+    return values[0] if len(values) == 1 else list(zip(*values, strict=True))
+
+
 def run(connection: sa.Connection, statement: Any) -> sa.CursorResult[Any]:
     """Execute a statement whose tables are real ones."""
     result: sa.CursorResult[Any] = connection.execute(statement, execution_options=_AS_WRITTEN)
@@ -103,11 +108,12 @@ def those_there(
         look: the rows that the database finds for a part of ``sent``.
     """
     found: set[int] = set()
-    todo = [range(len(keys))] if keys else []
-    asked: list[Sequence[int]] = list(todo)
+    asked: list[Sequence[int]] = [range(len(keys))] if keys else []
     while asked:
         positions = asked.pop()
-        rows = [_bare(row) for row in look([sent[position] for position in positions])]
+        whole = len(positions) == len(keys)
+        part = sent if whole else [sent[position] for position in positions]
+        rows = [_bare(row) for row in look(part)]
         if not rows:
             continue
         if len(positions) == 1:

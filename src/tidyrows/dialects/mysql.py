@@ -10,12 +10,19 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.jsontable import json_rows, real_types
-from tidyrows.dialects.keys import chunks, delete_plainly, driver_values, look_plainly, those_there
+from tidyrows.dialects.keys import (
+    as_sent,
+    chunks,
+    delete_plainly,
+    driver_values,
+    look_plainly,
+    those_there,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.rows import KeyedTable, TableName
 
 _TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040})
 _LOST = frozenset({2002, 2003, 2006, 2013})
@@ -26,9 +33,9 @@ _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _JSON_KEYS = 20_000
-# From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own. An OR
-# gets slower with its length.
-_IN_KEYS, _OR_KEYS = 900, 100
+# From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own, which
+# integers alone survive for sure. An OR gets slower with its length.
+_IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
 _SAVED = "tidyrows.mysql.session"
 
 
@@ -65,11 +72,15 @@ class MySQL(Dialect):
     # ----- the user's transaction --------------------------------------------------------------
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        """PyMySQL keeps the server's last status; mysqlclient knows autocommit only."""
+        """Yes by the last status that PyMySQL was sent; no under autocommit; else nobody knows.
+
+        The rows of a SELECT or of RETURNING come without a status, so that the last one may be
+        older than the transaction.
+        """
         raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-        if self.driver == "pymysql":
-            return bool(raw.server_status & _IN_TRANSACTION)
-        if self.driver == "mysqldb":
+        if self.driver == "pymysql" and raw.server_status & _IN_TRANSACTION:
+            return True
+        if self.driver in {"pymysql", "mysqldb"}:
             return False if raw.get_autocommit() else None
         return None
 
@@ -180,8 +191,22 @@ class MySQL(Dialect):
         values = driver_values(table, connection.dialect, keys)
         if values is None:
             return those_there(keys, keys, lambda few: look_plainly(connection, table, few))
-        sent = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+        sent = as_sent(values)
         return those_there(keys, sent, lambda few: _look(connection, table, few))
+
+    def schemas_that_reference(
+        self, connection: sa.Connection, tables: Iterable[TableName]
+    ) -> set[str]:
+        """Databases of the whole server: a foreign key may stand in any of them."""
+        found: set[str] = set()
+        for table in tables:
+            rows = connection.exec_driver_sql(
+                "SELECT DISTINCT table_schema FROM information_schema.key_column_usage "
+                "WHERE referenced_table_schema = %s AND referenced_table_name = %s",
+                (str(table.schema), str(table.name)),
+            )
+            found.update(row[0] for row in rows)
+        return found
 
     @contextmanager
     def without_foreign_keys(self, connection: sa.Connection) -> Iterator[None]:
@@ -212,16 +237,26 @@ def _look(
 ) -> list[tuple[Any, ...]]:
     place, names = _names(connection, table)
     head = f"SELECT {', '.join(names)} FROM {place} WHERE "
+    statements: Iterator[tuple[str, tuple[Any, ...]]]
+    if len(names) > 1:
+        # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
+        one = " AND ".join(f"{name} = %s" for name in names)
+        statements = (
+            (head + " OR ".join([one] * len(part)), tuple(value for row in part for value in row))
+            for part in chunks(sent, _OR_KEYS)
+        )
+    elif set(map(type, sent)) == {int}:
+        statements = (
+            (f"{head}{names[0]} IN ({', '.join(map(str, part))})", ())
+            for part in chunks(sent, _INTEGERS)
+        )
+    else:
+        statements = (
+            (f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})", tuple(part))
+            for part in chunks(sent, _IN_KEYS)
+        )
     found: list[tuple[Any, ...]] = []
-    for part in chunks(sent, _IN_KEYS if len(names) == 1 else _OR_KEYS):
-        if len(names) == 1:
-            sql = f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})"
-            values = tuple(part)
-        else:
-            # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
-            one = " AND ".join(f"{name} = %s" for name in names)
-            sql = head + " OR ".join([one] * len(part))
-            values = tuple(value for row in part for value in row)
+    for sql, values in statements:
         found.extend(tuple(row) for row in connection.exec_driver_sql(sql, values))
     return found
 

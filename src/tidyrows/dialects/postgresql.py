@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from tidyrows.dialects.arrays import array_literal
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.keys import (
+    as_sent,
     chunks,
     driver_values,
     look_plainly,
@@ -256,7 +257,7 @@ class PostgreSQL(Dialect):
             if values is None or None in types:
                 found += those_there(part, part, lambda few: look_plainly(connection, table, few))
                 continue
-            sent = values[0] if len(values) == 1 else list(zip(*values, strict=True))
+            sent = as_sent(values)
             found += those_there(part, sent, lambda few: self._look(connection, table, types, few))
         return found
 
@@ -277,7 +278,7 @@ class PostgreSQL(Dialect):
         params: list[Any] = []
         for type_name, column in zip(types, columns, strict=True):
             cast = str(type_name).replace("%", "%%") if self.driver != "asyncpg" else type_name
-            if all(type(value) in {int, str} for value in column):
+            if set(map(type, column)) <= {int, str}:
                 arrays.append(f"ARRAY(SELECT CAST(json_array_elements_text(%s) AS {cast}))")
                 params.append(json.dumps(column))
             else:

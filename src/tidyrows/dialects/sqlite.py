@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
-from tidyrows.dialects.keys import chunks, delete_plainly, driver_values, look_plainly, those_there
+from tidyrows.dialects.keys import (
+    as_sent,
+    chunks,
+    delete_plainly,
+    driver_values,
+    look_plainly,
+    those_there,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,15 +74,19 @@ class SQLite(Dialect):
         raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         return bool(raw.in_transaction)
 
+    def is_begun(self, dbapi_connection: Any) -> bool:
+        """Not to be told with ``autocommit=False``, where a transaction is always open."""
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        always = getattr(raw, "autocommit", _LEGACY) is False
+        return not always and super().is_begun(raw)
+
     def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
         """An unqualified name means temp, then main, then what is attached, in that order."""
-        if schema is None:
-            places = [row[1] for row in self._ask(connection, "PRAGMA database_list")]
-            places.sort(key=lambda place: place != "temp")
-            if "temp" not in places:  # it is listed only once it has been used
-                places.insert(0, "temp")
-        else:
-            places = [schema]
+        attached = [row[1] for row in self._ask(connection, "PRAGMA database_list")]
+        # temp is listed only once it has been used
+        places = ["temp", *(place for place in attached if place != "temp")]
+        if schema is not None:
+            places = [place for place in places if place.lower() == schema.lower()]
         for place in places:
             master = (
                 "temp.sqlite_temp_master" if place == "temp" else f"{_quoted(place)}.sqlite_master"
@@ -131,7 +142,7 @@ class SQLite(Dialect):
             options = [
                 value
                 for item in (*table.columns, *constraints)
-                for key, value in item.dialect_kwargs.items()
+                for key, value in getattr(item, "dialect_kwargs", {}).items()
                 if key.startswith("sqlite_on_conflict") and value
             ]
             known = frozenset(str(value).upper() for value in options) & {"IGNORE", "REPLACE"}
@@ -190,30 +201,29 @@ class SQLite(Dialect):
         if values is None:
             return delete_plainly(connection, table, keys)
         place, names = _names(connection, table)
-        if len(names) == 1:
-            one, size, between = "?", _KEYS, ","
-            head, tail = f"DELETE FROM {place} WHERE {names[0]} IN (", ")"
-            rows = [(value,) for value in values[0]]
-        else:
-            one = " AND ".join(f"{name} = ?" for name in names)
-            size, between, head, tail = _COMPOSITE_KEYS, " OR ", f"DELETE FROM {place} WHERE ", ""
-            rows = list(zip(*values, strict=True))
+        # No WITH: the driver counts rows only of statements that begin with DELETE.
+        head = f"DELETE FROM {place} WHERE "
         deleted = 0
-        for part in chunks(rows, size):
-            # No WITH: the driver counts rows only of statements that begin with DELETE.
-            sql = head + between.join([one] * len(part)) + tail
-            sent = tuple(value for row in part for value in row)
+        if len(names) == 1:
+            for few in chunks(values[0], _KEYS):
+                sql = f"{head}{names[0]} IN ({','.join(['?'] * len(few))})"
+                deleted += connection.exec_driver_sql(sql, tuple(few)).rowcount
+            return deleted
+        one = " AND ".join(f"{name} = ?" for name in names)
+        for rows in chunks(as_sent(values), _COMPOSITE_KEYS):
+            sql = head + " OR ".join([one] * len(rows))
+            sent = tuple(value for row in rows for value in row)
             deleted += connection.exec_driver_sql(sql, sent).rowcount
         return deleted
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
     ) -> list[int]:
-        """Defers foreign keys, RESTRICT too, for these deletes; what they break fails COMMIT."""
+        """Defers foreign keys, RESTRICT too, until COMMIT, which fails over what was broken."""
+        # It stays on to the transaction's end: OFF would forget what was deferred, and COMMIT would
+        # leave orphans without a word.
         connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
-        counts = super().delete_cycle(connection, batch)
-        connection.exec_driver_sql("PRAGMA defer_foreign_keys = OFF")
-        return counts
+        return super().delete_cycle(connection, batch)
 
     def existing_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
@@ -222,15 +232,11 @@ class SQLite(Dialect):
         found: list[Any] = []
         for part in chunks(keys, _JSON_KEYS):
             values = driver_values(table, connection.dialect, part)
-            if values is None or not all(
-                type(value) is int or (type(value) is str and "\0" not in value)
-                for column in values
-                for value in column
-            ):  # JSON has no bytes, and SQLite's JSON neither exact floats nor NUL
+            if values is not None and all(map(_fits_json, values)):
+                sent = as_sent(values)
+                found += those_there(part, sent, lambda few: _look(connection, table, few))
+            else:
                 found += those_there(part, part, lambda few: look_plainly(connection, table, few))
-                continue
-            sent = values[0] if len(values) == 1 else list(zip(*values, strict=True))
-            found += those_there(part, sent, lambda few: _look(connection, table, few))
         return found
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
@@ -238,6 +244,12 @@ class SQLite(Dialect):
         with closing(connection.connection.cursor()) as cursor:
             cursor.execute(sql, values)
             return list(cursor.fetchall())
+
+
+def _fits_json(values: list[Any]) -> bool:
+    """JSON has no bytes, and SQLite's JSON neither exact floats nor NUL."""
+    kinds = set(map(type, values))
+    return kinds <= {int} or (kinds == {str} and "\0" not in "".join(values))
 
 
 def _look(

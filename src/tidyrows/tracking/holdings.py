@@ -57,14 +57,15 @@ class Holdings:
         held = self._tables.get(name)
         if held is None:
             return
-        keys = list(keys)
+        keys = keys if isinstance(keys, list) else list(keys)
         for kept in (held.keys, held.told):
             if len(keys) == 1:
                 kept.discard(keys[0])
-            else:
+            elif len(kept):
                 kept.difference_update(keys)
-        for key in keys:
-            held.doubtful.pop(key, None)
+        if held.doubtful:
+            for key in keys:
+                held.doubtful.pop(key, None)
         if not held:
             del self._tables[name]
 

@@ -42,9 +42,12 @@ class KeySet:
 
     def difference_update(self, keys: Iterable[Any]) -> None:
         """Take keys out; those not there change nothing."""
-        gone = set(keys)
-        if not gone:
+        keys = keys if isinstance(keys, list) else list(keys)
+        if len(keys) == len(self) and keys == self.in_order():  # the usual end: all are gone
+            self._integers = array("q")
+            self._others = {}
             return
+        gone = set(keys)
         for key in gone & self._others.keys():
             del self._others[key]
         if self._integers:

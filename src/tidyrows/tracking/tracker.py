@@ -62,7 +62,7 @@ class ResourceTracker:
         self.holdings = Holdings()
         self._engines: dict[str, sa.Engine] = {}
         self._captures: list[Capture] = []
-        self._session: orm.Session | None = None
+        self._sessions: dict[int, orm.Session] = {}
         self._caller_transaction: orm.SessionTransaction | None = None
         self._undo: list[Callable[[], None]] = []
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
@@ -111,12 +111,17 @@ class ResourceTracker:
 
     @property
     def session(self) -> orm.Session:
-        """What factories use: the given session, or one that the tracker opens and closes."""
+        """What factories use: the given session, or one that the tracker opens and closes.
+
+        A session is no thing for two threads, so each thread gets its own.
+        """
         if not self._binding.owns_session:
             return self._binding.open_session()
-        if self._session is None:
-            self._session = self._binding.open_session()
-        return self._session
+        thread = threading.get_ident()
+        session = self._sessions.get(thread)
+        if session is None:
+            session = self._sessions[thread] = self._binding.open_session()
+        return session
 
     @property
     def bound_engine(self) -> sa.Engine | None:
@@ -134,9 +139,9 @@ class ResourceTracker:
         Raises:
             SessionStateError: its transaction began before the block, so it is not ours to end.
         """
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        while self._sessions:
+            _thread, session = self._sessions.popitem()
+            session.close()
         bind = self._binding.bind
         if isinstance(bind, orm.scoped_session):
             if bind.registry.has():

@@ -103,6 +103,9 @@ class Transactions:
                 return  # a COMMIT failed and left its transaction open: SQLAlchemy does not know
             with self._lock:
                 self._logs.pop(connection, None)
+            if log is not None and log.rewritten:
+                # the INSERT that begins this transaction was rewritten before it began
+                self.log(connection).rewritten = log.rewritten
 
     def begin_twophase(self, connection: sa.Connection, _xid: Any) -> None:
         """A two-phase transaction begins."""

@@ -1,0 +1,157 @@
+"""One database cleaned: doubts settled, the plan run, rows looked for, what is gone forgotten."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.cleanup.doubt import CAUSE, settle_doubt
+from tidyrows.cleanup.plan import steps_for
+from tidyrows.cleanup.report import Leftover
+from tidyrows.cleanup.verify import Seen, in_short, judge, still_there
+from tidyrows.errors import SessionStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tidyrows.cleanup.connection import Database
+    from tidyrows.cleanup.executor import Executor
+    from tidyrows.cleanup.plan import Batch
+    from tidyrows.cleanup.report import CleanupReport
+    from tidyrows.rows import TableName
+    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.tracker import ResourceTracker
+
+_UNKEYED = (
+    "the table has no primary key, so its rows cannot be named; delete them yourself, or give it "
+    "a primary key"
+)
+
+
+class Cleaning:
+    """The cleanup of what a tracker holds in one database.
+
+    Args:
+        tracker: whose rows; it forgets those that are gone.
+        database: where they are.
+        executor: what deletes them.
+        report: where it is written down.
+        verify: look whether rows are gone even if all were counted as deleted.
+    """
+
+    def __init__(
+        self,
+        tracker: ResourceTracker,
+        database: Database,
+        executor: Executor,
+        report: CleanupReport,
+        *,
+        verify: bool,
+    ) -> None:
+        self._tracker = tracker
+        self._database = database
+        self._executor = executor
+        self._report = report
+        self._verify = verify
+
+    def run(self) -> list[Leftover]:
+        """Delete everything that can be deleted.
+
+        Returns:
+            What is left over, with its cause.
+
+        Raises:
+            SessionStateError: somebody's transaction is open on the only connection.
+        """
+        try:
+            leftovers = self._settle_doubts()
+            leftovers += self._delete()
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- other databases are still to be cleaned, and every row here has this cause
+            leftovers = [
+                Leftover(held.table.name, held.table.row(key), in_short(error))
+                for held in self._held()
+                for key in (*held.keys.in_order(), *held.doubtful)
+            ]
+        finally:
+            self._report.retries += self._executor.outcome.retries
+        return leftovers + [
+            Leftover(held.table.name, None, _UNKEYED, held.unkeyed)
+            for held in self._held()
+            if held.unkeyed
+        ]
+
+    def _held(self) -> list[TableHoldings]:
+        return [
+            held
+            for held in self._tracker.snapshot()
+            if held.table.name.database == self._database.capture.database
+        ]
+
+    def _settle_doubts(self) -> list[Leftover]:
+        leftovers: list[Leftover] = []
+        for held in self._held():
+            if not held.doubtful:
+                continue
+            table = held.table
+            ours, unsure = self._executor.patiently(partial(settle_doubt, self._database, held))
+            self._tracker.forget(table, held.doubtful.keys() - set(unsure))
+            self._tracker.hold(table, ours)
+            leftovers += [Leftover(table.name, table.row(key), CAUSE) for key in unsure]
+        return leftovers
+
+    def _delete(self) -> list[Leftover]:
+        held = [held for held in self._held() if len(held.keys)]
+        if not held:
+            return []
+        outcome = self._executor.outcome
+        try:
+            steps = self._executor.run(partial(steps_for, self._database, held))
+            batches = [batch for step in steps for batch in step.batches]
+            seen = self._look(
+                [
+                    batch
+                    for batch in batches
+                    if self._verify or not self._is_counted(batch.table.name, len(batch.keys))
+                ]
+            )
+        except BaseException:
+            # Whatever stopped us: a key that is free again may be a stranger's by the next cleanup.
+            for table in held:
+                if self._is_counted(table.table.name, len(table.keys)):
+                    self._tracker.forget(table.table, table.keys)
+            raise
+        leftovers: list[Leftover] = []
+        for batch in batches:
+            refused = outcome.refused.get(batch.table.name, {})
+            leftovers += self._account(batch, seen.get(batch.table.name, Seen()), refused)
+        return leftovers
+
+    def _look(self, batches: Sequence[Batch]) -> dict[TableName, Seen]:
+        try:
+            return self._executor.patiently(lambda: still_there(self._database, batches))
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- it becomes the cause of what nobody could see
+            text = f"nobody could look whether it is gone: {in_short(error)}"
+            return {
+                batch.table.name: Seen(unseen=dict.fromkeys(batch.keys, text)) for batch in batches
+            }
+
+    def _account(self, batch: Batch, seen: Seen, refused: dict[Any, str]) -> list[Leftover]:
+        """Book one table's rows as deleted, gone or left over, and forget what is gone."""
+        name, deleted = batch.table.name, self._executor.outcome.deleted[batch.table.name]
+        causes, reappeared = judge(batch, seen, deleted, refused)
+        if deleted:
+            self._report.deleted[name] = deleted
+        if reappeared:
+            self._report.reappeared[name] = reappeared
+        already_gone = len(batch.keys) - deleted - len(causes)
+        if already_gone > 0:
+            self._report.already_gone[name] = already_gone
+        self._tracker.forget(batch.table, [key for key in batch.keys if key not in causes])
+        return [Leftover(name, batch.table.row(key), cause) for key, cause in causes.items()]
+
+    def _is_counted(self, name: TableName, rows: int) -> bool:
+        return self._executor.outcome.deleted[name] >= rows
