@@ -64,7 +64,7 @@ def test_a_foreign_key_column_that_the_model_does_not_have_orders_the_deletes(en
 
 @everywhere
 def test_an_order_that_runs_through_an_untracked_table_is_kept(engine):
-    """child -> link -> parent: the parent's delete would cascade to the link the child needs."""
+    """From child to link to parent: the parent's delete cascades to the link the child needs."""
     metadata = sa.MetaData()
     parent = table(metadata, "a_parent")
     link = table(metadata, "m_link", reference("a_id", "a_parent.id", ondelete="CASCADE"))

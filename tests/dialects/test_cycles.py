@@ -149,3 +149,28 @@ def test_an_empty_part_of_a_batch(database: Database) -> None:
         assert dialect.delete_cycle(connection, batch) == [0, 1]
         connection.rollback()
         dialect.end_cleanup(connection)
+
+
+@on(*ONE_GO)
+def test_a_cycle_of_composite_keys_beside_strangers(database: Database) -> None:
+    engine = database.engine()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE TABLE t (id INT, part VARCHAR(9), other INT NOT NULL, "
+            "PRIMARY KEY (id, part), FOREIGN KEY (other, part) REFERENCES t (id, part))"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO t VALUES (1, 'a', 2), (2, 'a', 1), (1, 'b', 2), (2, 'b', 1), (7, 'a', 7)"
+        )
+    columns = [
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("part", sa.String(9), primary_key=True),
+    ]
+    real = KeyedTable(place(engine, "t").name, sa.Table("t", sa.MetaData(), *columns))
+    dialect = dialect_for(engine)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=1)
+        assert dialect.delete_cycle(connection, [(real, [(1, "a"), (2, "a")])]) == [2]
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert left(engine, "t") == [1, 2, 7]

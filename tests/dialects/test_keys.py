@@ -427,3 +427,28 @@ def test_the_database_decides_which_text_is_equal(
         connection.commit()
         dialect.end_cleanup(connection)
     assert contents(engine, table) == [3]
+
+
+@pytest.mark.parametrize(
+    "database", [target for target in ALL_DRIVERS if target != "sqlite"], indirect=True
+)
+def test_keys_that_are_gone_lock_nothing(database: Database) -> None:
+    """At REPEATABLE READ, MariaDB locks the gap where the row was, and strangers wait for it."""
+    engine = database.engine()
+    table = sa.Table(
+        "things",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.Integer),
+    )
+    make(engine, table, [(n, n) for n in (1, 9)])
+    dialect, real = dialect_for(engine), keyed(engine, table)
+    with engine.connect() as ours, engine.connect() as theirs:
+        dialect.begin_cleanup(ours, lock_timeout=1)
+        assert dialect.delete_by_keys(ours, real, [4, 5, 6, 20]) == 0
+        dialect.begin_cleanup(theirs, lock_timeout=1)
+        theirs.execute(table.insert(), [{"id": n, "note": n} for n in (4, 5, 7, 19, 20)])
+        theirs.commit()
+        ours.commit()
+        dialect.end_cleanup(ours)
+        dialect.end_cleanup(theirs)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import count
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
+_numbers = count(1)
 INTEGER = {"primary_key": True, "autoincrement": False}
 
 
@@ -33,16 +36,18 @@ def tracked(engine: sa.Engine, *batches: tuple[sa.Table, list[Mapping[str, Any]]
 
 def left_over(manager: CleanupManager) -> dict[tuple[str, Any], str]:
     """Run a cleanup that must fail; the cause for each row, by table and key."""
-    try:
+    with pytest.raises(CleanupError) as caught:
         manager.cleanup()
-    except CleanupError as error:
-        assert error.leftovers == manager.report.leftovers
-        return {
-            (leftover.table.name, leftover.row.key if len(leftover.row.key) > 1 else
-             leftover.row.key[0]): leftover.cause
-            for leftover in error.leftovers
-        }  # fmt: skip  # a mapping in one look
-    raise AssertionError(f"nothing was left over: {manager.report}")
+    assert manager.report is not None
+    assert caught.value.leftovers == manager.report.leftovers
+    found = {}
+    for leftover in caught.value.leftovers:
+        key = leftover.row.key
+        found[leftover.table.name, key if len(key) > 1 else key[0]] = leftover.cause
+        assert str(leftover.row) in str(caught.value) or "more in error.leftovers" in str(
+            caught.value
+        )
+    return found
 
 
 def table(metadata: sa.MetaData, name: str, *columns: sa.Column[Any], **options: Any) -> sa.Table:
@@ -57,7 +62,6 @@ def reference(name: str, target: str, **options: Any) -> sa.Column[Any]:
         for option in ("ondelete", "deferrable", "initially", "use_alter")
         if option in options
     }
-    constraint = f"fk_{name}_{target.replace('.', '_')}"
-    return sa.Column(
-        name, sa.ForeignKey(target, name=constraint, **keys), **{"nullable": False, **options}
-    )
+    # The MySQL family wants names that differ in the whole database.
+    key = sa.ForeignKey(target, name=f"fk_{next(_numbers)}", **keys)
+    return sa.Column(name, key, **{"nullable": False, **options})

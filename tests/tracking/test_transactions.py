@@ -138,6 +138,28 @@ def test_the_savepoint_that_sqlite_commits_by_itself_is_believed(zoo_engine):
     assert snapshot(zoo_engine) == before
 
 
+@pytest.mark.parametrize("statement", ["insert", "update", "raw"])
+def test_what_sqlite_commits_by_itself_is_believed_before_the_next_statement(zoo_engine, statement):
+    before = snapshot(zoo_engine)
+    with CleanupManager(ResourceTracker(zoo_engine)), zoo_engine.connect() as connection:
+        with connection.begin_nested():
+            connection.execute(sa.insert(Org).values(id=-1, name="ours"))
+        if statement == "insert":
+            connection.execute(sa.insert(Org).values(id=-2, name="rolled back"))
+        elif statement == "update":
+            connection.execute(sa.update(Group).values(name="nobody's"))
+        else:
+            connection.execute(
+                sa.text(
+                    "UPDATE groups SET name = 'nobody''s'"
+                    if zoo_engine.dialect.name != "mysql"
+                    else "UPDATE `groups` SET name = 'nobody''s'"
+                )
+            )
+        connection.rollback()
+    assert snapshot(zoo_engine) == before
+
+
 def test_a_session_joined_into_an_outer_transaction_commits_when_that_does(zoo_engine):
     before = snapshot(zoo_engine)
     for mode in ("create_savepoint", "rollback_only", "control_fully"):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
+from tidyrows.cleanup.blockers import blocking_tables
 from tidyrows.cleanup.doubt import CAUSE, settle_doubt
 from tidyrows.cleanup.plan import steps_for
 from tidyrows.cleanup.report import Leftover
@@ -151,7 +154,20 @@ class Cleaning:
         if already_gone > 0:
             self._report.already_gone[name] = already_gone
         self._tracker.forget(batch.table, [key for key in batch.keys if key not in causes])
+        for key, tables in self._blockers(batch, seen, refused).items():
+            causes[key] += f"; referenced by rows of {', '.join(tables)}"
         return [Leftover(name, batch.table.row(key), cause) for key, cause in causes.items()]
+
+    def _blockers(self, batch: Batch, seen: Seen, refused: dict[Any, str]) -> dict[Any, list[str]]:
+        """What references the rows that were refused: the database's own words often do not say."""
+        held = [key for key in seen.there if key in refused]
+        if not held:
+            return {}
+        try:
+            found = blocking_tables(self._database, batch, held)
+        except sa.exc.SQLAlchemyError:
+            return {}  # the cause is told all the same, in the database's words
+        return {key: tables for key, tables in found.items() if key in refused}
 
     def _is_counted(self, name: TableName, rows: int) -> bool:
         return self._executor.outcome.deleted[name] >= rows

@@ -13,6 +13,13 @@ import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import SPOILED
 from tidyrows.cleanup.plan import place_of
+from tidyrows.cleanup.references import (
+    chunks,
+    is_one_of,
+    referenced,
+    referencing_pairs,
+    with_columns,
+)
 from tidyrows.errors import TidyRowsError
 from tidyrows.schema import levels, nullable_columns, reflect_foreign_keys
 
@@ -21,14 +28,15 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.rows import TableName
     from tidyrows.schema import ForeignKey, Place, RowOrder
 
 Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""
 
 _DEEP = 16
-_NEVER_BLOCK = frozenset({"CASCADE", "SET NULL"})
+# A row that a CASCADE takes is not counted, so it keeps its place in the order while it can.
+_NEVER_BLOCK = ("SET NULL", "CASCADE")
 
 
 class RowLoopError(TidyRowsError):
@@ -63,11 +71,12 @@ def delete_by_levels(
     """
     references = _all_references(connection, step)
     order = _order(step, references)
-    if order.loops:
-        for key in list(references):
-            if key.on_delete in _NEVER_BLOCK:
-                del references[key]  # it only ordered the deletes; it does not forbid them
-        order = _order(step, references)
+    for action in _NEVER_BLOCK:
+        if order.loops:
+            for key in list(references):
+                if key.on_delete == action:
+                    del references[key]  # it only ordered the deletes; it does not forbid them
+            order = _order(step, references)
     for key in list(references):
         if not order.loops and len(order.steps) <= _DEEP:
             break
@@ -181,8 +190,10 @@ def _refuse_orphans(
         number = batches.get(key.parent, -1)
         if number not in keys_of:
             continue
-        parent, keys = step.batches[number].table, keys_of[number]
-        held = _held_by_others(connection, key, parent, keys, step, keys_of)
+        parent = step.batches[number].table
+        child = batches.get(key.child, -1)
+        ours = (step.batches[child].table, keys_of[child]) if child in keys_of else None
+        held = referenced(connection, key, parent, keys_of[number], but_for=ours)
         if held:
             raise RowLoopError(
                 f"a row of {'.'.join(key.child)} references {parent.row(min(held, key=repr))} by "

@@ -36,18 +36,36 @@ def referencing_pairs(
 
 
 def referenced(
-    connection: sa.Connection, key: ForeignKey, parent: KeyedTable, parent_keys: Sequence[Any]
+    connection: sa.Connection,
+    key: ForeignKey,
+    parent: KeyedTable,
+    parent_keys: Sequence[Any],
+    *,
+    but_for: tuple[KeyedTable, Sequence[Any]] | None = None,
 ) -> set[Any]:
-    """Of these parent rows, those that any row of the child table references."""
-    schema, name = key.child
-    children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias("child")
-    found: set[Any] = set()
+    """Of these parent rows, those that any row of the child table references.
+
+    Args:
+        connection: where to look.
+        key: by which foreign key.
+        parent: the parents' table.
+        parent_keys: the parents.
+        but_for: the child table and rows of it that do not count.
+    """
+    if but_for is None:
+        schema, name = key.child
+        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias("child")
+    else:
+        children = with_columns(but_for[0], key.child_columns).alias("child")
     parents = with_columns(parent, key.parent_columns).alias("parent")
     query = (
         sa.select(*(parents.c[column.name] for column in parent.key_columns))
         .distinct()
         .select_from(children.join(parents, _join(children, parents, key)))
     )
+    if but_for is not None:
+        query = query.where(sa.not_(is_one_of(*but_for, children)))
+    found: set[Any] = set()
     for chunk in chunks(parent_keys):
         rows = connection.execute(query.where(is_one_of(parent, chunk, parents)))
         found.update(stored(tuple(row)) for row in rows)

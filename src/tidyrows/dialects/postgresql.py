@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.arrays import array_literal
+from tidyrows.dialects.arrays import array_literal, keys_in_arrays, select_by_arrays
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
+    delete_plainly,
     driver_values,
     look_plainly,
     plain_condition,
@@ -30,7 +32,6 @@ _IN_ERROR = "25P02"
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
 _ARRAY_KEYS = 200_000
-_PLAIN_KEYS = 500
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 _RESOLVE = """
@@ -181,12 +182,10 @@ class PostgreSQL(Dialect):
         deleted = 0
         for part in chunks(keys, _ARRAY_KEYS):
             condition = self._condition(table, connection.dialect, part)
-            if condition is not None:
+            if condition is None:
+                deleted += delete_plainly(connection, table, part)
+            else:
                 deleted += run(connection, sa.delete(table.clause).where(condition)).rowcount
-                continue
-            for few in chunks(part, _PLAIN_KEYS):
-                statement = sa.delete(table.clause).where(plain_condition(table, few))
-                deleted += run(connection, statement).rowcount
         return deleted
 
     def delete_cycle(
@@ -215,28 +214,7 @@ class PostgreSQL(Dialect):
         arrays = None if values is None else [self._array(column) for column in values]
         if arrays is None or None in arrays:
             return None
-        # A bind without a type: PostgreSQL gives it the column's own (citext, enum, CHAR(n)).
-        binds = [sa.bindparam(None, array, type_=sa.types.NullType()) for array in arrays]
-        columns = table.key_clauses
-        if len(columns) == 1:
-            return columns[0] == sa.func.any(binds[0])
-        # unnest cannot infer a type, so an array of no rows lends it the column's. This also hides
-        # the length from the planner, which then walks the index in the order of the keys: three
-        # times as fast as its hash join, and two cleanups cannot meet crosswise.
-        other = table.clause.alias("lender")
-        typed = [
-            sa.func.coalesce(
-                sa.select(sa.func.array_agg(other.c[column.name]))
-                .where(sa.false())
-                .scalar_subquery(),
-                bind,
-            )
-            for column, bind in zip(columns, binds, strict=True)
-        ]
-        names = [f"key_{number}" for number in range(len(columns))]
-        sent = sa.func.unnest(*typed).table_valued(*names, name="sent").render_derived()
-        equal = (column == sent.c[name] for column, name in zip(columns, names, strict=True))
-        return sa.and_(*equal)
+        return keys_in_arrays(table, arrays)
 
     def _array(self, values: list[Any]) -> Any:
         # asyncpg encodes a list by the type that the server names; the others take text.
@@ -274,40 +252,27 @@ class PostgreSQL(Dialect):
         sent: Sequence[Any],
     ) -> list[tuple[Any, ...]]:
         columns = [list(sent)] if len(types) == 1 else [list(c) for c in zip(*sent, strict=True)]
-        arrays: list[str] = []
-        params: list[Any] = []
-        for type_name, column in zip(types, columns, strict=True):
-            cast = str(type_name).replace("%", "%%") if self.driver != "asyncpg" else type_name
-            if set(map(type, column)) <= {int, str}:
-                arrays.append(f"ARRAY(SELECT CAST(json_array_elements_text(%s) AS {cast}))")
-                params.append(json.dumps(column))
-            else:
-                arrays.append(f"CAST(%s AS {cast}[])")
-                params.append(column)
-        quote = connection.dialect.identifier_preparer.quote
-        names = [quote(column.name) for column in table.key_columns]
-        place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
-        listed = ", ".join(f"t.{name}" for name in names)
-        if len(names) == 1:
-            sql = f"SELECT {listed} FROM {place} t WHERE {listed} = ANY({arrays[0]})"
-        else:
-            sql = (
-                f"SELECT {listed} FROM unnest({', '.join(arrays)}) "
-                f"AS k({', '.join(f'k{number}' for number in range(len(names)))}) JOIN {place} t "
-                f"ON {' AND '.join(f't.{name} = k.k{i}' for i, name in enumerate(names))}"
-            )
+        typed = zip(types, columns, strict=True)
+        arrays, params = zip(*(self._cast_array(*pair) for pair in typed), strict=True)
+        sql = select_by_arrays(connection.dialect, table, arrays)
         return [tuple(row) for row in self._driver_sql(connection, sql, *params)]
+
+    def _cast_array(self, type_name: str | None, values: list[Any]) -> tuple[str, Any]:
+        """SQL for an array of this type, and its parameter; not by way of ``array_literal``."""
+        cast = str(type_name)
+        if self.driver != "asyncpg":
+            cast = cast.replace("%", "%%")
+        if set(map(type, values)) <= {int, str}:  # twice as fast as the drivers' own arrays
+            return f"ARRAY(SELECT CAST(json_array_elements_text(%s) AS {cast}))", json.dumps(values)
+        return f"CAST(%s AS {cast}[])", values
 
     # ----- raw SQL -----------------------------------------------------------------------------
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""
-        cursor = connection.connection.cursor()
-        try:
+        with closing(connection.connection.cursor()) as cursor:
             cursor.execute(self._marked(sql), values)
             return list(cursor.fetchall())
-        finally:
-            cursor.close()
 
     def _driver_sql(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         return list(connection.exec_driver_sql(self._marked(sql), values).all())

@@ -19,7 +19,7 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.rows import KeyedTable, TableName
-from tidyrows.tracking import ambient, rawsql, statements
+from tidyrows.tracking import ambient, rawsql, returning, statements
 from tidyrows.tracking.changes import Change, Kind, TransactionLog
 from tidyrows.tracking.transactions import EVENTS, Transactions
 
@@ -85,7 +85,7 @@ class Capture:
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""
         self._forget_parent()
-        self._transactions.holders.add(tracker)
+        self._transactions.add_holder(tracker)
 
     def attribute(self, connection: sa.Connection, tracker: ResourceTracker) -> None:
         """What this connection writes belongs to a session of ``tracker``."""
@@ -138,12 +138,13 @@ class Capture:
             and not self._is_plain(statement, multiparams)
             and self._owner(connection) is not None
         ):
-            statement = self._prepared_insert(connection, statement, multiparams, options)
+            rows = multiparams or ([params] if params else [])
+            statement = self._prepared_insert(connection, statement, rows, options)
         return statement, multiparams, params
 
     def _is_plain(self, insert: Insert, multiparams: Any) -> bool:
         """Whether SQLAlchemy will tell the key of its one row by itself; most inserts are such."""
-        if len(multiparams) > 1 or not statements.is_plain(insert):
+        if len(multiparams) > 1 or not returning.is_plain(insert):
             return False
         table = insert.table
         if table not in self._plain_tables:
@@ -156,7 +157,7 @@ class Capture:
         self,
         connection: sa.Connection,
         insert: Insert,
-        multiparams: Sequence[Mapping[str, Any]],
+        parameters: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> Insert:
         log = self._transactions.log(connection)
@@ -164,7 +165,7 @@ class Capture:
         if found is None:
             return insert
         target, real = found
-        rewrite = statements.rewrite_insert(insert, multiparams, target, real, self.dialect)
+        rewrite = returning.rewrite_insert(insert, parameters, target, real, self.dialect)
         if rewrite is None:
             return insert
         log.rewritten[id(rewrite.statement)] = rewrite
@@ -207,17 +208,17 @@ class Capture:
             return
         target, _real = found
         if not target.key_columns:
-            rows = max(len(getattr(result.context, "compiled_parameters", ())), 1)
-            self._transactions.add(
-                connection, log, Change(Kind.UNKEYED, target, [None] * rows, owner)
-            )
+            rows = statements.row_count(result.context)
+            if rows:
+                change = Change(Kind.UNKEYED, target, [None] * rows, owner)
+                self._transactions.add(connection, log, change)
             return
         told: tuple[list[tuple[Any, ...]], bool] | None
         reason = "its result does not tell which rows it made"
         if rewrite is not None and rewrite.refusal is not None:
             told, reason = None, rewrite.refusal
         elif rewrite is not None:
-            told = statements.keys_from_rewritten(result, rewrite), False
+            told = returning.keys_from_rewritten(result, rewrite), rewrite.generated
         else:
             told = statements.keys_from_result(result, target, self.dialect)
         if told is None:
@@ -285,7 +286,12 @@ class Capture:
 
         An event of the dialect, not of the connection: on every statement's way, it is cheaper.
         """
-        if context.isinsert or self._transactions.idle or INTERNAL in context.execution_options:
+        if self._transactions.idle:
+            return
+        # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
+        # any more whether the RELEASE before it was a COMMIT.
+        self._transactions.settle_on(context.root_connection)
+        if context.isinsert or INTERNAL in context.execution_options:
             return
         if context.compiled is None or context.is_text:
             self._raw(context.root_connection, sql)
@@ -297,9 +303,9 @@ class Capture:
         if self.dialect.session_setting(sql):
             log.targets.clear()
             connection.info["tidyrows_moved"] = True
-        if rawsql.ends_or_splits_transaction(sql):
-            for change in log:
-                change.certain = False
+        move = rawsql.transaction_move(sql)
+        if move is not None:
+            self._transactions.move(connection, *move)
         elif rawsql.is_ddl(sql):
             self._ddl(connection)
         self._say_raw_insert(connection, sql)
@@ -322,7 +328,7 @@ class Capture:
         connection.info.pop("tidyrows_targets", None)
         self.schema_version += 1
         if self.dialect.ddl_commits:
-            self._transactions.commit(connection)
+            self._transactions.commit_unasked(connection)
 
     # -- the real table ------------------------------------------------------------------------
 

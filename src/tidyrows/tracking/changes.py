@@ -139,9 +139,15 @@ class Announcement:
         connection: a weak reference to the SQLAlchemy connection.
         driver: the driver's connection, which knows whether it is still in a transaction.
         thread: the thread that commits.
+        unasked: SQLAlchemy does not know of it: a COMMIT in a string, or DDL that commits.
+        prepared: the transaction has left the driver's connection, which cannot tell of it.
+        sent: whether the COMMIT was sent at all; None while nobody has looked.
     """
 
     changes: list[Change]
     connection: Any
     driver: Any
     thread: int = field(default_factory=threading.get_ident)
+    unasked: bool = False
+    prepared: bool = False
+    sent: bool | None = None

@@ -7,6 +7,7 @@ INSERT makes, so it is noticed and said.
 from __future__ import annotations
 
 import re
+from enum import Enum, auto
 
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 _NAME = r"""((?:[\w$.]+|"[^"]+"|`[^`]+`|\[[^\]]+\]|\.)+)"""
@@ -17,7 +18,15 @@ _INSERT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _INSERTING = frozenset({"INSERT", "REPLACE", "WITH", "MERGE", "COPY", "LOAD"})
-_TRANSACTION = frozenset({"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "SAVEPOINT", "RELEASE"})
+_TRANSACTION = frozenset(
+    {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "XA"}
+)
+_MOVE = re.compile(
+    r"""(?P<verb>BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)
+    (?:\s+(?:WORK|TRANSACTION))?
+    (?:(?P<to>\s+TO)?(?:\s+SAVEPOINT)?\s+(?P<name>\w+|"[^"]+"|`[^`]+`|\[[^\]]+\]))?\s*;?\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
 
@@ -37,9 +46,48 @@ def inserted_table(sql: str) -> str | None:
     return match.group(1) if match else None
 
 
-def ends_or_splits_transaction(sql: str) -> bool:
-    """Whether a raw statement moves the transaction behind SQLAlchemy's back."""
-    return first_word(sql) in _TRANSACTION
+class Move(Enum):
+    """What a raw statement does to the transaction behind SQLAlchemy's back."""
+
+    BEGIN = auto()
+    COMMIT = auto()
+    ROLLBACK = auto()
+    SAVEPOINT = auto()
+    RELEASE = auto()
+    ROLLBACK_TO = auto()
+    UNCLEAR = auto()
+
+
+_MOVES = {
+    "BEGIN": Move.BEGIN,
+    "START": Move.BEGIN,
+    "COMMIT": Move.COMMIT,
+    "END": Move.COMMIT,
+    "ROLLBACK": Move.ROLLBACK,
+    "ABORT": Move.ROLLBACK,
+    "SAVEPOINT": Move.SAVEPOINT,
+    "RELEASE": Move.RELEASE,
+}
+
+
+def transaction_move(sql: str) -> tuple[Move, str] | None:
+    """What a raw statement does to the transaction, and the savepoint's name; None if nothing."""
+    word = first_word(sql)
+    if word not in _TRANSACTION:
+        return None
+    match = _MOVE.fullmatch(sql.strip())
+    if match is None:  # COMMIT PREPARED 'x', BEGIN ISOLATION LEVEL ..., a second statement
+        return Move.UNCLEAR, ""
+    move, name = _MOVES[word], (match["name"] or "").strip('"`[]')
+    if move is Move.ROLLBACK and match["to"]:
+        move = Move.ROLLBACK_TO
+    takes_name = move in {Move.SAVEPOINT, Move.RELEASE, Move.ROLLBACK_TO}
+    if takes_name is not bool(name):
+        return (
+            Move.UNCLEAR,
+            "",
+        )  # COMMIT PREPARED 'x', BEGIN ISOLATION LEVEL ..., a second statement
+    return move, name
 
 
 def is_ddl(sql: str) -> bool:

@@ -1,154 +1,22 @@
 """Which rows an INSERT made, an UPDATE renamed and a DELETE removed.
 
-Facts: DATABASE_FACTS 11. A result of a flush or of a single insert has the keys; an executemany
-has them in its parameters, or gives them if RETURNING is added; an upsert's keys may be a
-stranger's and count only where the insert is proved.
+Facts: DATABASE_FACTS 11. A result of a flush or of a single insert has the keys, and an executemany
+may have them in its parameters; where neither tells, see :mod:`~tidyrows.tracking.returning`.
 """
 
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.sql import operators
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from tidyrows.dialects import Dialect, RealTable
+    from tidyrows.dialects import Dialect
     from tidyrows.rows import KeyedTable
-
-
-@dataclass(frozen=True, slots=True)
-class Rewrite:
-    """How a statement was changed so that its keys can be read.
-
-    Attributes:
-        statement: the statement that runs instead.
-        asked: how many columns the caller's own RETURNING asks for; 0 if it has none.
-        keys: how many key columns stand behind them.
-        proof: a last column tells whether the row was inserted.
-        refusal: why no row of this statement can be tracked, or None.
-    """
-
-    statement: sa.Insert
-    asked: int = 0
-    keys: int = 0
-    proof: bool = False
-    refusal: str | None = None
-
-
-def is_plain(insert: sa.Insert) -> bool:
-    """Whether an INSERT of one row has nothing that could hide the row's key."""
-    return (
-        insert._post_values_clause is None
-        and not insert._returning
-        and not insert._prefixes
-        and not insert._multi_values
-        and insert.select is None
-    )
-
-
-def rewrite_insert(
-    insert: sa.Insert,
-    multiparams: Sequence[Mapping[str, Any]],
-    target: KeyedTable,
-    real: RealTable,
-    dialect: Dialect,
-) -> Rewrite | None:
-    """Add RETURNING of the key where nothing else would tell it.
-
-    Returns:
-        None where the statement can run as it is.
-    """
-    key = target.key_columns
-    upsert = dialect.upsert(insert)
-    many = len(multiparams) > 1 or bool(insert._multi_values) or insert.select is not None
-    if not key or not (upsert or many or insert._returning):
-        return None
-    proof = None
-    if upsert:
-        provable, proof = dialect.inserted_proof(insert, real)
-        if not provable:
-            return Rewrite(
-                insert,
-                refusal="an upsert on this database does not tell a new row from one it found",
-            )
-    elif _reports_keys(insert) or (
-        not insert._returning and _parameters_hold_key(insert, multiparams, key)
-    ):
-        return None
-    able = dialect.executemany_returning if multiparams else dialect.returning
-    if not able:
-        return Rewrite(
-            insert,
-            refusal="this database has no RETURNING, and the parameters do not hold the whole key",
-        )
-    if insert._return_defaults:  # the ORM's own upserts with RETURNING come as returning()
-        return Rewrite(insert, refusal="it uses return_defaults(), which excludes RETURNING")
-    columns = [target.table.c[column.key] for column in key]
-    asked = len(_columns_of(insert._returning))
-    extra = [proof] if proof is not None else []
-    return Rewrite(
-        insert.returning(*columns, *extra), asked=asked, keys=len(key), proof=proof is not None
-    )
-
-
-def _reports_keys(insert: sa.Insert) -> bool:
-    """Whether SQLAlchemy itself will fetch the keys of every row (a flush does)."""
-    return bool(insert._return_defaults) and insert.select is None and not insert._multi_values
-
-
-def _columns_of(elements: Iterable[Any]) -> list[Any]:
-    columns: list[Any] = []
-    for element in elements:
-        columns.extend(element._select_iterable)
-    return columns
-
-
-def _parameters_hold_key(
-    insert: sa.Insert, multiparams: Sequence[Mapping[str, Any]], key: Iterable[sa.Column[Any]]
-) -> bool:
-    if not multiparams:
-        return False
-    given = multiparams[0]
-    for column in key:
-        if column.key in given:
-            if given[column.key] is None or isinstance(given[column.key], sa.ClauseElement):
-                return False
-        elif column.key in {getattr(c, "key", c) for c in insert._values or ()}:
-            return False
-        else:
-            default = column.default
-            if default is None or not (default.is_scalar or default.is_callable):
-                return False
-    return True
-
-
-def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[tuple[Any, ...]]:
-    """Read the keys that were asked for behind the caller's back, and hide them from the caller."""
-    rows = result.all()
-    start, end = rewrite.asked, rewrite.asked + rewrite.keys
-    keys = [tuple(row[start:end]) for row in rows if not rewrite.proof or row[end]]
-    if rewrite.asked:
-        # _rewind is what SQLAlchemy uses itself to hand on rows that it has read for the keys
-        result._rewind(rows)
-        result._metadata = result._metadata._reduce(range(rewrite.asked))
-        result._reset_memoizations()
-    else:
-        result._soft_close()
-        result._metadata = _no_rows()
-    context: Any = result.context
-    context._rowcount = len(rows)  # psycopg reads -1 after several RETURNING batches
-    return keys
-
-
-def _no_rows() -> Any:
-    from sqlalchemy.engine.cursor import _NO_RESULT_METADATA  # noqa: PLC0415 - private, here only
-
-    return _NO_RESULT_METADATA
 
 
 def keys_from_result(
@@ -176,6 +44,14 @@ def keys_from_result(
     if dialect.explicit_zero_is_generated and not generated and _zero(rows, target):
         return None
     return [tuple(row) for row in rows if row is not None], generated
+
+
+def row_count(context: Any) -> int:
+    """How many rows an INSERT made: several values and FROM SELECT come with one parameter set."""
+    parameters = len(context.compiled_parameters)
+    if context.executemany:  # not every driver counts these
+        return parameters
+    return int(context.rowcount) if context.rowcount >= 0 else max(parameters, 1)
 
 
 def _nothing_inserted(result: sa.CursorResult[Any], context: Any) -> bool:

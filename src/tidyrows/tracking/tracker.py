@@ -186,16 +186,14 @@ class ResourceTracker:
         if not self._allow_production:
             refuse_production(engine.url)
 
-    def take(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Hold rows whose insert is committed, and say so if that came late."""
-        self.hold(table, keys)
-        if not self.active:
-            warnings.warn(
-                f"Rows of {table.name} were committed after their tracker had stopped. They stay "
-                f"tracked: call cleanup() again to delete them.",
-                LateCommitWarning,
-                stacklevel=2,
-            )
+    def say_late(self, table: KeyedTable) -> None:
+        """Say that rows were committed, and are held, after the tracker had stopped."""
+        warnings.warn(
+            f"Rows of {table.name} were committed after their tracker had stopped. They stay "
+            f"tracked: call cleanup() again to delete them.",
+            LateCommitWarning,
+            stacklevel=2,
+        )
 
     def hold(self, table: KeyedTable, keys: Iterable[Any]) -> None:
         """Hold rows that are known to be ours."""
@@ -226,17 +224,18 @@ class ResourceTracker:
         with self._lock:
             self.holdings.doubt(table.name, keys)
 
-    def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> None:
-        """Rows whose key was changed through a session; a new key of None is unknown."""
+    def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> bool:
+        """Rows whose key was changed through a session; whether a new key, None, is unknown."""
         with self._lock:
-            unknown = self.holdings.rename(table.name, pairs)
-        if unknown:
-            self.warn_once(
-                ("renamed", table.name),
-                f"An UPDATE computed a new primary key in SQL for tracked rows of {table.name}; "
-                f"they can no longer be followed. Tell the tracker with "
-                f"tracker.track_rows(table, keys).",
-            )
+            return self.holdings.rename(table.name, pairs)
+
+    def say_renamed(self, table: KeyedTable) -> None:
+        """Say that rows can no longer be followed."""
+        self.warn_once(
+            ("renamed", table.name),
+            f"An UPDATE computed a new primary key in SQL for tracked rows of {table.name}; they "
+            f"can no longer be followed. Tell the tracker with tracker.track_rows(table, keys).",
+        )
 
     def warn_once(self, subject: Any, message: str) -> None:
         """Say something about untracked rows, once per block and subject."""

@@ -13,7 +13,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects import CommitOutcome, Loss
-from tidyrows.tracking.changes import Announcement, Change, Kind, TransactionLog
+from tidyrows.tracking.believing import believe, doubt
+from tidyrows.tracking.changes import Announcement, Change, TransactionLog
+from tidyrows.tracking.rawsql import Move
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +37,7 @@ EVENTS = (
     "commit_twophase",
     "rollback_twophase",
     "handle_error",
+    "reset",
 )
 """SQLAlchemy's events that move a transaction; each is a method of :class:`Transactions`."""
 
@@ -44,13 +47,10 @@ class Transactions:
 
     Args:
         dialect: what its database does at COMMIT and after an error.
-
-    Attributes:
-        holders: the trackers that may hold rows of this engine, active or not.
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        self.holders: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
+        self._holders: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
         self._dialect = dialect
         self._logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
             weakref.WeakKeyDictionary()
@@ -63,7 +63,18 @@ class Transactions:
     @property
     def idle(self) -> bool:
         """Whether nobody needs to know; so in a forked child, which owns nothing."""
-        return not self.holders or self._pid != os.getpid()
+        return not self._holders or self._pid != os.getpid()
+
+    @property
+    def holders(self) -> list[ResourceTracker]:
+        """The trackers that may hold rows of this engine, active or not."""
+        with self._lock:  # a set does not bear being read while another thread adds to it
+            return list(self._holders)
+
+    def add_holder(self, tracker: ResourceTracker) -> None:
+        """From now on this tracker may hold rows of this engine."""
+        with self._lock:
+            self._holders.add(tracker)
 
     def forget_parent(self) -> bool:
         """After a fork, drop what was pending: it is the parent's. Whether this was the case."""
@@ -74,7 +85,7 @@ class Transactions:
         self._logs = weakref.WeakKeyDictionary()
         self._announced = []
         self._prepared = {}
-        self.holders.clear()
+        self._holders.clear()
         return True
 
     def log(self, connection: sa.Connection) -> TransactionLog:
@@ -124,11 +135,30 @@ class Transactions:
             return
         self._announce(connection, log.take())
 
-    def _announce(self, connection: sa.Connection, changes: list[Change]) -> None:
+    def commit_unasked(self, connection: sa.Connection) -> None:
+        """A statement commits, and SQLAlchemy does not know: COMMIT in a string, or DDL."""
+        self.settle_on(connection)
+        log = self._logs.get(connection)
+        if log:
+            self._announce(connection, log.take(), unasked=True)
+
+    def _announce(
+        self,
+        connection: sa.Connection,
+        changes: list[Change],
+        *,
+        unasked: bool = False,
+        prepared: bool = False,
+    ) -> None:
+        announcement = Announcement(
+            changes,
+            weakref.ref(connection),
+            driver_of(connection),
+            unasked=unasked,
+            prepared=prepared,
+        )
         with self._lock:
-            self._announced.append(
-                Announcement(changes, weakref.ref(connection), driver_of(connection))
-            )
+            self._announced.append(announcement)
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
@@ -169,6 +199,23 @@ class Transactions:
         self.settle_on(connection)
         self.log(connection).rollback_to(name)
 
+    def move(self, connection: sa.Connection, move: Move, name: str) -> None:
+        """A raw statement moves the transaction; it is about to be sent."""
+        log = self.log(connection)
+        log.targets.clear()  # SET LOCAL ends with what it was set in
+        if move is Move.COMMIT or (move is Move.BEGIN and self._dialect.ddl_commits):
+            self.commit_unasked(connection)
+        elif move is Move.SAVEPOINT:
+            log.savepoint(name)
+        elif move is Move.RELEASE:
+            log.release(name)
+            log.release_unsure = True
+        elif move is Move.ROLLBACK_TO:
+            log.rollback_to(name)
+        elif move in {Move.ROLLBACK, Move.UNCLEAR}:
+            for change in log:
+                change.certain = False
+
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         if not self.idle:
@@ -181,9 +228,12 @@ class Transactions:
         if self.idle:
             return
         log = self._logs.get(connection)
-        changes = self._prepared.pop(xid, []) + (log.take() if log else [])
+        changes = self._prepared.pop(xid, [])
+        if log:
+            void = self._dialect.commit_is_void(connection)
+            changes += [] if void else log.take()
         if changes:
-            self._announce(connection, changes)
+            self._announce(connection, changes, prepared=True)
 
     def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
         """A two-phase transaction is about to be rolled back."""
@@ -206,8 +256,10 @@ class Transactions:
             for announcement in announced:
                 self._announced.remove(announcement)
         for announcement in announced:
+            # of a COMMIT in a string nobody knows whether it is this very statement that failed
+            unknown = lost or announcement.unasked
             outcome = (
-                CommitOutcome.DOUBT if lost else self._dialect.commit_outcome(error, connection)
+                CommitOutcome.DOUBT if unknown else self._dialect.commit_outcome(error, connection)
             )
             if outcome is CommitOutcome.OPEN:
                 self.log(connection).restore(announcement.changes)
@@ -236,23 +288,36 @@ class Transactions:
 
     def _settle_announced(self, connection: sa.Connection | None = None) -> None:
         """Believe what is over, in the order of the COMMITs: a later one may delete the row."""
+        committed: list[Change] = []
+        unsure: list[Change] = []
         with self._lock:
-            over = [
-                announcement
-                for announcement in self._announced
-                if announcement.connection() is connection or self._is_over(announcement)
-            ]
+            for announcement in list(self._announced):
+                here = announcement.connection() is connection is not None
+                if here or self._is_over(announcement):
+                    self._announced.remove(announcement)
+                    sent = self._was_sent(announcement)
+                    (committed if sent else unsure).extend(announcement.changes)
+        self._doubt(unsure)
+        self._believe(committed)
+
+    def reset(self, driver: Any, _record: Any, _state: Any) -> None:
+        """A connection goes back to its pool: its COMMIT has been sent by now, or never will be."""
+        if not self._announced or self._pid != os.getpid():
+            return
+        with self._lock:
+            over = [a for a in self._announced if a.driver is driver and a.sent is None]
+            open_still = bool(over) and self._dialect.is_begun(driver)
             for announcement in over:
-                self._announced.remove(announcement)
-        for announcement in over:
-            self._believe(announcement.changes)
+                announcement.sent = announcement.prepared or not open_still
+                if not announcement.sent:  # the pool rolls it back now
+                    self._announced.remove(announcement)
 
     def _settle_release(self, connection: sa.Connection, log: TransactionLog) -> None:
         """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
-        log.release_unsure = False
         if connection.closed or connection.invalidated:
-            return
-        if self._dialect.in_transaction(driver_of(connection)) is False:
+            log.release_unsure = False
+        elif self._dialect.in_transaction(driver_of(connection)) is False:
+            log.release_unsure = False
             self._believe(log.take())
 
     def settle(self) -> None:
@@ -269,42 +334,30 @@ class Transactions:
 
     def _is_over(self, announcement: Announcement) -> bool:
         connection = announcement.connection()
-        if connection is None or connection.closed or connection.invalidated:
+        if announcement.sent or connection is None or connection.closed or connection.invalidated:
             return True
-        under_way = self._dialect.in_transaction(announcement.driver)
-        if under_way is None:
-            return announcement.thread == threading.get_ident()
-        return not under_way
+        if announcement.unasked:
+            here = announcement.thread == threading.get_ident()
+            return here or not self._dialect.is_begun(announcement.driver)
+        # None once SQLAlchemy has the answer to the COMMIT; an error has been handled by then
+        return connection.get_transaction() is None
+
+    def _was_sent(self, announcement: Announcement) -> bool:
+        """Whether the COMMIT was sent: a commit listener that raises prevents it, or an interrupt.
+
+        A transaction that is open now may as well be a new one, begun past SQLAlchemy: then too it
+        is better to ask.
+        """
+        connection = announcement.connection()
+        if announcement.sent or connection is None or connection.closed or connection.invalidated:
+            return True
+        return announcement.prepared or not self._dialect.is_begun(announcement.driver)
 
     def _believe(self, changes: list[Change]) -> None:
-        """The database has committed these."""
-        for change in changes:
-            if not change.certain:
-                self._doubt([change])
-            elif change.kind is Kind.DELETED:
-                for holder in list(self.holders):
-                    holder.forget(change.table, change.keys)
-            elif change.kind is Kind.RENAMED:
-                for holder in list(self.holders):
-                    holder.rename(change.table, change.keys)
-            elif change.owner is not None and change.kind is Kind.UNKEYED:
-                change.owner.take_unkeyed(change.table, len(change.keys))
-            elif change.owner is not None:
-                change.owner.take(change.table, change.keys)
+        believe(changes, self.holders)
 
     def _doubt(self, changes: list[Change]) -> None:
-        """Nobody knows whether the database has committed these."""
-        for change in changes:
-            if change.kind is Kind.INSERTED and change.owner is not None:
-                change.owner.take_in_doubt(change.table, change.keys, generated=change.generated)
-            elif change.kind is Kind.DELETED:
-                for holder in list(self.holders):
-                    holder.doubt(change.table, change.keys)
-            elif change.kind is Kind.RENAMED:
-                for holder in list(self.holders):
-                    holder.doubt(change.table, [key for pair in change.keys for key in pair if key])
-            elif change.owner is not None:
-                change.owner.take_unkeyed(change.table, len(change.keys))
+        doubt(changes, self.holders)
 
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
         """What this tracker's transactions have inserted and not committed."""

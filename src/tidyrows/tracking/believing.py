@@ -1,0 +1,60 @@
+"""Carry out what a transaction did, in the trackers: once it is certain, or as far as it is."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from tidyrows.tracking.changes import Change, Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from tidyrows.tracking.tracker import ResourceTracker
+
+
+def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
+    """The database has committed these.
+
+    Args:
+        changes: in the order in which they were made.
+        holders: the trackers that may hold rows of the engine.
+    """
+    said: list[Callable[[], None]] = []
+    for change in changes:
+        if not change.certain:
+            doubt([change], holders)
+        elif change.owner is not None:
+            said += _owned(change, change.owner)
+        elif change.kind is Kind.DELETED:
+            for holder in holders:
+                holder.forget(change.table, change.keys)
+        else:
+            lost = [holder for holder in holders if holder.rename(change.table, change.keys)]
+            said += [partial(holder.say_renamed, change.table) for holder in lost]
+    for say in said:  # last of all: where warnings are errors, no row is lost over one
+        say()
+
+
+def _owned(change: Change, owner: ResourceTracker) -> list[Callable[[], None]]:
+    """Rows for their owner; what there is to say of them."""
+    if change.kind is Kind.UNKEYED:
+        owner.take_unkeyed(change.table, len(change.keys))
+        return []
+    owner.hold(change.table, change.keys)
+    return [] if owner.active else [partial(owner.say_late, change.table)]
+
+
+def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
+    """Nobody knows whether the database has committed these."""
+    for change in changes:
+        if change.kind is Kind.INSERTED and change.owner is not None:
+            change.owner.take_in_doubt(change.table, change.keys, generated=change.generated)
+        elif change.owner is not None:
+            change.owner.take_unkeyed(change.table, len(change.keys))
+        else:
+            keys = change.keys
+            if change.kind is Kind.RENAMED:
+                keys = [key for pair in keys for key in pair if key is not None]
+            for holder in holders:
+                holder.doubt(change.table, keys)
