@@ -15,8 +15,9 @@ from typing import Any
 
 import sqlalchemy as sa
 from hypothesis import note
-from properties.schemas import TableSpec, own_key_values, reference_columns
 from sqlalchemy.orm import Session
+
+from properties.schemas import TableSpec, own_key_values, reference_columns
 
 OURS, THEIRS = "ours", "theirs"
 FIRST_NUMBER = 1000

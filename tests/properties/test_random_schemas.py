@@ -12,14 +12,14 @@ from pathlib import Path
 from random import Random
 
 import sqlalchemy as sa
-from harness.bystanders import Snapshot, snapshot
-from harness.databases import Database
 from hypothesis import given, note
 from hypothesis import strategies as st
-from properties.schemas import TableSpec, schemas, tables_of
-from properties.stories import OURS, THEIRS, Actor, World
 from sqlalchemy.orm import Session
 
+from harness.bystanders import Snapshot, snapshot
+from harness.databases import Database
+from properties.schemas import TableSpec, schemas, tables_of
+from properties.stories import OURS, THEIRS, Actor, World
 from tidyrows import CleanupManager, ResourceTracker
 
 chance = st.randoms(use_true_random=False)

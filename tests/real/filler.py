@@ -6,7 +6,6 @@ number that never comes again, every unique constraint is met.
 
 from __future__ import annotations
 
-import datetime as dt
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any

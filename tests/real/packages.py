@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import pytest
+
 from harness import servers
 
 

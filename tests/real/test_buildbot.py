@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import sqlalchemy as sa
+
 from harness.bystanders import Bystanders
 from real.filler import Filler
 from real.packages import borrowed
-
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
 ROWS = 3
@@ -90,7 +90,11 @@ def test_rows_without_a_key_are_refused_by_name(engine, bystanders, keyed, keyle
     """Nobody can name them, even where a CASCADE has taken them."""
     tracker = ResourceTracker(engine)
     ours = Filler(5_000, rows=ROWS)
-    with pytest.raises(CleanupError) as refused, CleanupManager(tracker), engine.begin() as connection:
+    with (
+        pytest.raises(CleanupError) as refused,
+        CleanupManager(tracker),
+        engine.begin() as connection,
+    ):
         ours.fill(connection, keyed)
         ours.fill(connection, keyless)
     counts = {leftover.table.name: leftover.count for leftover in refused.value.leftovers}

@@ -267,7 +267,7 @@ def test_bound_to_sessions_a_tracker_hears_them_and_nobody_else(zoo_engine, kind
     maker = sessionmaker(zoo_engine)
     connection = zoo_engine.connect()
     bind = {
-        "session": lambda: maker(),
+        "session": maker,
         "sessionmaker": lambda: maker,
         "scoped_session": lambda: scoped_session(maker),
         "connection": lambda: connection,

@@ -72,10 +72,8 @@ def delete_by_levels(
     references = _all_references(connection, step)
     order = _order(step, references)
     for action in _NEVER_BLOCK:
-        if order.loops:
-            for key in list(references):
-                if key.on_delete == action:
-                    del references[key]  # it only ordered the deletes; it does not forbid them
+        if order.loops:  # these only ordered the deletes; they do not forbid them
+            references = {k: pairs for k, pairs in references.items() if k.on_delete != action}
             order = _order(step, references)
     for key in list(references):
         if not order.loops and len(order.steps) <= _DEEP:

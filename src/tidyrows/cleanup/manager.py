@@ -10,15 +10,15 @@ from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
-from tidyrows.errors import CleanupError, SessionStateError
+from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
 from tidyrows.retry import RetryPolicy
+from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from tidyrows.cleanup.report import Leftover
     from tidyrows.tracking.holdings import TableHoldings
-    from tidyrows.tracking.tracker import ResourceTracker
 
 
 class CleanupManager:
@@ -58,6 +58,11 @@ class CleanupManager:
         deadline: float | None = None,
         allow_foreign_keys_off: bool = False,
     ) -> None:
+        if not isinstance(tracker, ResourceTracker):
+            raise NotBoundError(
+                f"CleanupManager cleans up after a tracker, and {tracker!r} is none. Write "
+                f"CleanupManager(ResourceTracker(engine))."
+            )
         if lock_timeout <= 0:
             raise ValueError(
                 f"lock_timeout={lock_timeout!r} is no time to wait; give seconds, as in "

@@ -23,9 +23,12 @@ def trackers() -> tuple[ResourceTracker, ...]:
 
 
 def current_tracker() -> ResourceTracker | None:
-    """The innermost active tracker of this context, or None outside of any block."""
+    """The innermost active tracker of this context, or None outside of any block.
+
+    A forked child has none of its parent's.
+    """
     for tracker in reversed(_stack.get()):
-        if tracker.active:
+        if tracker.active and not tracker.is_foreign:
             return tracker
     return None
 

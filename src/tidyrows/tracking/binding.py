@@ -59,6 +59,12 @@ class Binding:
             return engine_of(bind.kw.get("bind"))
         return engine_of(bind.bind)
 
+    def callers_session(self) -> orm.Session | None:
+        """The caller's own session, if one is bound, and open in this thread's registry."""
+        if isinstance(self.bind, orm.scoped_session):
+            return self.bind() if self.bind.registry.has() else None
+        return self.bind if isinstance(self.bind, orm.Session) else None
+
     def open_session(self) -> orm.Session:
         """The session that factories use."""
         bind = self.bind

@@ -208,7 +208,7 @@ class Capture:
             return
         target, _real = found
         if not target.key_columns:
-            rows = statements.row_count(result.context)
+            rows = statements.row_count(insert, result.context)
             if rows:
                 change = Change(Kind.UNKEYED, target, [None] * rows, owner)
                 self._transactions.add(connection, log, change)

@@ -22,7 +22,8 @@ def refuse_production(url: sa.URL) -> None:
     Raises:
         ProductionDatabaseError: the error names what matched.
     """
-    for part, value in (("host", url.host), ("database", url.database)):
+    database = re.split(r"[/\\]", url.database or "")[-1]  # of a file the name, not its folders
+    for part, value in (("host", url.host), ("database", database)):
         match = _LOOKS_LIKE.search(value or "")
         if match:
             raise ProductionDatabaseError(

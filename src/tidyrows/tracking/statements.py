@@ -46,12 +46,13 @@ def keys_from_result(
     return [tuple(row) for row in rows if row is not None], generated
 
 
-def row_count(context: Any) -> int:
-    """How many rows an INSERT made: several values and FROM SELECT come with one parameter set."""
-    parameters = len(context.compiled_parameters)
-    if context.executemany:  # not every driver counts these
-        return parameters
-    return int(context.rowcount) if context.rowcount >= 0 else max(parameters, 1)
+def row_count(insert: sa.Insert, context: Any) -> int:
+    """How many rows an INSERT made; where the driver has closed its cursor, what it was given."""
+    given = sum(map(len, insert._multi_values)) or max(len(context.compiled_parameters), 1)
+    told = -1
+    if not context.executemany and not context.compiled.effective_returning:
+        told = context.rowcount
+    return given if told < 0 else told
 
 
 def _nothing_inserted(result: sa.CursorResult[Any], context: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from tidyrows.errors import (
 from tidyrows.rows import KeyedTable, RowKey, TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -96,10 +97,10 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any]) -> list[Any]:
         KeyShapeError: a key does not fit the primary key.
     """
     columns = table.key_columns
-    if isinstance(keys, (str, bytes)):
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise KeyShapeError(
             f"track_rows takes a list of keys of {table.name}, and {keys!r} is one value. Write "
-            f"[{keys!r}].",
+            f"track_rows(model, [key]).",
             table=str(table.name),
             key=keys,
         )
@@ -201,10 +202,13 @@ def mine(tracker: ResourceTracker, model: Any) -> sa.ColumnElement[bool]:
     tracker.settle()
     keys: list[Any] = []
     for held in tracker.snapshot():
-        if held.table.table is table:
+        if _is_of(held.table, table):
             keys.extend(held.keys.in_order())
     keys.extend(tracker.pending_keys(table))
     columns = tuple(table.primary_key)
+    if len(columns) == 1 and isinstance(columns[0].type, sa.Integer):
+        # written into the statement: there may be more keys than a statement takes parameters
+        return columns[0].in_(sa.bindparam(None, keys, expanding=True, literal_execute=True))
     if len(columns) == 1:
         return columns[0].in_(keys)
     # one OR per row: a tuple IN scans the whole table on SQLite (DATABASE_FACTS 2)
@@ -215,6 +219,13 @@ def mine(tracker: ResourceTracker, model: Any) -> sa.ColumnElement[bool]:
             for key in keys
         ),
     )
+
+
+def _is_of(held: KeyedTable, table: sa.Table) -> bool:
+    """Whether held rows are of this Table; ``from_json`` knows them by reflected ones."""
+    if held.table.metadata is table.metadata:
+        return held.table is table
+    return held.table.name == table.name and table.schema in {None, held.name.schema}
 
 
 def explain(tracker: ResourceTracker, row: Any) -> str:

@@ -84,8 +84,8 @@ class ResourceTracker:
                 "blocks nest with a tracker each."
             )
         self._pid = os.getpid()
-        session = self._binding.bind
-        if isinstance(session, orm.Session) and session.in_transaction():
+        session = self._binding.callers_session()
+        if session is not None:
             self._caller_transaction = session.get_transaction()
         self._undo = self._binding.listen(self)
         self.active = True
@@ -140,20 +140,17 @@ class ResourceTracker:
             SessionStateError: its transaction began before the block, so it is not ours to end.
         """
         while self._sessions:
-            _thread, session = self._sessions.popitem()
-            session.close()
-        bind = self._binding.bind
-        if isinstance(bind, orm.scoped_session):
-            if bind.registry.has():
-                bind.rollback()
-        elif isinstance(bind, orm.Session) and bind.in_transaction():
-            if bind.get_transaction() is self._caller_transaction:
+            _thread, own = self._sessions.popitem()
+            own.close()
+        session = self._binding.callers_session()
+        if session is not None and session.in_transaction():
+            if session.get_transaction() is self._caller_transaction:
                 raise SessionStateError(
-                    f"The session {bind!r} is in a transaction that began before the block, so it "
-                    f"is yours to end. Write session.commit() or session.rollback() before the "
+                    f"The session {session!r} is in a transaction that began before the block, so "
+                    f"it is yours to end. Write session.commit() or session.rollback() before the "
                     f"block ends, then call cleanup() again; all rows stay tracked."
                 )
-            bind.rollback()
+            session.rollback()
 
     # -- what capture tells --------------------------------------------------------------------
 
@@ -253,7 +250,9 @@ class ResourceTracker:
         """
         for instance in instances:
             for table, key in told.rows_of_instance(self, instance):
-                self.take_told(table, [key])
+                # an insert that is not committed counts when it is, or is nobody's row
+                if key not in self.pending_keys(table.table):
+                    self.take_told(table, [key])
 
     def track_rows(self, table: Any, keys: Iterable[Any]) -> None:
         """Own the rows with these primary keys.
