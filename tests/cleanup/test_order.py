@@ -121,10 +121,14 @@ def test_an_order_that_leaves_the_tracked_schemas_and_comes_back_is_kept(databas
         pytest.skip("a foreign key of SQLite stays within its file")
     other = database.extra_schema()
     engine = database.engine()
-    default = engine.dialect.default_schema_name or database.url.database
     metadata = sa.MetaData()
     with engine.begin() as connection:
-        connection.exec_driver_sql("CREATE TABLE a_parent (id INTEGER PRIMARY KEY)")
+        # A key of its own gives the parent a place in the graph, before z_child by its name.
+        connection.exec_driver_sql("CREATE TABLE a_root (id INTEGER PRIMARY KEY)")
+        connection.exec_driver_sql(
+            "CREATE TABLE a_parent (id INTEGER PRIMARY KEY, root_id INTEGER,"
+            " FOREIGN KEY (root_id) REFERENCES a_root (id))"
+        )
         default = sa.inspect(connection).default_schema_name
         connection.exec_driver_sql(
             f"CREATE TABLE {other}.link (id INTEGER PRIMARY KEY, a_id INTEGER NOT NULL,"

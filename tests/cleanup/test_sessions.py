@@ -50,6 +50,9 @@ LEFT = {
         "SET innodb_lock_wait_timeout = 1",
         "SET SESSION sql_mode = 'ANSI_QUOTES'",
         "USE information_schema",
+        "SET max_statement_time = 0.0001",
+        "CREATE TEMPORARY TABLE {}.parents (id INTEGER PRIMARY KEY)",
+        "CREATE TEMPORARY TABLE {0}.parents AS SELECT id FROM {0}.parents",
     ],
     "sqlite": [
         "PRAGMA busy_timeout = 1",
@@ -80,11 +83,23 @@ def test_what_an_earlier_user_left_on_a_pooled_connection_is_not_trusted(databas
     bystanders = Bystanders(database.engine(), outside=database.engine())
     tracker = tracked(engine, *ours(parent, child))
     with engine.connect() as earlier:
-        earlier.exec_driver_sql(left)
+        earlier.exec_driver_sql(left.format(engine.url.database))
         earlier.commit()
-    manager = CleanupManager(tracker)
+    manager = CleanupManager(tracker, retry=RetryPolicy(base=0.0))
     assert manager.cleanup().total_deleted == 3
     bystanders.assert_untouched()
+
+
+@on("mysql+pymysql", "mysql+mysqldb")
+def test_a_limit_that_an_earlier_user_left_hides_no_leftover(database):
+    engine = database.engine(pool_size=1, max_overflow=0)
+    parent, child = family(engine)
+    tracker = tracked(engine, (parent, [{"id": n} for n in range(2, 7)]))
+    insert(database.engine(), (child, [{"id": n, "parent_id": n} for n in range(2, 7)]))
+    with engine.connect() as earlier:
+        earlier.exec_driver_sql("SET sql_select_limit = 1")
+        earlier.commit()
+    assert set(left_over(CleanupManager(tracker))) == {("parents", n) for n in range(2, 7)}
 
 
 @on("mysql+pymysql", "mysql+mysqldb")

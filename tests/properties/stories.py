@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from hypothesis import note
 from sqlalchemy.orm import Session
 
+from properties.examples import THEIRS
 from properties.schemas import TableSpec, own_key_values, reference_columns
 
-OURS, THEIRS = "ours", "theirs"
+OURS = "ours"
 FIRST_NUMBER = 1000
 """The keys of the strangers' first rows; what comes later takes the lowest that is free."""
 FORMS = ("single", "list", "values", "returning", "select")
@@ -77,9 +78,20 @@ class World:
 
     @contextmanager
     def stranger(self) -> Iterator[Actor]:
-        """Somebody else, who commits at the end of the block."""
-        with self.outside.begin() as connection:
+        """Somebody else, who commits at the end of the block, or tries to."""
+        with self.outside.connect() as connection, connection.begin() as transaction:
             yield Actor(self, connection, THEIRS)
+            self.end(transaction, "commit")
+
+    @staticmethod
+    def end(transaction: Any, how: str) -> None:
+        """Commit or roll back; a deferred foreign key may refuse the COMMIT."""
+        note(how)
+        try:
+            getattr(transaction, how)()
+        except sa.exc.IntegrityError as error:
+            note(f"  refused: {error.orig}")
+            transaction.rollback()
 
 
 @dataclass

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from random import Random
 
 import sqlalchemy as sa
@@ -16,10 +15,11 @@ from hypothesis import given, note
 from hypothesis import strategies as st
 from sqlalchemy.orm import Session
 
-from harness.bystanders import Snapshot, snapshot
+from harness.bystanders import snapshot
 from harness.databases import Database
+from properties.examples import emptied, of_strangers
 from properties.schemas import TableSpec, schemas, tables_of
-from properties.stories import OURS, THEIRS, Actor, World
+from properties.stories import OURS, Actor, World
 from tidyrows import CleanupManager, ResourceTracker
 
 chance = st.randoms(use_true_random=False)
@@ -48,7 +48,7 @@ def test_exactly_our_rows_go_whatever_the_schema(
             ours = world.keys_of(OURS)
             tracked = {(row.table.name, row.key) for row in tracker.rows()}
             assert tracked == ours
-            expected = theirs(world, snapshot(world.outside))
+            expected = of_strangers(world.outside, world.tables)
             note(f"plan:\n{cleanup.plan()}")
         assert snapshot(world.outside) == expected
         assert cleanup.report.total_deleted + sum(cleanup.report.already_gone.values()) == len(ours)
@@ -69,14 +69,8 @@ def transaction(world: World, engine: sa.Engine) -> None:
                 # Where writers do not wait for each other, strangers commit in between too.
                 with world.stranger() as stranger:
                     stranger.insert(numbers=world.numbers)
-        note(end)
-        try:
-            if end == "commit":
-                does.commit()
-            elif end == "rollback":
-                does.rollback()
-        except sa.exc.IntegrityError as error:  # a deferred key that is broken
-            note(f"  refused: {error.orig}")
+        if end != "close":
+            world.end(does, end)
 
 
 def _doer(engine: sa.Engine, kind: str) -> Iterator[sa.Connection | Session]:
@@ -88,31 +82,3 @@ def _doer(engine: sa.Engine, kind: str) -> Iterator[sa.Connection | Session]:
         if kind == "autocommit":
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
-
-
-def theirs(world: World, whole: Snapshot) -> Snapshot:
-    """The part of the whole database that is not ours."""
-    place = {table.name: list(table.columns.keys()).index("owner") for table in world.tables}
-    return Snapshot(
-        {
-            table: [row for row in rows if row[place[table.partition(".")[2]]] == THEIRS]
-            for table, rows in whole.items()
-        }
-    )
-
-
-@contextmanager
-def emptied(database: Database) -> Iterator[Database]:
-    """The test's database for one example: hypothesis runs many in one test."""
-    if database.backend != "sqlite":
-        try:
-            yield database
-        finally:
-            database.close()
-        return
-    another = Database(database.target, database.url)
-    try:
-        yield another
-    finally:
-        another.close()
-        Path(str(database.url.database)).unlink(missing_ok=True)

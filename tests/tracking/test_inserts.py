@@ -176,6 +176,23 @@ def test_core_inserts_in_every_form(any_driver_zoo_engine, bystanders, form):
     }
 
 
+@pytest.mark.parametrize("form", ["many", "multi values", "from select"])
+def test_the_first_statement_of_a_connection_is_tracked_too(zoo_engine, form):
+    """It begins the transaction between the event before it and the one after it."""
+    bystanders = Bystanders(zoo_engine)
+    bystanders.insert(Group, {"name": "theirs"})
+    with CleanupManager(ResourceTracker(zoo_engine)) as cleanup, zoo_engine.connect() as connection:
+        if form == "many":
+            connection.execute(sa.insert(Org), NAMES)
+        elif form == "multi values":
+            connection.execute(sa.insert(Org).values(NAMES))
+        else:
+            connection.execute(sa.insert(Org).from_select(["name"], sa.select(Group.name)))
+        connection.commit()
+    assert cleanup.report.total_deleted == (1 if form == "from select" else len(NAMES))
+    bystanders.assert_untouched()
+
+
 def test_a_rewritten_statement_gives_its_caller_the_rowcount_and_no_rows(
     any_driver_zoo_engine, bystanders
 ):

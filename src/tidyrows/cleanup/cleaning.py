@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.blockers import blocking_tables
-from tidyrows.cleanup.doubt import CAUSE, settle_doubt
+from tidyrows.cleanup.doubt import settle_doubt
 from tidyrows.cleanup.plan import steps_for
 from tidyrows.cleanup.report import Leftover
 from tidyrows.cleanup.verify import Seen, in_short, judge, still_there
@@ -40,6 +40,9 @@ class Cleaning:
         executor: what deletes them.
         report: where it is written down.
         verify: look whether rows are gone even if all were counted as deleted.
+
+    Attributes:
+        failure: what kept the whole database from being cleaned, or None.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Cleaning:
         self._executor = executor
         self._report = report
         self._verify = verify
+        self.failure: Exception | None = None
 
     def run(self) -> list[Leftover]:
         """Delete everything that can be deleted.
@@ -71,7 +75,8 @@ class Cleaning:
             leftovers += self._delete()
         except SessionStateError:
             raise
-        except Exception as error:  # noqa: BLE001 -- other databases are still to be cleaned, and every row here has this cause
+        except Exception as error:  # noqa: BLE001 -- other databases are still to be cleaned; it is every row's cause, and the manager raises from it
+            self.failure = error
             leftovers = [
                 Leftover(held.table.name, held.table.row(key), in_short(error))
                 for held in self._held()
@@ -98,10 +103,12 @@ class Cleaning:
             if not held.doubtful:
                 continue
             table = held.table
-            ours, unsure = self._executor.patiently(partial(settle_doubt, self._database, held))
-            self._tracker.forget(table, held.doubtful.keys() - set(unsure))
-            self._tracker.hold(table, ours)
-            leftovers += [Leftover(table.name, table.row(key), CAUSE) for key in unsure]
+            settled = self._executor.patiently(partial(settle_doubt, self._database, held))
+            self._tracker.forget(table, held.doubtful.keys() - settled.unsure.keys())
+            self._tracker.hold(table, settled.ours)
+            leftovers += [
+                Leftover(table.name, table.row(key), cause) for key, cause in settled.unsure.items()
+            ]
         return leftovers
 
     def _delete(self) -> list[Leftover]:

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 SPOILED = "tidyrows.spoiled"
 """In ``connection.info``: nobody else may use this connection again, so the pool drops it."""
 
-# An engine may carry a schema_translate_map; real schema names must not go through it again.
-_OPTIONS = {INTERNAL: True, "schema_translate_map": None}
-
 
 class Database:
     """One database that rows are to be deleted from.
@@ -29,13 +26,16 @@ class Database:
     Args:
         engine: the engine that reaches it.
         lock_timeout: the longest wait for one lock, in seconds.
+        statement_timeout: the longest that one statement may run, in seconds, where the database
+            can say so; never less than the wait for a lock.
     """
 
-    def __init__(self, engine: sa.Engine, *, lock_timeout: float) -> None:
+    def __init__(self, engine: sa.Engine, *, lock_timeout: float, statement_timeout: float) -> None:
         self.engine = engine
         self.capture = capture_for(engine)
         self.dialect = self.capture.dialect
         self.lock_timeout = lock_timeout
+        self.statement_timeout = statement_timeout
 
     def passes(self, error: BaseException) -> bool:
         """Whether the same transaction may succeed another time."""
@@ -46,15 +46,11 @@ class Database:
         """A transaction to delete in: committed at the end, rolled back if anything is raised.
 
         Args:
-            seconds: the longest that one statement may run, where the database can say so.
+            seconds: the longest that one statement may run, if less than the usual.
         """
         with self._connected() as connection:
             try:
-                self.dialect.begin_cleanup(
-                    connection,
-                    lock_timeout=self.lock_timeout,
-                    statement_timeout=None if seconds is None else max(seconds, self.lock_timeout),
-                )
+                self.dialect.begin_cleanup(connection, **self._timeouts(seconds))
                 yield connection
                 connection.commit()
             except SessionStateError:
@@ -70,7 +66,7 @@ class Database:
         """A transaction to look in; takes no write lock, and waits no longer than the other."""
         with self._connected() as connection:
             try:
-                self.dialect.begin_reading(connection, lock_timeout=self.lock_timeout)
+                self.dialect.begin_reading(connection, **self._timeouts())
                 yield connection
             except SessionStateError:
                 raise  # as above
@@ -81,6 +77,13 @@ class Database:
                 self._give_up(connection)
             finally:
                 self.dialect.end_cleanup(connection)
+
+    def _timeouts(self, seconds: float | None = None) -> dict[str, float]:
+        longest = self.statement_timeout if seconds is None else seconds
+        return {
+            "lock_timeout": self.lock_timeout,
+            "statement_timeout": max(longest, self.lock_timeout),
+        }
 
     def has_table(self, name: TableName) -> bool:
         """Whether the table is still there; True where nobody can tell."""
@@ -93,7 +96,7 @@ class Database:
     @contextmanager
     def _connected(self) -> Iterator[sa.Connection]:
         self._refuse_shared_transaction()
-        connection = self.engine.connect().execution_options(**_OPTIONS)
+        connection = self.engine.connect().execution_options(**{INTERNAL: True})
         try:
             yield connection
         finally:

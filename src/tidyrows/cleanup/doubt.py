@@ -6,8 +6,11 @@ otherwise it stays and is reported: in doubt is never a reason to delete.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.cleanup.plan import Batch
+from tidyrows.cleanup.verify import still_there
 from tidyrows.tracking.statements import only_ours_can_hold
 
 if TYPE_CHECKING:
@@ -20,23 +23,32 @@ CAUSE = (
 )
 
 
-def settle_doubt(database: Database, held: TableHoldings) -> tuple[list[Any], list[Any]]:
-    """Ask the database about the rows in doubt of one table.
+@dataclass(slots=True)
+class Settled:
+    """What became of the rows in doubt of one table; those not named are no rows.
 
-    Returns:
-        The keys that are ours after all, and the keys that stay in doubt.
+    Attributes:
+        ours: keys that are ours after all.
+        unsure: keys that stay in doubt, and why.
     """
-    keys = list(held.doubtful)
-    with database.reading() as connection:
-        there = database.dialect.existing_keys(connection, held.table, keys)
-    ours: list[Any] = []
-    unsure: list[Any] = []
-    for key in there:
+
+    ours: list[Any] = field(default_factory=list)
+    unsure: dict[Any, str] = field(default_factory=dict)
+
+
+def settle_doubt(database: Database, held: TableHoldings) -> Settled:
+    """Ask the database about the rows in doubt of one table."""
+    name = held.table.name
+    seen = still_there(database, [Batch(held.table, list(held.doubtful))])[name]
+    settled = Settled(unsure=dict(seen.unseen))
+    for key in seen.there:
         # Inserted again after the doubt and committed, or told by the user: then it is ours.
-        proved = key in held.keys or only_ours_can_hold(
+        if key in held.keys or only_ours_can_hold(
             held.table.row(key).key,
             generated=held.doubtful[key],
             reused=database.dialect.reuses_keys,
-        )
-        (ours if proved else unsure).append(key)
-    return ours, unsure
+        ):
+            settled.ours.append(key)
+        else:
+            settled.unsure[key] = CAUSE
+    return settled

@@ -17,7 +17,7 @@ from tidyrows.cleanup.graphs import forget_graph
 from tidyrows.cleanup.plan import Batch, Step, place_of
 from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import CycleForm, Fault
-from tidyrows.errors import SessionStateError
+from tidyrows.errors import SessionStateError, TidyRowsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -129,7 +129,9 @@ class Executor:
         try:
             with self._database.writing(seconds=self._remaining()) as connection:
                 for step in steps:
-                    deleted.update(self._delete(connection, step))
+                    counts = self._delete(connection, step)
+                    _refuse_strangers(step, counts)
+                    deleted.update(counts)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
@@ -240,6 +242,18 @@ class Executor:
         for batch in step.batches:
             refused = self.outcome.refused.setdefault(batch.table.name, {})
             refused.update(dict.fromkeys(batch.keys, cause))
+
+
+def _refuse_strangers(step: Step, counts: dict[TableName, int]) -> None:
+    """Roll back where a DELETE by key took more rows than it was given keys."""
+    for batch in step.batches:
+        count = counts[batch.table.name]
+        if count > len(batch.keys):
+            raise TidyRowsError(
+                f"the DELETE of {len(batch.keys)} key(s) took {count} rows and was rolled back: "
+                f"what the model calls the primary key is not unique in the database, or other "
+                f"tables inherit from this one, so somebody else's rows were among them"
+            )
 
 
 def _part(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:

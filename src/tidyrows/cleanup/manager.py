@@ -124,6 +124,7 @@ class CleanupManager:
         started = clock()
         self.report = report = CleanupReport()
         refusal: SessionStateError | None = None
+        failure: Exception | None = None
         leftovers: list[Leftover] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
@@ -139,6 +140,7 @@ class CleanupManager:
                     leftovers += cleaning.run()
                 except SessionStateError as error:
                     refusal = refusal or error
+                failure = failure or cleaning.failure
         report.leftovers = tuple(leftovers)
         report.seconds = clock() - started
         if refusal is not None:
@@ -146,11 +148,13 @@ class CleanupManager:
                 refusal.add_note(describe_leftovers(leftovers))
             raise refusal
         if leftovers:
-            raise CleanupError(describe_leftovers(leftovers), leftovers=leftovers, report=report)
+            raise CleanupError(
+                describe_leftovers(leftovers), leftovers=leftovers, report=report
+            ) from failure
         return report
 
     def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
-        self.tracker.settle()
+        self.tracker.settle(for_cleanup=True)
         by_database: dict[str, list[TableHoldings]] = {}
         for held in self.tracker.snapshot():
             by_database.setdefault(held.table.name.database, []).append(held)
@@ -160,6 +164,8 @@ class CleanupManager:
         database = self._databases.get(name)
         if database is None:
             database = self._databases[name] = Database(
-                self.tracker.engine_of(name), lock_timeout=self._lock_timeout
+                self.tracker.engine_of(name),
+                lock_timeout=self._lock_timeout,
+                statement_timeout=self._retry.deadline,
             )
         return database

@@ -67,6 +67,8 @@ def still_there(database: Database, batches: Sequence[Batch]) -> dict[TableName,
 
 def _seen_partly(database: Database, batch: Batch, error: Exception) -> Seen:
     """What can be told of a table although looking at it failed."""
+    if not database.has_table(batch.table.name):
+        return Seen()  # its rows are gone with it
     if not isinstance(error, sa.exc.DBAPIError) and len(batch.keys) > 1:
         # The key's own type refused a value; the other keys can be looked for.
         middle = len(batch.keys) // 2
@@ -78,8 +80,6 @@ def _seen_partly(database: Database, batch: Batch, error: Exception) -> Seen:
             [key for half in halves for key in half.there],
             {key: text for half in halves for key, text in half.unseen.items()},
         )
-    if isinstance(error, sa.exc.DBAPIError) and not database.has_table(batch.table.name):
-        return Seen()  # the table is gone, and its rows with it
     return Seen(unseen=dict.fromkeys(batch.keys, f"cannot be looked at: {in_short(error)}"))
 
 

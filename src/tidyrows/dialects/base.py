@@ -241,9 +241,17 @@ class Dialect:
         self._refuse_open_transaction(connection)
         connection.begin()
 
-    def begin_reading(self, connection: sa.Connection, *, lock_timeout: float) -> None:
+    def begin_reading(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
         """As ``begin_cleanup``, for a transaction that only looks and takes no write lock."""
-        self.begin_cleanup(connection, lock_timeout=lock_timeout)
+        self.begin_cleanup(
+            connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
+        )
 
     def end_cleanup(self, connection: sa.Connection) -> None:
         """Restore the session, after commit or rollback; the connection may be broken."""

@@ -126,13 +126,16 @@ class MySQL(Dialect):
         wanted: dict[str, float] = {
             "foreign_key_checks": 1,
             "sql_safe_updates": 0,
+            "sql_select_limit": 2**64 - 1,
             "innodb_lock_wait_timeout": seconds,
             "lock_wait_timeout": seconds,
         }
-        if statement_timeout is not None and getattr(connection.dialect, "is_mariadb", False):
-            wanted["max_statement_time"] = statement_timeout
+        unhurried = ""
+        if getattr(connection.dialect, "is_mariadb", False):
+            wanted["max_statement_time"] = statement_timeout or 0
+            unhurried = "SET STATEMENT max_statement_time = 0 FOR "
         listed = ", ".join(f"@@{name}" for name in wanted)
-        now = self._ask(connection, f"SELECT {listed}")[0]
+        now = self._ask(connection, f"{unhurried}SELECT {listed}")[0]
         before = {
             name: old for (name, new), old in zip(wanted.items(), now, strict=True) if old != new
         }
@@ -160,6 +163,7 @@ class MySQL(Dialect):
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> int:
         """A join with JSON_TABLE: it finds its rows by the key, so it locks nobody else's."""
+        self._refuse_temporary(connection, table)
         values = driver_values(table, connection.dialect, keys)
         types = None if values is None else real_types(connection, table)
         if values is None or types is None:
@@ -188,11 +192,26 @@ class MySQL(Dialect):
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> list[Any]:
         """Asks with IN and the driver's own values."""
+        self._refuse_temporary(connection, table)
         values = driver_values(table, connection.dialect, keys)
         if values is None:
             return those_there(keys, keys, lambda few: look_plainly(connection, table, few))
         sent = as_sent(values)
         return those_there(keys, sent, lambda few: _look(connection, table, few))
+
+    def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
+        """A temporary table that an earlier user left hides the real one, qualified or not.
+
+        Raises:
+            ConnectionError: the connection is thrown away; another one will do.
+        """
+        real = self.resolve(connection, table.name.schema, table.name.name)
+        if real is not None and real.kind == "temporary":
+            connection.invalidate()
+            raise ConnectionError(
+                f"A temporary table {table.name} was left on a pooled connection and hides the "
+                f"real one; the connection was thrown away."
+            )
 
     def schemas_that_reference(
         self, connection: sa.Connection, tables: Iterable[TableName]

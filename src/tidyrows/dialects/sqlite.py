@@ -161,7 +161,13 @@ class SQLite(Dialect):
         """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does."""
         self._begin(connection, "BEGIN IMMEDIATE", lock_timeout)
 
-    def begin_reading(self, connection: sa.Connection, *, lock_timeout: float) -> None:
+    def begin_reading(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
         """BEGIN: no lock before the first look, and then a shared one."""
         self._begin(connection, "BEGIN", lock_timeout)
 

@@ -84,9 +84,7 @@ class Binding:
         """
         bind = self.bind
         if isinstance(bind, sa.Engine):
-            capture = tracker.capture(bind)
-            capture.trackers.append(tracker)
-            return [lambda: capture.trackers.remove(tracker)]
+            return [tracker.capture(bind).listen(tracker)]
         if isinstance(bind, sa.Connection):
             tracker.capture(bind.engine).attribute(bind, tracker)
             return []

@@ -17,19 +17,22 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
-from tidyrows.dialects import database_name, dialect_for
-from tidyrows.rows import KeyedTable, TableName
-from tidyrows.tracking import ambient, rawsql, returning, statements
-from tidyrows.tracking.changes import Change, Kind, TransactionLog
+from tidyrows.dialects import dialect_for
+from tidyrows.tracking import rawsql, returning, statements
+from tidyrows.tracking.changes import Change, Kind
+from tidyrows.tracking.listeners import Listeners
+from tidyrows.tracking.places import NowhereError, Places
 from tidyrows.tracking.transactions import EVENTS, Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from tidyrows.dialects import RealTable
+    from tidyrows.tracking.places import Target
+    from tidyrows.tracking.returning import Rewrite
     from tidyrows.tracking.tracker import ResourceTracker
 
-_captures: weakref.WeakKeyDictionary[sa.Engine, Capture] = weakref.WeakKeyDictionary()
+# Weak on both sides: an engine's own events keep its capture, which leads back to the engine.
+_captures: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[Capture]] = weakref.WeakKeyDictionary()
 _captures_lock = threading.Lock()
 INTERNAL = "tidyrows_internal"
 """The execution option of tidyrows' own statements, which nobody needs to hear."""
@@ -46,9 +49,11 @@ def capture_for(engine: sa.Engine) -> Capture:
     """The one capture of an engine, installed at the first call."""
     engine = root_engine(engine)
     with _captures_lock:
-        capture = _captures.get(engine)
+        known = _captures.get(engine)
+        capture = known() if known is not None else None
         if capture is None:
-            capture = _captures[engine] = Capture(engine)
+            capture = Capture(engine)
+            _captures[engine] = weakref.ref(capture)
         return capture
 
 
@@ -56,71 +61,51 @@ class Capture:
     """What is heard on one engine.
 
     Attributes:
-        database: how row keys name the engine's database.
-        trackers: the active trackers bound to this engine as a whole.
-        schema_version: counts the DDL that was seen; what is known of the schema may be stale.
+        places: the engine's real tables.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = dialect_for(engine)
-        self.trackers: list[ResourceTracker] = []
-        self.schema_version = 0
-        self.database = database_name(engine)
+        self.places = Places(engine, self.dialect)
         self._transactions = Transactions(self.dialect)
-        self._sessions: weakref.WeakKeyDictionary[
-            sa.Connection, weakref.WeakSet[ResourceTracker]
-        ] = weakref.WeakKeyDictionary()
-        self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
+        self._listeners = Listeners()
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
         for name in ("do_execute", "do_executemany"):
             event.listen(engine, name, self._do_execute)
+        event.listen(engine, "do_execute_no_params", self._do_execute_no_params)
         for name in EVENTS:
             event.listen(engine, name, getattr(self._transactions, name))
         self.dialect.guard_pool(engine)
 
+    @property
+    def database(self) -> str:
+        """How row keys name the engine's database."""
+        return self.places.database
+
+    @property
+    def schema_version(self) -> int:
+        """Counts the DDL that was seen; what is known of the schema may be stale."""
+        return self.places.version
+
     # -- who listens ---------------------------------------------------------------------------
+
+    def listen(self, tracker: ResourceTracker) -> Callable[[], None]:
+        """Let a tracker hear all that is written through the engine; returns what undoes it."""
+        self.add_holder(tracker)
+        return self._listeners.listen(tracker)
 
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""
-        self._forget_parent()
+        if self._transactions.forget_parent():
+            self._listeners = Listeners()
         self._transactions.add_holder(tracker)
 
     def attribute(self, connection: sa.Connection, tracker: ResourceTracker) -> None:
         """What this connection writes belongs to a session of ``tracker``."""
         self.add_holder(tracker)
-        self._sessions.setdefault(connection, weakref.WeakSet()).add(tracker)
-
-    def _owner(self, connection: sa.Connection) -> ResourceTracker | None:
-        """The tracker that owns what is inserted on this connection now."""
-        for tracker in reversed(ambient.trackers()):
-            if tracker.active and self._hears(tracker, connection):
-                return tracker
-        sessions = self._sessions.get(connection)
-        if sessions:
-            active = [tracker for tracker in sessions if tracker.active]
-            if len(active) == 1:
-                return active[0]
-        if len(self.trackers) == 1 and self.trackers[0].active:
-            return self.trackers[0]
-        for tracker in self.trackers:
-            tracker.warn_once(
-                "unattributed",
-                "Rows were inserted in a thread that belongs to no tracker, while several trackers "
-                "listen on this engine, so nobody knows whose they are and none will delete them. "
-                "In that thread write UserFactory.scoped_to(tracker).create().",
-            )
-            break
-        return None
-
-    def _hears(self, tracker: ResourceTracker, connection: sa.Connection) -> bool:
-        return tracker in self.trackers or tracker in self._sessions.get(connection, ())
-
-    def _forget_parent(self) -> None:
-        if self._transactions.forget_parent():
-            self.trackers = []
-            self._sessions = weakref.WeakKeyDictionary()
+        self._listeners.attribute(connection, tracker)
 
     # -- statements ----------------------------------------------------------------------------
 
@@ -136,10 +121,11 @@ class Capture:
             isinstance(statement, Insert)
             and not self._transactions.idle
             and not self._is_plain(statement, multiparams)
-            and self._owner(connection) is not None
         ):
-            rows = multiparams or ([params] if params else [])
-            statement = self._prepared_insert(connection, statement, rows, options)
+            owner = self._listeners.owner(connection)
+            if owner is not None:
+                rows = multiparams or ([params] if params else [])
+                statement = self._prepared_insert(connection, owner, statement, rows, options)
         return statement, multiparams, params
 
     def _is_plain(self, insert: Insert, multiparams: Any) -> bool:
@@ -156,19 +142,24 @@ class Capture:
     def _prepared_insert(
         self,
         connection: sa.Connection,
+        owner: ResourceTracker,
         insert: Insert,
         parameters: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> Insert:
+        self._transactions.settle_on(connection)  # before the question below begins a transaction
         log = self._transactions.log(connection)
-        found = self._target(connection, log, insert.table, options)
+        try:
+            found = self.places.find(connection, log.targets, insert.table, options)
+        except NowhereError:
+            return insert  # said afterwards, if the statement succeeds
         if found is None:
             return insert
         target, real = found
         rewrite = returning.rewrite_insert(insert, parameters, target, real, self.dialect)
         if rewrite is None:
             return insert
-        log.rewritten[id(rewrite.statement)] = rewrite
+        log.rewritten[id(rewrite.statement)] = rewrite, owner
         return rewrite.statement
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
@@ -198,50 +189,69 @@ class Capture:
         options: Mapping[str, Any],
         result: sa.CursorResult[Any],
     ) -> None:
-        owner = self._owner(connection)
+        log = self._transactions.log(connection)
+        # a tracker that has stopped meanwhile: the caller must not see what was added for it
+        rewrite, owner = (
+            log.rewritten.pop(id(insert), (None, None)) if log.rewritten else (None, None)
+        )
+        owner = owner or self._listeners.owner(connection)
         if owner is None:
             return
-        log = self._transactions.log(connection)
-        rewrite = log.rewritten.pop(id(insert), None) if log.rewritten else None
-        found = self._target(connection, log, insert.table, options)
+        try:
+            found = self.places.find(connection, log.targets, insert.table, options)
+        except NowhereError as reason:
+            self._say_untold(owner, insert.table, str(reason))
+            return
         if found is None:
             return
-        target, _real = found
+        target = found[0]
         if not target.key_columns:
             rows = statements.row_count(insert, result.context)
             if rows:
                 change = Change(Kind.UNKEYED, target, [None] * rows, owner)
                 self._transactions.add(connection, log, change)
             return
-        told: tuple[list[tuple[Any, ...]], bool] | None
-        reason = "its result does not tell which rows it made"
-        if rewrite is not None and rewrite.refusal is not None:
-            told, reason = None, rewrite.refusal
-        elif rewrite is not None:
-            told = returning.keys_from_rewritten(result, rewrite), rewrite.generated
-        else:
-            told = statements.keys_from_result(result, target, self.dialect)
-        if told is None:
-            owner.warn_once(
-                ("untold", target.name),
-                f"An INSERT into {target.name} is not tracked: {reason}. Take its rows with "
-                f"tracker.track_query(select({target.table.name!r})...) or "
-                f"tracker.track_rows({target.table.name!r} table, keys).",
-            )
+        told = self._told(insert, rewrite, result, found)
+        if isinstance(told, str):
+            self._say_untold(owner, target.table, told)
             return
         keys, generated = told
-        whole = [key for key in keys if None not in key]
-        if len(whole) != len(keys):
-            owner.warn_once(
-                ("null", target.name),
-                f"A row of {target.name} has NULL in its primary key: no DELETE can name it, so it "
-                f"is not tracked. Delete it yourself, or give the key a value.",
-            )
+        whole = [key for key in keys if None not in key and statements.is_hashable(key)]
         if whole:
             stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
             self._transactions.add(
                 connection, log, Change(Kind.INSERTED, target, stored, owner, generated=generated)
             )
+        if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
+            owner.warn_once(
+                ("unnamed", target.name),
+                f"A row of {target.name} has NULL in its primary key, or a value that is no key: "
+                f"no DELETE can name it, so it is not tracked. Delete it yourself, or give the key "
+                f"a value.",
+            )
+
+    def _told(
+        self, insert: Insert, rewrite: Rewrite | None, result: sa.CursorResult[Any], found: Target
+    ) -> tuple[list[tuple[Any, ...]], bool] | str:
+        """The keys of an INSERT and whether the database made them; or why they are not known."""
+        target, real = found
+        if rewrite is not None:
+            if rewrite.refusal is not None:
+                return rewrite.refusal
+            return returning.keys_from_rewritten(result, rewrite), rewrite.generated
+        if not self._is_plain(insert, ()) and self.dialect.upsert(insert):
+            # compiled by the caller, or changed by another listener
+            return "an upsert that does not run as it was seen proves nothing"
+        told = statements.keys_from_result(insert, result, target, real, self.dialect)
+        return told or "its result does not tell which rows it made"
+
+    def _say_untold(self, owner: ResourceTracker, table: Any, reason: str) -> None:
+        name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)
+        owner.warn_once(
+            ("untold", name),
+            f"An INSERT into {name} is not tracked: {reason}. Take its rows with "
+            f"tracker.track_query(select({name})...) or tracker.track_rows({name}, keys).",
+        )
 
     def _written(
         self,
@@ -252,7 +262,10 @@ class Capture:
     ) -> None:
         """Rows that are deleted, or whose key is changed, through a session or by key."""
         log = self._transactions.log(connection)
-        found = self._target(connection, log, statement.table, options)
+        try:
+            found = self.places.find(connection, log.targets, statement.table, options)
+        except NowhereError:
+            return
         if found is None or not found[0].key_columns:
             return
         target = found[0]
@@ -297,12 +310,19 @@ class Capture:
             self._raw(context.root_connection, sql)
         elif sql[:4] == "WITH":
             self._say_raw_insert(context.root_connection, sql)
+        elif not context.isddl and self.dialect.session_setting(sql):
+            self._moved(context.root_connection)
+
+    def _do_execute_no_params(self, cursor: Any, sql: str, context: Any) -> None:
+        self._do_execute(cursor, sql, (), context)
+
+    def _moved(self, connection: sa.Connection) -> None:
+        self._transactions.log(connection).targets.clear()
+        self.places.moved(connection)
 
     def _raw(self, connection: sa.Connection, sql: str) -> None:
-        log = self._transactions.log(connection)
         if self.dialect.session_setting(sql):
-            log.targets.clear()
-            connection.info["tidyrows_moved"] = True
+            self._moved(connection)
         move = rawsql.transaction_move(sql)
         if move is not None:
             self._transactions.move(connection, *move)
@@ -312,7 +332,7 @@ class Capture:
 
     def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
         table = rawsql.inserted_table(sql)
-        owner = self._owner(connection) if table is not None else None
+        owner = self._listeners.owner(connection) if table is not None else None
         if owner is not None:
             owner.warn_once(
                 ("raw", table),
@@ -323,56 +343,10 @@ class Capture:
             )
 
     def _ddl(self, connection: sa.Connection) -> None:
-        log = self._transactions.log(connection)
-        log.targets.clear()
-        connection.info.pop("tidyrows_targets", None)
-        self.schema_version += 1
+        self._transactions.log(connection).targets.clear()
+        self.places.changed()
         if self.dialect.ddl_commits:
             self._transactions.commit_unasked(connection)
-
-    # -- the real table ------------------------------------------------------------------------
-
-    def _target(
-        self,
-        connection: sa.Connection,
-        log: TransactionLog,
-        table: Any,
-        options: Mapping[str, Any],
-    ) -> tuple[KeyedTable, RealTable] | None:
-        """The real table that a statement writes to, resolved inside its transaction."""
-        if not isinstance(table, sa.Table):
-            return None
-        translate = options.get("schema_translate_map")
-        schema = table.schema
-        if translate and schema in translate:
-            schema = translate[schema]
-        place = (table, schema)
-        known = log.targets.get(place)
-        if known is None:
-            known = log.targets[place] = self._resolved(connection, table, schema)
-        found: tuple[KeyedTable, RealTable] | None = known or None
-        return found
-
-    def _resolved(self, connection: sa.Connection, table: sa.Table, schema: str | None) -> Any:
-        """Ask the database once per connection of the driver, or per transaction if it may move."""
-        info = connection.info
-        cache = info.setdefault("tidyrows_targets", {})
-        found = None if "tidyrows_moved" in info else cache.get((table, schema))
-        if found is None:
-            real = self.dialect.resolve(connection, schema, table.name)
-            if real is None or real.kind == "temporary":
-                return ()
-            name = TableName(self.database, real.schema, table.name)
-            found = cache[table, schema] = self.keyed(name, table), real
-        return found
-
-    def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
-        """The one KeyedTable of a real table and a project's Table."""
-        table = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
-        keyed = self._tables.get((name, table))
-        if keyed is None:
-            keyed = self._tables.setdefault((name, table), KeyedTable(name, table))
-        return keyed
 
     # -- for trackers --------------------------------------------------------------------------
 

@@ -106,6 +106,7 @@ class TransactionLog:
         what came before it, so the changes around it are no longer certain.
         """
         place = self._find(name)
+        self.targets.clear()  # what SET LOCAL has set since is undone as well
         if place is None:
             place = 1
             for change in self:

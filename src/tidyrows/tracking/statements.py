@@ -12,15 +12,21 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.sql import operators
 
+from tidyrows.tracking.returning import makes_key
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tidyrows.dialects import Dialect
+    from tidyrows.dialects import Dialect, RealTable
     from tidyrows.rows import KeyedTable
 
 
 def keys_from_result(
-    result: sa.CursorResult[Any], target: KeyedTable, dialect: Dialect
+    insert: sa.Insert,
+    result: sa.CursorResult[Any],
+    target: KeyedTable,
+    real: RealTable,
+    dialect: Dialect,
 ) -> tuple[list[tuple[Any, ...]], bool] | None:
     """The keys of an INSERT that ran as it was written, and whether the database made them.
 
@@ -30,19 +36,23 @@ def keys_from_result(
     context: Any = result.context
     parameters = context.compiled_parameters
     names = target.key_names
-    if context.executemany and not context.compiled.effective_returning:
+    returned = bool(context.compiled.effective_returning)
+    if context.executemany and not returned:
         keys = [tuple(row.get(name) for name in names) for row in parameters]
         rowcount = context.rowcount
         if rowcount not in {-1, len(keys)}:
             return None
         return keys, False
     given = parameters[0] if parameters else {}
-    generated = any(given.get(name) is None for name in names)
-    rows = context.inserted_primary_key_rows
-    if not generated and _nothing_inserted(result, context):
+    missing = any(given.get(name) is None for name in names)
+    if (not missing or not returned) and _nothing_inserted(context, returned=returned):
         return [], False
-    if dialect.explicit_zero_is_generated and not generated and _zero(rows, target):
+    if missing and not returned and real.kind == "other":
+        return None  # the last row id is not that of the row that a view's trigger made
+    rows = context.inserted_primary_key_rows
+    if dialect.explicit_zero_is_generated and not missing and _zero(rows, target):
         return None
+    generated = missing and makes_key(insert, parameters[:1], target)
     return [tuple(row) for row in rows if row is not None], generated
 
 
@@ -55,11 +65,20 @@ def row_count(insert: sa.Insert, context: Any) -> int:
     return given if told < 0 else told
 
 
-def _nothing_inserted(result: sa.CursorResult[Any], context: Any) -> bool:
+def _nothing_inserted(context: Any, *, returned: bool) -> bool:
     """A rule, a trigger or a conflict clause of the table swallowed the row, without an error."""
-    if context.compiled.effective_returning:
+    if returned:
         return bool(context.rowcount == 0)
     return context.cursor is not None and context.cursor.rowcount == 0
+
+
+def is_hashable(key: tuple[Any, ...]) -> bool:
+    """Whether a set can hold the key; an array or a bytearray it cannot."""
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return True
 
 
 def _zero(rows: Iterable[Sequence[Any]], target: KeyedTable) -> bool:

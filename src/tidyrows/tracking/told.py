@@ -87,7 +87,7 @@ def keyed_table(
                 f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
                 table=table,
             )
-        return capture.keyed(TableName(capture.database, real.schema, table.name), table)
+        return capture.places.keyed(TableName(capture.database, real.schema, table.name), table)
 
 
 def checked_keys(table: KeyedTable, keys: Iterable[Any]) -> list[Any]:

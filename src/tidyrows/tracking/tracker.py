@@ -67,6 +67,7 @@ class ResourceTracker:
         self._undo: list[Callable[[], None]] = []
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._said: set[Any] = set()
+        self._cleaning = False
         self._lock = threading.RLock()
         self._pid = os.getpid()
         engine = self._binding.engine()
@@ -185,6 +186,8 @@ class ResourceTracker:
 
     def say_late(self, table: KeyedTable) -> None:
         """Say that rows were committed, and are held, after the tracker had stopped."""
+        if self._cleaning:
+            return
         warnings.warn(
             f"Rows of {table.name} were committed after their tracker had stopped. They stay "
             f"tracked: call cleanup() again to delete them.",
@@ -291,10 +294,18 @@ class ResourceTracker:
 
     # -- asking --------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Believe every announced COMMIT of this tracker's engines that is over."""
-        for capture in list(self._captures):
-            capture.settle()
+    def settle(self, *, for_cleanup: bool = False) -> None:
+        """Believe every announced COMMIT of this tracker's engines that is over.
+
+        Args:
+            for_cleanup: late ones need no word, since what they made is deleted right now.
+        """
+        self._cleaning = for_cleanup
+        try:
+            for capture in list(self._captures):
+                capture.settle()
+        finally:
+            self._cleaning = False
 
     def mine(self, model: Any) -> sa.ColumnElement[bool]:
         """A WHERE clause for the rows of this test only, uncommitted ones included.

@@ -1,0 +1,311 @@
+"""A machine of transactions: everything a connection can do, in any order.
+
+It predicts nothing. After each step the tracker must hold the rows that somebody else sees.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import sqlalchemy as sa
+from harness.bystanders import snapshot
+from harness.databases import Database
+from hypothesis import note
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from properties.examples import THEIRS, emptied, of_strangers
+from sqlalchemy.orm import Session
+
+from tidyrows import CleanupManager, ResourceTracker
+
+MISSING = "nobody has this code"
+lines = st.integers(0, 1)
+tables = st.sampled_from(("serials", "named", "pairs"))
+joining = st.sampled_from(
+    ("create_savepoint", "conditional_savepoint", "rollback_only", "control_fully")
+)
+
+
+def tables_for(backend: str) -> dict[str, sa.Table]:
+    """Generated, natural and composite keys, and a foreign key that is checked at COMMIT."""
+    metadata = sa.MetaData()
+
+    def columns() -> list[sa.Column[Any]]:
+        return [sa.Column("owner", sa.String(10), nullable=False), sa.Column("note", sa.Integer)]
+
+    deferred: dict[str, Any] = {"deferrable": True, "initially": "DEFERRED"}
+    code = sa.ForeignKey("named.code", **({} if backend == "mysql" else deferred))
+    number: dict[str, Any] = {"primary_key": True, "autoincrement": False}
+    sa.Table("serials", metadata, sa.Column("id", sa.Integer, primary_key=True), *columns())
+    sa.Table("named", metadata, sa.Column("code", sa.String(40), primary_key=True), *columns())
+    sa.Table(
+        "pairs",
+        metadata,
+        sa.Column("a", sa.Integer, **number),
+        sa.Column("b", sa.Integer, **number),
+        sa.Column("code", sa.String(40), code),
+        *columns(),
+    )
+    return dict(metadata.tables)
+
+
+@dataclass
+class Line:
+    """One connection, perhaps with a session that has joined it.
+
+    Lines touch no row of each other and so never wait for each other.
+    """
+
+    number: int
+    autocommit: bool = False
+    connection: sa.Connection | None = None
+    session: Session | None = None
+    savepoints: list[Any] = field(default_factory=list)
+
+    @property
+    def owner(self) -> str:
+        return f"ours {self.number}"
+
+    def doer(self, engine: sa.Engine) -> Any:
+        """The session, the connection, or a new connection."""
+        if self.session is not None:
+            return self.session
+        if self.connection is None:
+            self.connection = engine.connect()
+            if self.autocommit:
+                self.connection.execution_options(isolation_level="AUTOCOMMIT")
+        return self.connection
+
+    def close(self) -> None:
+        if self.session is not None:
+            self.session.close()
+        if self.connection is not None:
+            self.connection.close()
+        self.connection = self.session = None
+        self.savepoints.clear()
+
+
+class TransactionMachine(RuleBasedStateMachine):
+    """Give it a ``database`` by a subclass."""
+
+    database: ClassVar[Database]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        database = self.stack.enter_context(emptied(self.database))
+        self.engine, self.outside = database.engine(), database.engine()
+        if database.backend == "mysql":
+            # A line should not have to wait for the other; where it does all the same, not long.
+            sa.event.listen(self.engine, "connect", _do_not_wait)
+        self.tables = tables_for(database.backend)
+        self.tables["serials"].metadata.create_all(self.outside)
+        # SQLite has one writer at a time, and this test one thread.
+        self.lines = [Line(number) for number in range(1 if database.backend == "sqlite" else 2)]
+        self.numbers = itertools.count()
+        self.oracle = self.stack.enter_context(
+            self.outside.connect().execution_options(isolation_level="AUTOCOMMIT")
+        )
+        self.tracker = ResourceTracker(self.engine)
+        self.healthy = True
+        for name in self.tables:
+            self._insert(self.oracle, name, THEIRS, [self._key(name, 9, 0)])
+
+    # -- what is checked ------------------------------------------------------------------------
+
+    @invariant()
+    def the_tracker_holds_what_is_committed(self) -> None:
+        if not self.tracker.active:
+            self.tracker.start()  # not in __init__: a context variable would outlive a failure there
+        self.healthy = False
+        committed = {
+            (name, tuple(row))
+            for name, table in self.tables.items()
+            for row in self.oracle.execute(
+                sa.select(*table.primary_key).where(table.c.owner != THEIRS)
+            )
+        }
+        assert {(row.table.name, row.key) for row in self.tracker.rows()} == committed
+        self.healthy = True
+
+    def teardown(self) -> None:
+        with self.stack:
+            for line in self.lines:
+                line.close()
+            if not self.healthy:
+                self.tracker.stop()
+                return
+            self.the_tracker_holds_what_is_committed()
+            for line in self.lines:
+                self.oracle.exec_driver_sql(f"DROP TABLE IF EXISTS extra_{line.number}")
+            expected = of_strangers(self.outside, self.tables.values())
+            self.tracker.stop()
+            CleanupManager(self.tracker).cleanup()
+            assert snapshot(self.outside) == expected
+
+    # -- what happens ---------------------------------------------------------------------------
+
+    @rule(at=lines, table=tables, many=st.integers(1, 3), start=st.integers(0, 3))
+    def insert(self, at: int, table: str, many: int, start: int) -> None:
+        """Keys from a few, so that those of rows that went come back, and some are taken."""
+        line = self._line(at)
+        keys = [self._key(table, line.number, start + offset) for offset in range(many)]
+        self._attempt(
+            lambda: self._insert(line.doer(self.engine), table, line.owner, keys),
+            f"{line.owner}: insert into {table} {keys}",
+        )
+
+    @rule(at=lines, b=st.integers(10, 13))
+    def insert_an_orphan(self, at: int, b: int) -> None:
+        """Refused at COMMIT, or at once on the MySQL family."""
+        line = self._line(at)
+        row = {"a": line.number, "b": b, "code": MISSING, "owner": line.owner}
+        self._attempt(
+            lambda: line.doer(self.engine).execute(sa.insert(self.tables["pairs"]), row),
+            f"{line.owner}: insert an orphan {b}",
+        )
+
+    @rule(at=lines, table=tables, which=st.integers(0, 5))
+    def delete(self, at: int, table: str, which: int) -> None:
+        self._change_one(at, table, which, lambda where: sa.delete(self.tables[table]).where(*where))
+
+    @rule(at=lines, table=tables, which=st.integers(0, 5), number=st.integers(0, 5))
+    def change_key(self, at: int, table: str, which: int, number: int) -> None:
+        key = self._key(table, self._line(at).number, number) or {"id": 1_000_000 + number}
+        if table == "serials":
+            # A number that no line and no sequence has.
+            key = {"id": key["id"] + 1000 * self._line(at).number}
+        self._change_one(
+            at,
+            table,
+            which,
+            lambda where: sa.update(self.tables[table]).where(*where).values(key),
+        )
+
+    @rule(at=lines)
+    def savepoint(self, at: int) -> None:
+        line = self._line(at)
+        if not line.autocommit:
+            self._attempt(
+                lambda: line.savepoints.append(line.doer(self.engine).begin_nested()),
+                f"{line.owner}: savepoint",
+            )
+
+    @rule(at=lines, which=st.integers(1, 2), end=st.sampled_from(("commit", "rollback")))
+    def end_savepoint(self, at: int, which: int, end: str) -> None:
+        """The innermost, or one around it."""
+        line = self._line(at)
+        if len(line.savepoints) >= which:
+            savepoint = line.savepoints[-which]
+            del line.savepoints[-which:]
+            self._attempt(getattr(savepoint, end), f"{line.owner}: {end} savepoint -{which}")
+
+    @rule(at=lines, mode=joining)
+    def join_a_session(self, at: int, mode: Any) -> None:
+        line = self._line(at)
+        if line.connection is not None and line.session is None and not line.autocommit:
+            note(f"{line.owner}: a session joins, {mode}")
+            line.session = Session(line.connection, join_transaction_mode=mode)
+            line.savepoints.clear()
+
+    @rule(at=lines, end=st.sampled_from(("commit", "commit", "rollback", "close")))
+    def end(self, at: int, end: str) -> None:
+        """Of the session, where one has joined; else of the connection."""
+        line = self._line(at)
+        if line.session is not None:
+            session, line.session = line.session, None
+            line.savepoints.clear()
+            self._attempt(getattr(session, end), f"{line.owner}: {end} session")
+            session.close()
+        elif line.connection is not None:
+            line.savepoints.clear()
+            self._attempt(getattr(line, end, None) or getattr(line.connection, end), f"{line.owner}: {end}")
+
+    @rule(at=lines)
+    def lose_the_connection(self, at: int) -> None:
+        line = self._line(at)
+        if line.connection is not None:
+            note(f"{line.owner}: connection lost")
+            line.connection.invalidate()
+            line.close()
+
+    @rule(at=lines)
+    def switch_autocommit(self, at: int) -> None:
+        line = self._line(at)
+        if line.connection is None:
+            line.autocommit = not line.autocommit
+            note(f"{line.owner}: autocommit {line.autocommit}")
+
+    @rule(at=lines)
+    def make_a_table(self, at: int) -> None:
+        """The MySQL family commits at that."""
+        line = self._line(at)
+        ddl = sa.DDL(f"CREATE TABLE IF NOT EXISTS extra_{line.number} (owner CHAR(10))")
+        self._attempt(lambda: line.doer(self.engine).execute(ddl), f"{line.owner}: DDL")
+
+    @rule(table=tables, number=st.integers(0, 3))
+    def a_stranger_comes(self, table: str, number: int) -> None:
+        """With a key that we may have had; while no transaction of ours is open: he would wait."""
+        if all(line.connection is None for line in self.lines):
+            keys = [self._key(table, 0, number)]
+            self._attempt(
+                lambda: self._insert(self.oracle, table, THEIRS, keys), f"theirs: {table} {keys}"
+            )
+
+    # -- how ------------------------------------------------------------------------------------
+
+    def _line(self, at: int) -> Line:
+        return self.lines[at % len(self.lines)]
+
+    def _key(self, table: str, line: int, number: int) -> dict[str, Any]:
+        if table == "serials":
+            return {}
+        return {"code": f"{line}-{number}"} if table == "named" else {"a": line, "b": number}
+
+    def _insert(self, doer: Any, table: str, owner: str, keys: list[dict[str, Any]]) -> None:
+        rows = [{**key, "owner": owner, "note": next(self.numbers)} for key in keys]
+        if len(rows) == 2:
+            doer.execute(sa.insert(self.tables[table]).values(rows))
+        else:
+            doer.execute(sa.insert(self.tables[table]), rows)
+
+    def _change_one(
+        self, at: int, table: str, which: int, statement: Callable[[Any], Any]
+    ) -> None:
+        """Delete or change one of the line's own rows, if it has one."""
+        line = self._line(at)
+        key = list(self.tables[table].primary_key)
+
+        def change() -> None:
+            doer = line.doer(self.engine)
+            mine = sa.select(*key).where(self.tables[table].c.owner == line.owner)
+            rows = sorted(tuple(row) for row in doer.execute(mine))
+            if rows:
+                row = rows[which % len(rows)]
+                where = [column == value for column, value in zip(key, row, strict=True)]
+                note(f"{line.owner}: {statement(where)} {row}")
+                doer.execute(statement(where))
+
+        self._attempt(change, f"{line.owner}: change a row of {table}")
+
+    def _attempt(self, act: Callable[[], Any], what: str) -> None:
+        """Databases and SQLAlchemy may refuse; what counts is what the tracker makes of it."""
+        note(what)
+        try:
+            with warnings.catch_warnings():
+                # of savepoints that are ended out of order, which is meant
+                warnings.simplefilter("ignore", sa.exc.SAWarning)
+                act()
+        except sa.exc.SQLAlchemyError as error:
+            note(f"  refused: {str(error).splitlines()[0]}")
+
+
+def _do_not_wait(dbapi_connection: Any, record: Any) -> None:
+    cursor = dbapi_connection.cursor()
+    cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+    cursor.close()
