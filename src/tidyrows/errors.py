@@ -135,4 +135,4 @@ class UntrackedRowsWarning(TidyRowsWarning):
 
 
 class LateCommitWarning(TidyRowsWarning):
-    """Rows were committed after their tracker had stopped; they stay tracked."""
+    """Rows are committed after their tracker has stopped; they stay tracked."""

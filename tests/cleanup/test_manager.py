@@ -16,6 +16,7 @@ from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import (
     CleanupError,
     CleanupManager,
+    LateCommitWarning,
     ResourceTracker,
     RetryPolicy,
     SessionStateError,
@@ -341,7 +342,8 @@ def test_a_session_whose_transaction_began_before_the_block_is_left_alone(engine
             with CleanupManager(tracker) as cleanup:
                 session.execute(sa.insert(parent).values(id=2))
         assert session.in_transaction()
-        session.commit()
+        with pytest.warns(LateCommitWarning):
+            session.commit()
         assert cleanup.cleanup().total_deleted == 1
 
 

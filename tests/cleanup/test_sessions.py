@@ -91,15 +91,18 @@ def test_what_an_earlier_user_left_on_a_pooled_connection_is_not_trusted(databas
 
 
 @on("mysql+pymysql", "mysql+mysqldb")
-def test_a_limit_that_an_earlier_user_left_hides_no_leftover(database):
+@pytest.mark.parametrize("left", ["SET sql_select_limit = 1", "SET foreign_key_checks = 0"])
+def test_what_an_earlier_user_left_hides_and_orphans_nothing(database, left):
     engine = database.engine(pool_size=1, max_overflow=0)
     parent, child = family(engine)
     tracker = tracked(engine, (parent, [{"id": n} for n in range(2, 7)]))
     insert(database.engine(), (child, [{"id": n, "parent_id": n} for n in range(2, 7)]))
     with engine.connect() as earlier:
-        earlier.exec_driver_sql("SET sql_select_limit = 1")
+        earlier.exec_driver_sql(left)
         earlier.commit()
+    bystanders = Bystanders(database.engine())
     assert set(left_over(CleanupManager(tracker))) == {("parents", n) for n in range(2, 7)}
+    bystanders.assert_untouched()
 
 
 @on("mysql+pymysql", "mysql+mysqldb")

@@ -22,6 +22,7 @@ class SessionOnly:
         self.owns_session = owns_session
         self.context = context or WorkerContext.current()
         self.active = True
+        self.is_foreign = False
         self.watched: list[Session] = []
         self.ended: list[str] = []
         sa.event.listen(session, "after_commit", lambda _: self.ended.append("commit"))

@@ -78,6 +78,7 @@ class Ambient:
     """All that declarations ask of a tracker."""
 
     active = True
+    is_foreign = False
     context = CONTEXT
 
     def watch(self, session):

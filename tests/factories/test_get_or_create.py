@@ -53,6 +53,7 @@ class StreetFactory(TrackedFactory[Street]):
 
 class Ambient:
     active = True
+    is_foreign = False
     owns_session = True
     context = WorkerContext.current()
 

@@ -14,6 +14,7 @@ from tidyrows.worker import WorkerContext
 
 class Ambient:
     active = True
+    is_foreign = False
 
     def __init__(self, index, count):
         self.context = WorkerContext("sequences", f"gw{index}", index, None, count)

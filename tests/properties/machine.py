@@ -172,7 +172,9 @@ class TransactionMachine(RuleBasedStateMachine):
 
     @rule(at=lines, table=tables, which=st.integers(0, 5))
     def delete(self, at: int, table: str, which: int) -> None:
-        self._change_one(at, table, which, lambda where: sa.delete(self.tables[table]).where(*where))
+        self._change_one(
+            at, table, which, lambda where: sa.delete(self.tables[table]).where(*where)
+        )
 
     @rule(at=lines, table=tables, which=st.integers(0, 5), number=st.integers(0, 5))
     def change_key(self, at: int, table: str, which: int, number: int) -> None:
@@ -224,7 +226,9 @@ class TransactionMachine(RuleBasedStateMachine):
             session.close()
         elif line.connection is not None:
             line.savepoints.clear()
-            self._attempt(getattr(line, end, None) or getattr(line.connection, end), f"{line.owner}: {end}")
+            self._attempt(
+                getattr(line, end, None) or getattr(line.connection, end), f"{line.owner}: {end}"
+            )
 
     @rule(at=lines)
     def lose_the_connection(self, at: int) -> None:
@@ -274,9 +278,7 @@ class TransactionMachine(RuleBasedStateMachine):
         else:
             doer.execute(sa.insert(self.tables[table]), rows)
 
-    def _change_one(
-        self, at: int, table: str, which: int, statement: Callable[[Any], Any]
-    ) -> None:
+    def _change_one(self, at: int, table: str, which: int, statement: Callable[[Any], Any]) -> None:
         """Delete or change one of the line's own rows, if it has one."""
         line = self._line(at)
         key = list(self.tables[table].primary_key)

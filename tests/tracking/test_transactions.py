@@ -301,9 +301,9 @@ def test_a_commit_that_arrives_after_the_block_stays_tracked_and_warns(zoo_engin
     session = Session(zoo_engine)
     with CleanupManager(tracker) as cleanup:
         org(session)
-    session.commit()
     with pytest.warns(LateCommitWarning, match="orgs"):
-        assert len(tracker) == 1
+        session.commit()
+    assert len(tracker) == 1
     cleanup.cleanup()
     assert snapshot(zoo_engine) == before
     session.close()
@@ -316,9 +316,9 @@ def test_a_bound_session_with_an_open_transaction_from_before_is_the_callers(zoo
         with pytest.raises(SessionStateError, match="began before the block"):
             with CleanupManager(tracker) as cleanup:
                 org(session)
-        session.commit()
         with pytest.warns(LateCommitWarning):
-            assert len(tracker) == 1
+            session.commit()
+        assert len(tracker) == 1
         assert cleanup.cleanup().total_deleted == 1
 
 

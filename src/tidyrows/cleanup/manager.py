@@ -154,7 +154,7 @@ class CleanupManager:
         return report
 
     def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
-        self.tracker.settle(for_cleanup=True)
+        self.tracker.settle()
         by_database: dict[str, list[TableHoldings]] = {}
         for held in self.tracker.snapshot():
             by_database.setdefault(held.table.name.database, []).append(held)

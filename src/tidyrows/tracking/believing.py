@@ -25,7 +25,7 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
         if not change.certain:
             doubt([change], holders)
         elif change.owner is not None:
-            said += _owned(change, change.owner)
+            _owned(change, change.owner)
         elif change.kind is Kind.DELETED:
             for holder in holders:
                 holder.forget(change.table, change.keys)
@@ -36,13 +36,11 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
         say()
 
 
-def _owned(change: Change, owner: ResourceTracker) -> list[Callable[[], None]]:
-    """Rows for their owner; what there is to say of them."""
+def _owned(change: Change, owner: ResourceTracker) -> None:
     if change.kind is Kind.UNKEYED:
         owner.take_unkeyed(change.table, len(change.keys))
-        return []
-    owner.hold(change.table, change.keys)
-    return [] if owner.active else [partial(owner.say_late, change.table)]
+    else:
+        owner.hold(change.table, change.keys)
 
 
 def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:

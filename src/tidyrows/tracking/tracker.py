@@ -67,7 +67,6 @@ class ResourceTracker:
         self._undo: list[Callable[[], None]] = []
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._said: set[Any] = set()
-        self._cleaning = False
         self._lock = threading.RLock()
         self._pid = os.getpid()
         engine = self._binding.engine()
@@ -185,11 +184,9 @@ class ResourceTracker:
             refuse_production(engine.url)
 
     def say_late(self, table: KeyedTable) -> None:
-        """Say that rows were committed, and are held, after the tracker had stopped."""
-        if self._cleaning:
-            return
+        """Say that rows are committed after the tracker has stopped."""
         warnings.warn(
-            f"Rows of {table.name} were committed after their tracker had stopped. They stay "
+            f"Rows of {table.name} are committed after their tracker has stopped. They stay "
             f"tracked: call cleanup() again to delete them.",
             LateCommitWarning,
             stacklevel=2,
@@ -294,18 +291,10 @@ class ResourceTracker:
 
     # -- asking --------------------------------------------------------------------------------
 
-    def settle(self, *, for_cleanup: bool = False) -> None:
-        """Believe every announced COMMIT of this tracker's engines that is over.
-
-        Args:
-            for_cleanup: late ones need no word, since what they made is deleted right now.
-        """
-        self._cleaning = for_cleanup
-        try:
-            for capture in list(self._captures):
-                capture.settle()
-        finally:
-            self._cleaning = False
+    def settle(self) -> None:
+        """Believe every announced COMMIT of this tracker's engines that is over."""
+        for capture in list(self._captures):
+            capture.settle()
 
     def mine(self, model: Any) -> sa.ColumnElement[bool]:
         """A WHERE clause for the rows of this test only, uncommitted ones included.

@@ -133,6 +133,14 @@ class Transactions:
         if self._dialect.commit_is_void(connection):
             log.take()  # nothing will be persisted, and no error will say so
             return
+        # Said before the COMMIT, in the caller's own call: later nobody may ask. Where warnings are
+        # errors it is not sent, and the rows can be rolled back.
+        for owner, table in {
+            (change.owner, change.table)
+            for change in log
+            if change.owner is not None and not change.owner.active
+        }:
+            owner.say_late(table)
         self._announce(connection, log.take())
 
     def commit_unasked(self, connection: sa.Connection) -> None:
