@@ -234,8 +234,23 @@ class Yang(DeferrableBase):
     yin_id: Mapped[int] = mapped_column(sa.ForeignKey("yins.id", **_deferred))
 
 
+def _copied(metadata: sa.MetaData) -> sa.MetaData:
+    copy = sa.MetaData(naming_convention=NAMING)
+    for table in metadata.tables.values():
+        table.to_metadata(copy)
+    return copy
+
+
+# Of each backend its own: create_all on one that can ALTER marks the constraints of a cycle as made
+# by ALTER for ever after, and SQLite would leave them out.
+_METADATA = {
+    backend: tuple(map(_copied, (Base.metadata, DeferrableBase.metadata)))
+    for backend in ("sqlite", "postgresql", "mysql")
+}
+
+
 def zoo_metadata(backend: str) -> tuple[sa.MetaData, ...]:
-    """The tables of the zoo that a database can have."""
-    if backend in {"mysql", "mariadb"}:
-        return (Base.metadata,)
-    return (Base.metadata, DeferrableBase.metadata)
+    """The tables of the zoo that a database can have, to be created there and nowhere else."""
+    if backend == "mysql":
+        return _METADATA[backend][:1]
+    return _METADATA[backend]

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from harness import pip_postgresql
 from harness.bystanders import Bystanders, snapshot
-from harness.models import Base, Currency, Group, Org, User
+from harness.models import Currency, Group, Org, User, zoo_metadata
 from tidyrows import (
     CleanupManager,
     LateCommitWarning,
@@ -216,7 +216,7 @@ def test_an_engine_made_with_autocommit_is_cleaned_in_real_transactions(zoo_data
 def two_phase_postgresql():
     """A server of our own: most are started with max_prepared_transactions = 0."""
     engine = sa.create_engine(pip_postgresql.start())
-    Base.metadata.create_all(engine)
+    zoo_metadata("postgresql")[0].create_all(engine)
     yield engine
     engine.dispose()
 
@@ -227,7 +227,7 @@ def test_a_two_phase_commit_counts_at_its_second_phase(backend, request):
         engine = request.getfixturevalue("two_phase_postgresql")
     else:
         engine = request.getfixturevalue("mysql_engine")
-        Base.metadata.create_all(engine)
+        zoo_metadata("mysql")[0].create_all(engine)
     before = snapshot(engine)
     tracker = ResourceTracker(engine)
     with CleanupManager(tracker), engine.connect() as connection:

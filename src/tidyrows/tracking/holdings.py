@@ -48,10 +48,6 @@ class Holdings:
             held = self._tables[table.name] = TableHoldings(table)
         return held
 
-    def get(self, name: TableName) -> TableHoldings | None:
-        """The holdings of one table, or None where nothing of it is held."""
-        return self._tables.get(name)
-
     def forget(self, name: TableName, keys: Iterable[Any]) -> None:
         """Take rows out; those not held change nothing."""
         held = self._tables.get(name)

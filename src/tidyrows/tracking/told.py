@@ -241,7 +241,7 @@ def explain(tracker: ResourceTracker, row: Any) -> str:
 
 def _explain_key(tracker: ResourceTracker, name: TableName, key: Any, label: str) -> str:
     tracker.settle()
-    held = tracker.holdings.get(name)
+    held = next((held for held in tracker.snapshot() if held.table.name == name), None)
     if held is not None and key in held.told:
         return f"{label} is ours: the tracker was told of it (track, track_rows or track_query)."
     if held is not None and key in held.keys:

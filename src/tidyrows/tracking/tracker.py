@@ -58,7 +58,7 @@ class ResourceTracker:
         self._binding = Binding(bind)
         self._allow_production = allow_production
         self.context = context or WorkerContext.current()
-        self.active = False
+        self._active = False
         self.holdings = Holdings()
         self._engines: dict[str, sa.Engine] = {}
         self._captures: list[Capture] = []
@@ -77,18 +77,25 @@ class ResourceTracker:
     # -- life ----------------------------------------------------------------------------------
 
     def start(self) -> ResourceTracker:
-        """Listen from now on, and be the ambient tracker of this context."""
+        """Listen from now on, and be the ambient tracker of this context.
+
+        In a forked child it starts anew, without the rows of the parent.
+
+        Raises:
+            SessionStateError: it has been started already, or its session or connection is closed.
+        """
         if self.active:
             raise SessionStateError(
                 "This tracker has been started already. Use one ResourceTracker per block; "
                 "blocks nest with a tracker each."
             )
-        self._pid = os.getpid()
+        if self.is_foreign:
+            self._forget_parent()
         session = self._binding.callers_session()
         if session is not None:
             self._caller_transaction = session.get_transaction()
         self._undo = self._binding.listen(self)
-        self.active = True
+        self._active = True
         ambient.enter(self)
         return self
 
@@ -96,18 +103,34 @@ class ResourceTracker:
         """Listen no more. What is tracked stays tracked; a COMMIT under way still counts."""
         if not self.active:
             return
-        self.settle()
-        self.active = False
-        ambient.leave(self)
-        while self._undo:
-            self._undo.pop()()
-        self._watched.clear()
-        self._said.clear()
+        try:
+            self.settle()
+        finally:  # where warnings are errors, another tracker's late commit may be said here
+            self._active = False
+            ambient.leave(self)
+            while self._undo:
+                self._undo.pop()()
+            self._watched.clear()
+            self._said.clear()
+
+    @property
+    def active(self) -> bool:
+        """Whether it listens: started, not stopped, and not inherited by a forked child."""
+        return self._active and not self.is_foreign
 
     @property
     def is_foreign(self) -> bool:
         """Whether this process was forked from the one that made the tracker: it owns nothing."""
         return self._pid != os.getpid()
+
+    def _forget_parent(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()  # another thread of the parent may have held it
+        self.holdings = Holdings()
+        self._sessions = {}
+        self._undo = []
+        self._watched.clear()
+        self._said.clear()
 
     @property
     def session(self) -> orm.Session:
@@ -364,10 +387,12 @@ class ResourceTracker:
         if self.is_foreign:
             return 0
         self.settle()
-        return len(self.holdings)
+        with self._lock:  # counting sorts the keys
+            return len(self.holdings)
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        return f"<ResourceTracker {self.context.tag}: {len(self.holdings)} rows>"
+        with self._lock:
+            return f"<ResourceTracker {self.context.tag}: {len(self.holdings)} rows>"
