@@ -160,7 +160,8 @@ class Cleaning:
         already_gone = len(batch.keys) - deleted - len(causes)
         if already_gone > 0:
             self._report.already_gone[name] = already_gone
-        self._tracker.forget(batch.table, [key for key in batch.keys if key not in causes])
+        gone = [key for key in batch.keys if key not in causes] if causes else batch.keys
+        self._tracker.forget(batch.table, gone)
         for key, tables in self._blockers(batch, seen, refused).items():
             causes[key] += f"; referenced by rows of {', '.join(tables)}"
         return [Leftover(name, batch.table.row(key), cause) for key, cause in causes.items()]
