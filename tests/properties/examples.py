@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import sqlalchemy as sa
+
 from harness.bystanders import Snapshot, snapshot
 from harness.databases import Database
 

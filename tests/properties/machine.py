@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import sqlalchemy as sa
-from harness.bystanders import snapshot
-from harness.databases import Database
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from properties.examples import THEIRS, emptied, of_strangers
 from sqlalchemy.orm import Session
 
+from harness.bystanders import snapshot
+from harness.databases import Database
+from properties.examples import THEIRS, emptied, of_strangers
 from tidyrows import CleanupManager, ResourceTracker
 
 MISSING = "nobody has this code"
@@ -121,7 +121,7 @@ class TransactionMachine(RuleBasedStateMachine):
     @invariant()
     def the_tracker_holds_what_is_committed(self) -> None:
         if not self.tracker.active:
-            self.tracker.start()  # not in __init__: a context variable would outlive a failure there
+            self.tracker.start()  # not in __init__: it would outlive a failure there
         self.healthy = False
         committed = {
             (name, tuple(row))

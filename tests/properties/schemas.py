@@ -137,7 +137,7 @@ def reference_columns(table: sa.Table, at: int) -> list[sa.Column[Any]]:
     return [column for column in table.columns if column.name.startswith(f"r{at}_")]
 
 
-def own_key_values(kind: str, number: int) -> list[Any]:
+def own_key_values(kind: str, number: int) -> list[Any]:  # noqa: PLR0911 -- one per kind
     """The ``number``-th key of a kind, small and with parts in common; [] where generated."""
     match kind:
         case "serial":

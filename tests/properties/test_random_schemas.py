@@ -80,5 +80,5 @@ def _doer(engine: sa.Engine, kind: str) -> Iterator[sa.Connection | Session]:
         return
     with engine.connect() as connection:
         if kind == "autocommit":
-            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execution_options(isolation_level="AUTOCOMMIT")
         yield connection
