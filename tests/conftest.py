@@ -28,6 +28,7 @@ from harness import servers, targets  # noqa: E402 -- after the assert rewriting
 from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.models import zoo_metadata  # noqa: E402 -- as above
+from tidyrows.tracking import ambient  # noqa: E402 -- as above
 
 ABSENT = "not at hand"
 
@@ -130,6 +131,16 @@ def mysql_engine(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
     """An empty MariaDB database, through PyMySQL."""
     with _lease("mysql+pymysql", homes, tmp_path, zoo=False) as leased:
         yield leased.engine()
+
+
+@pytest.fixture(autouse=True)
+def _no_tracker_is_left_behind() -> Iterator[None]:
+    """A tracker that a test leaves ambient would own the rows of the tests after it."""
+    yield
+    left = ambient.trackers()
+    for tracker in left:
+        tracker.stop()
+    assert not left, f"the test left trackers started: {left}"
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from sqlalchemy.orm import Session
 
 from harness.bystanders import snapshot
@@ -82,8 +82,11 @@ class Line:
         return self.connection
 
     def close(self) -> None:
-        if self.session is not None:
-            self.session.close()
+        try:
+            if self.session is not None:
+                self.session.close()
+        except sa.exc.OperationalError as error:
+            note(f"  refused: {error.orig}")  # DDL on the MySQL family has ended its savepoint
         if self.connection is not None:
             self.connection.close()
         self.connection = self.session = None
@@ -98,6 +101,13 @@ class TransactionMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
+        self.lines: list[Line] = []
+        self.numbers = itertools.count()
+        self.healthy = False
+
+    @initialize()
+    def begin(self) -> None:
+        """Not in __init__, whose failure no teardown would follow."""
         database = self.stack.enter_context(emptied(self.database))
         self.engine, self.outside = database.engine(), database.engine()
         if database.backend == "mysql":
@@ -106,22 +116,19 @@ class TransactionMachine(RuleBasedStateMachine):
         self.tables = tables_for(database.backend)
         self.tables["serials"].metadata.create_all(self.outside)
         # SQLite has one writer at a time, and this test one thread.
-        self.lines = [Line(number) for number in range(1 if database.backend == "sqlite" else 2)]
-        self.numbers = itertools.count()
+        self.lines += [Line(number) for number in range(1 if database.backend == "sqlite" else 2)]
         self.oracle = self.stack.enter_context(
             self.outside.connect().execution_options(isolation_level="AUTOCOMMIT")
         )
-        self.tracker = ResourceTracker(self.engine)
-        self.healthy = True
         for name in self.tables:
             self._insert(self.oracle, name, THEIRS, [self._key(name, 9, 0)])
+        self.tracker = ResourceTracker(self.engine).start()
+        self.stack.callback(self.tracker.stop)
 
     # -- what is checked ------------------------------------------------------------------------
 
     @invariant()
     def the_tracker_holds_what_is_committed(self) -> None:
-        if not self.tracker.active:
-            self.tracker.start()  # not in __init__: it would outlive a failure there
         self.healthy = False
         committed = {
             (name, tuple(row))
@@ -138,8 +145,7 @@ class TransactionMachine(RuleBasedStateMachine):
             for line in self.lines:
                 line.close()
             if not self.healthy:
-                self.tracker.stop()
-                return
+                return  # it has been said already
             self.the_tracker_holds_what_is_committed()
             for line in self.lines:
                 self.oracle.exec_driver_sql(f"DROP TABLE IF EXISTS extra_{line.number}")
@@ -223,7 +229,7 @@ class TransactionMachine(RuleBasedStateMachine):
             session, line.session = line.session, None
             line.savepoints.clear()
             self._attempt(getattr(session, end), f"{line.owner}: {end} session")
-            session.close()
+            self._attempt(session.close, f"{line.owner}: close session")
         elif line.connection is not None:
             line.savepoints.clear()
             self._attempt(
@@ -273,10 +279,16 @@ class TransactionMachine(RuleBasedStateMachine):
 
     def _insert(self, doer: Any, table: str, owner: str, keys: list[dict[str, Any]]) -> None:
         rows = [{**key, "owner": owner, "note": next(self.numbers)} for key in keys]
+        insert = sa.insert(self.tables[table])
+        taken = set(doer.execute(sa.select(*self.tables[table].primary_key)).all())
         if len(rows) == 2:
-            doer.execute(sa.insert(self.tables[table]).values(rows))
+            doer.execute(insert.values(rows))
+        elif any(tuple(key.values()) in taken for key in keys):
+            # sqlite3 keeps what comes before the row that fails, and nobody can say how many
+            for row in rows:
+                doer.execute(insert.values(row))
         else:
-            doer.execute(sa.insert(self.tables[table]), rows)
+            doer.execute(insert, rows)
 
     def _change_one(self, at: int, table: str, which: int, statement: Callable[[Any], Any]) -> None:
         """Delete or change one of the line's own rows, if it has one."""

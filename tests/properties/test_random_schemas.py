@@ -40,7 +40,7 @@ def test_exactly_our_rows_go_whatever_the_schema(
         # Circles of NOT NULL keys cannot be deleted on the MySQL family in any other way.
         off = empty.backend == "mysql"
         with CleanupManager(tracker, allow_foreign_keys_off=off) as cleanup:
-            for _ in range(random.randint(1, 4)):
+            for _ in range(random.randint(1, 5)):
                 transaction(world, engine)
                 with world.stranger() as stranger:
                     for _ in range(random.randint(0, 2)):
@@ -63,7 +63,7 @@ def transaction(world: World, engine: sa.Engine) -> None:
     note(f"{kind} begins")
     with contextmanager(_doer)(engine, kind) as does:
         us = Actor(world, does, OURS, autocommit=kind == "autocommit")
-        for _ in range(random.randint(1, 8)):
+        for _ in range(random.randint(1, 15)):
             us.act()
             if world.backend == "postgresql" and random.randrange(4) == 0:
                 # Where writers do not wait for each other, strangers commit in between too.

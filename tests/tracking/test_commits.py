@@ -61,7 +61,7 @@ class Line:
     def _lose(self, connection: Any) -> None:
         self._monkeypatch.setattr(self._dialect, "do_commit", self._commit)
         if self._dialect.name != "sqlite":
-            connection.close()
+            connection.driver_connection.close()
         raise self._dialect.loaded_dbapi.OperationalError(2013, "the connection was lost")
 
 

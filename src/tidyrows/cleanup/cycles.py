@@ -35,8 +35,6 @@ Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""
 
 _DEEP = 16
-# A row that a CASCADE takes is not counted, so it keeps its place in the order while it can.
-_NEVER_BLOCK = ("SET NULL", "CASCADE")
 
 
 class RowLoopError(TidyRowsError):
@@ -71,10 +69,6 @@ def delete_by_levels(
     """
     references = _all_references(connection, step)
     order = _order(step, references)
-    for action in _NEVER_BLOCK:
-        if order.loops:  # these only ordered the deletes; they do not forbid them
-            references = {k: pairs for k, pairs in references.items() if k.on_delete != action}
-            order = _order(step, references)
     for key in list(references):
         if not order.loops and len(order.steps) <= _DEEP:
             break
@@ -86,6 +80,8 @@ def delete_by_levels(
                 pair for pair in references[key] if order.loops and pair[0] not in looped
             ]
             order = _order(step, references)
+    if order.loops:
+        order = _order(step, _without_cascading(references, order.loops))
     deleted: dict[TableName, int] = {batch.table.name: 0 for batch in step.batches}
     for rows in order.steps:
         if rows.loops and not foreign_keys_off:
@@ -124,6 +120,31 @@ def _all_references(
 def _order(step: Step, references: dict[ForeignKey, list[tuple[Row, Row]]]) -> RowOrder[Row]:
     rows = [(number, key) for number, batch in enumerate(step.batches) for key in batch.keys]
     return levels(rows, (pair for pairs in references.values() for pair in pairs))
+
+
+def _without_cascading(
+    references: dict[ForeignKey, list[tuple[Row, Row]]], loops: Iterable[Sequence[Row]]
+) -> dict[ForeignKey, list[tuple[Row, Row]]]:
+    """Leave out the circles that are ON DELETE CASCADE all around: one DELETE takes them whole.
+
+    One key without it is enough to forbid the delete: the CASCADE comes around to a row that is
+    still referenced.
+    """
+    circle = {row: number for number, loop in enumerate(loops) for row in loop}
+
+    def closes(pair: tuple[Row, Row]) -> bool:
+        return pair[0] in circle and circle[pair[0]] == circle.get(pair[1])
+
+    forbidden = {
+        circle[pair[0]]
+        for key, pairs in references.items()
+        for pair in pairs
+        if key.on_delete != "CASCADE" and closes(pair)
+    }
+    return {
+        key: [pair for pair in pairs if not closes(pair) or circle[pair[0]] in forbidden]
+        for key, pairs in references.items()
+    }
 
 
 def _delete(

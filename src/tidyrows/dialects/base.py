@@ -72,11 +72,14 @@ class RealTable:
         schema: the real schema (SQLite: ``main``, ``temp`` or the attached name).
         kind: ``other`` is a view, a foreign table, a virtual table.
         plain: whether a system column can prove that an upsert inserted.
+        returns: whether RETURNING may be added to an INSERT; it needs more rights than INSERT, and
+            a rule may have none.
     """
 
     schema: str
     kind: Literal["table", "temporary", "other"]
     plain: bool
+    returns: bool = True
 
 
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
@@ -178,6 +181,11 @@ class Dialect:
             dbapi_connection.rollback()
 
     # ----- inserts -----------------------------------------------------------------------------
+
+    @property
+    def counts_when_closed(self) -> bool:
+        """Whether a cursor still tells its row count once SQLAlchemy has closed it."""
+        return True
 
     @property
     def returning(self) -> bool:

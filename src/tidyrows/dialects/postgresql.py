@@ -35,7 +35,13 @@ _ARRAY_KEYS = 200_000
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 _RESOLVE = """
-SELECT n.nspname, c.relkind, c.relpersistence
+SELECT n.nspname, c.relkind, c.relpersistence,
+       pg_catalog.has_table_privilege(c.oid, 'SELECT')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite w
+                       WHERE w.ev_class = c.oid AND w.ev_type = '3')
+       AND (NOT pg_catalog.row_security_active(c.oid)
+            OR EXISTS (SELECT FROM pg_catalog.pg_policy p
+                       WHERE p.polrelid = c.oid AND p.polcmd IN ('r', '*')))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
 _VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
@@ -130,18 +136,28 @@ class PostgreSQL(Dialect):
             rows = self._ask(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
         if not rows:
             return None
-        real_schema, kind, persistence = (_text(value) for value in rows[0])
+        real_schema, kind, persistence = (_text(value) for value in rows[0][:3])
+        returns = bool(rows[0][3])
         if kind not in {"r", "p"}:
-            return RealTable(real_schema, "other", plain=False)
-        # The root of a partitioned table has no system columns to return.
-        plain = kind == "r"
-        return RealTable(real_schema, "temporary" if persistence == "t" else "table", plain=plain)
+            return RealTable(real_schema, "other", plain=False, returns=returns)
+        temporary = persistence == "t"
+        return RealTable(
+            real_schema,
+            "temporary" if temporary else "table",
+            plain=kind == "r",  # the root of a partitioned table has no system columns to return
+            returns=returns,
+        )
 
     def session_setting(self, sql: str) -> bool:
         """SET, RESET and their kin, DDL, and ``SELECT set_config(...)``."""
         return super().session_setting(sql) or "set_config" in sql
 
     # ----- inserts -----------------------------------------------------------------------------
+
+    @property
+    def counts_when_closed(self) -> bool:
+        """Only psycopg's forgets."""
+        return self.driver != "psycopg"
 
     def inserted_proof(
         self, insert: sa.Insert, real: RealTable

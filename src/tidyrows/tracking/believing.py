@@ -29,6 +29,9 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
         elif change.kind is Kind.DELETED:
             for holder in holders:
                 holder.forget(change.table, change.keys)
+        elif change.kind is Kind.MOVED:
+            moved = [holder for holder in holders if holder.doubt_all(change.table)]
+            said += [partial(holder.say_renamed, change.table) for holder in moved]
         else:
             lost = [holder for holder in holders if holder.rename(change.table, change.keys)]
             said += [partial(holder.say_renamed, change.table) for holder in lost]
@@ -50,6 +53,9 @@ def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None
             change.owner.take_in_doubt(change.table, change.keys, generated=change.generated)
         elif change.owner is not None:
             change.owner.take_unkeyed(change.table, len(change.keys))
+        elif change.kind is Kind.MOVED:
+            for holder in holders:
+                holder.doubt_all(change.table)
         else:
             keys = change.keys
             if change.kind is Kind.RENAMED:

@@ -42,22 +42,45 @@ class Binding:
                 f"or scoped_session."
             )
         self.bind: Bind = bind
+        self.refuse_unusable()
+
+    def refuse_unusable(self) -> None:
+        """Raise if nothing can be written through the bind.
+
+        Raises:
+            NotBoundError: a session or session maker that has no engine, and no way to find one.
+            SessionStateError: a connection that is closed, or a session that is closed for good.
+        """
+        bind = self.bind
         if isinstance(bind, sa.Connection) and bind.closed:
             raise SessionStateError(
                 f"The connection {bind!r} is closed. Bind the tracker to the engine instead: "
                 f"ResourceTracker(engine)."
             )
+        if isinstance(bind, orm.Session) and _closed_for_good(bind):
+            raise SessionStateError(
+                f"The session {bind!r} is closed, and made with close_resets_only=False it stays "
+                f"so. Bind the tracker to a session that is in use, or to the engine: "
+                f"ResourceTracker(engine)."
+            )
+        if isinstance(bind, (orm.Session, orm.sessionmaker)) and not _finds_an_engine(bind):
+            raise NotBoundError(
+                f"{bind!r} has no engine, so nothing can be written through it. Write "
+                f"sessionmaker(engine) or Session(engine), or configure(bind=engine) first."
+            )
+
+    def source(self) -> sa.Engine | sa.Connection | None:
+        """The engine or connection behind it; None where a session has several (or none)."""
+        bind: Any = self.bind
+        if isinstance(bind, orm.sessionmaker):
+            bind = bind.kw.get("bind")
+        elif isinstance(bind, (orm.Session, orm.scoped_session)):
+            bind = bind.bind
+        return bind if isinstance(bind, (sa.Engine, sa.Connection)) else None
 
     def engine(self) -> sa.Engine | None:
         """The engine behind it, or None where a session has several (or none) to choose from."""
-        bind = self.bind
-        if isinstance(bind, sa.Engine):
-            return bind
-        if isinstance(bind, sa.Connection):
-            return bind.engine
-        if isinstance(bind, orm.sessionmaker):
-            return engine_of(bind.kw.get("bind"))
-        return engine_of(bind.bind)
+        return engine_of(self.source())
 
     def callers_session(self) -> orm.Session | None:
         """The caller's own session, if one is bound, and open in this thread's registry."""
@@ -82,6 +105,7 @@ class Binding:
         Returns:
             What undoes it.
         """
+        self.refuse_unusable()
         bind = self.bind
         if isinstance(bind, sa.Engine):
             return [tracker.capture(bind).listen(tracker)]
@@ -89,6 +113,21 @@ class Binding:
             tracker.capture(bind.engine).attribute(bind, tracker)
             return []
         return [listen_to_session(bind, tracker)]
+
+
+def _closed_for_good(session: orm.Session) -> bool:
+    state = getattr(session, "_close_state", None)  # no public name
+    return getattr(state, "name", None) == "CLOSED"
+
+
+def _finds_an_engine(bind: orm.Session | orm.sessionmaker[Any]) -> bool:
+    """Whether there is a bind, or one for each model, or code of the project's that finds one."""
+    if isinstance(bind, orm.sessionmaker):
+        kind, binds = bind.class_, (bind.kw.get("bind"), bind.kw.get("binds"))
+    else:
+        before_2_1 = getattr(bind, "_Session__binds", None)
+        kind, binds = type(bind), (bind.bind, getattr(bind, "binds", before_2_1))
+    return any(binds) or kind.get_bind is not orm.Session.get_bind
 
 
 def engine_of(bind: Any) -> sa.Engine | None:

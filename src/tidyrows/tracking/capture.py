@@ -17,7 +17,7 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import Fault, dialect_for
 from tidyrows.tracking import rawsql, returning, statements
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.listeners import Listeners
@@ -132,7 +132,7 @@ class Capture:
         """Whether SQLAlchemy will tell the key of its one row by itself; most inserts are such."""
         if len(multiparams) > 1 or not returning.is_plain(insert):
             return False
-        table = insert.table
+        table = returning.table_of(insert)
         if table not in self._plain_tables:
             if self.dialect.upsert(insert):
                 return False
@@ -150,8 +150,9 @@ class Capture:
         self._transactions.settle_on(connection)  # before the question below begins a transaction
         log = self._transactions.log(connection)
         try:
-            found = self.places.find(connection, log.targets, insert.table, options)
-        except NowhereError:
+            found = self.places.find(connection, log.targets, returning.table_of(insert), options)
+        except NowhereError as reason:
+            self._raise_if_lost(connection, insert, reason.__cause__)
             return insert  # said afterwards, if the statement succeeds
         if found is None:
             return insert
@@ -161,6 +162,16 @@ class Capture:
             return insert
         log.rewritten[id(rewrite.statement)] = rewrite, owner
         return rewrite.statement
+
+    def _raise_if_lost(
+        self, connection: sa.Connection, insert: Insert, error: BaseException | None
+    ) -> None:
+        """Let a dead connection be the caller's error, as SQLAlchemy would raise it.
+
+        The statement itself would now get another one: that the connection is closed.
+        """
+        if error is not None and self.dialect.fault(error) is Fault.LOST:
+            connection._handle_dbapi_exception(error, str(insert), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
         self,
@@ -198,9 +209,9 @@ class Capture:
         if owner is None:
             return
         try:
-            found = self.places.find(connection, log.targets, insert.table, options)
+            found = self.places.find(connection, log.targets, returning.table_of(insert), options)
         except NowhereError as reason:
-            self._say_untold(owner, insert.table, str(reason))
+            self._say_untold(owner, returning.table_of(insert), str(reason))
             return
         if found is None:
             return
@@ -286,12 +297,10 @@ class Capture:
             pairs = statements.renamed_keys(statement, context, target)
             if pairs is None or context.rowcount == 0:
                 return
-            change = Change(
-                Kind.RENAMED,
-                target,
-                [(old[0], new and new[0]) if single else (old, new) for old, new in pairs],
-                certain=context.rowcount == len(pairs),
-            )
+            stored = [(old[0], new and new[0]) if single else (old, new) for old, new in pairs]
+            kind = Kind.RENAMED if pairs else Kind.MOVED
+            certain = not pairs or context.rowcount == len(pairs)
+            change = Change(kind, target, stored, certain=certain)
         self._transactions.add(connection, log, change)
 
     def _do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
@@ -304,7 +313,13 @@ class Capture:
         # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
         # any more whether the RELEASE before it was a COMMIT.
         self._transactions.settle_on(context.root_connection)
-        if context.isinsert or INTERNAL in context.execution_options:
+        if context.isinsert and not self.dialect.counts_when_closed:
+            statements.keep_count(context)
+        if context.isinsert:
+            if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
+                self._say_raw_insert(context.root_connection, sql)
+            return
+        if INTERNAL in context.execution_options:
             return
         if context.compiled is None or context.is_text:
             self._raw(context.root_connection, sql)

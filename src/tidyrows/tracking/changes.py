@@ -21,6 +21,7 @@ class Kind(Enum):
     UNKEYED = auto()  # inserted into a table without a primary key: keys holds None per row
     DELETED = auto()
     RENAMED = auto()  # keys holds (old, new) pairs
+    MOVED = auto()  # keys were changed, and nobody knows which: keys is empty
 
 
 @dataclass(slots=True)

@@ -81,6 +81,15 @@ class Holdings:
                 held.keys.discard(key)
                 held.doubtful[key] = False
 
+    def doubt_all(self, name: TableName) -> bool:
+        """Move all rows of a table from ours to doubtful; whether there were any."""
+        held = self._tables.get(name)
+        if held is None or not len(held.keys):
+            return False
+        held.doubtful.update(dict.fromkeys(held.keys, False))
+        held.keys = KeySet()
+        return True
+
     def rename(self, name: TableName, pairs: Iterable[tuple[Any, Any]]) -> bool:
         """Follow changed keys; True if a held row's new key is unknown."""
         held = self._tables.get(name)

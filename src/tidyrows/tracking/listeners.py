@@ -58,7 +58,7 @@ class Listeners:
             active[0].warn_once(
                 "unattributed",
                 "Rows were inserted in a thread that belongs to no tracker, while several trackers "
-                "listen there, so nobody knows whose they are and none will delete them. In that "
-                "thread write UserFactory.scoped_to(tracker).create().",
+                "listen on this engine, so nobody knows whose they are and none will delete them. "
+                "In that thread write UserFactory.scoped_to(tracker).create().",
             )
         return None

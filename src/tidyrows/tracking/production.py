@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _LOOKS_LIKE = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
+_ELSEWHERE = ("host", "hostaddr", "dbname", "database", "service", "unix_socket")
+"""Parameters of a URL that say what it has no place for."""
 
 
 def refuse_production(url: sa.URL) -> None:
@@ -23,7 +25,11 @@ def refuse_production(url: sa.URL) -> None:
         ProductionDatabaseError: the error names what matched.
     """
     database = re.split(r"[/\\]", url.database or "")[-1]  # of a file the name, not its folders
-    for part, value in (("host", url.host), ("database", database)):
+    found = [("host", url.host), ("database", database)]
+    for part in _ELSEWHERE:  # postgresql://user@/?host=...&dbname=...
+        values = url.query.get(part, ())
+        found += [(part, value) for value in ([values] if isinstance(values, str) else values)]
+    for part, value in found:
         match = _LOOKS_LIKE.search(value or "")
         if match:
             raise ProductionDatabaseError(

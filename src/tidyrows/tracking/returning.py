@@ -58,6 +58,11 @@ def is_plain(insert: sa.Insert) -> bool:
     )
 
 
+def table_of(insert: sa.Insert) -> Any:
+    """The table that an INSERT writes to; the ORM's bulk insert has one for each of a hierarchy."""
+    return insert._annotations.get("_emit_insert_table", insert.table)
+
+
 def rewrite_insert(
     insert: sa.Insert,
     parameters: Sequence[Mapping[str, Any]],
@@ -93,15 +98,24 @@ def rewrite_insert(
         not insert._returning and _parameters_hold_key(insert, parameters, target, dialect)
     ):
         return None
+    refusal = _why_not(insert, parameters, real, dialect)
+    if refusal is not None:
+        return Rewrite(insert, refusal=refusal)
+    return _with_key(insert, target, proof, generated=makes_key(insert, parameters, target))
+
+
+def _why_not(
+    insert: sa.Insert, parameters: Sequence[Mapping[str, Any]], real: RealTable, dialect: Dialect
+) -> str | None:
+    """Why RETURNING cannot be added; None where it can."""
     able = dialect.executemany_returning if len(parameters) > 1 else dialect.returning
     if not able:
-        return Rewrite(
-            insert,
-            refusal="this database has no RETURNING, and the parameters do not hold the whole key",
-        )
+        return "this database has no RETURNING, and the parameters do not hold the whole key"
+    if not (real.returns or insert._returning):
+        return "its user may not read its rows, as RETURNING would"
     if insert._return_defaults:  # the ORM's own upserts with RETURNING come as returning()
-        return Rewrite(insert, refusal="it uses return_defaults(), which excludes RETURNING")
-    return _with_key(insert, target, proof, generated=makes_key(insert, parameters, target))
+        return "it uses return_defaults(), which excludes RETURNING"
+    return None
 
 
 def _with_key(

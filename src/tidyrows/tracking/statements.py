@@ -39,16 +39,16 @@ def keys_from_result(
     returned = bool(context.compiled.effective_returning)
     if context.executemany and not returned:
         keys = [tuple(row.get(name) for name in names) for row in parameters]
-        rowcount = context.rowcount
-        if rowcount not in {-1, len(keys)}:
+        if _count(context) not in {-1, len(keys)}:
             return None
         return keys, False
     given = parameters[0] if parameters else {}
     missing = any(given.get(name) is None for name in names)
-    if (not missing or not returned) and _nothing_inserted(context, returned=returned):
+    nothing = (not missing or not returned) and _nothing_inserted(context, returned=returned)
+    if real.kind == "other" and not returned and (missing or nothing):
+        return None  # what the trigger of a view makes is not counted, and its row id not told
+    if nothing:
         return [], False
-    if missing and not returned and real.kind == "other":
-        return None  # the last row id is not that of the row that a view's trigger made
     rows = context.inserted_primary_key_rows
     if dialect.explicit_zero_is_generated and not missing and _zero(rows, target):
         return None
@@ -61,15 +61,31 @@ def row_count(insert: sa.Insert, context: Any) -> int:
     given = sum(map(len, insert._multi_values)) or max(len(context.compiled_parameters), 1)
     told = -1
     if not context.executemany and not context.compiled.effective_returning:
-        told = context.rowcount
+        told = _count(context)
     return given if told < 0 else told
 
 
 def _nothing_inserted(context: Any, *, returned: bool) -> bool:
     """A rule, a trigger or a conflict clause of the table swallowed the row, without an error."""
     if returned:
-        return bool(context.rowcount == 0)
-    return context.cursor is not None and context.cursor.rowcount == 0
+        return _count(context) == 0
+    return context.cursor is not None and _count(context) == 0
+
+
+def keep_count(context: Any) -> None:
+    """Note how many rows a statement changed, while its cursor is open and tells it."""
+    go_on = context.post_exec
+
+    def post_exec() -> None:
+        context.tidyrows_count = context.cursor.rowcount
+        go_on()
+
+    context.post_exec = post_exec
+
+
+def _count(context: Any) -> int:
+    kept: int | None = getattr(context, "tidyrows_count", None)
+    return int(context.rowcount) if kept is None else kept
 
 
 def is_hashable(key: tuple[Any, ...]) -> bool:
@@ -104,6 +120,9 @@ def matched_keys(
         column = getattr(clause, "left", None)
         bind = getattr(clause, "right", None)
         if isinstance(column, sa.Column) and isinstance(bind, sa.BindParameter):
+            own = target.table.c.get(column.key)
+            if own is None or not own.shares_lineage(column):
+                continue  # another table's column of the same name
             name = compiled.bind_names.get(bind)
             if name is not None and clause.operator in {operators.eq, operators.in_op}:
                 conditions[column.key] = (clause.operator, name)
@@ -136,7 +155,7 @@ def renamed_keys(
     """The (old, new) keys of an UPDATE that sets a key column; new is None where SQL computes it.
 
     Returns:
-        None where no key column is set, or where the rows cannot be told.
+        None where no key column is set; empty where the rows cannot be told.
     """
     compiled = context.compiled
     set_names = {
@@ -151,7 +170,7 @@ def renamed_keys(
         return None
     old_keys = matched_keys(statement, context, target)
     if old_keys is None or len(old_keys) != len(context.compiled_parameters):
-        return None
+        return []
     pairs: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = []
     for old, parameters in zip(old_keys, context.compiled_parameters, strict=True):
         new: list[Any] = []

@@ -18,6 +18,8 @@ from tidyrows.errors import (
     UntrackableRowError,
 )
 from tidyrows.rows import KeyedTable, RowKey, TableName
+from tidyrows.tracking import wire
+from tidyrows.tracking.hierarchy import mapper_of, parts_of, table_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,72 +27,82 @@ if TYPE_CHECKING:
     from tidyrows.tracking.tracker import ResourceTracker
 
 
-def table_of(model: Any) -> sa.Table:
-    """The Table of a mapped class, or the Table itself."""
-    if isinstance(model, sa.Table):
-        return model
-    mapper = sa.inspect(model, raiseerr=False) if isinstance(model, type) else None
-    if isinstance(mapper, orm.Mapper) and isinstance(mapper.local_table, sa.Table):
-        return mapper.local_table
-    raise UnknownTableError(
-        f"{model!r} is neither a mapped class nor a Table. Pass the model, as in "
-        f"track_rows(User, [1, 2]).",
-        table=model,
-    )
-
-
 @contextmanager
-def _connection(tracker: ResourceTracker, near: orm.Session | None) -> Iterator[sa.Connection]:
+def _connection(
+    tracker: ResourceTracker, table: sa.Table, near: orm.Session | None = None
+) -> Iterator[sa.Connection]:
     """A connection that sees names as ``near`` does: its own while in a transaction, else new."""
     session = near
     if session is None and not tracker.owns_session:
         session = tracker.session
     if session is not None and session.in_transaction():
-        yield session.connection()
+        yield session.connection(bind_arguments={"clause": table})
         return
+    with new_connection(tracker, table, session) as connection:
+        yield connection
+
+
+@contextmanager
+def new_connection(
+    tracker: ResourceTracker, table: sa.Table, session: orm.Session | None = None
+) -> Iterator[sa.Connection]:
+    """A connection of its own, which sees what is committed."""
+    if session is None and not tracker.owns_session:
+        session = tracker.session
     bind: Any = None
     if session is not None:
         try:
-            bind = session.get_bind()
+            bind = session.get_bind(clause=table)
         except UnboundExecutionError:
             bind = None
     if bind is None:
-        bind = tracker.bound_engine
+        bind = tracker.bound_to
     if bind is None:
         raise NotBoundError(
-            "The tracker's session has no single engine to look the table up on. Use "
-            "ResourceTracker(engine) for the engine that has it."
+            f"The tracker's session has no engine to look {table.fullname} up on. Use "
+            f"ResourceTracker(engine) for the engine that has it."
         )
+    translate = bind.get_execution_options().get("schema_translate_map")
     with bind.engine.connect() as connection:
+        if translate is not None:
+            connection.execution_options(schema_translate_map=translate)
         yield connection
 
 
 def keyed_table(
-    tracker: ResourceTracker, model: Any, near: orm.Session | None = None
+    tracker: ResourceTracker, table: sa.Table, near: orm.Session | None = None
 ) -> KeyedTable:
-    """The real table of a model, as the database knows it now."""
-    table = table_of(model)
+    """The real table, as the database knows it now."""
+    _refuse_keyless(table)
+    with _connection(tracker, table, near) as connection:
+        return keyed_on(tracker, table, connection)
+
+
+def _refuse_keyless(table: sa.Table) -> None:
     if not table.primary_key.columns:
         raise NoPrimaryKeyError(
             f"The table {table.fullname} has no primary key, so no row of it can be named. Delete "
             f"its rows yourself, or give it a primary key.",
             table=table.fullname,
         )
-    with _connection(tracker, near) as connection:
-        capture = tracker.capture(connection.engine)
-        translate = connection.get_execution_options().get("schema_translate_map") or {}
-        schema = translate.get(table.schema, table.schema)
-        real = capture.dialect.resolve(connection, schema, table.name)
-        if real is None:
-            raise UnknownTableError(
-                f"The database {capture.database} has no table {table.fullname}. Create it "
-                f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
-                table=table,
-            )
-        return capture.places.keyed(TableName(capture.database, real.schema, table.name), table)
 
 
-def checked_keys(table: KeyedTable, keys: Iterable[Any]) -> list[Any]:
+def keyed_on(tracker: ResourceTracker, table: sa.Table, connection: sa.Connection) -> KeyedTable:
+    """The real table that a name means on this connection."""
+    capture = tracker.capture(connection.engine)
+    translate = connection.get_execution_options().get("schema_translate_map") or {}
+    schema = translate.get(table.schema, table.schema)
+    real = capture.dialect.resolve(connection, schema, table.name)
+    if real is None:
+        raise UnknownTableError(
+            f"The database {capture.database} has no table {table.fullname}. Create it "
+            f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
+            table=table,
+        )
+    return capture.places.keyed(TableName(capture.database, real.schema, table.name), table)
+
+
+def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) -> list[Any]:
     """Keys in the stored form.
 
     Raises:
@@ -122,7 +134,7 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any]) -> list[Any]:
                     table=str(table.name),
                     key=key,
                 )
-            if not _fits(column, value):
+            if not _fits(column, value, dialect):
                 raise KeyShapeError(
                     f"{value!r} is no value of {table.name}.{column.name} ({column.type!r}). Give "
                     f"the Python value that the model's attribute would have.",
@@ -133,13 +145,36 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any]) -> list[Any]:
     return checked
 
 
-def _fits(column: sa.Column[Any], value: Any) -> bool:
-    """Only plain types are checked: what a TypeDecorator takes, only it knows."""
-    if isinstance(column.type, sa.Integer):
-        return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum):
+def _fits(column: sa.Column[Any], value: Any, dialect: sa.Dialect) -> bool:
+    """Whether the column's type takes the value; only a TypeDecorator knows what it takes."""
+    plain = (sa.Integer, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
+    if isinstance(column.type, plain):
+        if not isinstance(value, column.type.python_type) or isinstance(value, bool):
+            return False
+    elif isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum):
         return isinstance(value, str)
+    try:
+        hash(value)
+        process = column.type.dialect_impl(dialect).bind_processor(dialect)
+        if process is not None:
+            process(value)
+    except Exception:  # noqa: BLE001 -- whatever a type raises, it says no
+        return False
     return True
+
+
+def named_rows(
+    tracker: ResourceTracker, model: Any, keys: Iterable[Any]
+) -> list[tuple[KeyedTable, list[Any]]]:
+    """Rows that the user names, in every table of the model's hierarchy."""
+    parts = parts_of(model)
+    tables = [keyed_table(tracker, part.table) for part in parts]
+    base = tables[0]  # whose key is the key of the class
+    checked = checked_keys(base, keys, tracker.engine_of(base.name.database).dialect)
+    rows = [key if len(base.key_columns) > 1 else (key,) for key in checked]
+    return [
+        (table, [part.key(row) for row in rows]) for part, table in zip(parts, tables, strict=True)
+    ]
 
 
 def rows_of_instance(tracker: ResourceTracker, instance: Any) -> Iterator[tuple[KeyedTable, Any]]:
@@ -157,43 +192,65 @@ def rows_of_instance(tracker: ResourceTracker, instance: Any) -> Iterator[tuple[
         raise UntrackableRowError(
             f"{instance!r} has no row yet. Flush or commit its session first, then track it."
         )
-    mapper: orm.Mapper[Any] = state.mapper
-    values = {
-        mapper.get_property_by_column(column).key: value
-        for column, value in zip(mapper.primary_key, state.identity, strict=True)
-    }
-    for table in mapper.tables:
-        if not isinstance(table, sa.Table):
-            continue
-        keyed = keyed_table(tracker, table, near=state.session)
-        key = tuple(
-            values[mapper.get_property_by_column(column).key] for column in keyed.key_columns
-        )
-        yield keyed, key[0] if len(key) == 1 else key
+    for part in parts_of(state.mapper.class_):
+        yield keyed_table(tracker, part.table, near=state.session), part.key(state.identity)
 
 
-def rows_of_query(tracker: ResourceTracker, select: sa.Select[Any]) -> tuple[KeyedTable, list[Any]]:
-    """The rows that a query finds, committed ones only."""
+def rows_of_query(
+    tracker: ResourceTracker, select: sa.Select[Any]
+) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
+    """The rows that a query finds, committed ones only, and how many it found."""
     if not isinstance(select, sa.Select):
         raise UnknownTableError(
             f"track_query takes a select(), and {select!r} is none. Write "
             f"tracker.track_query(select(User).where(...)).",
             table=select,
         )
-    froms = [source for source in select.columns_clause_froms if isinstance(source, sa.Table)]
-    if len(froms) != 1:
-        raise UnknownTableError(
-            f"The query selects columns of {len(froms)} tables; to own rows, select one model: "
-            f"select(User).join(...).where(...).",
-            table=select,
-        )
-    table = froms[0].metadata.tables.get(froms[0].key, froms[0])
-    keyed = keyed_table(tracker, table)
-    engine = tracker.engine_of(keyed.name.database)
-    query = select.with_only_columns(*(table.c[c.key] for c in keyed.key_columns)).distinct()
-    with engine.connect() as connection:
-        rows = connection.execute(query).all()
-    return keyed, checked_keys(keyed, rows)
+    model = _selected(select)
+    for part in parts_of(model):
+        _refuse_keyless(part.table)
+    mapper = mapper_of(model)
+    columns = list(model.primary_key) if mapper is None else _attributes(mapper)
+    query = select.with_only_columns(*columns)
+    found: dict[KeyedTable, list[Any]] = {}
+    with new_connection(tracker, table_of(model)) as connection:
+        rows = list(dict.fromkeys(map(tuple, connection.execute(query))))
+        for row in rows:
+            of_row = model if mapper is None else _class_of(mapper, row)
+            for part in parts_of(of_row):
+                keyed = keyed_on(tracker, part.table, connection)
+                found.setdefault(keyed, []).append(part.key(row))
+    return list(found.items()), len(rows)
+
+
+def _selected(select: sa.Select[Any]) -> Any:
+    """The one mapped class or Table whose rows a query selects."""
+    entities = {described.get("entity") for described in select.column_descriptions} - {None}
+    if len(entities) == 1 and mapper_of(*entities) is not None:
+        return entities.pop()
+    froms = select.columns_clause_froms
+    if not entities and len(froms) == 1 and isinstance(froms[0], sa.Table):
+        return froms[0]
+    raise UnknownTableError(
+        f"The query does not select one model or table, but {len(entities or froms)} or an alias; "
+        f"to own rows, write select(User).join(...).where(...).",
+        table=select,
+    )
+
+
+def _attributes(mapper: orm.Mapper[Any]) -> list[Any]:
+    """The primary key and, where it decides on a row's tables, what kind of row it is.
+
+    Attributes of the class, not columns of its table: they bring the criteria of inheritance.
+    """
+    columns = list(mapper.primary_key)
+    columns += [column for column in mapper.columns if column is mapper.polymorphic_on]
+    return [getattr(mapper.class_, mapper.get_property_by_column(c).key) for c in columns]
+
+
+def _class_of(mapper: orm.Mapper[Any], row: tuple[Any, ...]) -> Any:
+    kind = row[len(mapper.primary_key) :]
+    return mapper.polymorphic_map.get(kind[0], mapper).class_ if kind else mapper.class_
 
 
 def mine(tracker: ResourceTracker, model: Any) -> sa.ColumnElement[bool]:
@@ -203,7 +260,8 @@ def mine(tracker: ResourceTracker, model: Any) -> sa.ColumnElement[bool]:
     keys: list[Any] = []
     for held in tracker.snapshot():
         if _is_of(held.table, table):
-            keys.extend(held.keys.in_order())
+            dialect = tracker.engine_of(held.table.name.database).dialect
+            keys.extend(wire.in_python(held.table, held.keys.in_order(), table, dialect))
     keys.extend(tracker.pending_keys(table))
     columns = tuple(table.primary_key)
     if len(columns) == 1 and isinstance(columns[0].type, sa.Integer):

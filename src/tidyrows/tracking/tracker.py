@@ -152,6 +152,11 @@ class ResourceTracker:
         return self._binding.engine()
 
     @property
+    def bound_to(self) -> sa.Engine | sa.Connection | None:
+        """The engine or connection, with its options, or None where a session has several."""
+        return self._binding.source()
+
+    @property
     def owns_session(self) -> bool:
         """Whether :attr:`session` was opened by the tracker."""
         return self._binding.owns_session
@@ -244,6 +249,11 @@ class ResourceTracker:
         with self._lock:
             self.holdings.doubt(table.name, keys)
 
+    def doubt_all(self, table: KeyedTable) -> bool:
+        """Of this table's rows nobody knows any more which are ours; whether any are held."""
+        with self._lock:
+            return self.holdings.doubt_all(table.name)
+
     def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> bool:
         """Rows whose key was changed through a session; whether a new key, None, is unknown."""
         with self._lock:
@@ -253,8 +263,8 @@ class ResourceTracker:
         """Say that rows can no longer be followed."""
         self.warn_once(
             ("renamed", table.name),
-            f"An UPDATE computed a new primary key in SQL for tracked rows of {table.name}; they "
-            f"can no longer be followed. Tell the tracker with tracker.track_rows(table, keys).",
+            f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, so "
+            f"tracked rows are lost from sight. Name them with tracker.track_rows(table, keys).",
         )
 
     def warn_once(self, subject: Any, message: str) -> None:
@@ -271,11 +281,9 @@ class ResourceTracker:
         Raises:
             UntrackableRowError: an object is not mapped, or has no row yet.
         """
-        for instance in instances:
-            for table, key in told.rows_of_instance(self, instance):
-                # an insert that is not committed counts when it is, or is nobody's row
-                if key not in self.pending_keys(table.table):
-                    self.take_told(table, [key])
+        rows = [row for each in instances for row in told.rows_of_instance(self, each)]
+        for table, key in rows:
+            self._take_named(table, [key])
 
     def track_rows(self, table: Any, keys: Iterable[Any]) -> None:
         """Own the rows with these primary keys.
@@ -289,8 +297,8 @@ class ResourceTracker:
             NoPrimaryKeyError: it has no primary key.
             KeyShapeError: a key has another number of values, a NULL, or a value of another type.
         """
-        keyed = told.keyed_table(self, table)
-        self.take_told(keyed, told.checked_keys(keyed, keys))
+        for keyed, stored in told.named_rows(self, table, keys):
+            self._take_named(keyed, stored)
 
     def track_query(self, select: sa.Select[Any]) -> int:
         """Own the rows that a query finds now, as committed.
@@ -301,9 +309,15 @@ class ResourceTracker:
         Returns:
             How many rows were found.
         """
-        keyed, keys = told.rows_of_query(self, select)
-        self.take_told(keyed, keys)
-        return len(keys)
+        found, count = told.rows_of_query(self, select)
+        for keyed, keys in found:
+            self.take_told(keyed, keys)
+        return count
+
+    def _take_named(self, table: KeyedTable, keys: list[Any]) -> None:
+        """An insert that is not committed counts when it is, or is nobody's row."""
+        pending = set(self.pending_keys(table.table))
+        self.take_told(table, [key for key in keys if key not in pending] if pending else keys)
 
     def take_told(self, table: KeyedTable, keys: list[Any]) -> None:
         """Hold rows that the user named."""

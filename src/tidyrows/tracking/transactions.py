@@ -220,9 +220,10 @@ class Transactions:
             log.release_unsure = True
         elif move is Move.ROLLBACK_TO:
             log.rollback_to(name)
-        elif move in {Move.ROLLBACK, Move.UNCLEAR}:
-            for change in log:
-                change.certain = False
+        elif move is Move.ROLLBACK:
+            log.take()  # if it fails, the connection is lost, and the transaction with it
+        elif move is Move.UNCLEAR:
+            self._doubt(log.take())  # it may have been a COMMIT, whatever SQLAlchemy does next
 
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""

@@ -17,14 +17,27 @@ from tidyrows.rows import KeyedTable, TableName
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.tracker import ResourceTracker
 
 _VERSION = 1
-_READERS: dict[str, Any] = {
+# What the driver takes goes to the driver as it is: a type would want the project's own value.
+_AS_IT_IS = sa.types.NullType
+_WRITERS: tuple[tuple[type | tuple[type, ...], str, Callable[[Any], str]], ...] = (
+    (uuid.UUID, "uuid", str),
+    (dt.datetime, "datetime", dt.datetime.isoformat),  # a datetime is a date, too
+    (dt.date, "date", dt.date.isoformat),
+    (dt.time, "time", dt.time.isoformat),
+    (decimal.Decimal, "decimal", str),
+    ((bytes, bytearray, memoryview), "bytes", lambda value: base64.b64encode(value).decode()),
+)
+_READERS: dict[str, Callable[[str], Any]] = {
     "uuid": uuid.UUID,
     "datetime": dt.datetime.fromisoformat,
     "date": dt.date.fromisoformat,
+    "time": dt.time.fromisoformat,
     "decimal": decimal.Decimal,
     "bytes": base64.b64decode,
 }
@@ -44,9 +57,10 @@ def dumps(tracker: ResourceTracker) -> str:
             {
                 "schema": held.table.name.schema,
                 "table": held.table.name.name,
+                "columns": [column.name for column in held.table.key_columns],
                 "keys": [
                     [
-                        _plain(process(value) if process else value)
+                        _plain(_for_driver(process, value))
                         for process, value in zip(processors, row.key, strict=True)
                     ]
                     for row in map(held.table.row, held.keys.in_order())
@@ -72,9 +86,14 @@ def loads(
     """A tracker of what :func:`dumps` wrote."""
     try:
         data = json.loads(text)
-        tables = data["tables"]
         version = data["tidyrows"]
-    except (ValueError, TypeError, KeyError) as error:
+        if version == _VERSION:
+            tables = [
+                (entry["schema"], entry["table"], entry["columns"], _keys(entry["keys"]))
+                for entry in data["tables"]
+            ]
+            who = (data["run"], data["worker"], data["worker_index"], data["test"])
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise TidyRowsError(
             "This is not what ResourceTracker.to_json() writes; nothing was read."
         ) from error
@@ -83,7 +102,7 @@ def loads(
             f"This was written in format {version}, and this tidyrows reads format {_VERSION}. "
             f"Use the same version of tidyrows on both sides."
         )
-    context = WorkerContext(data["run"], data["worker"], data["worker_index"], data["test"])
+    context = WorkerContext(*who)
     tracker = cls(bind, context=context, allow_production=allow_production)
     engine = tracker.bound_engine
     if engine is None:
@@ -93,10 +112,10 @@ def loads(
         )
     capture = tracker.capture(engine)
     metadata = sa.MetaData()
-    for entry in tables:
-        schema, name = entry["schema"], entry["table"]
+    for schema, name, columns, keys in tables:
+        known = [sa.Column(column, _AS_IT_IS, primary_key=True) for column in columns]
         try:
-            table = sa.Table(name, metadata, schema=schema, autoload_with=engine)
+            table = sa.Table(name, metadata, *known, schema=schema, autoload_with=engine)
         except NoSuchTableError as error:
             raise UnknownTableError(
                 f"The database {capture.database} has no table {schema}.{name}, so its rows cannot "
@@ -104,24 +123,51 @@ def loads(
                 table=f"{schema}.{name}",
             ) from error
         keyed = KeyedTable(TableName(capture.database, schema, name), table)
-        keys = [tuple(map(_read, key)) for key in entry["keys"]]
-        tracker.take_told(keyed, [key[0] if len(key) == 1 else key for key in keys])
+        tracker.take_told(keyed, keys)
     return tracker
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, (int, str)) and not isinstance(value, bool):
+def in_python(held: KeyedTable, keys: Iterable[Any], table: sa.Table, dialect: Any) -> list[Any]:
+    """Keys that came as the driver takes them, as values of the project's own Table."""
+    places = {column.name: place for place, column in enumerate(held.key_columns)}
+    order = [(places[column.name], _reader(column, held, dialect)) for column in table.primary_key]
+    rows = [held.row(key).key for key in keys]
+    found = [tuple(read(row[place]) for place, read in order) for row in rows]
+    return [row[0] if len(order) == 1 else row for row in found]
+
+
+def _reader(column: sa.Column[Any], held: KeyedTable, dialect: Any) -> Callable[[Any], Any]:
+    raw = isinstance(held.table.c[column.name].type, _AS_IT_IS)
+    converts = (sa.types.TypeDecorator, sa.Date, sa.DateTime, sa.Time, sa.Enum, sa.Uuid)
+    if not raw or not isinstance(column.type, converts):
+        return lambda value: value
+    process = column.type.dialect_impl(dialect).result_processor(dialect, None)
+    if process is None:
+        return lambda value: value
+    # what JSON has a form of its own for is the project's value already
+    done = (uuid.UUID, dt.date, dt.time)
+    return lambda value: value if isinstance(value, done) else process(value)
+
+
+def _keys(entries: Iterable[list[Any]]) -> list[Any]:
+    rows = [tuple(map(_read, entry)) for entry in entries]
+    return [row[0] if len(row) == 1 else row for row in rows]
+
+
+def _for_driver(process: Callable[[Any], Any] | None, value: Any) -> Any:
+    """What the driver takes, without the wrapper that some have for bytes."""
+    if process is None or isinstance(value, (bytes, bytearray, memoryview)):
         return value
-    if isinstance(value, uuid.UUID):
-        return {"uuid": str(value)}
-    if isinstance(value, dt.datetime):
-        return {"datetime": value.isoformat()}
-    if isinstance(value, dt.date):
-        return {"date": value.isoformat()}
-    if isinstance(value, decimal.Decimal):
-        return {"decimal": str(value)}
-    if isinstance(value, (bytes, bytearray, memoryview)):
-        return {"bytes": base64.b64encode(bytes(value)).decode()}
+    taken = process(value)
+    return getattr(taken, "obj", getattr(taken, "adapted", taken))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    for kind, name, write in _WRITERS:
+        if isinstance(value, kind):
+            return {name: write(value)}
     raise TidyRowsError(
         f"A key value of type {type(value).__name__} has no JSON form yet; clean up in the process "
         f"that made the rows."

@@ -1,0 +1,462 @@
+"""Which real table was it? Names move, and a row of the same key stands in the other table."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session, registry, sessionmaker
+
+from harness.bystanders import Bystanders, snapshot
+from harness.databases import Database
+from harness.targets import on
+from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
+
+metadata = sa.MetaData()
+things = sa.Table(
+    "things",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("name", sa.String(20)),
+)
+
+
+class Thing:
+    pass
+
+
+registry().map_imperatively(Thing, things)
+POSTGRESQL = ("postgresql+psycopg", "postgresql+psycopg2")
+
+
+class TwoPlaces:
+    """The same table in the default schema and in another, each with the same strangers."""
+
+    def __init__(self, database: Database) -> None:
+        self.other = database.extra_schema()
+        self.engine = database.engine()
+        self.there = self.engine.execution_options(schema_translate_map={None: self.other})
+        for engine in (self.engine, self.there):
+            metadata.create_all(engine)
+            with engine.begin() as connection:
+                for number in range(1, 10):
+                    connection.execute(sa.insert(things).values(id=number, name="theirs"))
+        with self.engine.connect() as connection:
+            inspector = sa.inspect(connection)
+            self.home = str(inspector.default_schema_name)
+        self.bystanders = Bystanders(self.engine)
+
+    def delete_from(self, schema: str, *keys: int) -> None:
+        """Strangers make room for a key."""
+        place = sa.table("things", sa.column("id"), schema=schema)
+        with self.engine.begin() as connection:
+            connection.execute(sa.delete(place).where(place.c.id.in_(keys)))
+        self.bystanders = Bystanders(self.engine)
+
+
+@pytest.fixture
+def places(database: Database) -> TwoPlaces:
+    return TwoPlaces(database)
+
+
+def found(tracker: ResourceTracker) -> list[tuple[str, int]]:
+    return sorted((row.table.schema, row.key[0]) for row in tracker.rows())
+
+
+Opener = Callable[[TwoPlaces], Any]
+
+
+def _session(places: TwoPlaces) -> Any:
+    session = Session(places.engine)
+    session.connection(execution_options={"schema_translate_map": {None: places.other}})
+    return session
+
+
+LEVELS: dict[str, Opener] = {
+    "engine": lambda p: p.there.connect(),
+    "connection": lambda p: p.engine.connect().execution_options(
+        schema_translate_map={None: p.other}
+    ),
+    "session": _session,
+    "session of the engine": lambda p: Session(p.there),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_schema_translate_map_on_every_level(places, level):
+    places.delete_from(places.other, 1, 2, 3)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker):
+        with LEVELS[level](places) as source:
+            source.execute(sa.insert(things).values(id=1, name="ours"))
+            source.execute(sa.insert(things), [{"id": n, "name": "ours"} for n in (2, 3)])
+            source.commit()
+        assert found(tracker) == [(places.other, n) for n in (1, 2, 3)]
+    places.bystanders.assert_untouched()
+
+
+def test_a_schema_translate_map_of_single_statements(places):
+    places.delete_from(places.other, 1, 2)
+    places.delete_from(places.home, 3)
+    tracker = ResourceTracker(places.engine)
+    options: dict[str, Any] = {"schema_translate_map": {None: places.other}}
+    with CleanupManager(tracker):
+        with Session(places.engine) as session:
+            connection = session.connection()
+            connection.execute(
+                sa.insert(things).values(id=1, name="ours"), execution_options=options
+            )
+            connection.execute(
+                sa.insert(things).values(id=2, name="ours").execution_options(**options)
+            )
+            session.execute(sa.insert(things).values(id=3, name="ours"))
+            session.commit()
+        assert found(tracker) == sorted([(places.other, 1), (places.other, 2), (places.home, 3)])
+        with Session(places.engine) as session:  # and a delete finds the one that is meant
+            session.execute(sa.delete(things).where(things.c.id == 3), execution_options=options)
+            session.rollback()
+            session.execute(sa.delete(things).where(things.c.id == 1), execution_options=options)
+            session.commit()
+        assert found(tracker) == sorted([(places.other, 2), (places.home, 3)])
+    places.bystanders.assert_untouched()
+
+
+def _in_options(places: TwoPlaces) -> sa.Engine:
+    option = f"-csearch_path={places.other}"
+    return sa.create_engine(places.engine.url, connect_args={"options": option})
+
+
+def _at_connect(places: TwoPlaces) -> sa.Engine:
+    engine = sa.create_engine(places.engine.url)
+
+    @sa.event.listens_for(engine, "connect", insert=True)
+    def set_path(connection: Any, _record: Any) -> None:
+        connection.cursor().execute(f"SET search_path TO {places.other}")
+        connection.commit()
+
+    return engine
+
+
+def _at_checkout(places: TwoPlaces) -> sa.Engine:
+    """Tenants: at each checkout another one, past SQLAlchemy's statements."""
+    engine = sa.create_engine(places.engine.url, pool_size=1)
+    paths = iter([places.home])
+
+    @sa.event.listens_for(engine, "checkout")
+    def set_path(connection: Any, _record: Any, _proxy: Any) -> None:
+        connection.cursor().execute(f"SET search_path TO {next(paths, places.other)}")
+        connection.commit()
+
+    return engine
+
+
+def _by_role(places: TwoPlaces) -> sa.Engine:
+    role = f"tidy_{uuid.uuid4().hex[:8]}"
+    with places.engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN SUPERUSER")
+        connection.exec_driver_sql(f"ALTER ROLE {role} SET search_path = {places.other}")
+    return sa.create_engine(places.engine.url.set(username=role))
+
+
+@on(*POSTGRESQL)
+@pytest.mark.parametrize("how", [_in_options, _at_connect, _at_checkout, _by_role])
+def test_a_search_path_that_no_statement_sets(places, how):
+    places.delete_from(places.other, 1, 2)
+    engine = how(places)
+    try:
+        tracker = ResourceTracker(engine)
+        with CleanupManager(tracker):
+            with engine.connect() as connection:  # what is learnt here is not kept too long
+                connection.execute(sa.insert(things).values(id=50, name="rolled back"))
+            for number in (1, 2):
+                with engine.begin() as connection:
+                    connection.execute(sa.insert(things).values(id=number, name="ours"))
+            assert found(tracker) == [(places.other, 1), (places.other, 2)]
+        places.bystanders.assert_untouched()
+    finally:
+        engine.dispose()
+        if how is _by_role:
+            with places.engine.begin() as connection:
+                connection.exec_driver_sql(f"DROP ROLE {engine.url.username}")
+
+
+SETTERS: dict[str, Callable[[Any, str], Any]] = {
+    "text": lambda c, path: c.execute(sa.text(f'SET LOCAL search_path TO "{path}"')),
+    "driver": lambda c, path: c.exec_driver_sql(f'SET LOCAL search_path TO "{path}"'),
+    "without parameters": lambda c, path: c.exec_driver_sql(
+        f'SET LOCAL search_path TO "{path}"', execution_options={"no_parameters": True}
+    ),
+    "function": lambda c, path: c.execute(
+        sa.select(sa.func.set_config("search_path", path, sa.true()))
+    ),
+    "text function": lambda c, path: c.execute(
+        sa.text("SELECT set_config('search_path', :path, true)"), {"path": path}
+    ),
+}
+
+
+@on(*POSTGRESQL)
+@pytest.mark.parametrize("how", SETTERS)
+def test_a_search_path_of_one_transaction(places, how):
+    places.delete_from(places.other, 1)
+    places.delete_from(places.home, 2, 3)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(things).values(id=3, name="ours"))
+        SETTERS[how](connection, places.other)
+        connection.execute(sa.insert(things).values(id=1, name="ours"))
+        connection.commit()
+        connection.execute(sa.insert(things).values(id=2, name="ours"))
+        connection.commit()
+        assert found(tracker) == sorted([(places.other, 1), (places.home, 2), (places.home, 3)])
+    places.bystanders.assert_untouched()
+
+
+@on(*POSTGRESQL)
+@pytest.mark.parametrize("end", ["session savepoint", "text savepoint", "rollback", "text"])
+def test_a_search_path_that_is_rolled_back(places, end):
+    """ROLLBACK TO SAVEPOINT brings back the path that was there before."""
+    places.delete_from(places.home, 1)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.select(things)).all()
+        nested = connection.begin_nested() if end == "session savepoint" else None
+        if end == "text savepoint":
+            connection.execute(sa.text("SAVEPOINT before"))
+        connection.exec_driver_sql(f'SET search_path TO "{places.other}"')
+        connection.execute(sa.insert(things).values(id=100, name="never"))
+        if nested is not None:
+            nested.rollback()
+        elif end == "text savepoint":
+            connection.execute(sa.text("ROLLBACK TO SAVEPOINT before"))
+        elif end == "text":
+            connection.execute(sa.text("ROLLBACK"))
+        else:
+            connection.rollback()
+        connection.execute(sa.insert(things).values(id=1, name="ours"))
+        connection.commit()
+        assert found(tracker) == [(places.home, 1)]
+    places.bystanders.assert_untouched()
+
+
+@on(*POSTGRESQL)
+def test_a_schema_that_is_renamed_and_a_table_that_moves(places):
+    """DDL on another connection makes old all that was learnt on this one."""
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(things).values(id=100, name="rolled back"))
+        connection.rollback()
+        with places.engine.begin() as other:
+            other.exec_driver_sql(f'DROP TABLE "{places.other}".things')
+            other.exec_driver_sql(f'ALTER TABLE things SET SCHEMA "{places.other}"')
+            other.exec_driver_sql(f'ALTER SCHEMA "{places.other}" RENAME TO elsewhere')
+        with places.engine.begin() as other:
+            other.exec_driver_sql("SET LOCAL search_path TO elsewhere")
+            other.execute(sa.insert(things).values(id=101, name="ours"))
+        connection.exec_driver_sql("SET search_path TO elsewhere")
+        connection.execute(sa.insert(things).values(id=102, name="ours"))
+        connection.commit()
+        connection.exec_driver_sql("RESET search_path")
+        connection.commit()
+        assert found(tracker) == [("elsewhere", 101), ("elsewhere", 102)]
+    assert len(snapshot(places.engine)["elsewhere.things"]) == 9
+
+
+@on("mysql+pymysql", "mysql+mysqldb")
+def test_use_that_a_pooled_connection_keeps(places):
+    places.delete_from(places.other, 1, 2)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.exec_driver_sql(f"USE `{places.other}`")
+        connection.execute(sa.insert(things).values(id=1, name="ours"))
+        connection.commit()
+        connection.execute(sa.insert(things).values(id=2, name="ours"))
+        connection.commit()
+        connection.exec_driver_sql(f"USE `{places.home}`")
+        assert found(tracker) == [(places.other, 1), (places.other, 2)]
+    places.bystanders.assert_untouched()
+
+
+@on("sqlite", *POSTGRESQL, "mysql+pymysql")
+def test_a_view_is_what_it_is_called(places):
+    """An updatable view takes rows by their keys; where no key is told, that is said."""
+    engine = places.engine
+    view = sa.Table(
+        "things_view",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(20)),
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE VIEW things_view AS SELECT id, name FROM things")
+        if engine.dialect.name == "sqlite":
+            connection.exec_driver_sql(
+                "CREATE TRIGGER i INSTEAD OF INSERT ON things_view BEGIN"
+                " INSERT INTO things VALUES (NEW.id, NEW.name); END"
+            )
+            connection.exec_driver_sql(
+                "CREATE TRIGGER d INSTEAD OF DELETE ON things_view BEGIN"
+                " DELETE FROM things WHERE id = OLD.id; END"
+            )
+    tracker = ResourceTracker(engine)
+    untold = engine.dialect.name == "sqlite"  # it counts no rows that a trigger makes
+    expected = pytest.warns(UntrackedRowsWarning, match="things_view") if untold else nullcontext()
+    with expected, CleanupManager(tracker) as cleanup, engine.begin() as connection:
+        connection.execute(sa.insert(view).values(id=100, name="ours"))
+    assert cleanup.report.total_deleted == (0 if untold else 1)
+    if untold:
+        with engine.begin() as connection:
+            assert connection.execute(sa.delete(things).where(things.c.id == 100)).rowcount == 1
+    places.bystanders.assert_untouched()
+
+
+@on("sqlite")
+def test_a_view_that_makes_its_own_keys(places):
+    """The last row id is some other row's, a stranger's as like as not."""
+    engine = places.engine
+    view = sa.Table(
+        "things_view",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(20)),
+    )
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE VIEW things_view AS SELECT id, name FROM things")
+        connection.exec_driver_sql(
+            "CREATE TRIGGER i INSTEAD OF INSERT ON things_view BEGIN"
+            " INSERT INTO things (name) VALUES (NEW.name); END"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER d INSTEAD OF DELETE ON things_view BEGIN"
+            " DELETE FROM things WHERE id = OLD.id; END"
+        )
+    tracker = ResourceTracker(engine)
+    with pytest.warns(UntrackedRowsWarning, match="things_view is not tracked"):
+        with CleanupManager(tracker), engine.begin() as connection:
+            connection.execute(sa.insert(view).values(name="ours"))
+    with engine.begin() as connection:
+        assert connection.execute(sa.delete(things).where(things.c.name == "ours")).rowcount == 1
+    places.bystanders.assert_untouched()
+
+
+@on(*POSTGRESQL)
+def test_partitioned_tables(places):
+    engine = places.engine
+    parted = sa.Table(
+        "parted",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(20)),
+        postgresql_partition_by="LIST (id)",
+    )
+    parted.create(engine)
+    with engine.begin() as connection:
+        for number in (1, 2):
+            connection.exec_driver_sql(
+                f"CREATE TABLE parted_{number} PARTITION OF parted"
+                f" FOR VALUES IN ({number}, 1{number})"
+            )
+        connection.execute(sa.insert(parted), [{"id": n, "name": "theirs"} for n in (1, 2)])
+    bystanders = Bystanders(engine)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup, engine.begin() as connection:
+        connection.execute(sa.insert(parted), [{"id": n, "name": "ours"} for n in (11, 12)])
+    assert cleanup.report.total_deleted == 2
+    bystanders.assert_untouched()
+
+
+def test_tables_that_no_table_object_describes_are_said(places):
+    light = sa.table("things", sa.column("id"), sa.column("name"))
+    with pytest.warns(UntrackedRowsWarning, match="things is not tracked"):
+        with CleanupManager(ResourceTracker(places.engine)):
+            with places.engine.begin() as connection:
+                connection.execute(sa.insert(light).values(id=100, name="ours"))
+    with places.engine.begin() as connection:
+        connection.execute(sa.delete(things).where(things.c.id == 100))
+    places.bystanders.assert_untouched()
+
+
+@on(*POSTGRESQL)
+def test_an_insert_beside_an_insert_is_said(places):
+    """The statement's own rows are tracked, those of a CTE cannot be."""
+    tracker = ResourceTracker(places.engine)
+    made = sa.insert(things).values(id=100, name="cte").returning(things.c.id).cte("made")
+    statement = sa.insert(things).from_select(
+        ["id", "name"], sa.select(made.c.id + 1, sa.literal("ours"))
+    )
+    with pytest.warns(UntrackedRowsWarning, match="things"):
+        with CleanupManager(tracker), places.engine.begin() as connection:
+            connection.execute(statement)
+    with places.engine.begin() as connection:
+        assert connection.execute(sa.delete(things).where(things.c.id == 100)).rowcount == 1
+    places.bystanders.assert_untouched()
+
+
+def test_reserved_and_strange_names(database):
+    engine = database.engine()
+    own = sa.MetaData()
+    strange = sa.Table(
+        'Order "by" 100% of',
+        own,
+        sa.Column("select", sa.Integer, primary_key=True),
+        sa.Column("a b", sa.String(20)),
+    )
+    own.create_all(engine)
+    bystanders = Bystanders(engine)
+    bystanders.insert(strange, {"a b": "theirs"})
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        with engine.begin() as connection:
+            connection.execute(sa.insert(strange).values({"a b": "ours"}))
+            connection.execute(sa.insert(strange), [{"a b": "ours"}, {"a b": "too"}])
+            connection.execute(sa.insert(strange).values([{"a b": "ours"}, {"a b": "too"}]))
+        assert len(tracker) == 5
+    bystanders.assert_untouched()
+
+
+@on(*POSTGRESQL)
+def test_an_aborted_transaction_raises_its_own_error_first(places):
+    """Asking which table it is fails there too; the caller must get SQLAlchemy's error."""
+    maker = sessionmaker(places.engine)
+    with CleanupManager(ResourceTracker(places.engine)):
+        for form in (
+            lambda c: c.execute(sa.insert(things), [{"id": 100}, {"id": 101}]),
+            lambda c: c.execute(sa.insert(things).values(id=100).returning(things.c.id)),
+        ):
+            with maker() as session:
+                connection = session.connection()
+                with pytest.raises(sa.exc.ProgrammingError):
+                    connection.exec_driver_sql("SELECT nothing")
+                connection.info.clear()
+                with pytest.raises(sa.exc.InternalError):
+                    form(connection)
+    places.bystanders.assert_untouched()
+
+
+@on("postgresql+psycopg", "postgresql+psycopg2", "mysql+pymysql", "mysql+mysqldb")
+def test_a_dead_connection_raises_its_own_error_first(places):
+    for form in (
+        lambda c: c.execute(sa.insert(things), [{"id": 100}, {"id": 101}]),
+        lambda c: c.execute(sa.insert(things).values([{"id": 100}, {"id": 101}])),
+        lambda c: c.execute(sa.insert(things).values(id=100)),
+    ):
+        with CleanupManager(ResourceTracker(places.engine)):
+            connection = places.engine.connect()
+            raw = connection.connection.driver_connection
+            if places.engine.dialect.name == "postgresql":
+                end = f"SELECT pg_terminate_backend({raw.info.backend_pid})"
+            else:
+                end = f"KILL {raw.thread_id()}"
+            with places.engine.connect() as killer:
+                killer.exec_driver_sql(end)
+            connection.info.clear()
+            with pytest.raises(sa.exc.OperationalError) as caught:
+                form(connection)
+            assert caught.value.connection_invalidated
+            connection.rollback()
+            connection.close()
+    places.bystanders.assert_untouched()
