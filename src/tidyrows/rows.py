@@ -70,6 +70,15 @@ class KeyedTable:
         return tuple(column.key for column in self.key_columns)
 
     @cached_property
+    def generated_name(self) -> str | None:
+        """The parameter of the key column that a sequence or an auto-increment fills, if any."""
+        column = self.table.autoincrement_column
+        if column is None or not (column.default is None or column.default.is_sequence):
+            return None
+        own = column.server_default is None or column.server_default.is_identity
+        return column.key if own else None
+
+    @cached_property
     def clause(self) -> sa.TableClause:
         """A light copy for statements: fully qualified, all columns with the project's types."""
         return sa.table(

@@ -15,17 +15,26 @@ from typing import Any, ClassVar
 import sqlalchemy as sa
 from hypothesis import note
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 from sqlalchemy.orm import Session
 
 from harness.bystanders import snapshot
 from harness.databases import Database
-from properties.examples import THEIRS, emptied, of_strangers
+from properties.examples import THEIRS, of_strangers
 from tidyrows import CleanupManager, ResourceTracker
 
 MISSING = "nobody has this code"
 lines = st.integers(0, 1)
+numbers = st.integers(0, 3)
+few = st.integers(1, 3)
 tables = st.sampled_from(("serials", "named", "pairs"))
+endings = st.sampled_from((*["commit"] * 3, "rollback", "close", "lose", "autocommit"))
 joining = st.sampled_from(
     ("create_savepoint", "conditional_savepoint", "rollback_only", "control_fully")
 )
@@ -58,7 +67,7 @@ def tables_for(backend: str) -> dict[str, sa.Table]:
 class Line:
     """One connection, perhaps with a session that has joined it.
 
-    Lines touch no row of each other and so never wait for each other.
+    Lines touch no row of each other, so there is nothing that they must wait for.
     """
 
     number: int
@@ -70,6 +79,11 @@ class Line:
     @property
     def owner(self) -> str:
         return f"ours {self.number}"
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether a session may join."""
+        return self.connection is not None and self.session is None and not self.autocommit
 
     def doer(self, engine: sa.Engine) -> Any:
         """The session, the connection, or a new connection."""
@@ -90,6 +104,7 @@ class Line:
         if self.connection is not None:
             self.connection.close()
         self.connection = self.session = None
+        self.autocommit = False
         self.savepoints.clear()
 
 
@@ -108,10 +123,12 @@ class TransactionMachine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         """Not in __init__, whose failure no teardown would follow."""
-        database = self.stack.enter_context(emptied(self.database))
+        database = self.database
         self.engine, self.outside = database.engine(), database.engine()
+        self.stack.callback(self.engine.dispose)
+        self.stack.callback(self.outside.dispose)
         if database.backend == "mysql":
-            # A line should not have to wait for the other; where it does all the same, not long.
+            # InnoDB locks gaps: a line may have to wait for the other, and then rather fails.
             sa.event.listen(self.engine, "connect", _do_not_wait)
         self.tables = tables_for(database.backend)
         self.tables["serials"].metadata.create_all(self.outside)
@@ -120,6 +137,7 @@ class TransactionMachine(RuleBasedStateMachine):
         self.oracle = self.stack.enter_context(
             self.outside.connect().execution_options(isolation_level="AUTOCOMMIT")
         )
+        self.stack.callback(self._forget_rows)
         for name in self.tables:
             self._insert(self.oracle, name, THEIRS, [self._key(name, 9, 0)])
         self.tracker = ResourceTracker(self.engine).start()
@@ -144,56 +162,59 @@ class TransactionMachine(RuleBasedStateMachine):
         with self.stack:
             for line in self.lines:
                 line.close()
-            if not self.healthy:
-                return  # it has been said already
-            self.the_tracker_holds_what_is_committed()
             for line in self.lines:
                 self.oracle.exec_driver_sql(f"DROP TABLE IF EXISTS extra_{line.number}")
-            expected = of_strangers(self.outside, self.tables.values())
-            self.tracker.stop()
-            CleanupManager(self.tracker).cleanup()
-            assert snapshot(self.outside) == expected
+            if self.healthy:  # else it has been said already
+                self.the_tracker_holds_what_is_committed()
+                expected = of_strangers(self.outside, self.tables.values())
+                self.tracker.stop()
+                CleanupManager(self.tracker).cleanup()
+                assert snapshot(self.outside) == expected
+
+    def _forget_rows(self) -> None:
+        for name in ("pairs", "named", "serials"):
+            self.oracle.execute(sa.delete(self.tables[name]))
 
     # -- what happens ---------------------------------------------------------------------------
 
-    @rule(at=lines, table=tables, many=st.integers(1, 3), start=st.integers(0, 3))
+    @rule(at=lines, many=few)
+    def insert_generated(self, at: int, many: int) -> None:
+        self._insert_some(self._line(at), "serials", many, 0)
+
+    @rule(at=lines, table=st.sampled_from(("named", "pairs")), many=few, start=numbers)
     def insert(self, at: int, table: str, many: int, start: int) -> None:
         """Keys from a few, so that those of rows that went come back, and some are taken."""
-        line = self._line(at)
-        keys = [self._key(table, line.number, start + offset) for offset in range(many)]
-        self._attempt(
-            lambda: self._insert(line.doer(self.engine), table, line.owner, keys),
-            f"{line.owner}: insert into {table} {keys}",
-        )
+        self._insert_some(self._line(at), table, many, start)
 
-    @rule(at=lines, b=st.integers(10, 13))
+    @rule(at=lines, b=numbers)
     def insert_an_orphan(self, at: int, b: int) -> None:
         """Refused at COMMIT, or at once on the MySQL family."""
         line = self._line(at)
-        row = {"a": line.number, "b": b, "code": MISSING, "owner": line.owner}
+        row = {"a": line.number, "b": 10 + b, "code": MISSING, "owner": line.owner}
         self._attempt(
             lambda: line.doer(self.engine).execute(sa.insert(self.tables["pairs"]), row),
             f"{line.owner}: insert an orphan {b}",
         )
 
-    @rule(at=lines, table=tables, which=st.integers(0, 5))
-    def delete(self, at: int, table: str, which: int) -> None:
-        self._change_one(
-            at, table, which, lambda where: sa.delete(self.tables[table]).where(*where)
-        )
+    @precondition(lambda self: any(line.connection for line in self.lines))
+    @rule(at=lines)
+    def mend_the_orphans(self, at: int) -> None:
+        """So that what could not be committed can."""
+        line = self._line(at, lambda line: line.connection is not None)
+        pairs = self.tables["pairs"]
+        mend = sa.update(pairs).where(pairs.c.owner == line.owner).values(code=None)
+        self._attempt(lambda: line.doer(self.engine).execute(mend), f"{line.owner}: mend")
 
-    @rule(at=lines, table=tables, which=st.integers(0, 5), number=st.integers(0, 5))
+    @rule(at=lines, table=tables, which=numbers)
+    def delete(self, at: int, table: str, which: int) -> None:
+        self._change_one(at, table, which, sa.delete(self.tables[table]))
+
+    @rule(at=lines, table=tables, which=numbers, number=numbers)
     def change_key(self, at: int, table: str, which: int, number: int) -> None:
-        key = self._key(table, self._line(at).number, number) or {"id": 1_000_000 + number}
-        if table == "serials":
-            # A number that no line and no sequence has.
-            key = {"id": key["id"] + 1000 * self._line(at).number}
-        self._change_one(
-            at,
-            table,
-            which,
-            lambda where: sa.update(self.tables[table]).where(*where).values(key),
-        )
+        line = self._line(at).number
+        # For a generated one, a number that no other line and no sequence has.
+        key = self._key(table, line, number) or {"id": 1_000_000 + 1000 * line + number}
+        self._change_one(at, table, which, sa.update(self.tables[table]).values(key))
 
     @rule(at=lines)
     def savepoint(self, at: int) -> None:
@@ -204,73 +225,74 @@ class TransactionMachine(RuleBasedStateMachine):
                 f"{line.owner}: savepoint",
             )
 
-    @rule(at=lines, which=st.integers(1, 2), end=st.sampled_from(("commit", "rollback")))
-    def end_savepoint(self, at: int, which: int, end: str) -> None:
+    @precondition(lambda self: any(line.savepoints for line in self.lines))
+    @rule(at=lines, around=st.integers(0, 1), end=st.sampled_from(("commit", "rollback")))
+    def end_savepoint(self, at: int, around: int, end: str) -> None:
         """The innermost, or one around it."""
-        line = self._line(at)
-        if len(line.savepoints) >= which:
-            savepoint = line.savepoints[-which]
-            del line.savepoints[-which:]
-            self._attempt(getattr(savepoint, end), f"{line.owner}: {end} savepoint -{which}")
+        line = self._line(at, lambda line: bool(line.savepoints))
+        which = min(around + 1, len(line.savepoints))
+        savepoint = line.savepoints[-which]
+        del line.savepoints[-which:]
+        self._attempt(getattr(savepoint, end), f"{line.owner}: {end} savepoint -{which}")
 
+    @precondition(lambda self: any(line.is_alone for line in self.lines))
     @rule(at=lines, mode=joining)
     def join_a_session(self, at: int, mode: Any) -> None:
-        line = self._line(at)
-        if line.connection is not None and line.session is None and not line.autocommit:
-            note(f"{line.owner}: a session joins, {mode}")
-            line.session = Session(line.connection, join_transaction_mode=mode)
-            line.savepoints.clear()
+        line = self._line(at, lambda line: line.is_alone)
+        note(f"{line.owner}: a session joins, {mode}")
+        line.session = Session(line.connection, join_transaction_mode=mode)
+        line.savepoints.clear()
 
-    @rule(at=lines, end=st.sampled_from(("commit", "commit", "rollback", "close")))
+    @precondition(lambda self: any(line.connection for line in self.lines))
+    @rule(at=lines, end=endings)
     def end(self, at: int, end: str) -> None:
         """Of the session, where one has joined; else of the connection."""
-        line = self._line(at)
-        if line.session is not None:
-            session, line.session = line.session, None
-            line.savepoints.clear()
-            self._attempt(getattr(session, end), f"{line.owner}: {end} session")
-            self._attempt(session.close, f"{line.owner}: close session")
-        elif line.connection is not None:
-            line.savepoints.clear()
-            self._attempt(
-                getattr(line, end, None) or getattr(line.connection, end), f"{line.owner}: {end}"
-            )
-
-    @rule(at=lines)
-    def lose_the_connection(self, at: int) -> None:
-        line = self._line(at)
-        if line.connection is not None:
-            note(f"{line.owner}: connection lost")
+        line = self._line(at, lambda line: line.connection is not None)
+        line.savepoints.clear()
+        session, line.session = line.session, None
+        note(f"{line.owner}: {end} {'the session' if session else ''}")
+        if end == "lose":
             line.connection.invalidate()
-            line.close()
+        if session is not None:
+            self._attempt(getattr(session, end, session.close))
+            self._attempt(session.close)
+        elif end in {"commit", "rollback"}:
+            self._attempt(getattr(line.connection, end))
+        else:
+            self._attempt(line.close)
+            if end == "autocommit":
+                line.autocommit = True  # until it is closed
+                line.doer(self.engine)
 
-    @rule(at=lines)
-    def switch_autocommit(self, at: int) -> None:
-        line = self._line(at)
-        if line.connection is None:
-            line.autocommit = not line.autocommit
-            note(f"{line.owner}: autocommit {line.autocommit}")
-
+    @precondition(lambda self: any(line.connection for line in self.lines))
     @rule(at=lines)
     def make_a_table(self, at: int) -> None:
         """The MySQL family commits at that."""
-        line = self._line(at)
+        line = self._line(at, lambda line: line.connection is not None)
         ddl = sa.DDL(f"CREATE TABLE IF NOT EXISTS extra_{line.number} (owner CHAR(10))")
         self._attempt(lambda: line.doer(self.engine).execute(ddl), f"{line.owner}: DDL")
 
-    @rule(table=tables, number=st.integers(0, 3))
+    @precondition(lambda self: not any(line.connection for line in self.lines))
+    @rule(table=tables, number=numbers)
     def a_stranger_comes(self, table: str, number: int) -> None:
         """With a key that we may have had; while no transaction of ours is open: he would wait."""
-        if all(line.connection is None for line in self.lines):
-            keys = [self._key(table, 0, number)]
-            self._attempt(
-                lambda: self._insert(self.oracle, table, THEIRS, keys), f"theirs: {table} {keys}"
-            )
+        keys = [self._key(table, 0, number)]
+        self._attempt(
+            lambda: self._insert(self.oracle, table, THEIRS, keys), f"theirs: {table} {keys}"
+        )
 
     # -- how ------------------------------------------------------------------------------------
 
-    def _line(self, at: int) -> Line:
-        return self.lines[at % len(self.lines)]
+    def _line(self, at: int, where: Callable[[Line], bool] = lambda _line: True) -> Line:
+        able = [line for line in self.lines if where(line)]
+        return able[at % len(able)]
+
+    def _insert_some(self, line: Line, table: str, many: int, start: int) -> None:
+        keys = [self._key(table, line.number, start + offset) for offset in range(many)]
+        self._attempt(
+            lambda: self._insert(line.doer(self.engine), table, line.owner, keys),
+            f"{line.owner}: insert into {table} {keys}",
+        )
 
     def _key(self, table: str, line: int, number: int) -> dict[str, Any]:
         if table == "serials":
@@ -290,7 +312,7 @@ class TransactionMachine(RuleBasedStateMachine):
         else:
             doer.execute(insert, rows)
 
-    def _change_one(self, at: int, table: str, which: int, statement: Callable[[Any], Any]) -> None:
+    def _change_one(self, at: int, table: str, which: int, statement: Any) -> None:
         """Delete or change one of the line's own rows, if it has one."""
         line = self._line(at)
         key = list(self.tables[table].primary_key)
@@ -301,15 +323,16 @@ class TransactionMachine(RuleBasedStateMachine):
             rows = sorted(tuple(row) for row in doer.execute(mine))
             if rows:
                 row = rows[which % len(rows)]
-                where = [column == value for column, value in zip(key, row, strict=True)]
-                note(f"{line.owner}: {statement(where)} {row}")
-                doer.execute(statement(where))
+                where = (column == value for column, value in zip(key, row, strict=True))
+                doer.execute(statement.where(*where))
 
-        self._attempt(change, f"{line.owner}: change a row of {table}")
+        what = str(statement).split(maxsplit=1)[0]
+        self._attempt(change, f"{line.owner}: {what} a row of {table}, number {which}")
 
-    def _attempt(self, act: Callable[[], Any], what: str) -> None:
+    def _attempt(self, act: Callable[[], Any], what: str = "") -> None:
         """Databases and SQLAlchemy may refuse; what counts is what the tracker makes of it."""
-        note(what)
+        if what:
+            note(what)
         try:
             with warnings.catch_warnings():
                 # of savepoints that are ended out of order, which is meant
@@ -321,5 +344,5 @@ class TransactionMachine(RuleBasedStateMachine):
 
 def _do_not_wait(dbapi_connection: Any, record: Any) -> None:
     cursor = dbapi_connection.cursor()
-    cursor.execute("SET SESSION innodb_lock_wait_timeout = 1")
+    cursor.execute("SET SESSION innodb_lock_wait_timeout = 0")
     cursor.close()

@@ -227,7 +227,7 @@ class Capture:
             self._say_untold(owner, target.table, told)
             return
         keys, generated = told
-        whole = [key for key in keys if None not in key and statements.is_hashable(key)]
+        whole = statements.nameable(keys)
         if whole:
             stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
             self._transactions.add(
@@ -250,7 +250,7 @@ class Capture:
             if rewrite.refusal is not None:
                 return rewrite.refusal
             return returning.keys_from_rewritten(result, rewrite), rewrite.generated
-        if not self._is_plain(insert, ()) and self.dialect.upsert(insert):
+        if not returning.is_plain(insert) and self.dialect.upsert(insert):
             # compiled by the caller, or changed by another listener
             return "an upsert that does not run as it was seen proves nothing"
         told = statements.keys_from_result(insert, result, target, real, self.dialect)
@@ -313,9 +313,9 @@ class Capture:
         # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
         # any more whether the RELEASE before it was a COMMIT.
         self._transactions.settle_on(context.root_connection)
-        if context.isinsert and not self.dialect.counts_when_closed:
-            statements.keep_count(context)
         if context.isinsert:
+            if not (self.dialect.counts_when_closed or context.compiled.effective_returning):
+                statements.keep_count(context)  # the rows of RETURNING are counted as they are
             if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
                 self._say_raw_insert(context.root_connection, sql)
             return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
@@ -130,26 +129,3 @@ class TransactionLog:
             if self._savepoints[place].name == name:
                 return place
         return None
-
-
-@dataclass(slots=True)
-class Announcement:
-    """A COMMIT that was about to be sent, and the changes that it makes true.
-
-    Attributes:
-        changes: what becomes true.
-        connection: a weak reference to the SQLAlchemy connection.
-        driver: the driver's connection, which knows whether it is still in a transaction.
-        thread: the thread that commits.
-        unasked: SQLAlchemy does not know of it: a COMMIT in a string, or DDL that commits.
-        prepared: the transaction has left the driver's connection, which cannot tell of it.
-        sent: whether the COMMIT was sent at all; None while nobody has looked.
-    """
-
-    changes: list[Change]
-    connection: Any
-    driver: Any
-    thread: int = field(default_factory=threading.get_ident)
-    unasked: bool = False
-    prepared: bool = False
-    sent: bool | None = None

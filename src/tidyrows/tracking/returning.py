@@ -211,16 +211,12 @@ def makes_key(
     Another value that the database computes, by a default or in the statement, may be one that
     somebody else has too.
     """
-    column = target.table.autoincrement_column
-    if column is None or insert._multi_values or insert.select is not None:
+    name = target.generated_name
+    if name is None or insert._multi_values or insert.select is not None:
         return False
-    if not (column.default is None or column.default.is_sequence):
+    if insert._values and any(getattr(other, "key", other) == name for other in insert._values):
         return False
-    if not (column.server_default is None or column.server_default.is_identity):
-        return False
-    if any(getattr(other, "key", other) == column.key for other in insert._values or ()):
-        return False
-    return all(row.get(column.key) is None for row in parameters)
+    return all(row.get(name) is None for row in parameters)
 
 
 def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[tuple[Any, ...]]:

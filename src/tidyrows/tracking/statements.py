@@ -43,7 +43,9 @@ def keys_from_result(
             return None
         return keys, False
     given = parameters[0] if parameters else {}
-    missing = any(given.get(name) is None for name in names)
+    missing = False
+    for name in names:
+        missing = missing or given.get(name) is None
     nothing = (not missing or not returned) and _nothing_inserted(context, returned=returned)
     if real.kind == "other" and not returned and (missing or nothing):
         return None  # what the trigger of a view makes is not counted, and its row id not told
@@ -88,8 +90,15 @@ def _count(context: Any) -> int:
     return int(context.rowcount) if kept is None else kept
 
 
-def is_hashable(key: tuple[Any, ...]) -> bool:
-    """Whether a set can hold the key; an array or a bytearray it cannot."""
+def nameable(keys: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The keys that can name a row: without NULL, and without what no set can hold."""
+    try:
+        return [key for key in keys if None not in key and (hash(key) or True)]
+    except TypeError:  # an array, a bytearray
+        return [key for key in keys if None not in key and _is_hashable(key)]
+
+
+def _is_hashable(key: tuple[Any, ...]) -> bool:
     try:
         hash(key)
     except TypeError:
@@ -131,13 +140,13 @@ def matched_keys(
         return None
     keys: list[tuple[Any, ...]] = []
     for parameters in context.compiled_parameters:
-        values = [parameters.get(conditions[column.key][1]) for column in key]
-        if len(key) == 1 and conditions[key[0].key][0] is operators.in_op:
-            keys.extend((value,) for value in values[0])
-        elif any(conditions[column.key][0] is operators.in_op for column in key):
+        if all(conditions[column.key][0] is operators.eq for column in key):
+            keys.append(tuple(parameters.get(conditions[column.key][1]) for column in key))
+            continue
+        expanded = (context._expanded_parameters or {}).get(conditions[key[0].key][1])
+        if len(key) > 1 or expanded is None or not all(name in parameters for name in expanded):
             return None
-        else:
-            keys.append(tuple(values))
+        keys += [(parameters[name],) for name in expanded]
     return keys
 
 

@@ -1,9 +1,4 @@
-"""What becomes true when: the transactions of one engine, and the changes in them.
-
-The engine's ``commit`` event fires *before* the real COMMIT and nothing fires after it. So the
-event only announces: the changes become true at the next thing that happens on the connection, or
-when somebody asks, unless an error said otherwise in between.
-"""
+"""What becomes true when: the transactions of one engine, and the changes in them."""
 
 from __future__ import annotations
 
@@ -13,8 +8,9 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects import CommitOutcome, Loss
+from tidyrows.tracking.announced import Announced, driver_of
 from tidyrows.tracking.believing import believe, doubt
-from tidyrows.tracking.changes import Announcement, Change, TransactionLog
+from tidyrows.tracking.changes import Change, TransactionLog
 from tidyrows.tracking.rawsql import Move
 
 if TYPE_CHECKING:
@@ -50,12 +46,13 @@ class Transactions:
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        self._holders: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
+        # weak, and replaced as a whole: other threads read it without a lock
+        self._holders: tuple[weakref.ref[ResourceTracker], ...] = ()
         self._dialect = dialect
         self._logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
             weakref.WeakKeyDictionary()
         )
-        self._announced: list[Announcement] = []
+        self._announced = Announced(dialect)
         self._prepared: dict[Any, list[Change]] = {}
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -63,18 +60,22 @@ class Transactions:
     @property
     def idle(self) -> bool:
         """Whether nobody needs to know; so in a forked child, which owns nothing."""
-        return not self._holders or self._pid != os.getpid()
+        if self._pid == os.getpid():
+            for ref in self._holders:  # a loop, since every statement asks
+                if ref() is not None:
+                    return False
+        return True
 
     @property
     def holders(self) -> list[ResourceTracker]:
         """The trackers that may hold rows of this engine, active or not."""
-        with self._lock:  # a set does not bear being read while another thread adds to it
-            return list(self._holders)
+        return [tracker for ref in self._holders if (tracker := ref()) is not None]
 
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""
         with self._lock:
-            self._holders.add(tracker)
+            others = [ref for ref in self._holders if ref() not in (None, tracker)]
+            self._holders = (*others, weakref.ref(tracker))
 
     def forget_parent(self) -> bool:
         """After a fork, drop what was pending: it is the parent's. Whether this was the case."""
@@ -83,9 +84,9 @@ class Transactions:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._logs = weakref.WeakKeyDictionary()
-        self._announced = []
+        self._announced = Announced(self._dialect)
         self._prepared = {}
-        self._holders.clear()
+        self._holders = ()
         return True
 
     def log(self, connection: sa.Connection) -> TransactionLog:
@@ -141,32 +142,14 @@ class Transactions:
             if change.owner is not None and not change.owner.active
         }:
             owner.say_late(table)
-        self._announce(connection, log.take())
+        self._announced.add(connection, log.take())
 
     def commit_unasked(self, connection: sa.Connection) -> None:
         """A statement commits, and SQLAlchemy does not know: COMMIT in a string, or DDL."""
         self.settle_on(connection)
         log = self._logs.get(connection)
         if log:
-            self._announce(connection, log.take(), unasked=True)
-
-    def _announce(
-        self,
-        connection: sa.Connection,
-        changes: list[Change],
-        *,
-        unasked: bool = False,
-        prepared: bool = False,
-    ) -> None:
-        announcement = Announcement(
-            changes,
-            weakref.ref(connection),
-            driver_of(connection),
-            unasked=unasked,
-            prepared=prepared,
-        )
-        with self._lock:
-            self._announced.append(announcement)
+            self._announced.add(connection, log.take(), unasked=True)
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
@@ -242,7 +225,7 @@ class Transactions:
             void = self._dialect.commit_is_void(connection)
             changes += [] if void else log.take()
         if changes:
-            self._announce(connection, changes, prepared=True)
+            self._announced.add(connection, changes, prepared=True)
 
     def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
         """A two-phase transaction is about to be rolled back."""
@@ -260,10 +243,7 @@ class Transactions:
             return
         error = context.sqlalchemy_exception or context.original_exception
         lost = context.is_disconnect
-        with self._lock:
-            announced = [a for a in self._announced if a.connection() is connection]
-            for announcement in announced:
-                self._announced.remove(announcement)
+        announced = self._announced.take_failed(connection)
         for announcement in announced:
             # of a COMMIT in a string nobody knows whether it is this very statement that failed
             unknown = lost or announcement.unasked
@@ -296,30 +276,14 @@ class Transactions:
             self._settle_release(connection, log)
 
     def _settle_announced(self, connection: sa.Connection | None = None) -> None:
-        """Believe what is over, in the order of the COMMITs: a later one may delete the row."""
-        committed: list[Change] = []
-        unsure: list[Change] = []
-        with self._lock:
-            for announcement in list(self._announced):
-                here = announcement.connection() is connection is not None
-                if here or self._is_over(announcement):
-                    self._announced.remove(announcement)
-                    sent = self._was_sent(announcement)
-                    (committed if sent else unsure).extend(announcement.changes)
+        committed, unsure = self._announced.take_over(connection)
         self._doubt(unsure)
         self._believe(committed)
 
     def reset(self, driver: Any, _record: Any, _state: Any) -> None:
-        """A connection goes back to its pool: its COMMIT has been sent by now, or never will be."""
-        if not self._announced or self._pid != os.getpid():
-            return
-        with self._lock:
-            over = [a for a in self._announced if a.driver is driver and a.sent is None]
-            open_still = bool(over) and self._dialect.is_begun(driver)
-            for announcement in over:
-                announcement.sent = announcement.prepared or not open_still
-                if not announcement.sent:  # the pool rolls it back now
-                    self._announced.remove(announcement)
+        """A connection goes back to its pool."""
+        if self._announced and self._pid == os.getpid():
+            self._announced.returned(driver)
 
     def _settle_release(self, connection: sa.Connection, log: TransactionLog) -> None:
         """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
@@ -341,27 +305,6 @@ class Transactions:
         if self._announced:
             self._settle_announced()
 
-    def _is_over(self, announcement: Announcement) -> bool:
-        connection = announcement.connection()
-        if announcement.sent or connection is None or connection.closed or connection.invalidated:
-            return True
-        if announcement.unasked:
-            here = announcement.thread == threading.get_ident()
-            return here or not self._dialect.is_begun(announcement.driver)
-        # None once SQLAlchemy has the answer to the COMMIT; an error has been handled by then
-        return connection.get_transaction() is None
-
-    def _was_sent(self, announcement: Announcement) -> bool:
-        """Whether the COMMIT was sent: a commit listener that raises prevents it, or an interrupt.
-
-        A transaction that is open now may as well be a new one, begun past SQLAlchemy: then too it
-        is better to ask.
-        """
-        connection = announcement.connection()
-        if announcement.sent or connection is None or connection.closed or connection.invalidated:
-            return True
-        return announcement.prepared or not self._dialect.is_begun(announcement.driver)
-
     def _believe(self, changes: list[Change]) -> None:
         believe(changes, self.holders)
 
@@ -371,13 +314,7 @@ class Transactions:
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
         """What this tracker's transactions have inserted and not committed."""
         with self._lock:
-            logs, announced = list(self._logs.values()), list(self._announced)
+            logs = list(self._logs.values())
         for log in logs:
             yield from (change for change in log if change.owner is owner)
-        for announcement in announced:
-            yield from (change for change in announcement.changes if change.owner is owner)
-
-
-def driver_of(connection: sa.Connection) -> Any:
-    """The DBAPI's connection, which knows whether it is in a transaction."""
-    return connection.connection.dbapi_connection
+        yield from (change for change in self._announced.changes() if change.owner is owner)

@@ -1,0 +1,191 @@
+"""Tracked rows that are deleted or get other keys through SQLAlchemy: their old keys are free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from harness.bystanders import Bystanders
+from harness.models import Currency, Order, OrderLine, Org, User
+from tidyrows import CleanupError, CleanupManager, ResourceTracker, UntrackedRowsWarning
+
+CODES = ["AAA", "BBB", "CCC"]
+
+
+def tracked(tracker: ResourceTracker) -> list[Any]:
+    return sorted(row.key[0] for row in tracker.rows())
+
+
+@pytest.fixture
+def ours(any_driver_zoo_engine: sa.Engine) -> Any:
+    """Three tracked rows with natural keys, and a way to let strangers have keys."""
+    engine = any_driver_zoo_engine
+
+    class Ours:
+        def __init__(self) -> None:
+            self.engine = engine
+            self.bystanders = Bystanders(engine)
+            self.tracker = ResourceTracker(engine)
+            self.cleanup = CleanupManager(self.tracker)
+
+        def free(self, *codes: str) -> None:
+            self.bystanders.insert(Currency, *({"code": c, "name": "theirs"} for c in codes))
+
+    made = Ours()
+    with made.cleanup:
+        with Session(engine) as session:
+            session.add_all([Currency(code=code, name="ours") for code in CODES])
+            session.commit()
+        yield made
+    made.bystanders.assert_untouched()
+
+
+DELETES: dict[str, Any] = {
+    "objects": lambda s: [s.delete(each) for each in s.scalars(sa.select(Currency)).all()],
+    "by key": lambda s: [
+        s.execute(sa.delete(Currency).where(Currency.code == code)) for code in CODES
+    ],
+    "by keys": lambda s: s.execute(sa.delete(Currency).where(Currency.code.in_(CODES))),
+    "by key and more": lambda s: [
+        s.execute(
+            sa.delete(Currency).where(sa.and_(Currency.code == code, Currency.name == "ours"))
+        )
+        for code in CODES
+    ],
+    "by many parameters": lambda s: s.connection().execute(
+        sa.delete(Currency.__table__).where(Currency.__table__.c.code == sa.bindparam("b_code")),
+        [{"b_code": code} for code in CODES],
+    ),
+    "by query": lambda s: s.query(Currency).filter(Currency.code.in_(CODES)).delete(),
+}
+
+
+@pytest.mark.parametrize("how", DELETES)
+def test_rows_that_are_deleted_are_forgotten_when_that_commits(ours, how):
+    with Session(ours.engine) as session:
+        DELETES[how](session)
+        session.flush()
+        assert tracked(ours.tracker) == CODES
+        session.rollback()
+        assert tracked(ours.tracker) == CODES
+        DELETES[how](session)
+        session.commit()
+    assert tracked(ours.tracker) == []
+    ours.free(*CODES)
+
+
+def test_a_delete_by_another_tables_key_is_not_taken_for_ours(any_driver_zoo_engine):
+    """``users.id == 5`` says nothing of ``orgs.id``, though both are called id."""
+    engine = any_driver_zoo_engine
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite deletes from one table at a time")
+    bystanders = Bystanders(engine)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        with Session(engine) as session:
+            session.add_all(
+                [Org(id=5, name="kept"), Org(id=6, name="deleted"), Org(id=7, name="x")]
+            )
+            session.commit()
+            session.add(User(id=5, email="a@example.test", org_id=7))
+            session.commit()
+            orgs, users = Org.__table__, User.__table__
+            session.execute(sa.delete(orgs).where(users.c.id == 5, orgs.c.id == users.c.org_id - 1))
+            session.commit()
+        assert ("orgs", (5,)) in [(row.table.name, row.key) for row in tracker.rows()]
+    bystanders.assert_untouched()
+
+
+def test_part_of_a_composite_key_names_no_row(any_driver_zoo_engine):
+    engine = any_driver_zoo_engine
+    bystanders = Bystanders(engine)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker), Session(engine) as session:
+        order = Order(user=User(email="a@example.test", org=Org(name="ours")))
+        order.lines = [OrderLine(line_no=n, sku="kettle") for n in (1, 2, 3)]
+        session.add(order)
+        session.commit()
+        before = len(tracker)
+        session.execute(sa.delete(OrderLine).where(OrderLine.line_no == 2))
+        session.commit()
+        session.delete(order.lines[0])
+        session.commit()
+        assert len(tracker) == before - 1
+    bystanders.assert_untouched()
+
+
+RENAMES: dict[str, Any] = {
+    "an object": lambda s: setattr(s.get_one(Currency, "AAA"), "code", "XXX"),
+    "by key": lambda s: s.execute(
+        sa.update(Currency).where(Currency.code == "AAA").values(code="XXX")
+    ),
+    "by many parameters": lambda s: s.connection().execute(
+        sa.update(Currency.__table__)
+        .where(Currency.__table__.c.code == sa.bindparam("old"))
+        .values(code=sa.bindparam("new")),
+        [{"old": "AAA", "new": "XXX"}],
+    ),
+}
+
+
+@pytest.mark.parametrize("how", RENAMES)
+@pytest.mark.filterwarnings("ignore::tidyrows.UntrackedRowsWarning")
+def test_a_key_that_changes_is_followed_or_doubtful(ours, how):
+    """Where the new key is a parameter of another name, it is not told; then it is said."""
+    with Session(ours.engine) as session:
+        RENAMES[how](session)
+        session.flush()
+        session.rollback()
+        assert tracked(ours.tracker) == CODES
+        RENAMES[how](session)
+        session.commit()
+    assert "AAA" not in tracked(ours.tracker)
+    ours.free("AAA")
+    if "XXX" not in tracked(ours.tracker):
+        ours.tracker.track_rows(Currency, ["XXX"])
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        sa.update(Currency).where(Currency.name == "ours").values(code=Currency.code + "!"),
+        sa.update(Currency).where(Currency.code.in_(["AAA", "ZZZ"])).values(code="XXX"),
+    ],
+    ids=["by another column", "of several"],
+)
+def test_keys_that_change_unseen_are_said_and_doubtful(any_driver_engine, statement):
+    """What is there under an old key now may be anybody's: it is left, and the error says so."""
+    engine = any_driver_engine
+    metadata = sa.MetaData()
+    table = Currency.__table__.to_metadata(metadata)
+    table.c.code.type = sa.String(9)
+    table.create(engine)
+    bystanders = Bystanders(engine)
+    tracker = ResourceTracker(engine)
+    tracker.start()
+    with engine.begin() as connection:
+        connection.execute(sa.insert(Currency), [{"code": c, "name": "ours"} for c in CODES])
+    with engine.begin() as connection:
+        connection.execute(statement.execution_options(synchronize_session=False))
+        there = connection.scalars(sa.select(Currency.code)).all()
+    with pytest.warns(UntrackedRowsWarning, match="changed primary keys"):
+        assert tracked(tracker) == []
+    tracker.stop()
+    assert "AAA" not in there
+    bystanders.insert(Currency, {"code": "AAA", "name": "theirs"})
+    with pytest.raises(CleanupError, match="AAA"):
+        CleanupManager(tracker).cleanup()
+    with engine.begin() as connection:
+        connection.execute(sa.delete(Currency).where(Currency.name == "ours"))
+    bystanders.assert_untouched()
+
+
+def test_an_update_of_other_columns_changes_nothing(ours):
+    with Session(ours.engine) as session:
+        session.execute(sa.update(Currency).values(name="still ours"))
+        session.execute(sa.update(Currency).where(Currency.name == "nobody's").values(code="ZZZ"))
+        session.commit()
+    assert tracked(ours.tracker) == CODES
