@@ -75,6 +75,7 @@ def dumps(tracker: ResourceTracker) -> str:
             "worker": context.worker_id,
             "worker_index": context.worker_index,
             "test": context.test_id,
+            "workers": context.worker_count,
             "tables": tables,
         }
     )
@@ -92,7 +93,8 @@ def loads(
                 (entry["schema"], entry["table"], entry["columns"], _keys(entry["keys"]))
                 for entry in data["tables"]
             ]
-            who = (data["run"], data["worker"], data["worker_index"], data["test"])
+            names = ("run", "worker", "worker_index", "test", "workers")
+            who = tuple(data[name] for name in names)
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise TidyRowsError(
             "This is not what ResourceTracker.to_json() writes; nothing was read."
