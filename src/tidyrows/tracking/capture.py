@@ -1,6 +1,6 @@
 """See every insert of an engine, and believe it when its transaction has committed.
 
-One :class:`Capture` per engine listens to SQLAlchemy's connection events (DATABASE_FACTS 11). It
+One :class:`Capture` per engine listens to SQLAlchemy's connection events. It
 stays for the engine's life and is idle while no tracker is active: a COMMIT may arrive after its
 block has ended, and must then still be heard.
 """

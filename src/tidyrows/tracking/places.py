@@ -1,6 +1,6 @@
 """Which real table a statement writes to: asked of the database, inside its transaction.
 
-A ``schema_translate_map``, a search_path or USE decide what a name means (DATABASE_FACTS 11). The
+A ``schema_translate_map``, a search_path or USE decide what a name means. The
 answer is kept per connection of the driver where nothing can have moved it, else per transaction.
 """
 

@@ -1,6 +1,6 @@
 """RETURNING behind the caller's back: add it, read the keys, hide what was added.
 
-Facts: DATABASE_FACTS 11. An executemany gives its keys only where RETURNING is asked for, and an
+An executemany gives its keys only where RETURNING is asked for, and an
 upsert proves what it inserted only there. The caller's result must be the same with and without.
 """
 

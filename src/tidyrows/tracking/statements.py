@@ -1,6 +1,6 @@
 """Which rows an INSERT made, an UPDATE renamed and a DELETE removed.
 
-Facts: DATABASE_FACTS 11. A result of a flush or of a single insert has the keys, and an executemany
+A result of a flush or of a single insert has the keys, and an executemany
 may have them in its parameters; where neither tells, see :mod:`~tidyrows.tracking.returning`.
 """
 
@@ -195,7 +195,7 @@ def renamed_keys(
 def only_ours_can_hold(key: tuple[Any, ...], *, generated: bool, reused: bool) -> bool:
     """Whether a row that has this key must be the one that was inserted.
 
-    A sequence or auto-increment never gives a number twice (SQLite does: DATABASE_FACTS 5), and
+    A sequence or auto-increment never gives a number twice (SQLite does), and
     a random UUID is nobody else's.
     """
     if generated and not reused:

@@ -269,7 +269,7 @@ def mine(tracker: ResourceTracker, model: Any) -> sa.ColumnElement[bool]:
         return columns[0].in_(sa.bindparam(None, keys, expanding=True, literal_execute=True))
     if len(columns) == 1:
         return columns[0].in_(keys)
-    # one OR per row: a tuple IN scans the whole table on SQLite (DATABASE_FACTS 2)
+    # one OR per row: a tuple IN scans the whole table on SQLite
     return sa.or_(
         sa.false(),
         *(
