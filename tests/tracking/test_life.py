@@ -141,6 +141,27 @@ def test_a_forgotten_tracker_is_not_heard_of_again(zoo_engine):
         connection.execute(sa.delete(Org))
 
 
+@pytest.mark.parametrize("kind", ["session", "sessionmaker", "scoped_session"])
+def test_sessions_that_have_begun_before_the_tracker_are_heard(zoo_engine, kind):
+    """What they write after the start is ours, and commits with what came before it."""
+    before = snapshot(zoo_engine)
+    maker, stranger = sessionmaker(zoo_engine), sessionmaker(zoo_engine)
+    registry = scoped_session(maker)
+    session = registry()
+    session.execute(sa.select(Org)).all()
+    bind = {"session": session, "sessionmaker": maker, "scoped_session": registry}[kind]
+    tracker = ResourceTracker(bind).start()
+    with stranger() as other:
+        other.execute(sa.select(Org)).all()
+    session.add(Org(name="ours"))
+    session.commit()
+    tracker.stop()
+    assert len(tracker) == 1
+    registry.remove()
+    CleanupManager(tracker).cleanup()
+    assert snapshot(zoo_engine) == before
+
+
 def test_sub_engines_are_their_engine(zoo_engine):
     before = snapshot(zoo_engine)
     sub = zoo_engine.execution_options(logging_token="sub")

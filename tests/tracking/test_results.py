@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from harness.bystanders import Bystanders
 from tidyrows import CleanupManager, ResourceTracker
 
 
@@ -280,6 +282,79 @@ def test_every_row_of_every_form_is_tracked(engine, kind, forms):
                 assert rowcount in {-1, made}, name
         assert rows_there(engine) == 0
         assert cleanup.report.total_deleted == made
+
+
+def upserts(engine: sa.Engine) -> dict[str, Any]:
+    """INSERTs that meet a row which was there, in every form that the database has."""
+    module: Any = {"postgresql": postgresql, "sqlite": sqlite, "mysql": mysql}[engine.dialect.name]
+    if module is mysql:
+        update: Any = mysql.insert(codeds)
+        update = update.on_duplicate_key_update(name=update.inserted.name)
+        entity: Any = mysql.insert(Coded)
+        entity = entity.on_duplicate_key_update(name=entity.inserted.name)
+        nothing: Any = mysql.insert(codeds).prefix_with("IGNORE")
+    else:
+        nothing = module.insert(codeds).on_conflict_do_nothing()
+        update = module.insert(codeds)
+        update = update.on_conflict_do_update(
+            index_elements=["code"], set_={"name": update.excluded.name}
+        )
+        entity = module.insert(Coded)
+        entity = entity.on_conflict_do_update(
+            index_elements=["code"], set_={"name": entity.excluded.name}
+        )
+    forms: dict[str, Any] = {}
+    for kind, insert in (("nothing", nothing), ("update", update)):
+        forms |= {
+            f"{kind} one": lambda s, i=insert: s.connection().execute(i, CODES[0]),
+            f"{kind} values": lambda s, i=insert: s.connection().execute(i.values(CODES)),
+            f"{kind} one returning": lambda s, i=insert: s.connection().execute(
+                i.values(CODES[0]).returning(codeds.c.name)
+            ),
+            f"{kind} many returning": lambda s, i=insert: s.connection().execute(
+                i.returning(codeds.c.name), CODES
+            ),
+            f"{kind} many returning all": lambda s, i=insert: s.connection().execute(
+                i.returning(codeds), CODES
+            ),
+        }
+    return forms | {
+        "one entity": lambda s: s.scalars(entity.values(CODES[0]).returning(Coded)),
+        "many entities": lambda s: s.execute(entity.returning(Coded), CODES),
+        "many columns": lambda s: s.execute(entity.returning(Coded.name), CODES),
+        "values and entities": lambda s: s.execute(entity.values(CODES).returning(Coded)),
+    }
+
+
+@pytest.mark.filterwarnings("ignore::tidyrows.UntrackedRowsWarning")
+def test_the_result_of_an_upsert_is_the_same_and_strangers_rows_are_nobodys(engine):
+    """MariaDB's ON DUPLICATE KEY UPDATE proves nothing; what is not proved is not ours."""
+    Bystanders(engine).insert(Coded, {"code": "code 1", "name": "name 1"})
+    differences = []
+    for name, form in upserts(engine).items():
+        for way, read in WAYS_TO_READ.items():
+            without = observed(engine, Session, form, read)
+            with CleanupManager(ResourceTracker(engine)):
+                seen = observed(engine, Session, form, read)
+            if without["read"] == "InterfaceError":
+                without["read"] = seen["read"]
+            differences += [
+                (name, way, question, seen[question], without[question])
+                for question in without
+                if seen[question] != without[question]
+            ]
+        tracker = ResourceTracker(engine)
+        with CleanupManager(tracker):
+            with Session(engine) as session:
+                form(session)
+                session.commit()
+            assert "code 1" not in [row.key[0] for row in tracker.rows()], name
+        with engine.begin() as connection:
+            left = connection.scalars(sa.select(codeds.c.code)).all()
+            if engine.dialect.name == "postgresql":
+                assert (name, left) == (name, ["code 1"])
+            connection.execute(sa.delete(codeds).where(codeds.c.code != "code 1"))
+    assert differences == []
 
 
 def rows_there(engine: sa.Engine) -> int:

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
-from tidyrows.tracking.capture import INTERNAL, capture_for
+from tidyrows.tracking.capture import capture_for
+from tidyrows.tracking.strings import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -197,6 +197,11 @@ class Dialect:
         """Whether INSERT of many rows has RETURNING (known after the engine's first connect)."""
         return bool(getattr(self._dialect(), "insert_executemany_returning", False))
 
+    def delete_returning(self, *, several_tables: bool) -> bool:
+        """Whether DELETE has RETURNING, also where its condition reads other tables."""
+        flag = "delete_returning_multifrom" if several_tables else "delete_returning"
+        return bool(getattr(self._dialect(), flag, False))
+
     def upsert(self, insert: sa.Insert) -> bool:
         """May this INSERT leave a row out, or hit one that was there before?"""
         return self._post_values(insert) is not None or bool(self._prefixes(insert))

@@ -38,7 +38,7 @@ _RESOLVE = """
 SELECT n.nspname, c.relkind, c.relpersistence,
        pg_catalog.has_table_privilege(c.oid, 'SELECT')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite w
-                       WHERE w.ev_class = c.oid AND w.ev_type = '3')
+                       WHERE w.ev_class = c.oid AND w.ev_type IN ('3', '4'))
        AND (NOT pg_catalog.row_security_active(c.oid)
             OR EXISTS (SELECT FROM pg_catalog.pg_policy p
                        WHERE p.polrelid = c.oid AND p.polcmd IN ('r', '*')))

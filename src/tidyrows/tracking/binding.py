@@ -149,12 +149,23 @@ def listen_to_session(
         tracker.capture(connection.engine).attribute(connection, tracker)
 
     event.listen(source, "after_begin", after_begin)
-    if isinstance(source, orm.sessionmaker):
-        return lambda: event.remove(source, "after_begin", after_begin)
-    session = source() if isinstance(source, orm.scoped_session) else source
-    for connection in _open_connections(session):
-        tracker.capture(connection.engine).attribute(connection, tracker)
+    for session in _sessions_of(source):  # those that have begun already
+        for connection in _open_connections(session):
+            tracker.capture(connection.engine).attribute(connection, tracker)
     return lambda: event.remove(source, "after_begin", after_begin)
+
+
+def _sessions_of(source: Any) -> list[orm.Session]:
+    """The sessions that there are, of a maker or a registry in all threads."""
+    if isinstance(source, orm.scoped_session):
+        source = source.session_factory
+    if isinstance(source, orm.Session):
+        return [source]
+    kind = getattr(source, "class_", None)  # each maker has a class of its own
+    # The references, not the values: other threads make sessions while we look.
+    references = orm.session._sessions.valuerefs()  # noqa: SLF001 -- as close_all_sessions() does
+    known = (reference() for reference in references)
+    return [session for session in known if kind is not None and type(session) is kind]
 
 
 def _open_connections(session: orm.Session) -> list[sa.Connection]:

@@ -18,15 +18,19 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.dialects import Fault, dialect_for
-from tidyrows.tracking import rawsql, returning, statements
+from tidyrows.tracking import returning, statements, written
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.listeners import Listeners
 from tidyrows.tracking.places import NowhereError, Places
+from tidyrows.tracking.strings import EVENTS as STRING_EVENTS
+from tidyrows.tracking.strings import INTERNAL, Strings
 from tidyrows.tracking.transactions import EVENTS, Transactions
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from tidyrows.rows import KeyedTable
+    from tidyrows.tracking.changes import TransactionLog
     from tidyrows.tracking.places import Target
     from tidyrows.tracking.returning import Rewrite
     from tidyrows.tracking.tracker import ResourceTracker
@@ -34,8 +38,6 @@ if TYPE_CHECKING:
 # Weak on both sides: an engine's own events keep its capture, which leads back to the engine.
 _captures: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[Capture]] = weakref.WeakKeyDictionary()
 _captures_lock = threading.Lock()
-INTERNAL = "tidyrows_internal"
-"""The execution option of tidyrows' own statements, which nobody needs to hear."""
 
 
 def root_engine(engine: sa.Engine) -> sa.Engine:
@@ -72,9 +74,9 @@ class Capture:
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
-        for name in ("do_execute", "do_executemany"):
-            event.listen(engine, name, self._do_execute)
-        event.listen(engine, "do_execute_no_params", self._do_execute_no_params)
+        self._strings = Strings(self._transactions, self._listeners, self.places, self.dialect)
+        for name in STRING_EVENTS:
+            event.listen(engine, name, getattr(self._strings, name))
         for name in EVENTS:
             event.listen(engine, name, getattr(self._transactions, name))
         self.dialect.guard_pool(engine)
@@ -99,7 +101,7 @@ class Capture:
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""
         if self._transactions.forget_parent():
-            self._listeners = Listeners()
+            self._listeners.forget_parent()
         self._transactions.add_holder(tracker)
 
     def attribute(self, connection: sa.Connection, tracker: ResourceTracker) -> None:
@@ -126,6 +128,9 @@ class Capture:
             if owner is not None:
                 rows = multiparams or ([params] if params else [])
                 statement = self._prepared_insert(connection, owner, statement, rows, options)
+        elif isinstance(statement, Delete) and not (self._transactions.idle or INTERNAL in options):
+            rows = multiparams or ([params] if params else [])
+            statement = self._prepared_delete(connection, statement, rows, options)
         return statement, multiparams, params
 
     def _is_plain(self, insert: Insert, multiparams: Any) -> bool:
@@ -161,17 +166,45 @@ class Capture:
         if rewrite is None:
             return insert
         log.rewritten[id(rewrite.statement)] = rewrite, owner
-        return rewrite.statement
+        changed: Insert = rewrite.statement
+        return changed
+
+    def _prepared_delete(
+        self,
+        connection: sa.Connection,
+        delete: Delete,
+        parameters: Sequence[Mapping[str, Any]],
+        options: Mapping[str, Any],
+    ) -> Delete:
+        """A DELETE that does not name tracked rows must tell which it took: their keys are free."""
+        self._transactions.settle_on(connection)
+        log = self._transactions.log(connection)
+        try:
+            found = self.places.find(connection, log.targets, delete.table, options)
+        except NowhereError as reason:
+            self._raise_if_lost(connection, delete, reason.__cause__)
+            return delete
+        if found is None or not found[0].key_columns:
+            return delete
+        target, real = found
+        if written.names_its_rows(delete, target) or not self._is_held(target, log):
+            return delete
+        rewrite = returning.rewrite_delete(delete, parameters, target, real, self.dialect)
+        if rewrite is None:
+            return delete
+        log.rewritten[id(rewrite.statement)] = rewrite, None
+        changed: Delete = rewrite.statement
+        return changed
 
     def _raise_if_lost(
-        self, connection: sa.Connection, insert: Insert, error: BaseException | None
+        self, connection: sa.Connection, statement: Insert | Delete, error: BaseException | None
     ) -> None:
         """Let a dead connection be the caller's error, as SQLAlchemy would raise it.
 
         The statement itself would now get another one: that the connection is closed.
         """
         if error is not None and self.dialect.fault(error) is Fault.LOST:
-            connection._handle_dbapi_exception(error, str(insert), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
+            connection._handle_dbapi_exception(error, str(statement), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
         self,
@@ -191,7 +224,7 @@ class Capture:
         elif isinstance(statement, (Update, Delete)):
             self._written(connection, statement, options, result)
         elif isinstance(statement, ExecutableDDLElement):
-            self._ddl(connection)
+            self._strings.ddl(connection)
 
     def _inserted(
         self,
@@ -273,6 +306,7 @@ class Capture:
     ) -> None:
         """Rows that are deleted, or whose key is changed, through a session or by key."""
         log = self._transactions.log(connection)
+        rewrite = log.rewritten.pop(id(statement), (None,))[0] if log.rewritten else None
         try:
             found = self.places.find(connection, log.targets, statement.table, options)
         except NowhereError:
@@ -280,88 +314,18 @@ class Capture:
         if found is None or not found[0].key_columns:
             return
         target = found[0]
+        if rewrite is None and not self._is_held(target, log):
+            return
+        change = written.change_of(statement, result, target, rewrite)
+        if change is not None:
+            self._transactions.add(connection, log, change)
+
+    def _is_held(self, target: KeyedTable, log: TransactionLog) -> bool:
+        """Whether rows of a table are tracked, or are pending here."""
         self._transactions.settle()
-        if not any(holder.holds(target.name) for holder in self._transactions.holders) and not any(
+        return any(holder.holds(target.name) for holder in self._transactions.holders) or any(
             change.table is target for change in log
-        ):
-            return
-        context: Any = result.context
-        single = len(target.key_columns) == 1
-        if isinstance(statement, Delete):
-            keys = statements.matched_keys(statement, context, target)
-            if keys is None or context.rowcount == 0:
-                return
-            stored = [key[0] for key in keys] if single else keys
-            change = Change(Kind.DELETED, target, stored, certain=context.rowcount == len(keys))
-        else:
-            pairs = statements.renamed_keys(statement, context, target)
-            if pairs is None or context.rowcount == 0:
-                return
-            stored = [(old[0], new and new[0]) if single else (old, new) for old, new in pairs]
-            kind = Kind.RENAMED if pairs else Kind.MOVED
-            certain = not pairs or context.rowcount == len(pairs)
-            change = Change(kind, target, stored, certain=certain)
-        self._transactions.add(connection, log, change)
-
-    def _do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
-        """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH.
-
-        An event of the dialect, not of the connection: on every statement's way, it is cheaper.
-        """
-        if self._transactions.idle:
-            return
-        # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
-        # any more whether the RELEASE before it was a COMMIT.
-        self._transactions.settle_on(context.root_connection)
-        if context.isinsert:
-            if not (self.dialect.counts_when_closed or context.compiled.effective_returning):
-                statements.keep_count(context)  # the rows of RETURNING are counted as they are
-            if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
-                self._say_raw_insert(context.root_connection, sql)
-            return
-        if INTERNAL in context.execution_options:
-            return
-        if context.compiled is None or context.is_text:
-            self._raw(context.root_connection, sql)
-        elif sql[:4] == "WITH":
-            self._say_raw_insert(context.root_connection, sql)
-        elif not context.isddl and self.dialect.session_setting(sql):
-            self._moved(context.root_connection)
-
-    def _do_execute_no_params(self, cursor: Any, sql: str, context: Any) -> None:
-        self._do_execute(cursor, sql, (), context)
-
-    def _moved(self, connection: sa.Connection) -> None:
-        self._transactions.log(connection).targets.clear()
-        self.places.moved(connection)
-
-    def _raw(self, connection: sa.Connection, sql: str) -> None:
-        if self.dialect.session_setting(sql):
-            self._moved(connection)
-        move = rawsql.transaction_move(sql)
-        if move is not None:
-            self._transactions.move(connection, *move)
-        elif rawsql.is_ddl(sql):
-            self._ddl(connection)
-        self._say_raw_insert(connection, sql)
-
-    def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
-        table = rawsql.inserted_table(sql)
-        owner = self._listeners.owner(connection) if table is not None else None
-        if owner is not None:
-            owner.warn_once(
-                ("raw", table),
-                f"A raw SQL statement inserted into {table}: nobody can tell which rows it made, "
-                f"so they are not tracked and cleanup will not delete them. Write it as "
-                f"insert(table), or tell the tracker with tracker.track_query(select(...)) or "
-                f"tracker.track_rows(table, keys).",
-            )
-
-    def _ddl(self, connection: sa.Connection) -> None:
-        self._transactions.log(connection).targets.clear()
-        self.places.changed()
-        if self.dialect.ddl_commits:
-            self._transactions.commit_unasked(connection)
+        )
 
     # -- for trackers --------------------------------------------------------------------------
 

@@ -24,6 +24,11 @@ class Listeners:
             sa.Connection, weakref.WeakSet[ResourceTracker]
         ] = weakref.WeakKeyDictionary()
 
+    def forget_parent(self) -> None:
+        """After a fork: whoever listens, listens in the parent."""
+        self._everywhere = ()
+        self._sessions = weakref.WeakKeyDictionary()
+
     def listen(self, tracker: ResourceTracker) -> Callable[[], None]:
         """Let a tracker hear all that is written through the engine; returns what undoes it."""
         self._everywhere = (*self._everywhere, tracker)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor as sa_cursor
+from sqlalchemy.sql.util import find_tables
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -33,11 +34,11 @@ class Rewrite:
         added: how many columns stand behind those that the caller asked for.
         proof: the last column tells whether the row was inserted.
         asked: the caller has a RETURNING of its own.
-        generated: the database makes the keys.
+        generated: the database makes the keys of inserted rows.
         refusal: why no row of this statement can be tracked, or None.
     """
 
-    statement: sa.Insert
+    statement: Any
     columns: tuple[Any, ...] = ()
     added: int = 0
     proof: bool = False
@@ -113,13 +114,42 @@ def _why_not(
         return "this database has no RETURNING, and the parameters do not hold the whole key"
     if not (real.returns or insert._returning):
         return "its user may not read its rows, as RETURNING would"
-    if insert._return_defaults:  # the ORM's own upserts with RETURNING come as returning()
+    if insert._return_defaults and not insert._returning:
         return "it uses return_defaults(), which excludes RETURNING"
     return None
 
 
+def rewrite_delete(
+    delete: sa.Delete,
+    parameters: Sequence[Mapping[str, Any]],
+    target: KeyedTable,
+    real: RealTable,
+    dialect: Dialect,
+) -> Rewrite | None:
+    """Add RETURNING of the key to a DELETE that chooses its rows by something else.
+
+    Returns:
+        None where that cannot be.
+    """
+    tables = {
+        table
+        for clause in delete._where_criteria
+        for table in find_tables(clause, check_columns=True, include_aliases=True)
+    }
+    others = {getattr(table, "key", table) for table in tables} - {target.table.key}
+    able = real.returns and dialect.delete_returning(several_tables=bool(others))
+    fetched = delete._annotations.get("synchronize_session") == "fetch"  # then the ORM asks itself
+    if not able or fetched or delete._return_defaults or len(parameters) > 1:
+        return None
+    return _with_key(delete, target, None, generated=False)
+
+
 def _with_key(
-    insert: sa.Insert, target: KeyedTable, proof: sa.ColumnElement[bool] | None, *, generated: bool
+    insert: sa.Insert | sa.Delete,
+    target: KeyedTable,
+    proof: sa.ColumnElement[bool] | None,
+    *,
+    generated: bool,
 ) -> Rewrite:
     columns = [target.table.c[column.key] for column in target.key_columns]
     own = _columns_of(insert._returning)
@@ -131,8 +161,12 @@ def _with_key(
     if not _is_orm(insert):
         behind = iter(range(-len(missing), 0))
         where = tuple(next(behind) if place is None else place for place in places)
+    statement: Any = insert
+    if missing:
+        statement = insert._generate()  # as returning() does, which forbids it in the ORM's bulk
+        statement._returning = (*insert._returning, *missing)
     return Rewrite(
-        insert.returning(*missing) if missing else insert,
+        statement,
         columns=where,
         added=len(missing),
         proof=proof is not None,
@@ -151,7 +185,7 @@ def _reports_keys(insert: sa.Insert) -> bool:
     )
 
 
-def _is_orm(insert: sa.Insert) -> bool:
+def _is_orm(insert: sa.Insert | sa.Delete) -> bool:
     """Whether the ORM will read the rows: it decides which columns RETURNING has, and where."""
     return insert._annotations.get("dml_strategy") in {"orm", "bulk"}
 

@@ -1,4 +1,4 @@
-"""Which rows an INSERT made, an UPDATE renamed and a DELETE removed.
+"""Which rows an INSERT made.
 
 A result of a flush or of a single insert has the keys, and an executemany
 may have them in its parameters; where neither tells, see :mod:`~tidyrows.tracking.returning`.
@@ -9,13 +9,12 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-from sqlalchemy.sql import operators
-
 from tidyrows.tracking.returning import makes_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    import sqlalchemy as sa
 
     from tidyrows.dialects import Dialect, RealTable
     from tidyrows.rows import KeyedTable
@@ -112,84 +111,6 @@ def _zero(rows: Iterable[Sequence[Any]], target: KeyedTable) -> bool:
         return False
     place = target.key_columns.index(auto)
     return any(row is not None and row[place] == 0 for row in rows)
-
-
-def matched_keys(
-    statement: sa.Update | sa.Delete, context: Any, target: KeyedTable
-) -> list[tuple[Any, ...]] | None:
-    """The keys that the WHERE clause of an UPDATE or DELETE names, one by one.
-
-    Returns:
-        None where the clause is no plain comparison of the whole primary key with values.
-    """
-    compiled = context.compiled
-    clauses = getattr(compiled.statement, "_where_criteria", ())
-    conditions: dict[str, Any] = {}
-    for clause in _conjuncts(clauses):
-        column = getattr(clause, "left", None)
-        bind = getattr(clause, "right", None)
-        if isinstance(column, sa.Column) and isinstance(bind, sa.BindParameter):
-            own = target.table.c.get(column.key)
-            if own is None or not own.shares_lineage(column):
-                continue  # another table's column of the same name
-            name = compiled.bind_names.get(bind)
-            if name is not None and clause.operator in {operators.eq, operators.in_op}:
-                conditions[column.key] = (clause.operator, name)
-    key = target.key_columns
-    if not all(column.key in conditions for column in key):
-        return None
-    keys: list[tuple[Any, ...]] = []
-    for parameters in context.compiled_parameters:
-        if all(conditions[column.key][0] is operators.eq for column in key):
-            keys.append(tuple(parameters.get(conditions[column.key][1]) for column in key))
-            continue
-        expanded = (context._expanded_parameters or {}).get(conditions[key[0].key][1])
-        if len(key) > 1 or expanded is None or not all(name in parameters for name in expanded):
-            return None
-        keys += [(parameters[name],) for name in expanded]
-    return keys
-
-
-def _conjuncts(clauses: Iterable[Any]) -> Iterable[Any]:
-    for clause in clauses:
-        if getattr(clause, "operator", None) is operators.and_:
-            yield from _conjuncts(clause.clauses)
-        else:
-            yield clause
-
-
-def renamed_keys(
-    statement: sa.Update, context: Any, target: KeyedTable
-) -> list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] | None:
-    """The (old, new) keys of an UPDATE that sets a key column; new is None where SQL computes it.
-
-    Returns:
-        None where no key column is set; empty where the rows cannot be told.
-    """
-    compiled = context.compiled
-    set_names = {
-        column.key
-        for column in target.key_columns
-        if any(column.key in parameters for parameters in context.compiled_parameters)
-    }
-    values = getattr(compiled.statement, "_values", None) or {}
-    computed = {getattr(column, "key", column) for column in values}
-    touched = {column.key for column in target.key_columns} & (set_names | computed)
-    if not touched:
-        return None
-    old_keys = matched_keys(statement, context, target)
-    if old_keys is None or len(old_keys) != len(context.compiled_parameters):
-        return []
-    pairs: list[tuple[tuple[Any, ...], tuple[Any, ...] | None]] = []
-    for old, parameters in zip(old_keys, context.compiled_parameters, strict=True):
-        new: list[Any] = []
-        for column, value in zip(target.key_columns, old, strict=True):
-            new.append(parameters.get(column.key, value) if column.key in touched else value)
-        known = all(
-            column.key in parameters for column in target.key_columns if column.key in touched
-        )
-        pairs.append((old, tuple(new) if known else None))
-    return pairs
 
 
 def only_ours_can_hold(key: tuple[Any, ...], *, generated: bool, reused: bool) -> bool:
