@@ -164,7 +164,7 @@ def _sessions_of(source: Any) -> list[orm.Session]:
     kind = getattr(source, "class_", None)  # each maker has a class of its own
     # The references, not the values: other threads make sessions while we look.
     references = orm.session._sessions.valuerefs()  # noqa: SLF001 -- as close_all_sessions() does
-    known = (reference() for reference in references)
+    known = [session for reference in references if (session := reference()) is not None]
     return [session for session in known if kind is not None and type(session) is kind]
 
 
