@@ -1,7 +1,18 @@
 """From tracked rows to rows that are gone: plan, executor, verification, report."""
 
+from tidyrows.cleanup.dependents import Dependents
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.plan import Batch, Plan, Step
-from tidyrows.cleanup.report import CleanupReport, Leftover
+from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
 
-__all__ = ["Batch", "CleanupManager", "CleanupReport", "Leftover", "Plan", "Step"]
+__all__ = [
+    "Batch",
+    "CleanupManager",
+    "CleanupReport",
+    "Dependents",
+    "Held",
+    "Leftover",
+    "Plan",
+    "Step",
+    "TableRows",
+]

@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from tidyrows.cleanup.blockers import blocking_tables
 from tidyrows.cleanup.doubt import settle_doubt
-from tidyrows.cleanup.plan import steps_for
-from tidyrows.cleanup.report import Leftover
+from tidyrows.cleanup.plan import Batch
+from tidyrows.cleanup.report import Held, Leftover
 from tidyrows.cleanup.verify import Seen, in_short, judge, still_there
 from tidyrows.errors import SessionStateError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
-    from tidyrows.cleanup.plan import Batch
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.rows import TableName
     from tidyrows.tracking.holdings import TableHoldings
@@ -83,7 +82,10 @@ class Cleaning:
                 for key in (*held.keys.in_order(), *held.doubtful)
             ]
         finally:
-            self._report.retries += self._executor.outcome.retries
+            outcome = self._executor.outcome
+            self._report.retries += outcome.retries
+            self._report.dependents.update(outcome.dependents)
+            self._report.detached.update(outcome.detached)
         return leftovers + [
             Leftover(held.table.name, None, _UNKEYED, held.unkeyed)
             for held in self._held()
@@ -115,10 +117,8 @@ class Cleaning:
         held = [held for held in self._held() if len(held.keys)]
         if not held:
             return []
-        outcome = self._executor.outcome
         try:
-            steps = self._executor.run(partial(steps_for, self._database, held))
-            batches = [batch for step in steps for batch in step.batches]
+            batches = self._executor.run([Batch(each.table, each.keys.in_order()) for each in held])
             seen = self._look(
                 [
                     batch
@@ -134,8 +134,7 @@ class Cleaning:
             raise
         leftovers: list[Leftover] = []
         for batch in batches:
-            refused = outcome.refused.get(batch.table.name, {})
-            leftovers += self._account(batch, seen.get(batch.table.name, Seen()), refused)
+            leftovers += self._account(batch, seen.get(batch.table.name, Seen()))
         return leftovers
 
     def _look(self, batches: Sequence[Batch]) -> dict[TableName, Seen]:
@@ -149,10 +148,13 @@ class Cleaning:
                 batch.table.name: Seen(unseen=dict.fromkeys(batch.keys, text)) for batch in batches
             }
 
-    def _account(self, batch: Batch, seen: Seen, refused: dict[Any, str]) -> list[Leftover]:
+    def _account(self, batch: Batch, seen: Seen) -> list[Leftover]:
         """Book one table's rows as deleted, gone or left over, and forget what is gone."""
-        name, deleted = batch.table.name, self._executor.outcome.deleted[batch.table.name]
-        causes, reappeared = judge(batch, seen, deleted, refused)
+        outcome, name = self._executor.outcome, batch.table.name
+        deleted, refused = outcome.deleted[name], outcome.refused.get(name, {})
+        kept = outcome.kept.get(name, {})
+        told = {key: reason.cause for key, reason in kept.items()}
+        causes, reappeared = judge(batch, seen, deleted, {**told, **refused})
         if deleted:
             self._report.deleted[name] = deleted
         if reappeared:
@@ -164,7 +166,17 @@ class Cleaning:
         self._tracker.forget(batch.table, gone)
         for key, tables in self._blockers(batch, seen, refused).items():
             causes[key] += f"; referenced by rows of {', '.join(tables)}"
-        return [Leftover(name, batch.table.row(key), cause) for key, cause in causes.items()]
+        by = {key: reason.by for key, reason in kept.items() if reason.by and key not in refused}
+        self._report.held += tuple(
+            Held(batch.table.row(key), owner)
+            for key, owner in by.items()
+            if owner is not None and key in causes
+        )
+        return [
+            Leftover(name, batch.table.row(key), cause)
+            for key, cause in causes.items()
+            if key not in by
+        ]
 
     def _blockers(self, batch: Batch, seen: Seen, refused: dict[Any, str]) -> dict[Any, list[str]]:
         """What references the rows that were refused: the database's own words often do not say."""

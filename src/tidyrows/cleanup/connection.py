@@ -37,6 +37,9 @@ class Database:
         self.dialect = self.capture.dialect
         self.lock_timeout = lock_timeout
         self.statement_timeout = statement_timeout
+        # False once the database has turned out not to be able to: SQLite takes a foreign key to
+        # columns that are not unique, and then refuses every statement that would have to check it.
+        self.enforced = True
 
     def passes(self, error: BaseException) -> bool:
         """Whether the same transaction may succeed another time."""
@@ -51,7 +54,13 @@ class Database:
         """
         with self._connected() as connection:
             try:
-                self.dialect.begin_cleanup(connection, **self._timeouts(seconds))
+                longest = self.statement_timeout if seconds is None else seconds
+                self.dialect.begin_cleanup(
+                    connection,
+                    lock_timeout=self.lock_timeout,
+                    statement_timeout=max(longest, self.lock_timeout),
+                    foreign_keys=self.enforced,
+                )
                 yield connection
                 connection.commit()
             except SessionStateError:
@@ -67,7 +76,11 @@ class Database:
         """A transaction to look in; takes no write lock, and waits no longer than the other."""
         with self._connected() as connection:
             try:
-                self.dialect.begin_reading(connection, **self._timeouts())
+                self.dialect.begin_reading(
+                    connection,
+                    lock_timeout=self.lock_timeout,
+                    statement_timeout=max(self.statement_timeout, self.lock_timeout),
+                )
                 yield connection
             except SessionStateError:
                 raise  # as above
@@ -78,13 +91,6 @@ class Database:
                 self._give_up(connection)
             finally:
                 self.dialect.end_cleanup(connection)
-
-    def _timeouts(self, seconds: float | None = None) -> dict[str, float]:
-        longest = self.statement_timeout if seconds is None else seconds
-        return {
-            "lock_timeout": self.lock_timeout,
-            "statement_timeout": max(longest, self.lock_timeout),
-        }
 
     def has_table(self, name: TableName) -> bool:
         """Whether the table is still there; True where nobody can tell."""

@@ -203,8 +203,8 @@ def _refuse_orphans(
             lock = sa.select(*table.key_clauses).where(is_one_of(table, chunk, table.clause))
             connection.execute(lock.with_for_update()).all()
     batches = {place_of(batch.table.name): n for n, batch in enumerate(step.batches)}
-    tables = [batch.table.name for batch in step.batches]
-    schemas = database.dialect.schemas_that_reference(connection, tables)
+    schemas = {batch.table.name.schema for batch in step.batches}
+    schemas |= database.dialect.schemas_that_reference(connection, schemas)
     for key in reflect_foreign_keys(connection, sorted(schemas)):
         number = batches.get(key.parent, -1)
         if number not in keys_of:

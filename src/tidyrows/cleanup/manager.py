@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
+from tidyrows.cleanup.choice import named_tables, places_of
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.dependents import Dependents, Rules
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
 from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
 from tidyrows.retry import RetryPolicy
+from tidyrows.rows import TableName
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
     from tidyrows.cleanup.report import Leftover
+    from tidyrows.rows import KeyedTable
+    from tidyrows.schema import Place
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -29,6 +36,11 @@ class CleanupManager:
 
     Args:
         tracker: whose rows.
+        dependents: what becomes of untracked rows that reference tracked ones.
+        own: tables (mapped classes, Tables, or names like ``"audit_log"``) whose rows that
+            reference tracked ones are deleted, whatever the schema says.
+        protect: tables whose rows are never touched; a tracked row that they need stays and is
+            reported.
         retry: how often and how long transactions are run again; by default 8 attempts with
             exponential backoff and jitter, 60 seconds in all.
         verify: look again, after the COMMIT, whether the rows are gone.
@@ -52,6 +64,9 @@ class CleanupManager:
         self,
         tracker: ResourceTracker,
         *,
+        dependents: Dependents = Dependents.FOLLOW_SCHEMA,
+        own: Iterable[Any] = (),
+        protect: Iterable[Any] = (),
         retry: RetryPolicy | None = None,
         verify: bool = True,
         lock_timeout: float = 5.0,
@@ -67,6 +82,18 @@ class CleanupManager:
             raise ValueError(
                 f"lock_timeout={lock_timeout!r} is no time to wait; give seconds, as in "
                 f"CleanupManager(tracker, lock_timeout=5.0)."
+            )
+        if not isinstance(dependents, Dependents):
+            raise TypeError(
+                f"dependents={dependents!r} is no way to treat dependents; write "
+                f"Dependents.FOLLOW_SCHEMA, Dependents.DELETE or Dependents.ERROR."
+            )
+        self._dependents = dependents
+        self._own, self._protect = named_tables("own", own), named_tables("protect", protect)
+        for schema, name in sorted(self._own & self._protect, key=str):
+            raise ValueError(
+                f"{f'{schema}.' if schema else ''}{name} is in own= and in protect=; take it out "
+                f"of one of them."
             )
         self.tracker = tracker
         self.report: CleanupReport | None = None
@@ -133,6 +160,8 @@ class CleanupManager:
                     database,
                     retry=self._retry,
                     until=started + self._retry.deadline,
+                    rules=partial(self._rules, database),
+                    claimed=partial(self._claimed, database),
                     foreign_keys_off=self._foreign_keys_off,
                 )
                 cleaning = Cleaning(self.tracker, database, executor, report, verify=self._verify)
@@ -152,6 +181,24 @@ class CleanupManager:
                 describe_leftovers(leftovers), leftovers=leftovers, report=report
             ) from failure
         return report
+
+    def _rules(self, database: Database, tables: Sequence[KeyedTable]) -> Rules:
+        default = database.engine.dialect.default_schema_name or ""
+        return Rules(
+            self._dependents,
+            own=places_of(self._own, tables, default),
+            protect=places_of(self._protect, tables, default),
+        )
+
+    def _claimed(self, database: Database, place: Place, keys: Sequence[Any]) -> dict[Any, str]:
+        """Of these rows, those that another tracker of this process will delete."""
+        name = TableName(database.capture.database, *place)
+        claims: dict[Any, str] = {}
+        for other in database.capture.holders:
+            if other is not self.tracker and other.holds(name):
+                mine = other.context.tag
+                claims.update((key, f"the tracker {mine}") for key in other.those_held(name, keys))
+        return claims
 
     def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
         self.tracker.settle()

@@ -9,11 +9,11 @@ from tidyrows.cleanup.graphs import graph_of
 from tidyrows.rows import TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.rows import KeyedTable
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -127,20 +127,27 @@ def _mermaid_text(text: str) -> str:
 
 def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[Step, ...]:
     """Order what is held of one database."""
-    at = {place_of(held.table.name): held for held in holdings if len(held.keys)}
-    if not at:
+    rows = {
+        place_of(held.table.name): (held.table, held.keys.in_order())
+        for held in holdings
+        if len(held.keys)
+    }
+    if not rows:
         return ()
-    graph = graph_of(database, (held.table for held in at.values()))
+    return steps_of(graph_of(database, (table for table, _keys in rows.values())), rows)
+
+
+def steps_of(
+    graph: ForeignKeyGraph, rows: Mapping[Place, tuple[KeyedTable, Sequence[Any]]]
+) -> tuple[Step, ...]:
+    """Order rows, given by place: the table, and its keys in the one global order."""
     own: dict[Place, list[ForeignKey]] = {}
-    for key in graph.foreign_keys_between(at):
+    for key in graph.foreign_keys_between(rows):
         own.setdefault(key.child, []).append(key)
     return tuple(
         Step(
-            tuple(
-                Batch(at[place].table, at[place].keys.in_order(), tuple(own.get(place, ())))
-                for place in group
-            ),
+            tuple(Batch(*rows[place], tuple(own.get(place, ()))) for place in group),
             graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
         )
-        for group in graph.order(at)
+        for group in graph.order(rows)
     )

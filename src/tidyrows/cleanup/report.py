@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.rows import RowKey, TableName
+    from tidyrows.rows import KeyedTable, RowKey, TableName
 
 _SHOWN = 20
 
@@ -34,12 +34,59 @@ class Leftover:
         return f"{name}: {self.cause}"
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A row of ours that stays because a row needs it that another tracker will delete.
+
+    Attributes:
+        row: the row.
+        by: whose row needs it.
+    """
+
+    row: RowKey
+    by: str
+
+    def __str__(self) -> str:
+        return f"{self.row}: held by {self.by}"
+
+
+class TableRows:
+    """Rows of one table: ``len()`` counts them, iterating yields their :class:`RowKey`.
+
+    Rows of a table without a primary key are counted, and have no name to be yielded.
+    """
+
+    def __init__(self, table: KeyedTable, keys: Sequence[Any] = (), unnamed: int = 0) -> None:
+        self._table = table
+        self._keys: dict[Any, None] = dict.fromkeys(keys)
+        self._unnamed = unnamed
+
+    def merged(self, other: TableRows) -> TableRows:
+        """These rows and those."""
+        keys = [*self._keys, *other._keys]
+        return TableRows(self._table, keys, self._unnamed + other._unnamed)
+
+    def __len__(self) -> int:
+        return len(self._keys) + self._unnamed
+
+    def __iter__(self) -> Iterator[RowKey]:
+        return map(self._table.row, self._keys)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} rows of {self._table.name}>"
+
+
 @dataclass(slots=True)
 class CleanupReport:
     """What one cleanup did.
 
     Attributes:
-        deleted: rows deleted, by table.
+        deleted: tracked rows deleted, by table.
+        dependents: rows deleted with them that nobody tracked: they referenced tracked rows, and
+            the schema or ``own=`` says that they go.
+        detached: rows of others whose foreign key to a deleted row became NULL or its default.
+        held: rows of ours that a row of another tracker needs. They stay tracked and are no
+            error: a cleanup after that tracker's own deletes them.
         already_gone: tracked rows that somebody else had deleted before, by table.
         reappeared: rows that were deleted, and whose key is there again: somebody else's now, or
             put back by a trigger. tidyrows lets go of them.
@@ -49,6 +96,9 @@ class CleanupReport:
     """
 
     deleted: dict[TableName, int] = field(default_factory=dict)
+    dependents: dict[TableName, TableRows] = field(default_factory=dict)
+    detached: dict[TableName, TableRows] = field(default_factory=dict)
+    held: tuple[Held, ...] = ()
     already_gone: dict[TableName, int] = field(default_factory=dict)
     reappeared: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
@@ -57,13 +107,17 @@ class CleanupReport:
 
     @property
     def total_deleted(self) -> int:
-        """Rows deleted, in all tables."""
+        """Tracked rows deleted, in all tables."""
         return sum(self.deleted.values())
 
     def __str__(self) -> str:
         parts = [f"{table} {count} deleted" for table, count in self.deleted.items() if count]
+        parts += [f"{t} {len(rows)} deleted (not tracked)" for t, rows in self.dependents.items()]
+        parts += [f"{table} {len(rows)} detached" for table, rows in self.detached.items()]
         parts += [f"{table} {count} already gone" for table, count in self.already_gone.items()]
         parts += [f"{table} {count} there again" for table, count in self.reappeared.items()]
+        if self.held:
+            parts.append(f"{len(self.held)} held")
         if self.leftovers:
             parts.append(f"{sum(leftover.count for leftover in self.leftovers)} left over")
         if self.retries:

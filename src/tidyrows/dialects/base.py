@@ -11,14 +11,25 @@ from weakref import ref
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.keys import delete_plainly, look_plainly, those_there
+from tidyrows.dialects.keys import (
+    as_sent,
+    delete_plainly,
+    driver_values,
+    exists_sql,
+    find_plainly,
+    look_plainly,
+    plain_condition,
+    run,
+    those_there,
+)
+from tidyrows.dialects.keys import chunks as _chunks
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from contextlib import AbstractContextManager
 
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.rows import KeyedTable
 
 
 class Fault(Enum):
@@ -82,6 +93,8 @@ class RealTable:
     returns: bool = True
 
 
+_PROBES = 100
+_DETACHED = 100
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # Prefixes of an INSERT after which it still inserts its row or fails.
 _HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
@@ -107,6 +120,10 @@ class Dialect:
     cycle_form: ClassVar[CycleForm] = CycleForm.LEVELS
     explicit_zero_is_generated: ClassVar[bool] = False
     foreign_key_pragmas: ClassVar[bool] = False
+    locks_rows: ClassVar[bool] = True
+    """Whether a row can be held against new references while others go on writing."""
+    probed_together: ClassVar[int] = 20
+    """Up to how many keys all tables that may reference them are asked in one statement."""
 
     def __init__(self, dialect: sa.Dialect) -> None:
         self.driver: str = dialect.driver
@@ -238,6 +255,7 @@ class Dialect:
         *,
         lock_timeout: float,
         statement_timeout: float | None = None,
+        foreign_keys: bool = True,
     ) -> None:
         """Begin the cleanup's own transaction, whatever state the connection was left in.
 
@@ -247,6 +265,7 @@ class Dialect:
             connection: one that nobody else uses, without a transaction.
             lock_timeout: how long a statement may wait for a lock, in seconds.
             statement_timeout: how long a statement may run, in seconds, where the database can.
+            foreign_keys: have foreign keys enforced, where the database does so only when asked.
 
         Raises:
             SessionStateError: a transaction is open on the connection.
@@ -284,6 +303,68 @@ class Dialect:
         """
         return those_there(keys, keys, lambda part: look_plainly(connection, table, part))
 
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """Columns of the rows of these keys, in as few statements as the database allows.
+
+        Args:
+            connection: in the cleanup's transaction.
+            table: its "primary key" may be any columns to look by, unique or not.
+            keys: the values to look for.
+            columns: of the table's clause, as Python values of their types.
+            lock: hold the rows against change, and against new rows that reference them.
+        """
+        return find_plainly(connection, table, keys, columns, lock=lock)
+
+    def first_found(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        """Which of these tables hold a row of one of their keys: positions in ``tables``."""
+        found: list[int] = []
+        few: list[tuple[int, KeyedTable, int, list[Any]]] = []
+        for number, (table, keys) in enumerate(tables):
+            if not keys:
+                continue
+            values = None
+            if len(keys) <= self.probed_together:
+                values = driver_values(table, connection.dialect, keys)
+            if values is None:
+                if self.find(connection, table, keys, table.key_clauses):
+                    found.append(number)
+                continue
+            sent = as_sent(values)
+            flat = [value for key in sent for value in key] if len(values) > 1 else list(sent)
+            few.append((number, table, len(keys), flat))
+        for part in _chunks(few, _PROBES):
+            sql = exists_sql(connection.dialect, [(table, count) for _n, table, count, _v in part])
+            sent = tuple(value for *_rest, values in part for value in values)
+            row = self._exists(connection, sql, sent)
+            found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
+        return sorted(found)
+
+    def _exists(self, connection: sa.Connection, sql: str, sent: tuple[Any, ...]) -> Sequence[Any]:
+        return connection.exec_driver_sql(sql, sent).one()
+
+    def set_null(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        names: Sequence[str],
+    ) -> None:
+        """Set these columns of the rows to NULL."""
+        values = {table.clause.c[name]: sa.null() for name in names}
+        for part in _chunks(keys, _DETACHED):
+            condition = plain_condition(table, part)
+            run(connection, sa.update(table.clause).where(condition).values(values))
+
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
     ) -> list[int]:
@@ -294,11 +375,19 @@ class Dialect:
         """
         return [self.delete_by_keys(connection, table, keys) for table, keys in batch]
 
-    def schemas_that_reference(
-        self, connection: sa.Connection, tables: Iterable[TableName]
-    ) -> set[str]:
-        """The schemas of all tables that hold a foreign key to one of these."""
-        return {table.schema for table in tables}
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        """The schemas of all tables that hold a foreign key to a table of one of these."""
+        return set(schemas)
+
+    def inherited_foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str, str | None]]:
+        """Keys that partitions have from their table: schema, table and name of each."""
+        return set()
+
+    def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
+        """Whether ON DELETE does what it says, and a delete that breaks a key fails."""
+        return True
 
     def without_foreign_keys(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """The block runs without foreign keys, where the database can; then drop the connection."""

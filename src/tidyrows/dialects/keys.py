@@ -82,6 +82,65 @@ def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[
     )
 
 
+def find_plainly(
+    connection: sa.Connection,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    columns: Sequence[sa.ColumnElement[Any]],
+    *,
+    lock: bool,
+) -> list[tuple[Any, ...]]:
+    """Columns of the rows of these keys, with SQLAlchemy's own statements."""
+    found: list[tuple[Any, ...]] = []
+    for part in _plain_chunks(table, keys):
+        statement = sa.select(*columns).where(plain_condition(table, part))
+        found.extend(map(tuple, run(connection, locked(statement) if lock else statement)))
+    return found
+
+
+def locked(select: sa.Select[Any]) -> sa.Select[Any]:
+    """The rows of a query, held against change and new references until the transaction ends."""
+    return select.with_for_update()
+
+
+def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) -> str:
+    """One SELECT of one row: for each table, whether it holds a row of that many keys.
+
+    For the driver; keys are bound table by table, key by key, column by column.
+    """
+    quote = dialect.identifier_preparer.quote
+    mark = "?" if dialect.paramstyle == "qmark" else "%s"
+    parts = []
+    for table, count in tables:
+        names = [quote(column.name) for column in table.key_columns]
+        if len(names) == 1:
+            condition = f"{names[0]} IN ({', '.join([mark] * count)})"
+        else:
+            one = " AND ".join(f"{name} = {mark}" for name in names)
+            condition = " OR ".join([one] * count)
+        place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+        parts.append(f"EXISTS(SELECT 1 FROM {place} WHERE {condition})")
+    return f"SELECT {', '.join(parts)}"
+
+
+def typed_rows(
+    result: sa.CursorResult[Any], columns: Sequence[sa.ColumnElement[Any]], dialect: sa.Dialect
+) -> list[tuple[Any, ...]]:
+    """Rows of a statement in the driver's own words, as Python values of the columns' types."""
+    codes = [described[1] for described in result.cursor.description]
+    processors = [
+        column.type.dialect_impl(dialect).result_processor(dialect, code)
+        for column, code in zip(columns, codes, strict=True)
+    ]
+    return [
+        tuple(
+            value if process is None else process(value)
+            for process, value in zip(processors, row, strict=True)
+        )
+        for row in result
+    ]
+
+
 def look_plainly(
     connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
 ) -> list[tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,17 @@ from tidyrows.dialects.keys import (
     chunks,
     delete_plainly,
     driver_values,
+    find_plainly,
     look_plainly,
     those_there,
+    typed_rows,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.dialects.jsontable import RealType
+    from tidyrows.rows import KeyedTable
 
 _TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040})
 _LOST = frozenset({2002, 2003, 2006, 2013})
@@ -47,6 +51,11 @@ class MySQL(Dialect):
     ddl_commits = True
     cycle_form = CycleForm.LEVELS
     explicit_zero_is_generated = True
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self._types: weakref.WeakKeyDictionary[KeyedTable, list[RealType]]
+        self._types = weakref.WeakKeyDictionary()
 
     # ----- errors ------------------------------------------------------------------------------
 
@@ -119,6 +128,7 @@ class MySQL(Dialect):
         *,
         lock_timeout: float,
         statement_timeout: float | None = None,
+        foreign_keys: bool = True,
     ) -> None:
         """READ COMMITTED and READ WRITE for this transaction, checks on, every wait bounded."""
         self._refuse_open_transaction(connection)
@@ -213,19 +223,59 @@ class MySQL(Dialect):
                 f"real one; the connection was thrown away."
             )
 
-    def schemas_that_reference(
-        self, connection: sa.Connection, tables: Iterable[TableName]
-    ) -> set[str]:
-        """Databases of the whole server: a foreign key may stand in any of them."""
-        found: set[str] = set()
-        for table in tables:
-            rows = connection.exec_driver_sql(
-                "SELECT DISTINCT table_schema FROM information_schema.key_column_usage "
-                "WHERE referenced_table_schema = %s AND referenced_table_name = %s",
-                (str(table.schema), str(table.name)),
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """IN for few keys; else, and to lock nobody else's rows, a join with JSON_TABLE."""
+        names = {getattr(column, "name", None) for column in columns}
+        plain = names <= set(table.clause.c.keys())
+        values = driver_values(table, connection.dialect, keys)
+        if values is None or not plain or (not lock and len(keys) <= _OR_KEYS):
+            return find_plainly(connection, table, keys, columns, lock=lock)
+        types = self._types.get(table)
+        if types is None:
+            types = real_types(connection, table)
+            if types is None:
+                return find_plainly(connection, table, keys, columns, lock=lock)
+            self._types[table] = types
+        found: list[tuple[Any, ...]] = []
+        for start in range(0, len(keys), _JSON_KEYS):
+            sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
+            if sent is None:
+                part = keys[start : start + _JSON_KEYS]
+                found += find_plainly(connection, table, part, columns, lock=lock)
+                continue
+            place, matched = _names(connection, table)
+            quote = connection.dialect.identifier_preparer.quote
+            listed = ", ".join(f"{place}.{quote(column.name)}" for column in columns)
+            equal = " AND ".join(
+                f"{place}.{name} = {value}"
+                for name, value in zip(matched, sent.expressions, strict=True)
             )
-            found.update(row[0] for row in rows)
+            sql = (
+                f"SELECT {listed} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
+                f"STRAIGHT_JOIN {place} ON {equal}{' FOR UPDATE' if lock else ''}"
+            )
+            result = connection.exec_driver_sql(sql, (sent.json,))
+            found += typed_rows(result, columns, connection.dialect)
         return found
+
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        """Databases of the whole server: a foreign key may stand in any of them."""
+        wanted = [str(schema) for schema in schemas]
+        marks = ", ".join(["%s"] * len(wanted))
+        rows = connection.exec_driver_sql(
+            "SELECT DISTINCT constraint_schema FROM information_schema.referential_constraints "
+            f"WHERE unique_constraint_schema IN ({marks})",
+            tuple(wanted),
+        )
+        return {row[0] for row in rows}
 
     @contextmanager
     def without_foreign_keys(self, connection: sa.Connection) -> Iterator[None]:

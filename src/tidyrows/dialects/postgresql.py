@@ -15,6 +15,8 @@ from tidyrows.dialects.keys import (
     chunks,
     delete_plainly,
     driver_values,
+    find_plainly,
+    locked,
     look_plainly,
     plain_condition,
     run,
@@ -22,7 +24,7 @@ from tidyrows.dialects.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.rows import KeyedTable
 
@@ -65,6 +67,21 @@ SELECT a.attname, pg_catalog.format_type(a.atttypid, -1),
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped"""
+
+_REFERENCING = """
+SELECT DISTINCT n.nspname FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+WHERE k.contype = 'f' AND m.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
+
+_INHERITED = """
+SELECT n.nspname, c.relname, k.conname FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_constraint o ON o.oid = k.conparentid AND o.conrelid <> k.conrelid
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'f' AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
 
 
 class PostgreSQL(Dialect):
@@ -181,6 +198,7 @@ class PostgreSQL(Dialect):
         *,
         lock_timeout: float,
         statement_timeout: float | None = None,
+        foreign_keys: bool = True,
     ) -> None:
         """READ COMMITTED, READ WRITE, timeouts and no role, all for this transaction only."""
         self._refuse_open_transaction(connection)
@@ -203,6 +221,59 @@ class PostgreSQL(Dialect):
             else:
                 deleted += run(connection, sa.delete(table.clause).where(condition)).rowcount
         return deleted
+
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """By arrays, as they are deleted."""
+        found: list[tuple[Any, ...]] = []
+        for part in chunks(keys, _ARRAY_KEYS):
+            condition = self._condition(table, connection.dialect, part)
+            if condition is None:
+                found += find_plainly(connection, table, part, columns, lock=lock)
+                continue
+            statement = sa.select(*columns).where(condition)
+            found.extend(map(tuple, run(connection, locked(statement) if lock else statement)))
+        return found
+
+    def set_null(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        names: Sequence[str],
+    ) -> None:
+        """By arrays, as they are deleted."""
+        values = {table.clause.c[name]: sa.null() for name in names}
+        for part in chunks(keys, _ARRAY_KEYS):
+            condition = self._condition(table, connection.dialect, part)
+            if condition is None:
+                super().set_null(connection, table, part, names)
+            else:
+                run(connection, sa.update(table.clause).where(condition).values(values))
+
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        """By the catalog, which every role may read."""
+        rows = self._driver_sql(connection, _REFERENCING, list(schemas))
+        return {_text(row[0]) for row in rows}
+
+    def inherited_foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str, str | None]]:
+        """A key of a partition leads back to that of the table it is a partition of."""
+        rows = self._driver_sql(connection, _INHERITED, list(schemas))
+        return {(_text(row[0]), _text(row[1]), _text(row[2])) for row in rows}
+
+    def _exists(self, connection: sa.Connection, sql: str, sent: tuple[Any, ...]) -> Sequence[Any]:
+        (row,) = self._driver_sql(connection, sql, *sent)
+        answer: Sequence[Any] = row
+        return answer
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]

@@ -15,12 +15,14 @@ from tidyrows.dialects.keys import (
     chunks,
     delete_plainly,
     driver_values,
+    find_plainly,
     look_plainly,
+    run,
     those_there,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.rows import KeyedTable
 
@@ -41,6 +43,7 @@ class SQLite(Dialect):
     reuses_keys = True
     cycle_form = CycleForm.DEFERRED
     foreign_key_pragmas = True
+    locks_rows = False  # BEGIN IMMEDIATE keeps every other writer out
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -157,9 +160,14 @@ class SQLite(Dialect):
         *,
         lock_timeout: float,
         statement_timeout: float | None = None,
+        foreign_keys: bool = True,
     ) -> None:
-        """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does."""
-        self._begin(connection, "BEGIN IMMEDIATE", lock_timeout)
+        """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does.
+
+        Foreign keys are enforced whether or not the connection's user has switched them on: the
+        schema says what may happen to rows that reference ours.
+        """
+        self._begin(connection, "BEGIN IMMEDIATE", lock_timeout, foreign_keys=foreign_keys)
 
     def begin_reading(
         self,
@@ -171,17 +179,27 @@ class SQLite(Dialect):
         """BEGIN: no lock before the first look, and then a shared one."""
         self._begin(connection, "BEGIN", lock_timeout)
 
-    def _begin(self, connection: sa.Connection, begin: str, lock_timeout: float) -> None:
+    def _begin(
+        self,
+        connection: sa.Connection,
+        begin: str,
+        lock_timeout: float,
+        *,
+        foreign_keys: bool | None = None,
+    ) -> None:
         raw: Any = connection.connection.dbapi_connection
         mode = getattr(raw, "autocommit", _LEGACY)
         if mode is not False:  # in that mode of Python 3.12 a transaction is always open
             self._refuse_open_transaction(connection)
         (busy,) = self._ask(connection, "PRAGMA busy_timeout")[0]
-        connection.info[_SAVED] = (busy, mode)
+        enforced = self._ask(connection, "PRAGMA foreign_keys")
+        connection.info[_SAVED] = (busy, mode, enforced)
         if mode != _LEGACY:
             raw.autocommit = _LEGACY
             raw.rollback()
         self._ask(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
+        if foreign_keys is not None and enforced != [(int(foreign_keys),)]:
+            self._ask(connection, f"PRAGMA foreign_keys = {int(foreign_keys)}")
         connection.begin()
         if self.in_transaction(raw):  # a begin listener, as SQLAlchemy's recipe has it
             self._ask(connection, "ROLLBACK")
@@ -191,11 +209,13 @@ class SQLite(Dialect):
         """Also rolls back what a failed COMMIT left open."""
         if connection.closed or connection.invalidated or _SAVED not in connection.info:
             return
-        busy, mode = connection.info.pop(_SAVED)
+        busy, mode, enforced = connection.info.pop(_SAVED)
         raw: Any = connection.connection.dbapi_connection
         if self.in_transaction(raw):
             raw.rollback()
         self._ask(connection, f"PRAGMA busy_timeout = {busy}")
+        for (flag,) in enforced:  # no row where SQLite was built without foreign keys
+            self._ask(connection, f"PRAGMA foreign_keys = {flag}")
         if mode != _LEGACY:
             raw.autocommit = mode
 
@@ -221,6 +241,38 @@ class SQLite(Dialect):
             sent = tuple(value for row in rows for value in row)
             deleted += connection.exec_driver_sql(sql, sent).rowcount
         return deleted
+
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """With JSON where there are many keys and the values allow it."""
+        if len(keys) <= _KEYS or len(table.key_columns) > 1:
+            return find_plainly(connection, table, keys, columns, lock=False)
+        values = driver_values(table, connection.dialect, keys)
+        if values is None or not _fits_json(values[0]):
+            return find_plainly(connection, table, keys, columns, lock=False)
+        found: list[tuple[Any, ...]] = []
+        for part in chunks(values[0], _JSON_KEYS):
+            sent = sa.func.json_each(sa.literal(json.dumps(list(part)), sa.Text()))
+            value: sa.ColumnElement[Any] = sa.literal_column("value")
+            listed = sa.select(value).select_from(sent)
+            statement = sa.select(*columns).where(table.key_clauses[0].in_(listed))
+            found.extend(map(tuple, run(connection, statement)))
+        return found
+
+    def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
+        """What the PRAGMA says."""
+        return self._ask(connection, "PRAGMA foreign_keys") == [(1,)]
+
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        """A key stays inside its file."""
+        return set(schemas)
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]

@@ -26,6 +26,8 @@ class ForeignKey:
             The MySQL family's RESTRICT reads ``NO ACTION``: it tells nobody the difference.
         deferrable: whether the check can be put off to the COMMIT.
         initially_deferred: whether it is put off unless somebody says otherwise.
+        inherited: the child is a partition that has the key from its partitioned table, whose own
+            key finds the same rows.
         source: ``database`` where the database holds it; ``models`` where only the project's
             tables do, so that it says which rows go first and nothing else.
     """
@@ -38,6 +40,7 @@ class ForeignKey:
     on_delete: str = "NO ACTION"
     deferrable: bool = False
     initially_deferred: bool = False
+    inherited: bool = False
     source: Literal["database", "models"] = "database"
 
     @property
