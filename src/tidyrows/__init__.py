@@ -9,7 +9,15 @@ in foreign-key order, on a database that other workers use at the same moment.
     print(cleanup.report)
 """
 
-from tidyrows.cleanup import CleanupManager, CleanupReport, Leftover, Plan
+from tidyrows.cleanup import (
+    CleanupManager,
+    CleanupReport,
+    Dependents,
+    Held,
+    Leftover,
+    Plan,
+    TableRows,
+)
 from tidyrows.errors import (
     CleanupError,
     KeyShapeError,
@@ -37,6 +45,8 @@ __all__ = [
     "CleanupError",
     "CleanupManager",
     "CleanupReport",
+    "Dependents",
+    "Held",
     "KeyShapeError",
     "LateCommitWarning",
     "Leftover",
@@ -54,6 +64,7 @@ __all__ = [
     "ScopedInteger",
     "SessionStateError",
     "TableName",
+    "TableRows",
     "TidyRowsError",
     "TidyRowsWarning",
     "TrackedFactory",

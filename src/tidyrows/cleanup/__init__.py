@@ -1,9 +1,9 @@
 """From tracked rows to rows that are gone: plan, executor, verification, report."""
 
-from tidyrows.cleanup.dependents import Dependents
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.plan import Batch, Plan, Step
 from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
+from tidyrows.cleanup.rules import Dependents
 
 __all__ = [
     "Batch",

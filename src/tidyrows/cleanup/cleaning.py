@@ -107,7 +107,7 @@ class Cleaning:
             table = held.table
             settled = self._executor.patiently(partial(settle_doubt, self._database, held))
             self._tracker.forget(table, held.doubtful.keys() - settled.unsure.keys())
-            self._tracker.hold(table, settled.ours)
+            self._tracker.hold_after_all(table, settled.ours)
             leftovers += [
                 Leftover(table.name, table.row(key), cause) for key, cause in settled.unsure.items()
             ]

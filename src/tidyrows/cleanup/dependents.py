@@ -8,82 +8,20 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.graphs import with_key
-from tidyrows.cleanup.references import referenced, referencing_pairs, stored
+from tidyrows.cleanup.graphs import SILENT_ACTIONS, with_key
+from tidyrows.cleanup.references import referenced, referencing_pairs
+from tidyrows.cleanup.rules import Fate, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.cleanup.graphs import SchemaView
     from tidyrows.dialects.base import Dialect
     from tidyrows.schema import ForeignKey, Place
-
-
-class Dependents(Enum):
-    """What a cleanup does with untracked rows that reference tracked ones."""
-
-    FOLLOW_SCHEMA = auto()
-    """What each foreign key says. Where it has no action: a row that cannot be without ours (NOT
-    NULL) is deleted, one that can is detached, its foreign key set to NULL."""
-    DELETE = auto()
-    """Delete them all, also where the schema would detach them."""
-    ERROR = auto()
-    """Touch none: our rows that they reference stay and are reported with them."""
-
-
-class Fate(Enum):
-    """What becomes of a row that references one of ours by a certain foreign key."""
-
-    DELETED = auto()
-    DETACHED = auto()
-    DETACHED_BY_SCHEMA = auto()
-    KEEPS = auto()
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """Which rows go, whatever the schema says.
-
-    Attributes:
-        policy: for all other tables.
-        own: tables whose rows that reference ours are ours.
-        protect: tables whose rows are never touched.
-    """
-
-    policy: Dependents = Dependents.FOLLOW_SCHEMA
-    own: frozenset[Place] = frozenset()
-    protect: frozenset[Place] = frozenset()
-
-    def fate(self, key: ForeignKey, nullable: Iterable[str], *, enforced: bool) -> Fate:
-        """What becomes of rows that reference ours by this key.
-
-        Args:
-            key: the foreign key.
-            nullable: the columns of its table that may become NULL.
-            enforced: whether the database does what ON DELETE says.
-        """
-        if key.child in self.protect:
-            return Fate.KEEPS
-        if key.child in self.own or self.policy is Dependents.DELETE:
-            return Fate.DELETED
-        if self.policy is Dependents.ERROR:
-            return Fate.KEEPS
-        if key.on_delete == "CASCADE":
-            return Fate.DELETED
-        if key.on_delete in {"SET NULL", "SET DEFAULT"} and enforced:
-            return Fate.DETACHED_BY_SCHEMA
-        return Fate.DETACHED if set(key.child_columns) & set(nullable) else Fate.DELETED
-
-    def why_kept(self, key: ForeignKey) -> str:
-        """Why a row that keeps ours is not touched."""
-        if key.child in self.protect:
-            return "is protected"
-        return "is not tracked (Dependents.ERROR leaves it alone)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +52,7 @@ class Found:
             the values referenced, and how many rows do.
         detached: rows to detach or that the schema detaches, by foreign key.
         detached_unnamed: the same of rows without a primary key.
+        hidden: rows of which nobody can see what references them.
     """
 
     doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)
@@ -121,6 +60,7 @@ class Found:
     unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
     detached: dict[ForeignKey, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
     detached_unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
+    hidden: list[tuple[Place, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +84,7 @@ class Discovery:
         dialect: of its database.
         view: the schema.
         rules: what becomes of dependents.
-        is_tracked: whether a row is one of ours that is not to be deleted in this transaction.
+        tracked: our rows, those too that are not to be deleted in this transaction.
         claimed: of these rows, who else in this process tracks them.
         kept: rows that are known to stay; grows.
     """
@@ -156,7 +96,7 @@ class Discovery:
         view: SchemaView,
         rules: Rules,
         *,
-        is_tracked: Callable[[Place, Any], bool],
+        tracked: Mapping[Place, Container[Any]],
         claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
         kept: Kept,
     ) -> None:
@@ -164,7 +104,7 @@ class Discovery:
         self._dialect = dialect
         self._view = view
         self._rules = rules
-        self._is_tracked = is_tracked
+        self._tracked = tracked
         self._claimed = claimed
         self._enforced = dialect.enforces_foreign_keys(connection)
         self.kept = kept
@@ -198,7 +138,7 @@ class Discovery:
             }
             found = Found(doomed=doomed)
             blocks = self._spread(found)
-            stay = [(place, key) for block in blocks for place, key in self._kept_by(block, found)]
+            stay = [row for block in blocks for row in self._kept_by(block, found)] + found.hidden
             if not stay:
                 return found
             self._keep_referenced(found.doomed, stay)
@@ -213,6 +153,10 @@ class Discovery:
             keys = frontier.pop(place)
             incoming = self._view.incoming(place)
             if not incoming:
+                continue
+            hidden = [key for key in incoming if acts_unseen(self._view, key)]
+            if hidden:
+                self._keep_all(place, keys, hidden[0], found)
                 continue
             values = referenced_values(
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
@@ -260,7 +204,8 @@ class Discovery:
             into[key] = ([*before, *values], counted + len(rows))
             return []
         doomed = found.doomed.setdefault(key.child, {})
-        new = [each for row in rows if (each := stored(row)) not in doomed]
+        single = len(names) == 1
+        new = [each for row in rows if (each := row[0] if single else row) not in doomed]
         if fate is Fate.KEEPS and new:
             blocks.append(_Block(key, new, lambda row: Reason(f"{row} {why} and references it")))
             return []
@@ -276,39 +221,43 @@ class Discovery:
         """Leave out rows that stay, and note that they keep ours."""
         if not rows:
             return rows
-        kept = self.kept.get(key.child, {})
-        staying = [row for row in rows if row in kept]
-        if staying:
-            table = self._view.table(self._connection, key.child)
-            reasons = {str(table.row(row)): kept[row].by for row in staying}
+        table = self._view.table(self._connection, key.child)
+        kept = self.kept.get(key.child)
+        if kept:
+            by = {table.row(row): kept[row].by for row in rows if row in kept}
             blocks.append(
                 _Block(
                     key,
-                    staying,
-                    lambda row: Reason(f"{row} stays and references it", reasons.get(str(row))),
+                    [row for row in rows if row in kept],
+                    lambda row: Reason(f"{row} stays and references it", by[row]),
                 )
             )
-        tracked = [row for row in rows if row not in kept and self._is_tracked(key.child, row)]
-        if tracked:
+            rows = [row for row in rows if row not in kept]
+        tracked = self._tracked.get(key.child)
+        if tracked is not None:
+            ours = [row for row in rows if row in tracked]
             cause = "is tracked too, could not be deleted and references it"
-            blocks.append(_Block(key, tracked, lambda row: Reason(f"{row} {cause}")))
-        taken = {*staying, *tracked}
-        rows = [row for row in rows if row not in taken]
+            blocks.append(_Block(key, ours, lambda row: Reason(f"{row} {cause}")))
+            rows = [row for row in rows if row not in tracked]
         claims = self._claimed(key.child, rows)
-        if claims:
-            table = self._view.table(self._connection, key.child)
-            owners = {str(table.row(row)): owner for row, owner in claims.items()}
-            blocks.append(
-                _Block(
-                    key,
-                    list(claims),
-                    lambda row: Reason(
-                        f"{row} of {owners[str(row)]} references it",
-                        owners[str(row)],
-                    ),
-                )
-            )
+        if not claims:
+            return rows
+        owners = {table.row(row): owner for row, owner in claims.items()}
+
+        def why(row: Any) -> Reason:
+            return Reason(f"{row} of {owners[row]} references it", owners[row])
+
+        blocks.append(_Block(key, list(claims), why))
         return [row for row in rows if row not in claims]
+
+    def _keep_all(self, place: Place, rows: Sequence[Any], key: ForeignKey, found: Found) -> None:
+        cause = (
+            f"row-level security may hide rows of {'.'.join(key.child)} that reference it by "
+            f"({', '.join(key.child_columns)}), and ON DELETE {key.on_delete} would change them "
+            f"unseen; clean up with a role that has BYPASSRLS"
+        )
+        self.kept.setdefault(place, {}).update(dict.fromkeys(rows, Reason(cause)))
+        found.hidden += [(place, row) for row in rows]
 
     # -- upwards: what a row that stays needs ---------------------------------------------------
 
@@ -362,6 +311,11 @@ class Discovery:
                             stay.append((key.parent, row))
 
 
+def acts_unseen(view: SchemaView, key: ForeignKey) -> bool:
+    """Whether this key may take or change rows that the cleanup is not shown."""
+    return key.on_delete in SILENT_ACTIONS and key.child in view.hidden
+
+
 def referenced_values(
     connection: sa.Connection,
     dialect: Dialect,
@@ -380,21 +334,24 @@ def referenced_values(
     names = tuple(column.name for column in table.key_columns)
     choices = dict.fromkeys(key.parent_columns for key in incoming)
     extra = sorted({name for choice in choices for name in choice} - set(names))
-    if not (dialect.locks_rows or extra or any(choice != names for choice in choices)):
-        return dict.fromkeys(choices, keys)
-    listed = [*names, *extra]
-    columns = [table.clause.c[name] for name in listed]
-    rows = dialect.find(connection, table, keys, columns, lock=dialect.locks_rows)
+    dialect.lock(connection, table, keys)
     values: dict[tuple[str, ...], Sequence[Any]] = {}
+    if any(choice != names for choice in choices):
+        listed = [*names, *extra]
+        rows = dialect.find(connection, table, keys, [table.clause.c[name] for name in listed])
     for choice in choices:
-        at = [listed.index(name) for name in choice]
-        picked = (tuple(row[number] for number in at) for row in rows)
-        values[choice] = [stored(each) for each in picked if None not in each]
-        if dialect.locks_rows and set(choice) - set(names) and values[choice]:
-            # A reference to another unique key is held by that key's own index entry.
+        at = [listed.index(name) for name in choice] if choice != names else []
+        if not at:
+            values[choice] = keys
+        elif len(at) == 1:
+            values[choice] = [row[at[0]] for row in rows if row[at[0]] is not None]
+        else:
+            picked = (tuple(row[number] for number in at) for row in rows)
+            values[choice] = [each for each in picked if None not in each]
+        if set(choice) - set(names) and values[choice]:
+            # Who inserts a reference to another unique key holds that key's own index entry.
             by_choice = with_key(table, [table.table.c[name] for name in choice], ())
-            held = [by_choice.clause.c[choice[0]]]
-            dialect.find(connection, by_choice, values[choice], held, lock=True)
+            dialect.lock(connection, by_choice, values[choice])
     return values
 
 

@@ -13,73 +13,40 @@ are found.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import sqlalchemy as sa
-
-from tidyrows.cleanup.cycles import RowLoopError, delete_by_levels, row_order
-from tidyrows.cleanup.dependents import Discovery, Found, Kept, Reason, Rules, referenced_values
-from tidyrows.cleanup.graphs import SILENT_ACTIONS, forget_graph, schema_of
+from tidyrows.cleanup.cycles import RowLoopError, row_order
+from tidyrows.cleanup.deletion import Deletion, Done, SeenError, StayError, add_rows
+from tidyrows.cleanup.dependents import Reason
+from tidyrows.cleanup.graphs import forget_graph, schema_of
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
-from tidyrows.cleanup.report import TableRows
+from tidyrows.cleanup.rules import Rules
 from tidyrows.cleanup.verify import SILENT, in_short
-from tidyrows.dialects import CycleForm, Fault
-from tidyrows.errors import SessionStateError, TidyRowsError
+from tidyrows.dialects import Fault
+from tidyrows.errors import SessionStateError
 from tidyrows.rows import TableName
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import sqlalchemy as sa
+
     from tidyrows.cleanup.connection import Database
+    from tidyrows.cleanup.deletion import Rows
+    from tidyrows.cleanup.dependents import Kept
     from tidyrows.cleanup.graphs import SchemaView
+    from tidyrows.cleanup.report import TableRows
     from tidyrows.retry import RetryPolicy
     from tidyrows.rows import KeyedTable
     from tidyrows.schema import Place
 
 T = TypeVar("T")
-Rows = dict["Place", tuple["KeyedTable", "Sequence[Any]"]]
-"""Rows by place: their table, and their keys in the one global order."""
 _FAILURES_IN_A_ROW = 50
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
-
-
-class _SeenError(Exception):
-    """Rows that nobody tracked reference ours, and would go or change in silence."""
-
-
-class _StayError(Exception):
-    """A DELETE did nothing and said nothing, and what these rows reference was to go too."""
-
-    def __init__(self, rows: Mapping[Place, Sequence[Any]]) -> None:
-        super().__init__(SILENT)
-        self.rows = rows
-
-
-@dataclass(slots=True)
-class Done:
-    """What one transaction did.
-
-    Attributes:
-        deleted: tracked rows deleted, by table.
-        dependents: untracked rows deleted.
-        detached: untracked rows detached.
-        kept: rows left alone, and why.
-        seconds: how long each table's DELETE took.
-    """
-
-    deleted: Counter[TableName] = field(default_factory=Counter)
-    dependents: dict[TableName, TableRows] = field(default_factory=dict)
-    detached: dict[TableName, TableRows] = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
-    seconds: dict[TableName, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.deleted.total() or self.dependents or self.detached)
 
 
 @dataclass(slots=True)
@@ -163,11 +130,13 @@ class Executor:
         self._view = self.patiently(lambda: schema_of(self._database, tables))
         failure = self._failure_of(rows, discover=False)
         constraints = 0
-        for _round in range(_ROUNDS):
+        for number in range(_ROUNDS):
             if failure is None:
                 break
             constraints += self._dialect.fault(failure) is Fault.CONSTRAINT
-            if not self._may_help(failure, tables, surprised=constraints > 1):
+            if isinstance(failure, RowLoopError) and self._foreign_keys_off and not number:
+                pass  # somebody's row references the loop: dependents have not been looked for
+            elif not self._may_help(failure, tables, surprised=constraints > 1):
                 break
             failure = self._failure_of(rows, discover=True)
         if failure is not None:
@@ -178,7 +147,7 @@ class Executor:
         self, failure: Exception, tables: Sequence[KeyedTable], *, surprised: bool
     ) -> bool:
         """Whether looking for dependents, once more, is a way around this failure."""
-        if isinstance(failure, (_SeenError, _StayError)):
+        if isinstance(failure, (SeenError, StayError)):
             return True
         if isinstance(failure, RowLoopError):
             return False
@@ -230,7 +199,7 @@ class Executor:
         except SessionStateError:
             raise
         except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
-            if isinstance(error, _StayError):
+            if isinstance(error, StayError):
                 self._let_stay(error)
             if not self._database.passes(error):
                 return error
@@ -238,7 +207,7 @@ class Executor:
                 self._refuse_all(table, keys, f"gave up: {in_short(error)}")
         return None
 
-    def _let_stay(self, error: _StayError) -> None:
+    def _let_stay(self, error: StayError) -> None:
         for place, keys in error.rows.items():
             self._stay.setdefault(place, {}).update(dict.fromkeys(keys, Reason(SILENT)))
 
@@ -246,10 +215,21 @@ class Executor:
 
     def _whole(self, rows: Rows, *, discover: bool) -> Done:
         done = Done()
+        deletion = Deletion(
+            self._database,
+            self._view,
+            self._rules,
+            tracked=self._tracked,
+            stay=self._stay,
+            claimed=self._claimed,
+            identity=self._identity,
+            clock=self._retry.clock,
+            foreign_keys_off=self._foreign_keys_off,
+        )
         sent = False
         try:
             with self._database.writing(seconds=self._remaining()) as connection:
-                self._delete_all(connection, self._ours(connection, rows, done), done, discover)
+                deletion.run(connection, rows, done, discover=discover)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
@@ -258,181 +238,6 @@ class Executor:
         # Run again after a COMMIT without an answer it finds nothing: that COMMIT had succeeded.
         unanswered, self._unanswered = self._unanswered, None
         return done if done or unanswered is None else unanswered
-
-    def _ours(self, connection: sa.Connection, rows: Rows, done: Done) -> Rows:
-        """Leave out rows that may be somebody else's by now."""
-        if self._identity is None:
-            return rows
-        certain: Rows = {}
-        for place, (table, keys) in rows.items():
-            unsure = self._identity(connection, table, keys)
-            done.kept[place] = {key: Reason(cause) for key, cause in unsure.items()}
-            certain[place] = table, [key for key in keys if key not in unsure] if unsure else keys
-        return certain
-
-    def _delete_all(
-        self,
-        connection: sa.Connection,
-        rows: Rows,
-        done: Done,
-        discover: bool,
-    ) -> None:
-        found = Found()
-        if discover:
-            rows, found = self._with_dependents(connection, rows, done)
-        going = {place for place, (_table, keys) in rows.items() if len(keys)}
-        for step in steps_of(self._view.graph, {place: rows[place] for place in going}):
-            if not discover:
-                self._refuse_silence(connection, step)
-            started = self._retry.clock()
-            counts = self._delete(connection, step)
-            if not step.cycle:
-                name = step.batches[0].table.name
-                done.seconds[name] = self._retry.clock() - started
-            _refuse_strangers(step, counts)
-            self._refuse_stayers(connection, step, counts, going, done)
-            for batch in step.batches:
-                name = batch.table.name
-                others = found.dependents.get(place_of(name), {})
-                done.deleted[name] += max(counts[name] - len(others), 0)
-                if others:
-                    done.dependents[name] = TableRows(batch.table, list(others))
-
-    def _with_dependents(
-        self, connection: sa.Connection, rows: Rows, done: Done
-    ) -> tuple[Rows, Found]:
-        """Look who references these rows, detach whom the schema lets be, and say what goes."""
-        unsure = {place: set(kept) for place, kept in done.kept.items()}
-
-        def is_tracked(place: Place, key: Any) -> bool:
-            return key in self._tracked.get(place, ()) and key not in unsure.get(place, ())
-
-        discovery = Discovery(
-            connection,
-            self._dialect,
-            self._view,
-            self._rules,
-            is_tracked=is_tracked,
-            claimed=self._claimed,
-            kept={place: dict(kept) for place, kept in self._stay.items()},
-        )
-        found = discovery.look({place: keys for place, (_table, keys) in rows.items()})
-        for place, kept in discovery.kept.items():
-            mine = self._tracked.get(place, ())
-            done.kept.setdefault(place, {}).update(
-                (key, reason) for key, reason in kept.items() if key in mine
-            )
-        for place, others in found.dependents.items():
-            for key in others:
-                done.kept.get(place, {}).pop(key, None)  # it went as a dependent
-        self._detach(connection, discovery, found, done)
-        for key, (values, count) in found.unnamed.items():
-            reference = self._view.reference(connection, key)
-            self._dialect.delete_by_keys(connection, reference, values)
-            _add(done.dependents, TableRows(reference, (), count), reference.name)
-        going: Rows = {}
-        for place, doomed in found.doomed.items():
-            table = rows[place][0] if place in rows else self._view.table(connection, place)
-            going[place] = table, KeySet(doomed).in_order()
-        return going, found
-
-    def _detach(
-        self, connection: sa.Connection, discovery: Discovery, found: Found, done: Done
-    ) -> None:
-        for key, detached in found.detached.items():
-            doomed = found.doomed.get(key.child, {})
-            keys = [each for each in KeySet(detached).in_order() if each not in doomed]
-            if not keys:
-                continue
-            child = self._view.table(connection, key.child)
-            if discovery.fate(key).name == "DETACHED":
-                wide = self._view.with_columns(connection, key)
-                self._dialect.set_null(connection, wide, keys, discovery.nulled(key))
-            _add(done.detached, TableRows(child, keys), child.name)
-        for key, (values, count) in found.detached_unnamed.items():
-            reference = self._view.reference(connection, key)
-            if discovery.fate(key).name == "DETACHED":
-                self._dialect.set_null(connection, reference, values, discovery.nulled(key))
-            _add(done.detached, TableRows(reference, (), count), reference.name)
-
-    def _refuse_silence(self, connection: sa.Connection, step: Step) -> None:
-        """Stop where the DELETE of these rows would take or change others without a word."""
-        places = {place_of(batch.table.name) for batch in step.batches}
-        for batch in step.batches:
-            place = place_of(batch.table.name)
-            incoming = self._view.incoming(place)
-            if incoming and self._dialect.enforces_foreign_keys(connection):
-                incoming = tuple(key for key in incoming if key.on_delete in SILENT_ACTIONS)
-            if not incoming:
-                continue
-            if step.cycle and any(key.child in places for key in incoming):
-                raise _SeenError
-            values = referenced_values(
-                connection,
-                self._dialect,
-                self._view,
-                place,
-                batch.keys,
-                incoming=incoming,
-            )
-            asked = [
-                (self._view.reference(connection, key), values[key.parent_columns])
-                for key in incoming
-            ]
-            if self._dialect.first_found(connection, asked):
-                raise _SeenError
-
-    def _refuse_stayers(
-        self,
-        connection: sa.Connection,
-        step: Step,
-        counts: Mapping[TableName, int],
-        going: set[Place],
-        done: Done,
-    ) -> None:
-        """Stop where a row would not go and one that it references is to go after it."""
-        stay: dict[Place, Sequence[Any]] = {}
-        for batch in step.batches:
-            place = place_of(batch.table.name)
-            if counts[batch.table.name] >= len(batch.keys):
-                continue
-            if not any(key.parent in going for key in self._view.graph.outgoing(place)):
-                continue
-            keys: Sequence[Any] = []
-            # It may have to switch off what hides rows, or fail: neither must outlast the look.
-            with suppress(sa.exc.DBAPIError), connection.begin_nested() as look:
-                keys = self._dialect.existing_keys(connection, batch.table, batch.keys)
-                look.rollback()
-            if keys:
-                stay[place] = keys
-        if stay:
-            raise _StayError(stay)
-
-    def _delete(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
-        if not step.cycle:
-            (batch,) = step.batches
-            count = self._dialect.delete_by_keys(connection, batch.table, batch.keys)
-            return {batch.table.name: count}
-        if self._dialect.cycle_form is CycleForm.LEVELS:
-            return delete_by_levels(
-                connection, self._database, step, foreign_keys_off=self._foreign_keys_off
-            )
-        rows = [(batch.table, batch.keys) for batch in step.batches]
-        cascades = any(key.on_delete == "CASCADE" for key in step.cycle)
-        if self._dialect.cycle_form is CycleForm.DEFERRED and cascades:
-            # One row takes others along, uncounted, before their turn has come.
-            before = self._present(connection, step)
-            self._dialect.delete_cycle(connection, rows)
-            after = self._present(connection, step)
-            return {name: count - after[name] for name, count in before.items()}
-        counts = self._dialect.delete_cycle(connection, rows)
-        return {b.table.name: count for b, count in zip(step.batches, counts, strict=True)}
-
-    def _present(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
-        return {
-            batch.table.name: len(self._dialect.existing_keys(connection, batch.table, batch.keys))
-            for batch in step.batches
-        }
 
     # -- around a failure ----------------------------------------------------------------------
 
@@ -485,7 +290,7 @@ class Executor:
                 self._book(self.patiently(partial(self._whole, rows, discover=True)))
             except SessionStateError:
                 raise
-            except _StayError as error:
+            except StayError as error:
                 self._let_stay(error)
             except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
                 return in_short(error)
@@ -526,30 +331,14 @@ class Executor:
         outcome = self.outcome
         outcome.deleted += done.deleted
         for name, rows in done.dependents.items():
-            _add(outcome.dependents, rows, name)
+            add_rows(outcome.dependents, rows, name)
         for name, rows in done.detached.items():
-            _add(outcome.detached, rows, name)
+            add_rows(outcome.detached, rows, name)
         outcome.seconds.update(done.seconds)
         database = self._database.capture.database
         for (schema, table), kept in done.kept.items():
             if kept:
                 outcome.kept.setdefault(TableName(database, schema, table), {}).update(kept)
-
-
-def _add(into: dict[TableName, TableRows], rows: TableRows, name: TableName) -> None:
-    into[name] = into[name].merged(rows) if name in into else rows
-
-
-def _refuse_strangers(step: Step, counts: dict[TableName, int]) -> None:
-    """Roll back where a DELETE by key took more rows than it was given keys."""
-    for batch in step.batches:
-        count = counts[batch.table.name]
-        if count > len(batch.keys):
-            raise TidyRowsError(
-                f"the DELETE of {len(batch.keys)} key(s) took {count} rows and was rolled back: "
-                f"what the model calls the primary key is not unique in the database, or other "
-                f"tables inherit from this one, so somebody else's rows were among them"
-            )
 
 
 def _part(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:

@@ -42,15 +42,22 @@ class SchemaView:
         database: the database's name.
         graph: every foreign key.
         declared: the project's own tables, by place.
+        hidden: tables that may have rows which the cleanup is not shown.
 
     Attributes:
         graph: every foreign key.
+        hidden: as given.
     """
 
     def __init__(
-        self, database: str, graph: ForeignKeyGraph, declared: dict[Place, sa.Table]
+        self,
+        database: str,
+        graph: ForeignKeyGraph,
+        declared: dict[Place, sa.Table],
+        hidden: set[Place],
     ) -> None:
         self.graph = graph
+        self.hidden = hidden
         self._database = database
         self._declared = declared
         self._tables: dict[Place, KeyedTable] = {}
@@ -161,8 +168,9 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
         for known, (known_version, view) in _views.get(database.engine, {}).items():
             if known_version == version and parts <= known:
                 return view
-    found = merge(_found(database, parts), _declared(parts))
-    view = SchemaView(database.capture.database, ForeignKeyGraph(found), _models(parts))
+    found, hidden = _found(database, parts)
+    graph = ForeignKeyGraph(merge(found, _declared(parts)))
+    view = SchemaView(database.capture.database, graph, _models(parts), hidden)
     with _lock:
         kept = _views.setdefault(database.engine, OrderedDict())
         kept[parts] = (version, view)
@@ -182,8 +190,11 @@ def forget_graph(engine: sa.Engine) -> None:
         _views.pop(engine, None)
 
 
-def _found(database: Database, parts: frozenset[_Part]) -> list[ForeignKey]:
-    """The database's own keys, in the schemas asked for and all that these are tied to by keys."""
+def _found(database: Database, parts: frozenset[_Part]) -> tuple[list[ForeignKey], set[Place]]:
+    """The database's own keys, in the schemas asked for and all that these are tied to by keys.
+
+    And the tables of those schemas that may hide rows.
+    """
     dialect = database.dialect
     read = pragma_foreign_keys if dialect.foreign_key_pragmas else None
     found: list[ForeignKey] = []
@@ -200,7 +211,8 @@ def _found(database: Database, parts: frozenset[_Part]) -> list[ForeignKey]:
             done |= wanted
             parents = {key.parent[0] for key in keys}
             wanted = (parents | dialect.schemas_that_reference(connection, sorted(wanted))) - done
-    return found
+        hidden = dialect.hidden_tables(connection, sorted(done))
+    return found, hidden
 
 
 def _real_schemas(parts: frozenset[_Part]) -> dict[str | None, set[str]]:

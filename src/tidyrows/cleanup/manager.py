@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Self
 from tidyrows.cleanup.choice import named_tables, places_of
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
-from tidyrows.cleanup.dependents import Dependents, Rules
 from tidyrows.cleanup.executor import Executor
+from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
+from tidyrows.cleanup.rules import Dependents, Rules
 from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
 from tidyrows.retry import RetryPolicy
 from tidyrows.rows import TableName
@@ -46,6 +47,8 @@ class CleanupManager:
         verify: look again, after the COMMIT, whether the rows are gone.
         lock_timeout: the longest wait for one lock, in seconds.
         deadline: the longest time for the whole cleanup, in seconds; by default the policy's.
+        trust_keys: delete by key alone. Otherwise, where the database gives keys again (SQLite), a
+            row that no longer looks as it was inserted stays, since it may be somebody else's.
         allow_foreign_keys_off: on the MySQL family only, delete circles of NOT NULL foreign keys
             with ``FOREIGN_KEY_CHECKS=0``, on a connection that is thrown away afterwards.
 
@@ -71,6 +74,7 @@ class CleanupManager:
         verify: bool = True,
         lock_timeout: float = 5.0,
         deadline: float | None = None,
+        trust_keys: bool = False,
         allow_foreign_keys_off: bool = False,
     ) -> None:
         if not isinstance(tracker, ResourceTracker):
@@ -102,6 +106,7 @@ class CleanupManager:
             self._retry = replace(self._retry, deadline=deadline)
         self._verify = verify
         self._lock_timeout = lock_timeout
+        self._trust_keys = trust_keys
         self._foreign_keys_off = allow_foreign_keys_off
         self._databases: dict[str, Database] = {}
 
@@ -155,13 +160,14 @@ class CleanupManager:
         leftovers: list[Leftover] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            for database, _holdings in self._held_by_database():
+            for database, holdings in self._held_by_database():
                 executor = Executor(
                     database,
                     retry=self._retry,
                     until=started + self._retry.deadline,
                     rules=partial(self._rules, database),
                     claimed=partial(self._claimed, database),
+                    identity=None if self._trust_keys else identity_of(holdings),
                     foreign_keys_off=self._foreign_keys_off,
                 )
                 cleaning = Cleaning(self.tracker, database, executor, report, verify=self._verify)

@@ -11,8 +11,8 @@ from weakref import ref
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.keys import chunks as _chunks
 from tidyrows.dialects.keys import (
-    as_sent,
     delete_plainly,
     driver_values,
     exists_sql,
@@ -22,7 +22,6 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
-from tidyrows.dialects.keys import chunks as _chunks
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
@@ -120,8 +119,6 @@ class Dialect:
     cycle_form: ClassVar[CycleForm] = CycleForm.LEVELS
     explicit_zero_is_generated: ClassVar[bool] = False
     foreign_key_pragmas: ClassVar[bool] = False
-    locks_rows: ClassVar[bool] = True
-    """Whether a row can be held against new references while others go on writing."""
     probed_together: ClassVar[int] = 20
     """Up to how many keys all tables that may reference them are asked in one statement."""
 
@@ -130,6 +127,7 @@ class Dialect:
         self._dbapi: Any = dialect.loaded_dbapi
         # Weak, since the registry of dialects is keyed by this very object.
         self._dialect = ref(dialect)
+        self._exists_sql: dict[tuple[tuple[KeyedTable, int], ...], str] = {}
 
     # ----- errors ------------------------------------------------------------------------------
 
@@ -249,6 +247,10 @@ class Dialect:
 
     # ----- cleanup -----------------------------------------------------------------------------
 
+    def gives_again(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
+        """Whether a number up to ``highest`` that it once generated here may come again."""
+        return self.reuses_keys
+
     def begin_cleanup(
         self,
         connection: sa.Connection,
@@ -309,8 +311,6 @@ class Dialect:
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """Columns of the rows of these keys, in as few statements as the database allows.
 
@@ -319,9 +319,14 @@ class Dialect:
             table: its "primary key" may be any columns to look by, unique or not.
             keys: the values to look for.
             columns: of the table's clause, as Python values of their types.
-            lock: hold the rows against change, and against new rows that reference them.
         """
-        return find_plainly(connection, table, keys, columns, lock=lock)
+        return find_plainly(connection, table, keys, columns)
+
+    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Hold the rows of these keys against change, and against new rows that reference them."""
+        for part in _chunks(keys, _DETACHED):
+            condition = plain_condition(table, part)
+            run(connection, sa.select(*table.key_clauses).where(condition).with_for_update()).all()
 
     def first_found(
         self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
@@ -329,23 +334,30 @@ class Dialect:
         """Which of these tables hold a row of one of their keys: positions in ``tables``."""
         found: list[int] = []
         few: list[tuple[int, KeyedTable, int, list[Any]]] = []
+        sent: dict[Any, list[Any] | None] = {}  # foreign keys of one parent share their values
         for number, (table, keys) in enumerate(tables):
             if not keys:
                 continue
-            values = None
-            if len(keys) <= self.probed_together:
-                values = driver_values(table, connection.dialect, keys)
-            if values is None:
-                if self.find(connection, table, keys, table.key_clauses):
-                    found.append(number)
-                continue
-            sent = as_sent(values)
-            flat = [value for key in sent for value in key] if len(values) > 1 else list(sent)
-            few.append((number, table, len(keys), flat))
+            if len(keys) > self.probed_together:
+                flat = None
+            else:
+                same = (id(keys), *(id(column.type) for column in table.key_clauses))
+                if same not in sent:
+                    sent[same] = _flat(driver_values(table, connection.dialect, keys))
+                flat = sent[same]
+            if flat is not None:
+                few.append((number, table, len(keys), flat))
+            elif self.find(connection, table, keys, table.key_clauses):
+                found.append(number)
         for part in _chunks(few, _PROBES):
-            sql = exists_sql(connection.dialect, [(table, count) for _n, table, count, _v in part])
-            sent = tuple(value for *_rest, values in part for value in values)
-            row = self._exists(connection, sql, sent)
+            asked = tuple((table, count) for _number, table, count, _values in part)
+            sql = self._exists_sql.get(asked)
+            if sql is None:
+                if len(self._exists_sql) >= _PROBES:
+                    self._exists_sql.clear()
+                sql = self._exists_sql[asked] = exists_sql(connection.dialect, asked)
+            values = tuple(value for *_rest, flat in part for value in flat)
+            row = self._exists(connection, sql, values)
             found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
         return sorted(found)
 
@@ -385,6 +397,12 @@ class Dialect:
         """Keys that partitions have from their table: schema, table and name of each."""
         return set()
 
+    def hidden_tables(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str]]:
+        """Tables of which this role may not be shown every row, though rows are there."""
+        return set()
+
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         """Whether ON DELETE does what it says, and a delete that breaks a key fails."""
         return True
@@ -402,3 +420,10 @@ class Dialect:
                 "session or connection that holds it (with sqlite:// in memory all of them share "
                 "one connection), then clean up."
             )
+
+
+def _flat(values: list[list[Any]] | None) -> list[Any] | None:
+    """Driver values, one list per column, key by key."""
+    if values is None or len(values) == 1:
+        return None if values is None else values[0]
+    return [value for key in zip(*values, strict=True) for value in key]

@@ -87,20 +87,20 @@ def find_plainly(
     table: KeyedTable,
     keys: Sequence[Any],
     columns: Sequence[sa.ColumnElement[Any]],
-    *,
-    lock: bool,
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
     for part in _plain_chunks(table, keys):
         statement = sa.select(*columns).where(plain_condition(table, part))
-        found.extend(map(tuple, run(connection, locked(statement) if lock else statement)))
+        found += plain_rows(run(connection, statement))
     return found
 
 
-def locked(select: sa.Select[Any]) -> sa.Select[Any]:
-    """The rows of a query, held against change and new references until the transaction ends."""
-    return select.with_for_update()
+def plain_rows(result: sa.CursorResult[Any]) -> list[tuple[Any, ...]]:
+    """All rows as tuples; the values of one column fetched at once, which is faster."""
+    if len(result.keys()) == 1:
+        return [(value,) for value in result.scalars().all()]
+    return [tuple(row) for row in result.all()]
 
 
 def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) -> str:

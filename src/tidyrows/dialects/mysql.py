@@ -174,28 +174,16 @@ class MySQL(Dialect):
     ) -> int:
         """A join with JSON_TABLE: it finds its rows by the key, so it locks nobody else's."""
         self._refuse_temporary(connection, table)
-        values = driver_values(table, connection.dialect, keys)
-        types = None if values is None else real_types(connection, table)
-        if values is None or types is None:
-            return delete_plainly(connection, table, keys)
+        # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
+        place, _columns = _names(connection, table)
         deleted = 0
-        place, names = _names(connection, table)
-        for start in range(0, len(keys), _JSON_KEYS):
-            sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
-            if sent is None:
-                deleted += delete_plainly(connection, table, keys[start : start + _JSON_KEYS])
+        for part, joined in self._joined(connection, table, keys):
+            if joined is None:
+                deleted += delete_plainly(connection, table, part)
                 continue
-            # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
-            equal = (
-                f"{place}.{name} = {value}"
-                for name, value in zip(names, sent.expressions, strict=True)
-            )
-            sql = (
-                f"DELETE FROM {place} USING "
-                f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
-                f"STRAIGHT_JOIN {place} ON {' AND '.join(equal)}"
-            )
-            deleted += connection.exec_driver_sql(sql, (sent.json,)).rowcount
+            source, sent = joined
+            sql = f"DELETE FROM {place} USING {source}"
+            deleted += connection.exec_driver_sql(sql, (sent,)).rowcount
         return deleted
 
     def existing_keys(
@@ -229,42 +217,57 @@ class MySQL(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
-        """IN for few keys; else, and to lock nobody else's rows, a join with JSON_TABLE."""
-        names = {getattr(column, "name", None) for column in columns}
-        plain = names <= set(table.clause.c.keys())
-        values = driver_values(table, connection.dialect, keys)
-        if values is None or not plain or (not lock and len(keys) <= _OR_KEYS):
-            return find_plainly(connection, table, keys, columns, lock=lock)
-        types = self._types.get(table)
-        if types is None:
-            types = real_types(connection, table)
-            if types is None:
-                return find_plainly(connection, table, keys, columns, lock=lock)
-            self._types[table] = types
+        """IN for few keys, else a join with JSON_TABLE."""
+        if len(keys) <= _OR_KEYS:
+            return find_plainly(connection, table, keys, columns)
+        place, _columns = _names(connection, table)
+        quote = connection.dialect.identifier_preparer.quote
+        listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
         found: list[tuple[Any, ...]] = []
-        for start in range(0, len(keys), _JSON_KEYS):
-            sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
-            if sent is None:
-                part = keys[start : start + _JSON_KEYS]
-                found += find_plainly(connection, table, part, columns, lock=lock)
+        for part, joined in self._joined(connection, table, keys):
+            if joined is None:
+                found += find_plainly(connection, table, part, columns)
                 continue
-            place, matched = _names(connection, table)
-            quote = connection.dialect.identifier_preparer.quote
-            listed = ", ".join(f"{place}.{quote(column.name)}" for column in columns)
-            equal = " AND ".join(
-                f"{place}.{name} = {value}"
-                for name, value in zip(matched, sent.expressions, strict=True)
-            )
-            sql = (
-                f"SELECT {listed} FROM JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j "
-                f"STRAIGHT_JOIN {place} ON {equal}{' FOR UPDATE' if lock else ''}"
-            )
-            result = connection.exec_driver_sql(sql, (sent.json,))
+            sql, sent = joined
+            result = connection.exec_driver_sql(f"SELECT {listed} FROM {sql}", (sent,))
             found += typed_rows(result, columns, connection.dialect)
         return found
+
+    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A join with JSON_TABLE, which locks nobody else's rows; what is counted is not sent."""
+        for part, joined in self._joined(connection, table, keys):
+            if joined is None:
+                super().lock(connection, table, part)
+                continue
+            sql, sent = joined
+            connection.exec_driver_sql(f"SELECT COUNT(*) FROM {sql} FOR UPDATE", (sent,)).one()
+
+    def _joined(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> Iterator[tuple[Sequence[Any], tuple[str, str] | None]]:
+        """Parts of the keys, each with what to select from and its parameter, if that can be."""
+        values = driver_values(table, connection.dialect, keys)
+        types = self._types.get(table)
+        if types is None and values is not None:
+            types = real_types(connection, table)
+            if types is not None:
+                self._types[table] = types
+        place, names = _names(connection, table)
+        for start in range(0, len(keys), _JSON_KEYS):
+            part = keys[start : start + _JSON_KEYS]
+            sent = None
+            if values is not None and types is not None:
+                sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
+            if sent is None:
+                yield part, None
+                continue
+            equal = " AND ".join(
+                f"{place}.{name} = {value}"
+                for name, value in zip(names, sent.expressions, strict=True)
+            )
+            source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j STRAIGHT_JOIN {place}"
+            yield part, (f"{source} ON {equal}", sent.json)
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """Databases of the whole server: a foreign key may stand in any of them."""

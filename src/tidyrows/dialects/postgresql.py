@@ -16,9 +16,9 @@ from tidyrows.dialects.keys import (
     delete_plainly,
     driver_values,
     find_plainly,
-    locked,
     look_plainly,
     plain_condition,
+    plain_rows,
     run,
     those_there,
 )
@@ -82,6 +82,12 @@ JOIN pg_catalog.pg_constraint o ON o.oid = k.conparentid AND o.conrelid <> k.con
 JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE k.contype = 'f' AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
+
+_HIDDEN = """
+SELECT n.nspname, c.relname FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND pg_catalog.row_security_active(c.oid)
+      AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
 
 
 class PostgreSQL(Dialect):
@@ -228,19 +234,28 @@ class PostgreSQL(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """By arrays, as they are deleted."""
         found: list[tuple[Any, ...]] = []
         for part in chunks(keys, _ARRAY_KEYS):
             condition = self._condition(table, connection.dialect, part)
             if condition is None:
-                found += find_plainly(connection, table, part, columns, lock=lock)
-                continue
-            statement = sa.select(*columns).where(condition)
-            found.extend(map(tuple, run(connection, locked(statement) if lock else statement)))
+                found += find_plainly(connection, table, part, columns)
+            else:
+                found += plain_rows(run(connection, sa.select(*columns).where(condition)))
         return found
+
+    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """By arrays; what is counted need not be sent."""
+        for part in chunks(keys, _ARRAY_KEYS):
+            condition = self._condition(table, connection.dialect, part)
+            if condition is None:
+                super().lock(connection, table, part)
+                continue
+            one: sa.ColumnElement[int] = sa.literal_column("1")
+            held = sa.select(one).select_from(table.clause).where(condition)
+            count = sa.select(sa.func.count()).select_from(held.with_for_update().subquery())
+            run(connection, count).one()
 
     def set_null(
         self,
@@ -269,6 +284,13 @@ class PostgreSQL(Dialect):
         """A key of a partition leads back to that of the table it is a partition of."""
         rows = self._driver_sql(connection, _INHERITED, list(schemas))
         return {(_text(row[0]), _text(row[1]), _text(row[2])) for row in rows}
+
+    def hidden_tables(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str]]:
+        """Those with row-level security, unless this role is above it."""
+        rows = self._driver_sql(connection, _HIDDEN, list(schemas))
+        return {(_text(row[0]), _text(row[1])) for row in rows}
 
     def _exists(self, connection: sa.Connection, sql: str, sent: tuple[Any, ...]) -> Sequence[Any]:
         (row,) = self._driver_sql(connection, sql, *sent)

@@ -17,6 +17,7 @@ from tidyrows.dialects.keys import (
     driver_values,
     find_plainly,
     look_plainly,
+    plain_rows,
     run,
     those_there,
 )
@@ -43,7 +44,6 @@ class SQLite(Dialect):
     reuses_keys = True
     cycle_form = CycleForm.DEFERRED
     foreign_key_pragmas = True
-    locks_rows = False  # BEGIN IMMEDIATE keeps every other writer out
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -154,6 +154,17 @@ class SQLite(Dialect):
 
     # ----- cleanup -----------------------------------------------------------------------------
 
+    def gives_again(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
+        """Not where the table has AUTOINCREMENT, unless its counter was set back."""
+        # The counters' table is there once a table with AUTOINCREMENT is, and holds only such.
+        schema = _quoted(table.name.schema)
+        known = f"SELECT 1 FROM {schema}.sqlite_master WHERE name = 'sqlite_sequence'"
+        if not self._ask(connection, known):
+            return True
+        counter = f"SELECT max(seq) FROM {schema}.sqlite_sequence WHERE lower(name) = lower(?)"
+        ((given,),) = self._ask(connection, counter, table.name.name)
+        return given is None or given < highest
+
     def begin_cleanup(
         self,
         connection: sa.Connection,
@@ -248,23 +259,24 @@ class SQLite(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """With JSON where there are many keys and the values allow it."""
         if len(keys) <= _KEYS or len(table.key_columns) > 1:
-            return find_plainly(connection, table, keys, columns, lock=False)
+            return find_plainly(connection, table, keys, columns)
         values = driver_values(table, connection.dialect, keys)
         if values is None or not _fits_json(values[0]):
-            return find_plainly(connection, table, keys, columns, lock=False)
+            return find_plainly(connection, table, keys, columns)
         found: list[tuple[Any, ...]] = []
         for part in chunks(values[0], _JSON_KEYS):
             sent = sa.func.json_each(sa.literal(json.dumps(list(part)), sa.Text()))
             value: sa.ColumnElement[Any] = sa.literal_column("value")
             listed = sa.select(value).select_from(sent)
             statement = sa.select(*columns).where(table.key_clauses[0].in_(listed))
-            found.extend(map(tuple, run(connection, statement)))
+            found += plain_rows(run(connection, statement))
         return found
+
+    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Nothing: BEGIN IMMEDIATE keeps every other writer out."""
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         """What the PRAGMA says."""

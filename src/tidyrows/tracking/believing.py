@@ -6,6 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tidyrows.tracking.changes import Change, Kind
+from tidyrows.tracking.fingerprints import UNCOMPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,6 +30,9 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
         elif change.kind is Kind.DELETED:
             for holder in holders:
                 holder.forget(change.table, change.keys)
+        elif change.kind is Kind.UPDATED:
+            for holder in holders:
+                holder.note_update(change.table, change.keys, change.patches)
         elif change.kind is Kind.MOVED:
             moved = [holder for holder in holders if holder.doubt_all(change.table)]
             said += [partial(holder.say_renamed, change.table) for holder in moved]
@@ -43,19 +47,25 @@ def _owned(change: Change, owner: ResourceTracker) -> None:
     if change.kind is Kind.UNKEYED:
         owner.take_unkeyed(change.table, len(change.keys))
     else:
-        owner.hold(change.table, change.keys)
+        owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
 
 
 def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
     """Nobody knows whether the database has committed these."""
     for change in changes:
         if change.kind is Kind.INSERTED and change.owner is not None:
-            change.owner.take_in_doubt(change.table, change.keys, generated=change.generated)
+            change.owner.take_in_doubt(
+                change.table, change.keys, prints=change.prints, generated=change.generated
+            )
         elif change.owner is not None:
             change.owner.take_unkeyed(change.table, len(change.keys))
         elif change.kind is Kind.MOVED:
             for holder in holders:
                 holder.doubt_all(change.table)
+        elif change.kind is Kind.UPDATED:
+            loose = [dict.fromkeys(patch, UNCOMPARED) for patch in change.patches]
+            for holder in holders:
+                holder.note_update(change.table, change.keys, loose)
         else:
             keys = change.keys
             if change.kind is Kind.RENAMED:

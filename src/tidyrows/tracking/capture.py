@@ -22,6 +22,7 @@ from tidyrows.tracking import returning, statements, written
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.listeners import Listeners
 from tidyrows.tracking.places import NowhereError, Places
+from tidyrows.tracking.recording import Recorder
 from tidyrows.tracking.strings import EVENTS as STRING_EVENTS
 from tidyrows.tracking.strings import INTERNAL, Strings
 from tidyrows.tracking.transactions import EVENTS, Transactions
@@ -71,6 +72,7 @@ class Capture:
         self.places = Places(engine, self.dialect)
         self._transactions = Transactions(self.dialect)
         self._listeners = Listeners()
+        self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
@@ -90,6 +92,11 @@ class Capture:
     def schema_version(self) -> int:
         """Counts the DDL that was seen; what is known of the schema may be stale."""
         return self.places.version
+
+    @property
+    def holders(self) -> list[ResourceTracker]:
+        """The trackers that may hold rows of the engine."""
+        return self._transactions.holders
 
     # -- who listens ---------------------------------------------------------------------------
 
@@ -263,8 +270,15 @@ class Capture:
         whole = statements.nameable(keys)
         if whole:
             stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
+            prints = None
+            if self._recorder is not None:
+                prints = self._recorder.inserted(
+                    insert, result.context, target, whole, owner.context
+                )
             self._transactions.add(
-                connection, log, Change(Kind.INSERTED, target, stored, owner, generated=generated)
+                connection,
+                log,
+                Change(Kind.INSERTED, target, stored, owner, generated=generated, prints=prints),
             )
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
@@ -316,6 +330,10 @@ class Capture:
         target = found[0]
         if rewrite is None and not self._is_held(target, log):
             return
+        if self._recorder is not None and isinstance(statement, Update):
+            update = self._recorder.updated(statement, result.context, target)
+            if update is not None:
+                self._transactions.add(connection, log, update)
         change = written.change_of(statement, result, target, rewrite)
         if change is not None:
             self._transactions.add(connection, log, change)

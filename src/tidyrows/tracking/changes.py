@@ -7,9 +7,10 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from tidyrows.rows import KeyedTable
+    from tidyrows.tracking.fingerprints import Patch, Prints
     from tidyrows.tracking.tracker import ResourceTracker
 
 
@@ -21,6 +22,7 @@ class Kind(Enum):
     DELETED = auto()
     RENAMED = auto()  # keys holds (old, new) pairs
     MOVED = auto()  # keys were changed, and nobody knows which: keys is empty
+    UPDATED = auto()  # other columns were set; keys is empty where it may have been any row
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class Change:
         owner: the tracker whose rows they are; None for what concerns every tracker.
         generated: the database made the keys, so that no stranger can hold them.
         certain: False where the statement's effect on these very rows is not known.
+        prints: what inserted rows look like, if keys may come back.
+        patches: what was set, per key, or once for any row.
     """
 
     kind: Kind
@@ -42,6 +46,8 @@ class Change:
     owner: ResourceTracker | None = None
     generated: bool = False
     certain: bool = True
+    prints: Prints | None = None
+    patches: Sequence[Patch] = ()
 
 
 @dataclass(slots=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.tracking.fingerprints import Fingerprints
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.tracking.fingerprints import Patch, Prints
 
 
 @dataclass(slots=True)
@@ -23,6 +25,7 @@ class TableHoldings:
         doubtful: rows that may be ours; True where only ours can have this key.
         told: those among ``keys`` that the user named.
         unkeyed: how many rows were inserted that no DELETE can name.
+        prints: what rows looked like, where their keys may come back.
     """
 
     table: KeyedTable
@@ -30,9 +33,25 @@ class TableHoldings:
     doubtful: dict[Any, bool] = field(default_factory=dict)
     told: KeySet = field(default_factory=KeySet)
     unkeyed: int = 0
+    prints: Fingerprints | None = None
 
     def __bool__(self) -> bool:
         return bool(len(self.keys) or self.doubtful or self.unkeyed)
+
+    def note(self, keys: Sequence[Any], prints: Prints | None, *, generated: bool) -> None:
+        """Remember what inserted rows look like; nothing is known of them without ``prints``."""
+        if prints is not None:
+            if self.prints is None:
+                self.prints = Fingerprints(prints.names)
+            self.prints.record(keys, prints, generated=generated)
+        elif self.prints is not None:
+            self.trust(keys)
+
+    def trust(self, keys: Iterable[Any]) -> None:
+        """Rows with these keys are ours whatever they look like."""
+        if self.prints is not None:
+            for key in keys:
+                self.prints.drop(key)
 
 
 class Holdings:
@@ -47,6 +66,11 @@ class Holdings:
         if held is None:
             held = self._tables[table.name] = TableHoldings(table)
         return held
+
+    def those_held(self, name: TableName, keys: Iterable[Any]) -> list[Any]:
+        """Of these keys of a table, those that are ours."""
+        held = self._tables.get(name)
+        return [] if held is None else [key for key in keys if key in held.keys]
 
     def forget(self, name: TableName, keys: Iterable[Any]) -> None:
         """Take rows out; those not held change nothing."""
@@ -100,17 +124,34 @@ class Holdings:
             if old not in held.keys:
                 continue
             held.keys.discard(old)
+            if held.prints is not None and new is not None:
+                held.prints.rename(old, new)
             if new is None:
                 unknown = True
             else:
                 held.keys.update([new])
         return unknown
 
+    def note_update(self, name: TableName, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
+        """An UPDATE set columns in rows of these keys, or without keys in any row."""
+        held = self._tables.get(name)
+        if held is None or held.prints is None:
+            return
+        for key, patch in zip(keys, patches, strict=False):
+            held.prints.change(key, patch)
+        if not keys:
+            held.prints.loosen(name for patch in patches for name in patch)
+
     def copy(self) -> list[TableHoldings]:
         """A copy that no longer changes, ordered by table."""
         return [
             TableHoldings(
-                held.table, held.keys.copy(), dict(held.doubtful), held.told.copy(), held.unkeyed
+                held.table,
+                held.keys.copy(),
+                dict(held.doubtful),
+                held.told.copy(),
+                held.unkeyed,
+                held.prints,
             )
             for _name, held in sorted(self._tables.items())
         ]

@@ -8,7 +8,7 @@ from heapq import merge
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _RUN = 50_000
@@ -109,6 +109,13 @@ class KeySet:
 
     def __len__(self) -> int:
         return len(self._sorted_integers()) + len(self._others)
+
+
+def in_order(keys: Collection[Any]) -> list[Any]:
+    """Different keys in the one global order."""
+    if set(map(type, keys)) == {int} and _LOW <= min(keys) and max(keys) <= _HIGH:
+        return sorted(keys)
+    return KeySet(keys).in_order()
 
 
 def _ascending(keys: array[int]) -> array[int]:

@@ -20,11 +20,12 @@ from tidyrows.tracking.production import refuse_production
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.changes import Change
+    from tidyrows.tracking.fingerprints import Patch, Prints
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -220,15 +221,43 @@ class ResourceTracker:
             stacklevel=2,
         )
 
-    def hold(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Hold rows that are known to be ours."""
+    def hold(
+        self,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        *,
+        prints: Prints | None = None,
+        generated: bool = False,
+    ) -> None:
+        """Hold rows that were inserted."""
+        with self._lock:
+            holdings = self.holdings.of(table)
+            holdings.keys.update(keys)
+            holdings.note(keys, prints, generated=generated)
+
+    def hold_after_all(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Hold rows that were in doubt."""
         with self._lock:
             self.holdings.of(table).keys.update(keys)
 
-    def take_in_doubt(self, table: KeyedTable, keys: Iterable[Any], *, generated: bool) -> None:
+    def note_update(self, table: KeyedTable, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
+        """Columns were set in these rows, or without keys in any row of the table."""
+        with self._lock:
+            self.holdings.note_update(table.name, keys, patches)
+
+    def take_in_doubt(
+        self,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        *,
+        prints: Prints | None = None,
+        generated: bool,
+    ) -> None:
         """Hold rows of which nobody knows whether they were committed."""
         with self._lock:
-            self.holdings.of(table).doubtful.update(dict.fromkeys(keys, generated))
+            holdings = self.holdings.of(table)
+            holdings.doubtful.update(dict.fromkeys(keys, generated))
+            holdings.note(keys, prints, generated=generated)
 
     def take_unkeyed(self, table: KeyedTable, count: int) -> None:
         """Count rows that no DELETE can name, since their table has no primary key."""
@@ -238,6 +267,11 @@ class ResourceTracker:
     def holds(self, name: TableName) -> bool:
         """Whether rows of this table are held."""
         return name in self.holdings
+
+    def those_held(self, name: TableName, keys: Iterable[Any]) -> list[Any]:
+        """Of these keys of a table, those that are held."""
+        with self._lock:
+            return self.holdings.those_held(name, keys)
 
     def forget(self, table: KeyedTable, keys: Iterable[Any]) -> None:
         """Rows that are gone."""
@@ -325,6 +359,7 @@ class ResourceTracker:
             holdings = self.holdings.of(table)
             holdings.keys.update(keys)
             holdings.told.update(keys)
+            holdings.trust(keys)
 
     # -- asking --------------------------------------------------------------------------------
 

@@ -1,0 +1,165 @@
+"""Whether the rows that have our keys now are still ours, where a database gives keys again.
+
+Asked in the transaction that deletes, which keeps other writers out: a row that shows the values
+that were inserted is ours, and so is one that still has a value that only ours can have. Any other
+may be ours, changed by the application, or a stranger's: it cannot be known, so it stays.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.dialects import dialect_for
+from tidyrows.tracking.fingerprints import UNCOMPARED, digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.tracking.fingerprints import Fingerprints
+    from tidyrows.tracking.holdings import TableHoldings
+
+_SHOWN = 4
+
+
+class Identity:
+    """Answers whether rows are still those that a tracker holds.
+
+    Args:
+        held: what the tracker holds, at the beginning of the cleanup.
+    """
+
+    def __init__(self, held: Iterable[TableHoldings]) -> None:
+        self._held: dict[TableName, TableHoldings] = {each.table.name: each for each in held}
+
+    def __call__(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> Mapping[Any, str]:
+        """Of rows with these keys, those that may not be ours, and why.
+
+        A row whose key is, or contains, the key of a row that may not be ours is not certain
+        either: the other tables of a class with joined inheritance, association tables.
+        """
+        held = self._held.get(table.name)
+        unsure: dict[Any, str] = {}
+        if held is None or not keys:
+            return unsure
+        if held.prints is not None:
+            unsure = uncertain_keys(connection, table, keys, held.prints)
+        for parent, place in self._parents(table):
+            if parent.prints is None or parent.table.name == table.name:
+                continue
+            by_parent: dict[Any, list[Any]] = {}
+            for key in keys:
+                if key not in held.told:
+                    by_parent.setdefault(table.row(key).key[place], []).append(key)
+            ours = [key for key in by_parent if key in parent.keys]
+            for key in self(connection, parent.table, ours):
+                row = parent.table.row(key)
+                cause = f"identity uncertain: it belongs to {row}, which see"
+                unsure.update((child, cause) for child in by_parent[key] if child not in unsure)
+        return unsure
+
+    def _parents(self, table: KeyedTable) -> Iterable[tuple[TableHoldings, int]]:
+        """What columns of the primary key reference alone, and where they stand in it."""
+        for place, column in enumerate(table.key_columns):
+            for reference in column.foreign_keys:
+                if len(reference.constraint.elements) > 1 if reference.constraint else False:
+                    continue
+                parent = self._found(reference)
+                if parent is not None:
+                    yield parent, place
+
+    def _found(self, reference: sa.ForeignKey) -> TableHoldings | None:
+        target = reference.target_fullname.rpartition(".")
+        for held in self._held.values():
+            key = held.table.key_columns
+            if (
+                len(key) == 1
+                and held.prints is not None
+                and held.table.name.name == target[0].rpartition(".")[2]
+                and key[0].key == target[2]
+            ):
+                return held
+        return None
+
+
+def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
+    """What answers for these rows; None where no key of theirs can come back."""
+    return Identity(held) if any(each.prints is not None for each in held) else None
+
+
+_REST = (
+    "nobody can say whether it is still the row that was inserted: its key may have been given "
+    "again, to somebody else's row, or the application may have changed ours. Look at it; own it "
+    "with tracker.track(row) or tracker.track_rows(table, keys), or let "
+    "CleanupManager(tracker, trust_keys=True) delete by key alone"
+)
+
+
+def uncertain_keys(
+    connection: sa.Connection,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    fingerprints: Fingerprints,
+) -> dict[Any, str]:
+    """Of rows with these keys, those that may not be ours, and why; rows that are gone are not.
+
+    Args:
+        connection: in the transaction that will delete them.
+        table: their table.
+        keys: as the tracker holds them.
+        fingerprints: what the rows looked like.
+    """
+    dialect = dialect_for(connection.engine)
+    if not keys or not dialect.reuses_keys:
+        return {}
+    if (
+        fingerprints.generated
+        and len(table.key_columns) == 1
+        and all(type(key) is int for key in keys)
+        and not dialect.gives_again(connection, table, max(keys))
+    ):
+        return {}
+    columns = table.clause.c
+    places = [at for at in fingerprints.compared() if fingerprints.names[at] in columns]
+    asked = [key for key in keys if fingerprints.of(key) is not None] if places else []
+    if not asked:
+        return {}
+    width = len(table.key_columns)
+    names = [fingerprints.names[at] for at in places]
+    detachable = {
+        at for at, name in zip(places, names, strict=True) if table.table.c[name].foreign_keys
+    }
+    # as the driver has them: digests were taken from what went to it
+    raw = [sa.type_coerce(columns[name], sa.types.NullType()) for name in names]
+    unsure: dict[Any, str] = {}
+    for row in dialect.find(connection, table, asked, [*table.key_clauses, *raw]):
+        key = row[0] if width == 1 else tuple(row[:width])
+        cells = fingerprints.of(key)
+        if cells is None:
+            continue
+        changed, equal, own = [], False, False
+        for at, value in zip(places, row[width:], strict=True):
+            cell = cells[at]
+            if cell == UNCOMPARED:
+                continue
+            if cell >> 1 == digest(value):
+                equal = True
+                own = own or bool(cell & 1)
+            elif value is not None or at not in detachable:
+                changed.append(fingerprints.names[at])
+            # else the row it referenced is gone, and the reference with it
+        if not own and (changed or (not equal and any(cells))):
+            unsure[key] = _cause(changed)
+    return unsure
+
+
+def _cause(changed: Sequence[str]) -> str:
+    if not changed:
+        return f"identity uncertain: what it referenced is gone, and {_REST}"
+    shown = ", ".join(changed[:_SHOWN]) + (", ..." if len(changed) > _SHOWN else "")
+    verb = "differs" if len(changed) == 1 else "differ"
+    return f"identity uncertain: {shown} {verb} from what was inserted, and {_REST}"
