@@ -18,6 +18,7 @@ from tidyrows.dialects.keys import (
     exists_sql,
     find_plainly,
     look_plainly,
+    plain_chunks,
     plain_condition,
     run,
     those_there,
@@ -93,7 +94,6 @@ class RealTable:
 
 
 _PROBES = 100
-_DETACHED = 100
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # Prefixes of an INSERT after which it still inserts its row or fails.
 _HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
@@ -324,7 +324,7 @@ class Dialect:
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Hold the rows of these keys against change, and against new rows that reference them."""
-        for part in _chunks(keys, _DETACHED):
+        for part in plain_chunks(table, keys):
             condition = plain_condition(table, part)
             run(connection, sa.select(*table.key_clauses).where(condition).with_for_update()).all()
 
@@ -373,7 +373,7 @@ class Dialect:
     ) -> None:
         """Set these columns of the rows to NULL."""
         values = {table.clause.c[name]: sa.null() for name in names}
-        for part in _chunks(keys, _DETACHED):
+        for part in plain_chunks(table, keys):
             condition = plain_condition(table, part)
             run(connection, sa.update(table.clause).where(condition).values(values))
 

@@ -69,7 +69,8 @@ def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[
     )
 
 
-def _plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """As many keys as :func:`plain_condition` takes well."""
     composite = len(table.key_clauses) > 1
     return chunks(keys, _PLAIN_COMPOSITE_CHUNK if composite else _PLAIN_CHUNK)
 
@@ -78,7 +79,7 @@ def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[
     """Delete by key with SQLAlchemy's own statements; the number of rows deleted."""
     return sum(
         run(connection, sa.delete(table.clause).where(plain_condition(table, part))).rowcount
-        for part in _plain_chunks(table, keys)
+        for part in plain_chunks(table, keys)
     )
 
 
@@ -90,7 +91,7 @@ def find_plainly(
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
-    for part in _plain_chunks(table, keys):
+    for part in plain_chunks(table, keys):
         statement = sa.select(*columns).where(plain_condition(table, part))
         found += plain_rows(run(connection, statement))
     return found
@@ -126,18 +127,25 @@ def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) ->
 def typed_rows(
     result: sa.CursorResult[Any], columns: Sequence[sa.ColumnElement[Any]], dialect: sa.Dialect
 ) -> list[tuple[Any, ...]]:
-    """Rows of a statement in the driver's own words, as Python values of the columns' types."""
+    """Rows of a statement in the driver's own words, as Python values of the columns' types.
+
+    Fetched past SQLAlchemy, which would wrap every one of them.
+    """
     codes = [described[1] for described in result.cursor.description]
+    rows: list[tuple[Any, ...]] = list(result.cursor.fetchall())
+    result.close()
     processors = [
         column.type.dialect_impl(dialect).result_processor(dialect, code)
         for column, code in zip(columns, codes, strict=True)
     ]
+    if not any(processors):
+        return rows
     return [
         tuple(
             value if process is None else process(value)
             for process, value in zip(processors, row, strict=True)
         )
-        for row in result
+        for row in rows
     ]
 
 
@@ -146,7 +154,7 @@ def look_plainly(
 ) -> list[tuple[Any, ...]]:
     """The keys that are there, as rows, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
-    for part in _plain_chunks(table, keys):
+    for part in plain_chunks(table, keys):
         statement = sa.select(*table.key_clauses).where(plain_condition(table, part))
         found.extend(tuple(row) for row in run(connection, statement))
     return found

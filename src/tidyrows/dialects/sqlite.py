@@ -17,9 +17,8 @@ from tidyrows.dialects.keys import (
     driver_values,
     find_plainly,
     look_plainly,
-    plain_rows,
-    run,
     those_there,
+    typed_rows,
 )
 
 if TYPE_CHECKING:
@@ -266,13 +265,14 @@ class SQLite(Dialect):
         values = driver_values(table, connection.dialect, keys)
         if values is None or not _fits_json(values[0]):
             return find_plainly(connection, table, keys, columns)
+        place, (name,) = _names(connection, table)
+        quote = connection.dialect.identifier_preparer.quote
+        listed = ", ".join(f"t.{quote(str(column.key))}" for column in columns)
+        sql = f"SELECT {listed} FROM {place} t WHERE t.{name} IN (SELECT value FROM json_each(?))"
         found: list[tuple[Any, ...]] = []
         for part in chunks(values[0], _JSON_KEYS):
-            sent = sa.func.json_each(sa.literal(json.dumps(list(part)), sa.Text()))
-            value: sa.ColumnElement[Any] = sa.literal_column("value")
-            listed = sa.select(value).select_from(sent)
-            statement = sa.select(*columns).where(table.key_clauses[0].in_(listed))
-            found += plain_rows(run(connection, statement))
+            result = connection.exec_driver_sql(sql, (json.dumps(part),))
+            found += typed_rows(result, columns, connection.dialect)
         return found
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
