@@ -20,6 +20,7 @@ from tidyrows.cleanup import (
 )
 from tidyrows.errors import (
     CleanupError,
+    ExternalResourceError,
     KeyShapeError,
     LateCommitWarning,
     NoPrimaryKeyError,
@@ -38,7 +39,7 @@ from tidyrows.errors import (
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.retry import RetryPolicy
 from tidyrows.rows import RowKey, TableName
-from tidyrows.tracking import ResourceTracker
+from tidyrows.tracking import ExternalResource, ResourceTracker, external_handler
 from tidyrows.worker import WorkerContext
 
 __all__ = [
@@ -46,6 +47,8 @@ __all__ = [
     "CleanupManager",
     "CleanupReport",
     "Dependents",
+    "ExternalResource",
+    "ExternalResourceError",
     "Held",
     "KeyShapeError",
     "LateCommitWarning",
@@ -73,4 +76,5 @@ __all__ = [
     "UntrackedRowsWarning",
     "WorkerContext",
     "WorkerContextError",
+    "external_handler",
 ]

@@ -112,6 +112,18 @@ class WorkerContextError(TidyRowsError, ValueError):
     """A run, worker or test id that cannot be used; the message names the variable."""
 
 
+class ExternalResourceError(TidyRowsError, ValueError):
+    """An external resource that cannot be tracked, or a kind that has another handler already.
+
+    Attributes:
+        kind: the kind of the resource.
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
 class CleanupError(TidyRowsError):
     """Rows of ours are still there after cleanup; they stay tracked.
 

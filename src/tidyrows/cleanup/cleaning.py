@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from tidyrows.cleanup.blockers import blocking_tables
+from tidyrows.cleanup.deletion import add_rows
 from tidyrows.cleanup.doubt import settle_doubt
-from tidyrows.cleanup.plan import Batch
+from tidyrows.cleanup.plan import Batch, place_of
 from tidyrows.cleanup.report import Held, Leftover
+from tidyrows.cleanup.slow import is_slow
 from tidyrows.cleanup.verify import Seen, in_short, judge, still_there
 from tidyrows.errors import SessionStateError
 
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
+    from tidyrows.cleanup.external import Part
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.rows import TableName
     from tidyrows.tracking.holdings import TableHoldings
@@ -39,6 +43,7 @@ class Cleaning:
         executor: what deletes them.
         report: where it is written down.
         verify: look whether rows are gone even if all were counted as deleted.
+        part: which of the rows; all of them where it is None.
 
     Attributes:
         failure: what kept the whole database from being cleaned, or None.
@@ -52,12 +57,14 @@ class Cleaning:
         report: CleanupReport,
         *,
         verify: bool,
+        part: Part | None = None,
     ) -> None:
         self._tracker = tracker
         self._database = database
         self._executor = executor
         self._report = report
         self._verify = verify
+        self._part = part
         self.failure: Exception | None = None
 
     def run(self) -> list[Leftover]:
@@ -84,20 +91,37 @@ class Cleaning:
         finally:
             outcome = self._executor.outcome
             self._report.retries += outcome.retries
-            self._report.dependents.update(outcome.dependents)
-            self._report.detached.update(outcome.detached)
+            for into, found in (
+                (self._report.dependents, outcome.dependents),
+                (self._report.detached, outcome.detached),
+            ):
+                for name, rows in found.items():
+                    add_rows(into, rows, name)
+        self._advise()
         return leftovers + [
             Leftover(held.table.name, None, _UNKEYED, held.unkeyed)
             for held in self._held()
             if held.unkeyed
         ]
 
+    def _advise(self) -> None:
+        """Where deletes were slow, say which index would have helped."""
+        outcome = self._executor.outcome
+        for name, seconds in outcome.seconds.items():
+            rows = outcome.deleted[name] + len(outcome.dependents.get(name, ()))
+            if is_slow(seconds, rows):
+                # It is advice: where nobody can look, there is none.
+                with suppress(sa.exc.SQLAlchemyError, SessionStateError):
+                    found = self._executor.advice(place_of(name), rows=rows, seconds=seconds)
+                    self._report.advice += tuple(found)
+
     def _held(self) -> list[TableHoldings]:
-        return [
+        held = [
             held
             for held in self._tracker.snapshot()
             if held.table.name.database == self._database.capture.database
         ]
+        return held if self._part is None else self._part.of(held)
 
     def _settle_doubts(self) -> list[Leftover]:
         leftovers: list[Leftover] = []
@@ -156,12 +180,12 @@ class Cleaning:
         told = {key: reason.cause for key, reason in kept.items()}
         causes, reappeared = judge(batch, seen, deleted, {**told, **refused})
         if deleted:
-            self._report.deleted[name] = deleted
+            _add(self._report.deleted, name, deleted)
         if reappeared:
-            self._report.reappeared[name] = reappeared
+            _add(self._report.reappeared, name, reappeared)
         already_gone = len(batch.keys) - deleted - len(causes)
         if already_gone > 0:
-            self._report.already_gone[name] = already_gone
+            _add(self._report.already_gone, name, already_gone)
         gone = [key for key in batch.keys if key not in causes] if causes else batch.keys
         self._tracker.forget(batch.table, gone)
         for key, tables in self._blockers(batch, seen, refused).items():
@@ -191,3 +215,7 @@ class Cleaning:
 
     def _is_counted(self, name: TableName, rows: int) -> bool:
         return self._executor.outcome.deleted[name] >= rows
+
+
+def _add(into: dict[TableName, int], name: TableName, count: int) -> None:
+    into[name] = into.get(name, 0) + count

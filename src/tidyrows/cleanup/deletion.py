@@ -225,6 +225,7 @@ class Deletion:
                 raise SeenError
             if any(acts_unseen(self.view, key) for key in incoming):
                 raise SeenError
+            self.database.dialect.lock(connection, batch.table, batch.keys)
             values = referenced_values(
                 connection,
                 self.database.dialect,

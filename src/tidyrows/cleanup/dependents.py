@@ -158,6 +158,9 @@ class Discovery:
             if hidden:
                 self._keep_all(place, keys, hidden[0], found)
                 continue
+            held = found.dependents.get(place, ())
+            roots = [key for key in keys if key not in held] if held else keys
+            self._dialect.lock(self._connection, self._view.table(self._connection, place), roots)
             values = referenced_values(
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
@@ -190,7 +193,8 @@ class Discovery:
         fate = self.fate(key)
         names = [column.name for column in child.key_columns] or [key.child_columns[0]]
         columns = [reference.clause.c[name] for name in names]
-        rows = self._dialect.find(self._connection, reference, values, columns)
+        # Held as they are: one that somebody makes reference another row is none of ours then.
+        rows = self._dialect.find(self._connection, reference, values, columns, lock=True)
         if not rows:
             return []
         why = self._rules.why_kept(key)
@@ -325,7 +329,7 @@ def referenced_values(
     *,
     incoming: Sequence[ForeignKey],
 ) -> dict[tuple[str, ...], Sequence[Any]]:
-    """Lock these rows, and read what these foreign keys may reference of them.
+    """What these foreign keys may reference of these rows, which are locked already.
 
     Returns:
         For each choice of columns that a foreign key references, the values of the rows.
@@ -334,7 +338,6 @@ def referenced_values(
     names = tuple(column.name for column in table.key_columns)
     choices = dict.fromkeys(key.parent_columns for key in incoming)
     extra = sorted({name for choice in choices for name in choice} - set(names))
-    dialect.lock(connection, table, keys)
     values: dict[tuple[str, ...], Sequence[Any]] = {}
     if any(choice != names for choice in choices):
         listed = [*names, *extra]

@@ -23,6 +23,7 @@ from tidyrows.cleanup.dependents import Reason
 from tidyrows.cleanup.graphs import forget_graph, schema_of
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
 from tidyrows.cleanup.rules import Rules
+from tidyrows.cleanup.slow import advice
 from tidyrows.cleanup.verify import SILENT, in_short
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
@@ -83,6 +84,8 @@ class Executor:
         claimed: of rows of a place, who else in this process tracks them.
         identity: of rows with these keys, which may not be ours any more, and why; asked in the
             transaction that deletes.
+        others: tracked rows that are not to be deleted now, by place; what they reference stays.
+        stay: those of them that stay for a reason of their own.
         foreign_keys_off: see ``CleanupManager(allow_foreign_keys_off=True)``.
     """
 
@@ -96,6 +99,8 @@ class Executor:
         claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]] | None = None,
         identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
         | None = None,
+        others: Mapping[Place, KeySet] | None = None,
+        stay: Kept | None = None,
         foreign_keys_off: bool = False,
     ) -> None:
         self._database = database
@@ -109,7 +114,8 @@ class Executor:
         self._foreign_keys_off = foreign_keys_off
         self._unanswered: Done | None = None
         self._tracked: dict[Place, KeySet] = {}
-        self._stay: Kept = {}
+        self._others = others or {}
+        self._stay: Kept = stay or {}
         self._view: SchemaView
         self.outcome = Outcome()
 
@@ -124,6 +130,8 @@ class Executor:
         """
         rows: Rows = {place_of(each.table.name): (each.table, each.keys) for each in batches}
         self._tracked = {place: KeySet(keys) for place, (_table, keys) in rows.items()}
+        for place, others in self._others.items():
+            self._tracked.setdefault(place, KeySet()).update(others)
         tables = [each.table for each in batches]
         if self._make_rules is not None:
             self._rules = self._make_rules(tables)
@@ -185,6 +193,11 @@ class Executor:
         return replace(self._retry, deadline=max(self._remaining(), 0.0)).run(
             transaction, is_transient=self._database.passes, on_retry=on_retry
         )
+
+    def advice(self, place: Place, *, rows: int, seconds: float) -> list[str]:
+        """Which indexes would have made deleting these rows fast."""
+        with self._database.reading() as connection:
+            return advice(connection, self._dialect, self._view, place, rows=rows, seconds=seconds)
 
     def _remaining(self) -> float:
         return self._until - self._retry.clock()

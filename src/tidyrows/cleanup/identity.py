@@ -7,16 +7,18 @@ may be ours, changed by the application, or a stranger's: it cannot be known, so
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from tidyrows.dialects import dialect_for
-from tidyrows.tracking.fingerprints import UNCOMPARED, digest
+from tidyrows.tracking.digests import CELL, UNCOMPARED, digests, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from tidyrows.dialects import Dialect
     from tidyrows.rows import KeyedTable, TableName
     from tidyrows.tracking.fingerprints import Fingerprints
     from tidyrows.tracking.holdings import TableHoldings
@@ -66,9 +68,9 @@ class Identity:
         """What columns of the primary key reference alone, and where they stand in it."""
         for place, column in enumerate(table.key_columns):
             for reference in column.foreign_keys:
-                if len(reference.constraint.elements) > 1 if reference.constraint else False:
-                    continue
-                parent = self._found(reference)
+                constraint = reference.constraint
+                alone = constraint is None or len(constraint.elements) == 1
+                parent = self._found(reference) if alone else None
                 if parent is not None:
                     yield parent, place
 
@@ -103,7 +105,7 @@ def uncertain_keys(
     connection: sa.Connection,
     table: KeyedTable,
     keys: Sequence[Any],
-    fingerprints: Fingerprints,
+    known: Fingerprints,
 ) -> dict[Any, str]:
     """Of rows with these keys, those that may not be ours, and why; rows that are gone are not.
 
@@ -111,50 +113,72 @@ def uncertain_keys(
         connection: in the transaction that will delete them.
         table: their table.
         keys: as the tracker holds them.
-        fingerprints: what the rows looked like.
+        known: what the rows looked like.
     """
     dialect = dialect_for(connection.engine)
-    if not keys or not dialect.reuses_keys:
-        return {}
-    if (
-        fingerprints.generated
-        and len(table.key_columns) == 1
-        and all(type(key) is int for key in keys)
-        and not dialect.gives_again(connection, table, max(keys))
-    ):
+    if not keys or not dialect.reuses_keys or _are_final(connection, dialect, table, keys, known):
         return {}
     columns = table.clause.c
-    places = [at for at in fingerprints.compared() if fingerprints.names[at] in columns]
-    asked = [key for key in keys if fingerprints.of(key) is not None] if places else []
+    places = [at for at in known.compared() if known.names[at] in columns]
+    asked = known.known(keys) if places else ()
     if not asked:
         return {}
-    width = len(table.key_columns)
-    names = [fingerprints.names[at] for at in places]
-    detachable = {
-        at for at, name in zip(places, names, strict=True) if table.table.c[name].foreign_keys
-    }
     # as the driver has them: digests were taken from what went to it
-    raw = [sa.type_coerce(columns[name], sa.types.NullType()) for name in names]
+    raw = [
+        sa.column(sa.quoted_name(known.names[at], quote=None), sa.types.NullType()) for at in places
+    ]
+    rows = dialect.find(connection, table, asked, [*table.key_clauses, *raw])
+    if not rows:
+        return {}
+    width = len(table.key_columns)
+    values = list(zip(*rows, strict=True))
+    found = values[0] if width == 1 else list(zip(*values[:width], strict=True))
+    now = dict(zip(places, values[width:], strict=True))
+    then = known.columns(found)
     unsure: dict[Any, str] = {}
-    for row in dialect.find(connection, table, asked, [*table.key_clauses, *raw]):
-        key = row[0] if width == 1 else tuple(row[:width])
-        cells = fingerprints.of(key)
-        if cells is None:
-            continue
-        changed, equal, own = [], False, False
-        for at, value in zip(places, row[width:], strict=True):
-            cell = cells[at]
-            if cell == UNCOMPARED:
-                continue
-            if cell >> 1 == digest(value):
-                equal = True
-                own = own or bool(cell & 1)
-            elif value is not None or at not in detachable:
-                changed.append(fingerprints.names[at])
-            # else the row it referenced is gone, and the reference with it
-        if not own and (changed or (not equal and any(cells))):
-            unsure[key] = _cause(changed)
+    for number, changed in _differing(then, now).items():
+        equal = [at for at in places if then[at][number] != UNCOMPARED and at not in changed]
+        if any(then[-1][number] >> at & 1 for at in equal):
+            continue  # a value that only our row can have
+        against = [
+            known.names[at]
+            for at in changed
+            if now[at][number] is not None or not table.table.c[known.names[at]].foreign_keys
+        ]  # a reference that is NULL now went with the row that it referenced
+        if against or not equal:
+            unsure[found[number]] = _cause(against)
     return unsure
+
+
+def _are_final(
+    connection: sa.Connection,
+    dialect: Dialect,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    known: Fingerprints,
+) -> bool:
+    """Whether the database made these keys and makes none of them twice."""
+    return (
+        known.generated
+        and len(table.key_columns) == 1
+        and set(map(type, keys)) == {int}
+        and not dialect.gives_again(connection, table, max(keys))
+    )
+
+
+def _differing(
+    then: Sequence[array[int]], now: Mapping[int, Sequence[Any]]
+) -> dict[int, list[int]]:
+    """By the number of a row, the columns that have other values now."""
+    differing: dict[int, list[int]] = {}
+    for at, values in now.items():
+        seen = array(CELL, digests(values))
+        if seen == then[at]:
+            continue
+        for number, (old, new) in enumerate(zip(then[at], seen, strict=True)):
+            if old not in {new, UNCOMPARED} and not is_same(old, values[number]):
+                differing.setdefault(number, []).append(at)
+    return differing
 
 
 def _cause(changed: Sequence[str]) -> str:

@@ -6,10 +6,14 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
+import sqlalchemy as sa
+
 from tidyrows.cleanup.choice import named_tables, places_of
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.executor import Executor
+from tidyrows.cleanup.external import Part, Phases
+from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
@@ -25,7 +29,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.report import Leftover
     from tidyrows.rows import KeyedTable
-    from tidyrows.schema import Place
+    from tidyrows.schema import ForeignKey, Place
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -109,6 +113,8 @@ class CleanupManager:
         self._trust_keys = trust_keys
         self._foreign_keys_off = allow_foreign_keys_off
         self._databases: dict[str, Database] = {}
+        self._refusal: SessionStateError | None = None
+        self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
         if not self.tracker.active:
@@ -155,38 +161,74 @@ class CleanupManager:
         clock = self._retry.clock
         started = clock()
         self.report = report = CleanupReport()
-        refusal: SessionStateError | None = None
-        failure: Exception | None = None
+        until = started + self._retry.deadline
+        self._refusal = self._failure = None
         leftovers: list[Leftover] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            for database, holdings in self._held_by_database():
-                executor = Executor(
-                    database,
-                    retry=self._retry,
-                    until=started + self._retry.deadline,
-                    rules=partial(self._rules, database),
-                    claimed=partial(self._claimed, database),
-                    identity=None if self._trust_keys else identity_of(holdings),
-                    foreign_keys_off=self._foreign_keys_off,
-                )
-                cleaning = Cleaning(self.tracker, database, executor, report, verify=self._verify)
-                try:
-                    leftovers += cleaning.run()
-                except SessionStateError as error:
-                    refusal = refusal or error
-                failure = failure or cleaning.failure
+            clean = partial(self._clean, report, until)
+            if self.tracker.externals():
+                phases = Phases(self.tracker, report, clean, self._retry, until)
+                leftovers = phases.run(self._references())
+                self._failure = self._failure or phases.failure
+            else:
+                leftovers = clean(None)
         report.leftovers = tuple(leftovers)
         report.seconds = clock() - started
-        if refusal is not None:
+        if self._refusal is not None:
             if leftovers:
-                refusal.add_note(describe_leftovers(leftovers))
-            raise refusal
+                self._refusal.add_note(describe_leftovers(leftovers))
+            raise self._refusal
         if leftovers:
             raise CleanupError(
                 describe_leftovers(leftovers), leftovers=leftovers, report=report
-            ) from failure
+            ) from self._failure
         return report
+
+    def _clean(self, report: CleanupReport, until: float, part: Part | None) -> list[Leftover]:
+        """Delete the rows of a part, or all; what is left over of them."""
+        leftovers: list[Leftover] = []
+        for database, holdings in self._held_by_database():
+            executor = Executor(
+                database,
+                retry=self._retry,
+                until=until,
+                rules=partial(self._rules, database),
+                claimed=partial(self._claimed, database),
+                identity=None if self._trust_keys else identity_of(holdings),
+                others=None if part is None else part.others(holdings),
+                stay=None if part is None else part.kept(holdings),
+                foreign_keys_off=self._foreign_keys_off,
+            )
+            cleaning = Cleaning(
+                self.tracker, database, executor, report, verify=self._verify, part=part
+            )
+            try:
+                leftovers += cleaning.run()
+            except SessionStateError as error:
+                self._refusal = self._refusal or error
+            self._failure = self._failure or cleaning.failure
+        return leftovers
+
+    def _references(self) -> list[tuple[TableName, TableName]]:
+        """Which table references which, child first, in every database that rows are held of."""
+        found: dict[tuple[TableName, TableName], None] = {}
+        for database, holdings in self._held_by_database():
+            name = database.capture.database
+            for key in self._foreign_keys(database, [held.table for held in holdings]):
+                found[TableName(name, *key.child), TableName(name, *key.parent)] = None
+        return list(found)
+
+    def _foreign_keys(
+        self, database: Database, tables: Sequence[KeyedTable]
+    ) -> tuple[ForeignKey, ...]:
+        try:
+            graph = self._retry.run(
+                lambda: graph_of(database, tables), is_transient=database.passes
+            )
+        except (SessionStateError, sa.exc.SQLAlchemyError):
+            return ()  # nor can its rows be deleted, and that is said then
+        return graph.foreign_keys
 
     def _rules(self, database: Database, tables: Sequence[KeyedTable]) -> Rules:
         default = database.engine.dialect.default_schema_name or ""

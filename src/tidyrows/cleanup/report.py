@@ -9,28 +9,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.rows import KeyedTable, RowKey, TableName
+    from tidyrows.tracking.external import ExternalResource
 
 _SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Rows of ours that are still there.
+    """Rows of ours that are still there, or an external resource that is.
 
     Attributes:
-        table: the table.
+        table: the table; None for an external resource.
         row: the row; None for rows of a table without a primary key, which have no name.
         cause: why it is still there, and what to do.
         count: how many rows; more than one only where ``row`` is None.
+        resource: the external resource; None for rows.
     """
 
-    table: TableName
+    table: TableName | None
     row: RowKey | None
     cause: str
     count: int = 1
+    resource: ExternalResource | None = None
 
     def __str__(self) -> str:
-        name = str(self.row) if self.row is not None else f"{self.table}: {self.count} row(s)"
+        name = self.resource or self.row or f"{self.table}: {self.count} row(s)"
         return f"{name}: {self.cause}"
 
 
@@ -39,15 +42,17 @@ class Held:
     """A row of ours that stays because a row needs it that another tracker will delete.
 
     Attributes:
-        row: the row.
+        row: the row; None for an external resource.
         by: whose row needs it.
+        resource: an external resource that such a row needs; None for a row.
     """
 
-    row: RowKey
+    row: RowKey | None
     by: str
+    resource: ExternalResource | None = None
 
     def __str__(self) -> str:
-        return f"{self.row}: held by {self.by}"
+        return f"{self.resource or self.row}: held by {self.by}"
 
 
 class TableRows:
@@ -90,7 +95,9 @@ class CleanupReport:
         already_gone: tracked rows that somebody else had deleted before, by table.
         reappeared: rows that were deleted, and whose key is there again: somebody else's now, or
             put back by a trigger. tidyrows lets go of them.
-        leftovers: rows of ours that are still there; they stay tracked.
+        external: external resources removed, by kind.
+        leftovers: rows and external resources of ours that are still there; they stay tracked.
+        advice: what would have made slow deletes fast.
         retries: how often a transaction was run again, after deadlocks and the like.
         seconds: how long it took.
     """
@@ -101,7 +108,9 @@ class CleanupReport:
     held: tuple[Held, ...] = ()
     already_gone: dict[TableName, int] = field(default_factory=dict)
     reappeared: dict[TableName, int] = field(default_factory=dict)
+    external: dict[str, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
+    advice: tuple[str, ...] = ()
     retries: int = 0
     seconds: float = 0.0
 
@@ -116,13 +125,15 @@ class CleanupReport:
         parts += [f"{table} {len(rows)} detached" for table, rows in self.detached.items()]
         parts += [f"{table} {count} already gone" for table, count in self.already_gone.items()]
         parts += [f"{table} {count} there again" for table, count in self.reappeared.items()]
+        parts += [f"{kind} {count} removed" for kind, count in self.external.items()]
         if self.held:
             parts.append(f"{len(self.held)} held")
         if self.leftovers:
             parts.append(f"{sum(leftover.count for leftover in self.leftovers)} left over")
         if self.retries:
             parts.append(f"{self.retries} retries")
-        return f"{', '.join(parts) or 'nothing to delete'} ({self.seconds:.3f} s)"
+        text = f"{', '.join(parts) or 'nothing to delete'} ({self.seconds:.3f} s)"
+        return "\n".join([text, *(f"slow: {advice}" for advice in self.advice)])
 
 
 def describe_leftovers(leftovers: Iterable[Leftover]) -> str:

@@ -311,6 +311,8 @@ class Dialect:
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """Columns of the rows of these keys, in as few statements as the database allows.
 
@@ -319,8 +321,10 @@ class Dialect:
             table: its "primary key" may be any columns to look by, unique or not.
             keys: the values to look for.
             columns: of the table's clause, as Python values of their types.
+            lock: hold the rows against change; one that is changed while this waits is looked at
+                as it is then.
         """
-        return find_plainly(connection, table, keys, columns)
+        return find_plainly(connection, table, keys, columns, lock=lock)
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Hold the rows of these keys against change, and against new rows that reference them."""
@@ -401,6 +405,10 @@ class Dialect:
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> set[tuple[str, str]]:
         """Tables of which this role may not be shown every row, though rows are there."""
+        return set()
+
+    def invalid_indexes(self, connection: sa.Connection, schema: str, table: str) -> set[str]:
+        """Indexes of a table that are there and not used, since they were never finished."""
         return set()
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:

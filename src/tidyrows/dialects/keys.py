@@ -88,12 +88,14 @@ def find_plainly(
     table: KeyedTable,
     keys: Sequence[Any],
     columns: Sequence[sa.ColumnElement[Any]],
+    *,
+    lock: bool,
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
     for part in plain_chunks(table, keys):
         statement = sa.select(*columns).where(plain_condition(table, part))
-        found += plain_rows(run(connection, statement))
+        found += plain_rows(run(connection, statement.with_for_update() if lock else statement))
     return found
 
 

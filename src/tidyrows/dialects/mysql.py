@@ -217,20 +217,23 @@ class MySQL(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
-        """IN for few keys, else a join with JSON_TABLE."""
-        if len(keys) <= _OR_KEYS:
-            return find_plainly(connection, table, keys, columns)
+        """IN for few keys; else, and to lock nobody else's rows, a join with JSON_TABLE."""
+        if len(keys) <= _OR_KEYS and not lock:
+            return find_plainly(connection, table, keys, columns, lock=False)
+        tail = " FOR UPDATE" if lock else ""
         place, _columns = _names(connection, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
         found: list[tuple[Any, ...]] = []
         for part, joined in self._joined(connection, table, keys):
             if joined is None:
-                found += find_plainly(connection, table, part, columns)
+                found += find_plainly(connection, table, part, columns, lock=lock)
                 continue
             sql, sent = joined
-            result = connection.exec_driver_sql(f"SELECT {listed} FROM {sql}", (sent,))
+            result = connection.exec_driver_sql(f"SELECT {listed} FROM {sql}{tail}", (sent,))
             found += typed_rows(result, columns, connection.dialect)
         return found
 

@@ -89,6 +89,13 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relrowsecurity AND pg_catalog.row_security_active(c.oid)
       AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
 
+_INVALID = """
+SELECT i.relname FROM pg_catalog.pg_index x
+JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_class c ON c.oid = x.indrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT x.indisvalid AND n.nspname = %s AND c.relname = %s"""
+
 
 class PostgreSQL(Dialect):
     """Codes are SQLSTATEs; a transaction that saw an error persists nothing and says nothing."""
@@ -234,15 +241,19 @@ class PostgreSQL(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """By arrays, as they are deleted."""
         found: list[tuple[Any, ...]] = []
         for part in chunks(keys, _ARRAY_KEYS):
             condition = self._condition(table, connection.dialect, part)
             if condition is None:
-                found += find_plainly(connection, table, part, columns)
+                found += find_plainly(connection, table, part, columns, lock=lock)
             else:
-                found += plain_rows(run(connection, sa.select(*columns).where(condition)))
+                statement = sa.select(*columns).where(condition)
+                statement = statement.with_for_update() if lock else statement
+                found += plain_rows(run(connection, statement))
         return found
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
@@ -291,6 +302,11 @@ class PostgreSQL(Dialect):
         """Those with row-level security, unless this role is above it."""
         rows = self._driver_sql(connection, _HIDDEN, list(schemas))
         return {(_text(row[0]), _text(row[1])) for row in rows}
+
+    def invalid_indexes(self, connection: sa.Connection, schema: str, table: str) -> set[str]:
+        """What a CREATE INDEX CONCURRENTLY that failed leaves behind."""
+        rows = self._driver_sql(connection, _INVALID, schema, table)
+        return {_text(row[0]) for row in rows}
 
     def _exists(self, connection: sa.Connection, sql: str, sent: tuple[Any, ...]) -> Sequence[Any]:
         (row,) = self._driver_sql(connection, sql, *sent)

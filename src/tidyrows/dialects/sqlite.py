@@ -258,13 +258,15 @@ class SQLite(Dialect):
         table: KeyedTable,
         keys: Sequence[Any],
         columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
     ) -> list[tuple[Any, ...]]:
         """With JSON where there are many keys and the values allow it."""
         if len(keys) <= _KEYS or len(table.key_columns) > 1:
-            return find_plainly(connection, table, keys, columns)
+            return find_plainly(connection, table, keys, columns, lock=False)
         values = driver_values(table, connection.dialect, keys)
         if values is None or not _fits_json(values[0]):
-            return find_plainly(connection, table, keys, columns)
+            return find_plainly(connection, table, keys, columns, lock=False)
         place, (name,) = _names(connection, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"t.{quote(str(column.key))}" for column in columns)

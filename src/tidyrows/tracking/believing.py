@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from tidyrows.tracking.changes import Change, Kind
-from tidyrows.tracking.fingerprints import UNCOMPARED
+from tidyrows.tracking.digests import UNCOMPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

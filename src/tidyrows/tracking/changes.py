@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tidyrows.rows import KeyedTable
-    from tidyrows.tracking.fingerprints import Patch, Prints
+    from tidyrows.tracking.digests import Patch, Prints
     from tidyrows.tracking.tracker import ResourceTracker
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from tidyrows.rows import KeyedTable, TableName
-    from tidyrows.tracking.fingerprints import Patch, Prints
+    from tidyrows.tracking.digests import Patch, Prints
 
 
 @dataclass(slots=True)
@@ -42,7 +42,7 @@ class TableHoldings:
         """Remember what inserted rows look like; nothing is known of them without ``prints``."""
         if prints is not None:
             if self.prints is None:
-                self.prints = Fingerprints(prints.names)
+                self.prints = Fingerprints(prints.layout.names)
             self.prints.record(keys, prints, generated=generated)
         elif self.prints is not None:
             self.trust(keys)

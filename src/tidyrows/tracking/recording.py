@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import weakref
-from array import array
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.tracking.changes import Change, Kind
-from tidyrows.tracking.fingerprints import CELL, UNCOMPARED, Layout, Patch, Prints, digest
+from tidyrows.tracking.digests import UNCOMPARED, Layout, Patch, Plan, Prints, digest
 from tidyrows.tracking.written import matched_keys
 
 if TYPE_CHECKING:
@@ -18,16 +17,13 @@ if TYPE_CHECKING:
     from tidyrows.rows import KeyedTable
     from tidyrows.worker import WorkerContext
 
-_Plan = list[tuple[Any, int]]
-"""Where in a row of parameters a value stands, and whose column's it is."""
-
 
 class Recorder:
     """Takes fingerprints of the rows that are written through one engine."""
 
     def __init__(self) -> None:
         self._layouts: weakref.WeakKeyDictionary[KeyedTable, Layout] = weakref.WeakKeyDictionary()
-        self._plans: weakref.WeakKeyDictionary[Any, _Plan] = weakref.WeakKeyDictionary()
+        self._plans: weakref.WeakKeyDictionary[Any, Plan] = weakref.WeakKeyDictionary()
         self._tag: tuple[WorkerContext | None, str] = (None, "")
 
     def inserted(
@@ -48,30 +44,22 @@ class Recorder:
             whose: whose tag makes a value our own.
         """
         layout = self._layout(target, context.dialect)
-        rows = context.parameters
+        compiled, rows = context.compiled, context.parameters
+        pairs: list[tuple[Plan, Any]]
         if insert._multi_values:
-            plans = [
-                self._plan(context.compiled, layout, number)
-                for number in range(sum(map(len, insert._multi_values)))
-            ]
-            pairs = [(plan, rows[0]) for plan in plans] if len(rows) == 1 else []
+            count = sum(map(len, insert._multi_values))
+            plans = [self._plan(compiled, layout, number) for number in range(count)]
+            pairs = [(plan, rows[0]) for plan in plans]
         else:
-            plan = self._plans.get(context.compiled)
-            if plan is None:
-                plan = self._plans[context.compiled] = self._plan(context.compiled, layout)
-            pairs = [(plan, row) for row in rows]
-        if len(pairs) != len(keys) or not _in_order(context, target, keys):
+            known = self._plans.get(compiled)
+            if known is None:
+                known = self._plans[compiled] = self._plan(compiled, layout)
+            if not known:
+                return None
+            pairs = [(known, row) for row in rows]
+        if len(pairs) != len(keys) or not (len(keys) == 1 or _in_order(context, target, keys)):
             return None
-        tag = self._tag_of(whose)
-        width = len(layout.names)
-        cells = array(CELL, [UNCOMPARED]) * (width * len(pairs))
-        cell = layout.cell
-        start = 0
-        for plan, row in pairs:
-            for position, place in plan:
-                cells[start + place] = cell(place, row[position], tag)
-            start += width
-        return Prints(layout.names, cells) if any(cells) else None
+        return Prints(layout, pairs, self._tag_of(whose))
 
     def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Change | None:
         """What an UPDATE set: in the rows that it names, else in any row of the table."""
@@ -80,8 +68,6 @@ class Recorder:
         given = context.compiled_parameters[0] if context.compiled_parameters else {}
         computed = _computed(compiled)
         changed = {name for name in layout.places if name in given or name in computed}
-        if computed - {column.key for column in target.table.columns}:
-            changed = set(layout.places)  # names of the ORM's own
         if not changed or context.rowcount == 0:
             return None
         loose: Patch = {layout.names[layout.places[name]]: UNCOMPARED for name in changed}
@@ -96,7 +82,7 @@ class Recorder:
                 if layout.names[place] in loose
             ]
             patches = [
-                loose | {name: digest(row[position]) << 1 for position, name in plan}
+                loose | {name: digest(row[position]) for position, name in plan}
                 for row in context.parameters
             ]
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
@@ -109,7 +95,7 @@ class Recorder:
             layout = self._layouts[target] = Layout.of(target.table, dialect)
         return layout
 
-    def _plan(self, compiled: Any, layout: Layout, number: int | None = None) -> _Plan:
+    def _plan(self, compiled: Any, layout: Layout, number: int | None = None) -> Plan:
         """Where the parameters of a statement stand, or those of one row of several VALUES."""
         bound: Mapping[str, Any]
         if compiled.positiontup is not None:
@@ -138,12 +124,10 @@ def _computed(compiled: Any) -> set[str]:
     """The names of what an UPDATE sets to something else than a plain value."""
     statement = compiled.statement
     given = list(statement._values or ())
+    # SQLAlchemy 2.0 keeps those of ordered_values() apart
     given += [pair[0] for pair in getattr(statement, "_ordered_values", None) or ()]
-    columns = [
-        each.__clause_element__() if hasattr(each, "__clause_element__") else each for each in given
-    ]
-    columns += [*compiled.postfetch, *compiled.update_prefetch]
-    return {getattr(column, "key", column) for column in columns}
+    given += [*compiled.postfetch, *compiled.update_prefetch]
+    return {getattr(column, "key", column) for column in given}
 
 
 def _in_order(context: Any, target: KeyedTable, keys: Sequence[tuple[Any, ...]]) -> bool:

@@ -12,9 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from tidyrows.errors import LateCommitWarning, SessionStateError, UntrackedRowsWarning
-from tidyrows.tracking import ambient, told, wire
+from tidyrows.tracking import ambient, ties, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
+from tidyrows.tracking.external import Externals
 from tidyrows.tracking.holdings import Holdings
 from tidyrows.tracking.production import refuse_production
 from tidyrows.worker import WorkerContext
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.changes import Change
-    from tidyrows.tracking.fingerprints import Patch, Prints
+    from tidyrows.tracking.digests import Patch, Prints
+    from tidyrows.tracking.external import ExternalResource, Tie
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -61,6 +63,7 @@ class ResourceTracker:
         self.context = context or WorkerContext.current()
         self._active = False
         self.holdings = Holdings()
+        self.external_resources = Externals()
         self._engines: dict[str, sa.Engine] = {}
         self._captures: list[Capture] = []
         self._sessions: dict[int, orm.Session] = {}
@@ -128,6 +131,7 @@ class ResourceTracker:
         self._pid = os.getpid()
         self._lock = threading.RLock()  # another thread of the parent may have held it
         self.holdings = Holdings()
+        self.external_resources = Externals()
         self._sessions = {}
         self._undo = []
         self._watched.clear()
@@ -290,7 +294,10 @@ class ResourceTracker:
 
     def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> bool:
         """Rows whose key was changed through a session; whether a new key, None, is unknown."""
+        pairs = list(pairs)
         with self._lock:
+            if len(self.external_resources):
+                self.external_resources.rename(table, pairs)
             return self.holdings.rename(table.name, pairs)
 
     def say_renamed(self, table: KeyedTable) -> None:
@@ -361,6 +368,45 @@ class ResourceTracker:
             holdings.told.update(keys)
             holdings.trust(keys)
 
+    def track_external(
+        self, kind: str, payload: Any, *, after: Iterable[Any] = (), before: Iterable[Any] = ()
+    ) -> ExternalResource:
+        """Own something that is no row; the :func:`external_handler` of its kind removes it.
+
+        Args:
+            kind: which handler.
+            payload: what the handler needs to find it, as JSON values.
+            after: what needs it: mapped objects, RowKeys, mapped classes or Tables (all their
+                tracked rows), or handles of other resources. It is removed when they are gone.
+            before: what it needs, of the same kinds. They go when it has been removed.
+
+        Returns:
+            A handle, for the ``after`` and ``before`` of others.
+
+        Raises:
+            ExternalResourceError: the payload has no JSON form, an argument is no list, or a
+                handle is another tracker's.
+            UnknownTableError: the database does not have a table.
+            UntrackableRowError: an object is not mapped, or has no row yet.
+            SessionStateError: the tracker was made before a fork, in the parent.
+
+        Example:
+            >>> user = UserFactory()
+            >>> tracker.track_external("auth-user", {"id": user.auth_id}, after=[user])
+            <ExternalResource auth-user #1>
+        """
+        if self.is_foreign:
+            raise SessionStateError(
+                f"This tracker was made before the process forked, so the {kind} would be "
+                f"forgotten. Write tracker.start() first, or make a tracker in the child."
+            )
+        needed_by = ties.items(self, kind, "after", after)
+        needs = ties.items(self, kind, "before", before)
+        with self._lock:
+            resource = self.external_resources.new(kind, payload)
+            self.external_resources.tie(resource, needed_by, needs)
+        return resource
+
     # -- asking --------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -404,6 +450,22 @@ class ResourceTracker:
         for held in self.snapshot():
             for key in held.keys.in_order():
                 yield held.table.row(key)
+
+    def externals(self) -> list[ExternalResource]:
+        """Every external resource that is not known to be gone, in the order of tracking."""
+        return [tie.resource for tie in self.ties()]
+
+    def ties(self) -> list[Tie]:
+        """The same, with what goes before and after them. Empty in a forked child."""
+        if self.is_foreign:
+            return []
+        with self._lock:
+            return list(self.external_resources)
+
+    def forget_external(self, resource: ExternalResource) -> None:
+        """An external resource that is gone."""
+        with self._lock:
+            self.external_resources.forget(resource)
 
     def snapshot(self) -> list[TableHoldings]:
         """What is held now, by table; a copy. Empty in a forked child, which owns nothing."""

@@ -6,7 +6,9 @@ import base64
 import datetime as dt
 import decimal
 import json
+import sys
 import uuid
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,12 +16,15 @@ from sqlalchemy.exc import NoSuchTableError
 
 from tidyrows.errors import NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.rows import KeyedTable, TableName
+from tidyrows.tracking.digests import CELL, UNCOMPARED, Prints
+from tidyrows.tracking.wire_ties import parts_of_entry, read_ties, write_ties
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from tidyrows.tracking.binding import Bind
+    from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
 _VERSION = 1
@@ -47,12 +52,14 @@ def dumps(tracker: ResourceTracker) -> str:
     """The committed rows of a tracker; keys as the database's driver takes them."""
     tracker.settle()
     tables = []
-    for held in tracker.snapshot():
+    ties, held_now = tracker.ties(), tracker.snapshot()
+    for held in held_now:
         dialect = tracker.engine_of(held.table.name.database).dialect
         processors = [
             column.type.dialect_impl(dialect).bind_processor(dialect)
             for column in held.table.key_columns
         ]
+        keys = held.keys.in_order()
         tables.append(
             {
                 "schema": held.table.name.schema,
@@ -63,8 +70,10 @@ def dumps(tracker: ResourceTracker) -> str:
                         _plain(_for_driver(process, value))
                         for process, value in zip(processors, row.key, strict=True)
                     ]
-                    for row in map(held.table.row, held.keys.in_order())
+                    for row in map(held.table.row, keys)
                 ],
+                "told": [place for place, key in enumerate(keys) if key in held.told],
+                "looks": _looks(held, keys),
             }
         )
     context = tracker.context
@@ -77,6 +86,7 @@ def dumps(tracker: ResourceTracker) -> str:
             "test": context.test_id,
             "workers": context.worker_count,
             "tables": tables,
+            "externals": write_ties(ties, held_now),
         }
     )
 
@@ -90,9 +100,13 @@ def loads(
         version = data["tidyrows"]
         if version == _VERSION:
             tables = [
-                (entry["schema"], entry["table"], entry["columns"], _keys(entry["keys"]))
+                (
+                    (entry["schema"], entry["table"], entry["columns"]),
+                    (_keys(entry["keys"]), set(entry["told"]), _prints(entry["looks"])),
+                )
                 for entry in data["tables"]
             ]
+            externals = [parts_of_entry(entry) for entry in data.get("externals", ())]
             names = ("run", "worker", "worker_index", "test", "workers")
             who = tuple(data[name] for name in names)
     except (ValueError, TypeError, KeyError, ArithmeticError) as error:
@@ -114,10 +128,21 @@ def loads(
         )
     capture = tracker.capture(engine)
     metadata = sa.MetaData()
-    for schema, name, columns, keys in tables:
+    held: dict[tuple[str, str], tuple[KeyedTable, Sequence[Any]]] = {}
+    for (schema, name, columns), _rows in tables:
+        # all of them first: reading a table brings those that it references along
         known = [sa.Column(column, _AS_IT_IS, primary_key=True) for column in columns]
+        sa.Table(name, metadata, *known, schema=schema)
+    for (schema, name, _columns), (keys, named, (prints, generated)) in tables:
         try:
-            table = sa.Table(name, metadata, *known, schema=schema, autoload_with=engine)
+            table = sa.Table(
+                name,
+                metadata,
+                schema=schema,
+                autoload_with=engine,
+                extend_existing=True,
+                autoload_replace=False,
+            )
         except NoSuchTableError as error:
             raise UnknownTableError(
                 f"The database {capture.database} has no table {schema}.{name}, so its rows cannot "
@@ -125,8 +150,46 @@ def loads(
                 table=f"{schema}.{name}",
             ) from error
         keyed = KeyedTable(TableName(capture.database, schema, name), table)
-        tracker.take_told(keyed, keys)
+        held[schema, name] = keyed, keys
+        tracker.hold(keyed, keys, prints=prints, generated=generated)
+        if named:
+            tracker.take_told(keyed, [keys[place] for place in sorted(named)])
+    read_ties(tracker.external_resources, externals, held)
     return tracker
+
+
+def _looks(held: TableHoldings, keys: Sequence[Any]) -> dict[str, Any] | None:
+    """What rows with these keys looked like: the columns, and four bytes for each, row by row."""
+    known = held.prints
+    if known is None or not known.compared():
+        return None
+    columns = known.columns(keys)
+    return {
+        "columns": list(known.names),
+        "generated": known.generated,
+        "digests": [_packed(column) if any(column) else "" for column in columns],
+    }
+
+
+def _packed(cells: array[int]) -> str:
+    if sys.byteorder == "big":
+        cells.byteswap()
+    return base64.b64encode(cells.tobytes()).decode()
+
+
+def _prints(entry: dict[str, Any] | None) -> tuple[Prints | None, bool]:
+    if entry is None:
+        return None, False
+    names = tuple(entry["columns"])
+    columns = [array(CELL, base64.b64decode(text)) for text in entry["digests"]]
+    rows = max(map(len, columns))
+    cells = array(CELL, [UNCOMPARED]) * (rows * (len(names) + 1))
+    for at, column in enumerate(columns):
+        if sys.byteorder == "big":
+            column.byteswap()
+        if column:
+            cells[at :: len(names) + 1] = column
+    return Prints.of_digests(names, cells), bool(entry["generated"])
 
 
 def in_python(held: KeyedTable, keys: Iterable[Any], table: sa.Table, dialect: Any) -> list[Any]:
