@@ -294,6 +294,7 @@ def test_identity_columns_count_on(database, always):
         f"CREATE TABLE notes (id INT GENERATED {always} AS IDENTITY PRIMARY KEY,"
         " parent_id INT NOT NULL REFERENCES parents)"
     )
+    scene.strangers()
     tracker = scene.ours((parents, [{"id": 2}]))
     scene.run("INSERT INTO notes (parent_id) VALUES (2), (2)")
     assert told(scene.clean(tracker).dependents) == {"notes": [1, 2]}

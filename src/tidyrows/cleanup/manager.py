@@ -137,7 +137,11 @@ class CleanupManager:
             error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
 
     def plan(self) -> Plan:
-        """What a cleanup would delete now, in order. Deletes nothing."""
+        """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
+
+        Rows that only reference them are looked for in the transaction that deletes.
+        """
+        self.tracker.resolve_late()
         return Plan(
             tuple(
                 step
@@ -164,8 +168,10 @@ class CleanupManager:
         until = started + self._retry.deadline
         self._refusal = self._failure = None
         leftovers: list[Leftover] = []
+        unasked: list[Exception] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
+            unasked = self.tracker.resolve_late()
             clean = partial(self._clean, report, until)
             if self.tracker.externals():
                 phases = Phases(self.tracker, report, clean, self._retry, until)
@@ -180,9 +186,12 @@ class CleanupManager:
                 self._refusal.add_note(describe_leftovers(leftovers))
             raise self._refusal
         if leftovers:
-            raise CleanupError(
-                describe_leftovers(leftovers), leftovers=leftovers, report=report
-            ) from self._failure
+            error = CleanupError(describe_leftovers(leftovers), leftovers=leftovers, report=report)
+            for failure in unasked:
+                error.add_note(f"a query that was to find rows failed: {failure}")
+            raise error from self._failure
+        for failure in unasked:
+            raise failure
         return report
 
     def _clean(self, report: CleanupReport, until: float, part: Part | None) -> list[Leftover]:

@@ -113,7 +113,7 @@ class KeySet:
 
 def in_order(keys: Collection[Any]) -> list[Any]:
     """Different keys in the one global order."""
-    if set(map(type, keys)) == {int} and _LOW <= min(keys) and max(keys) <= _HIGH:
+    if set(map(type, keys)) == {int} and min(keys) >= _LOW and max(keys) <= _HIGH:
         return sorted(keys)
     return KeySet(keys).in_order()
 

@@ -22,7 +22,7 @@ from tidyrows.tracking import wire
 from tidyrows.tracking.hierarchy import mapper_of, parts_of, table_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -196,10 +196,13 @@ def rows_of_instance(tracker: ResourceTracker, instance: Any) -> Iterator[tuple[
         yield keyed_table(tracker, part.table, near=state.session), part.key(state.identity)
 
 
-def rows_of_query(
-    tracker: ResourceTracker, select: sa.Select[Any]
-) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
-    """The rows that a query finds, committed ones only, and how many it found."""
+def selected_model(select: sa.Select[Any]) -> Any:
+    """The one mapped class or Table whose rows a query selects, all of them with a key.
+
+    Raises:
+        UnknownTableError: it is no select(), or not of one model or table.
+        NoPrimaryKeyError: a table of the model has no primary key.
+    """
     if not isinstance(select, sa.Select):
         raise UnknownTableError(
             f"track_query takes a select(), and {select!r} is none. Write "
@@ -209,12 +212,31 @@ def rows_of_query(
     model = _selected(select)
     for part in parts_of(model):
         _refuse_keyless(part.table)
+    return model
+
+
+def rows_of_query(
+    tracker: ResourceTracker,
+    select: sa.Select[Any],
+    *,
+    where: tuple[Any, Callable[[Any], bool]] | None = None,
+) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
+    """The rows that a query finds, committed ones only, and how many it found.
+
+    Args:
+        tracker: whose database.
+        select: the query.
+        where: a column, and what its value must be like.
+    """
+    model = selected_model(select)
     mapper = mapper_of(model)
     columns = list(model.primary_key) if mapper is None else _attributes(mapper)
-    query = select.with_only_columns(*columns)
+    query = select.with_only_columns(*columns, *([] if where is None else [where[0]]))
     found: dict[KeyedTable, list[Any]] = {}
     with new_connection(tracker, table_of(model)) as connection:
         rows = list(dict.fromkeys(map(tuple, connection.execute(query))))
+        if where is not None:
+            rows = [row[:-1] for row in rows if where[1](row[-1])]
         for row in rows:
             of_row = model if mapper is None else _class_of(mapper, row)
             for part in parts_of(of_row):

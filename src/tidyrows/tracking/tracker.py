@@ -11,8 +11,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from tidyrows.errors import LateCommitWarning, SessionStateError, UntrackedRowsWarning
-from tidyrows.tracking import ambient, ties, told, wire
+from tidyrows.errors import (
+    LateCommitWarning,
+    SessionStateError,
+    TidyRowsError,
+    UntrackedRowsWarning,
+)
+from tidyrows.tracking import ambient, tagged, ties, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
 from tidyrows.tracking.external import Externals
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
     from tidyrows.tracking.digests import Patch, Prints
     from tidyrows.tracking.external import ExternalResource, Tie
     from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.tagged import Whose
 
 
 class ResourceTracker:
@@ -71,6 +77,7 @@ class ResourceTracker:
         self._undo: list[Callable[[], None]] = []
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._said: set[Any] = set()
+        self._late: list[Callable[[], int]] = []
         self._lock = threading.RLock()
         self._pid = os.getpid()
         engine = self._binding.engine()
@@ -341,19 +348,79 @@ class ResourceTracker:
         for keyed, stored in told.named_rows(self, table, keys):
             self._take_named(keyed, stored)
 
-    def track_query(self, select: sa.Select[Any]) -> int:
+    def track_query(self, select: sa.Select[Any], *, late: bool = False) -> int:
         """Own the rows that a query finds now, as committed.
 
         Args:
             select: selects one mapped class or table, or its primary key columns.
+            late: run it when a cleanup begins instead, for rows that are not there yet. It is
+                run again at the beginning of every later cleanup of this tracker.
 
         Returns:
-            How many rows were found.
+            How many rows were found; 0 where that comes late.
+
+        Raises:
+            UnknownTableError: it selects no one model or table.
+            NoPrimaryKeyError: the rows have no primary key to be named by.
         """
+        if late:
+            told.selected_model(select)
+            return self._ask_late(lambda: self.track_query(select))
         found, count = told.rows_of_query(self, select)
         for keyed, keys in found:
             self.take_told(keyed, keys)
         return count
+
+    def track_tagged(
+        self, column: Any, template: str, *, whose: Whose = "test", late: bool = False
+    ) -> int:
+        """Own the committed rows whose text in a column was made of a tag, as ``Scoped`` makes it.
+
+        It finds what the application made of a value that the test gave it: an account for
+        ``Scoped("user-{tag}@example.test")``. Rows that another tracker of this process holds are
+        left to it.
+
+        Args:
+            column: ``User.email``, or a column of a Table.
+            template: what ``Scoped`` was given, literal text and ``{tag}``; a value must match it
+                as a whole.
+            whose: ``test``, ``worker`` or ``run``: the tags of this one, by the tracker's context.
+                ``any``: every tag of tidyrows, those of runs that are going on among them. Ask for
+                it where no other run uses the database.
+            late: as for :meth:`track_query`.
+
+        Returns:
+            How many rows of the column's table were found; 0 where that comes late.
+
+        Raises:
+            ScopeError: the template has no tag or does not fit the column, the column is no text,
+                or nothing is known that the values begin with.
+            UnknownTableError: it is no column of a mapped class or Table.
+        """
+        if late:
+            tagged.refuse_unusable(self, column, template, whose)
+            return self._ask_late(lambda: self.track_tagged(column, template, whose=whose))
+        found = tagged.rows_of_tag(self, column, template, whose)
+        for keyed, keys in found:
+            self.take_told(keyed, keys)
+        return max((len(keys) for _keyed, keys in found), default=0)
+
+    def _ask_late(self, question: Callable[[], int]) -> int:
+        self._late.append(question)
+        return 0
+
+    def resolve_late(self) -> list[Exception]:
+        """Ask what was to be asked when a cleanup begins; what went wrong is returned.
+
+        One question that fails keeps no other from being asked, and no row from being deleted.
+        """
+        failures: list[Exception] = []
+        for question in [] if self.is_foreign else list(self._late):
+            try:
+                question()
+            except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
+                failures.append(error)
+        return failures
 
     def _take_named(self, table: KeyedTable, keys: list[Any]) -> None:
         """An insert that is not committed counts when it is, or is nobody's row."""
