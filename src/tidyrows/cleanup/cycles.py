@@ -21,7 +21,7 @@ from tidyrows.cleanup.references import (
     with_columns,
 )
 from tidyrows.errors import TidyRowsError
-from tidyrows.schema import levels, nullable_columns, reflect_foreign_keys
+from tidyrows.schema import RowOrder, RowStep, levels, nullable_columns, reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
     from tidyrows.rows import TableName
-    from tidyrows.schema import ForeignKey, Place, RowOrder
+    from tidyrows.schema import ForeignKey, Place
 
 Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""
@@ -81,7 +81,7 @@ def delete_by_levels(
             ]
             order = _order(step, references)
     if order.loops:
-        order = _order(step, _without_cascading(references, order.loops))
+        order = _order(step, references, cascading=order.loops)
     deleted: dict[TableName, int] = {batch.table.name: 0 for batch in step.batches}
     for rows in order.steps:
         if rows.loops and not foreign_keys_off:
@@ -117,34 +117,59 @@ def _all_references(
     }
 
 
-def _order(step: Step, references: dict[ForeignKey, list[tuple[Row, Row]]]) -> RowOrder[Row]:
+def _order(
+    step: Step,
+    references: dict[ForeignKey, list[tuple[Row, Row]]],
+    cascading: Iterable[Sequence[Row]] = (),
+) -> RowOrder[Row]:
+    """Rows in levels.
+
+    Of the circles given, those that are ON DELETE CASCADE all around go as one row would: when
+    nothing else references any row of theirs, one DELETE takes them whole.
+    """
     rows = [(number, key) for number, batch in enumerate(step.batches) for key in batch.keys]
-    return levels(rows, (pair for pairs in references.values() for pair in pairs))
+    members = _cascading(references, cascading)
+    circle = {row: one[0] for one in members.values() for row in one}
+    pairs = [
+        (circle.get(child, child), circle.get(parent, parent))
+        for found in references.values()
+        for child, parent in found
+        if child not in circle or circle[child] != circle.get(parent)
+    ]
+    order = levels((row for row in rows if circle.get(row, row) == row), pairs)
+    if not members:
+        return order
+    return RowOrder(
+        tuple(
+            RowStep(
+                tuple(each for row in one.rows for each in members.get(row, (row,))),
+                tuple(
+                    tuple(each for row in loop for each in members.get(row, (row,)))
+                    for loop in one.loops
+                ),
+            )
+            for one in order.steps
+        )
+    )
 
 
-def _without_cascading(
+def _cascading(
     references: dict[ForeignKey, list[tuple[Row, Row]]], loops: Iterable[Sequence[Row]]
-) -> dict[ForeignKey, list[tuple[Row, Row]]]:
-    """Leave out the circles that are ON DELETE CASCADE all around: one DELETE takes them whole.
+) -> dict[Row, Sequence[Row]]:
+    """The circles that are ON DELETE CASCADE all around, by their first row.
 
     One key without it is enough to forbid the delete: the CASCADE comes around to a row that is
     still referenced.
     """
-    circle = {row: number for number, loop in enumerate(loops) for row in loop}
-
-    def closes(pair: tuple[Row, Row]) -> bool:
-        return pair[0] in circle and circle[pair[0]] == circle.get(pair[1])
-
+    circles = list(loops)
+    circle = {row: number for number, loop in enumerate(circles) for row in loop}
     forbidden = {
-        circle[pair[0]]
+        circle[child]
         for key, pairs in references.items()
-        for pair in pairs
-        if key.on_delete != "CASCADE" and closes(pair)
+        for child, parent in pairs
+        if key.on_delete != "CASCADE" and child in circle and circle[child] == circle.get(parent)
     }
-    return {
-        key: [pair for pair in pairs if not closes(pair) or circle[pair[0]] in forbidden]
-        for key, pairs in references.items()
-    }
+    return {loop[0]: loop for number, loop in enumerate(circles) if number not in forbidden}
 
 
 def _delete(

@@ -268,22 +268,25 @@ class Deletion:
             raise StayError(stay)
 
     def _delete(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
+        dialect = self.database.dialect
         if not step.cycle:
             (batch,) = step.batches
-            count = self.database.dialect.delete_by_keys(connection, batch.table, batch.keys)
-            return {batch.table.name: count}
+            return {batch.table.name: dialect.delete_by_keys(connection, batch.table, batch.keys)}
+        one_statement = dialect.cycle_form is CycleForm.ONE_STATEMENT
+        if one_statement or not any(key.on_delete == "CASCADE" for key in step.cycle):
+            return self._delete_cycle(connection, step)
+        # One row takes others along, uncounted, before their turn has come.
+        before = self._present(connection, step)
+        self._delete_cycle(connection, step)
+        after = self._present(connection, step)
+        return {name: count - after[name] for name, count in before.items()}
+
+    def _delete_cycle(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
         if self.database.dialect.cycle_form is CycleForm.LEVELS:
             return delete_by_levels(
                 connection, self.database, step, foreign_keys_off=self.foreign_keys_off
             )
         rows = [(batch.table, batch.keys) for batch in step.batches]
-        cascades = any(key.on_delete == "CASCADE" for key in step.cycle)
-        if self.database.dialect.cycle_form is CycleForm.DEFERRED and cascades:
-            # One row takes others along, uncounted, before their turn has come.
-            before = self._present(connection, step)
-            self.database.dialect.delete_cycle(connection, rows)
-            after = self._present(connection, step)
-            return {name: count - after[name] for name, count in before.items()}
         counts = self.database.dialect.delete_cycle(connection, rows)
         return {b.table.name: count for b, count in zip(step.batches, counts, strict=True)}
 

@@ -158,9 +158,11 @@ class Discovery:
             if hidden:
                 self._keep_all(place, keys, hidden[0], found)
                 continue
-            held = found.dependents.get(place, ())
+            held = found.dependents.get(place, ())  # which were locked when they were found
             roots = [key for key in keys if key not in held] if held else keys
-            self._dialect.lock(self._connection, self._view.table(self._connection, place), roots)
+            if roots:
+                table = self._view.table(self._connection, place)
+                self._dialect.lock(self._connection, table, roots)
             values = referenced_values(
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
@@ -174,10 +176,7 @@ class Discovery:
     def _with_children(
         self, incoming: Sequence[ForeignKey], values: Mapping[tuple[str, ...], Sequence[Any]]
     ) -> Sequence[ForeignKey]:
-        """The keys by which any row references these; one statement where they are few."""
-        most = max(map(len, values.values()))
-        if len(incoming) == 1 or most > self._dialect.probed_together:
-            return incoming
+        """The keys by which any row references these: the others may ask for rights in vain."""
         asked = [
             (self._view.reference(self._connection, key), values[key.parent_columns])
             for key in incoming

@@ -16,6 +16,7 @@ from tidyrows.cleanup.external import Part, Phases
 from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.plan import Plan, steps_for
+from tidyrows.cleanup.preserve import Restoring
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
 from tidyrows.cleanup.rules import Dependents, Rules
 from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
@@ -172,6 +173,8 @@ class CleanupManager:
         if not self.tracker.is_foreign:
             self.tracker.release_session()
             unasked = self.tracker.resolve_late()
+            restoring = Restoring(self.tracker, report, self._database, self._retry, until)
+            restoring.before_deletes()
             clean = partial(self._clean, report, until)
             if self.tracker.externals():
                 phases = Phases(self.tracker, report, clean, self._retry, until)
@@ -179,6 +182,9 @@ class CleanupManager:
                 self._failure = self._failure or phases.failure
             else:
                 leftovers = clean(None)
+            leftovers += restoring.after_deletes()
+            self._failure = self._failure or restoring.failure
+            self._refusal = self._refusal or restoring.refusal
         report.leftovers = tuple(leftovers)
         report.seconds = clock() - started
         if self._refusal is not None:

@@ -96,6 +96,7 @@ class CleanupReport:
         reappeared: rows that were deleted, and whose key is there again: somebody else's now, or
             put back by a trigger. tidyrows lets go of them.
         external: external resources removed, by kind.
+        restored: preserved rows put back as they were, by table.
         leftovers: rows and external resources of ours that are still there; they stay tracked.
         advice: what would have made slow deletes fast.
         retries: how often a transaction was run again, after deadlocks and the like.
@@ -109,6 +110,7 @@ class CleanupReport:
     already_gone: dict[TableName, int] = field(default_factory=dict)
     reappeared: dict[TableName, int] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
+    restored: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
     advice: tuple[str, ...] = ()
     retries: int = 0
@@ -126,6 +128,7 @@ class CleanupReport:
         parts += [f"{table} {count} already gone" for table, count in self.already_gone.items()]
         parts += [f"{table} {count} there again" for table, count in self.reappeared.items()]
         parts += [f"{kind} {count} removed" for kind, count in self.external.items()]
+        parts += [f"{table} {count} restored" for table, count in self.restored.items()]
         if self.held:
             parts.append(f"{len(self.held)} held")
         if self.leftovers:

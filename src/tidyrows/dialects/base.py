@@ -26,7 +26,7 @@ from tidyrows.dialects.keys import (
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from tidyrows.rows import KeyedTable
@@ -313,6 +313,7 @@ class Dialect:
         columns: Sequence[sa.ColumnElement[Any]],
         *,
         lock: bool = False,
+        first: bool = False,
     ) -> list[tuple[Any, ...]]:
         """Columns of the rows of these keys, in as few statements as the database allows.
 
@@ -323,8 +324,9 @@ class Dialect:
             columns: of the table's clause, as Python values of their types.
             lock: hold the rows against change; one that is changed while this waits is looked at
                 as it is then.
+            first: any one row is enough.
         """
-        return find_plainly(connection, table, keys, columns, lock=lock)
+        return find_plainly(connection, table, keys, columns, lock=lock, first=first)
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Hold the rows of these keys against change, and against new rows that reference them."""
@@ -351,7 +353,7 @@ class Dialect:
                 flat = sent[same]
             if flat is not None:
                 few.append((number, table, len(keys), flat))
-            elif self.find(connection, table, keys, table.key_clauses):
+            elif self.find(connection, table, keys, table.key_clauses, first=True):
                 found.append(number)
         for part in _chunks(few, _PROBES):
             asked = tuple((table, count) for _number, table, count, _values in part)
@@ -380,6 +382,24 @@ class Dialect:
         for part in plain_chunks(table, keys):
             condition = plain_condition(table, part)
             run(connection, sa.update(table.clause).where(condition).values(values))
+
+    def insert_exactly(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        values: Mapping[str, Any],
+        *,
+        always: bool,
+    ) -> None:
+        """Insert one row with just these values, those of generated keys too.
+
+        Args:
+            connection: in the cleanup's transaction.
+            table: fully qualified, with the columns' types.
+            values: by column; all that can be written.
+            always: the database would make a value of one of them itself, unless told otherwise.
+        """
+        run(connection, sa.insert(table).values(values))
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]

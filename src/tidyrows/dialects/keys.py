@@ -90,13 +90,23 @@ def find_plainly(
     columns: Sequence[sa.ColumnElement[Any]],
     *,
     lock: bool,
+    first: bool,
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
     for part in plain_chunks(table, keys):
-        statement = sa.select(*columns).where(plain_condition(table, part))
-        found += plain_rows(run(connection, statement.with_for_update() if lock else statement))
+        statement = asked(sa.select(*columns).where(plain_condition(table, part)), lock, first)
+        found += plain_rows(run(connection, statement))
+        if first and found:
+            break
     return found
+
+
+def asked(select: sa.Select[Any], lock: bool, first: bool) -> sa.Select[Any]:
+    """The same, holding the rows that it finds, and of any one row."""
+    if first:
+        select = select.limit(1)
+    return select.with_for_update() if lock else select
 
 
 def plain_rows(result: sa.CursorResult[Any]) -> list[tuple[Any, ...]]:

@@ -23,7 +23,7 @@ from tidyrows.dialects.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tidyrows.dialects.jsontable import RealType
     from tidyrows.rows import KeyedTable
@@ -219,18 +219,19 @@ class MySQL(Dialect):
         columns: Sequence[sa.ColumnElement[Any]],
         *,
         lock: bool = False,
+        first: bool = False,
     ) -> list[tuple[Any, ...]]:
         """IN for few keys; else, and to lock nobody else's rows, a join with JSON_TABLE."""
         if len(keys) <= _OR_KEYS and not lock:
-            return find_plainly(connection, table, keys, columns, lock=False)
-        tail = " FOR UPDATE" if lock else ""
+            return find_plainly(connection, table, keys, columns, lock=False, first=first)
+        tail = (" LIMIT 1" if first else "") + (" FOR UPDATE" if lock else "")
         place, _columns = _names(connection, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
         found: list[tuple[Any, ...]] = []
         for part, joined in self._joined(connection, table, keys):
             if joined is None:
-                found += find_plainly(connection, table, part, columns, lock=lock)
+                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
                 continue
             sql, sent = joined
             result = connection.exec_driver_sql(f"SELECT {listed} FROM {sql}{tail}", (sent,))
@@ -292,6 +293,24 @@ class MySQL(Dialect):
         finally:
             if not connection.invalidated:
                 connection.exec_driver_sql("SET SESSION foreign_key_checks = 1")
+
+    def insert_exactly(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        values: Mapping[str, Any],
+        *,
+        always: bool,
+    ) -> None:
+        """NO_AUTO_VALUE_ON_ZERO, or a key 0 would become the next number."""
+        before = str(self._ask(connection, "SELECT @@SESSION.sql_mode")[0][0])
+        wanted = ",".join(filter(None, (before, "NO_AUTO_VALUE_ON_ZERO")))
+        connection.exec_driver_sql("SET SESSION sql_mode = %s", (wanted,))
+        try:
+            super().insert_exactly(connection, table, values, always=always)
+        finally:
+            if not connection.invalidated:
+                connection.exec_driver_sql("SET SESSION sql_mode = %s", (before,))
 
     # ----- raw SQL -----------------------------------------------------------------------------
 

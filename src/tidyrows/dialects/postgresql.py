@@ -12,6 +12,7 @@ from tidyrows.dialects.arrays import array_literal, keys_in_arrays, select_by_ar
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.keys import (
     as_sent,
+    asked,
     chunks,
     delete_plainly,
     driver_values,
@@ -24,7 +25,7 @@ from tidyrows.dialects.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.rows import KeyedTable
 
@@ -243,16 +244,16 @@ class PostgreSQL(Dialect):
         columns: Sequence[sa.ColumnElement[Any]],
         *,
         lock: bool = False,
+        first: bool = False,
     ) -> list[tuple[Any, ...]]:
         """By arrays, as they are deleted."""
         found: list[tuple[Any, ...]] = []
         for part in chunks(keys, _ARRAY_KEYS):
             condition = self._condition(table, connection.dialect, part)
             if condition is None:
-                found += find_plainly(connection, table, part, columns, lock=lock)
+                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
             else:
-                statement = sa.select(*columns).where(condition)
-                statement = statement.with_for_update() if lock else statement
+                statement = asked(sa.select(*columns).where(condition), lock, first)
                 found += plain_rows(run(connection, statement))
         return found
 
@@ -312,6 +313,38 @@ class PostgreSQL(Dialect):
         (row,) = self._driver_sql(connection, sql, *sent)
         answer: Sequence[Any] = row
         return answer
+
+    def insert_exactly(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        values: Mapping[str, Any],
+        *,
+        always: bool,
+    ) -> None:
+        """OVERRIDING SYSTEM VALUE where a key is GENERATED ALWAYS AS IDENTITY."""
+        if not always:
+            super().insert_exactly(connection, table, values, always=always)
+            return
+        # text() takes a colon for a parameter, and doubles percent signs itself
+        quoted = [
+            f'"{name}"'
+            for name in (
+                name.replace('"', '""').replace(":", "\\:")
+                for name in (str(table.schema), table.name, *values)
+            )
+        ]
+        place, names = ".".join(quoted[:2]), ", ".join(quoted[2:])
+        binds = []
+        marks = []
+        for number, (name, value) in enumerate(values.items()):
+            if isinstance(value, sa.Null):
+                marks.append("NULL")
+            else:
+                marks.append(f":v{number}")
+                binds.append(sa.bindparam(f"v{number}", value, type_=table.c[name].type))
+        sql = f"INSERT INTO {place} ({names}) OVERRIDING SYSTEM VALUE VALUES ({', '.join(marks)})"
+        run(connection, sa.text(sql).bindparams(*binds))
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]

@@ -260,17 +260,20 @@ class SQLite(Dialect):
         columns: Sequence[sa.ColumnElement[Any]],
         *,
         lock: bool = False,
+        first: bool = False,
     ) -> list[tuple[Any, ...]]:
         """With JSON where there are many keys and the values allow it."""
         if len(keys) <= _KEYS or len(table.key_columns) > 1:
-            return find_plainly(connection, table, keys, columns, lock=False)
+            return find_plainly(connection, table, keys, columns, lock=False, first=first)
         values = driver_values(table, connection.dialect, keys)
         if values is None or not _fits_json(values[0]):
-            return find_plainly(connection, table, keys, columns, lock=False)
+            return find_plainly(connection, table, keys, columns, lock=False, first=first)
         place, (name,) = _names(connection, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"t.{quote(str(column.key))}" for column in columns)
         sql = f"SELECT {listed} FROM {place} t WHERE t.{name} IN (SELECT value FROM json_each(?))"
+        if first:
+            sql += " LIMIT 1"
         found: list[tuple[Any, ...]] = []
         for part in chunks(values[0], _JSON_KEYS):
             result = connection.exec_driver_sql(sql, (json.dumps(part),))
