@@ -5,11 +5,19 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from harness.blocks import insert, left_over, reference, table, tracked
+from harness.blocks import (
+    FORBIDDEN,
+    insert,
+    left_over,
+    reference,
+    refuse_deletes,
+    table,
+    tracked,
+)
 from harness.bystanders import Bystanders, snapshot
 from harness.loops import insert_loop
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
-from tidyrows import CleanupManager, ResourceTracker
+from tidyrows import CleanupManager, Dependents, ResourceTracker
 
 everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
 only_mysql = on("mysql+pymysql")
@@ -345,7 +353,8 @@ def test_foreign_keys_switched_off_leave_no_orphans_of_strangers(database, ondel
     insert(engine, (near, [{"id": 1, "a_id": 2}]))
     with engine.begin() as connection:
         connection.exec_driver_sql(f"INSERT INTO {other}.far VALUES (1, 3)")
-    left = left_over(CleanupManager(tracker, allow_foreign_keys_off=True))
+    manager = CleanupManager(tracker, allow_foreign_keys_off=True, dependents=Dependents.ERROR)
+    left = left_over(manager)
     assert set(left) == {(each.name, number) for each in tables for number in (2, 3)}
     assert "near" in left["a0", 2]
     assert "far" in left["a1", 3]
@@ -361,8 +370,8 @@ def test_a_strangers_row_of_the_circles_own_tables_is_no_orphan_either(engine):
     tracker = tracked_circle(engine, (nodes, [{"id": 2, "parent_id": 2}]))
     insert(engine, (nodes, [{"id": 3, "parent_id": 2}]))
     bystanders = Bystanders(engine)
-    left = left_over(CleanupManager(tracker, allow_foreign_keys_off=True))
-    assert set(left) == {("nodes", 2)}
+    manager = CleanupManager(tracker, allow_foreign_keys_off=True, dependents=Dependents.ERROR)
+    assert set(left_over(manager)) == {("nodes", 2)}
     bystanders.assert_untouched()
 
 
@@ -400,8 +409,9 @@ def test_no_reference_can_come_between_the_look_and_the_delete(database):
 
 
 @on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+@pytest.mark.parametrize("by", ["stranger", "trigger"])
 @pytest.mark.parametrize("nullable", [True, False])
-def test_around_a_blocked_row_of_a_tree_all_others_go(engine, nullable):
+def test_around_a_blocked_row_of_a_tree_all_others_go(engine, nullable, by):
     nodes = tree(engine, nullable=nullable)
     insert(engine, (nodes, [{"id": 900, "parent_id": None if nullable else 900}]))
     top = None if nullable else 900
@@ -410,12 +420,18 @@ def test_around_a_blocked_row_of_a_tree_all_others_go(engine, nullable):
     rows += [{"id": number, "parent_id": 12} for number in (121, 122)]
     rows += [{"id": 20, "parent_id": top}, {"id": 21, "parent_id": 20}]
     tracker = tracked(engine, (nodes, rows))
-    insert(engine, (nodes, [{"id": 901, "parent_id": 121}]))  # a stranger's
-    left = left_over(CleanupManager(tracker))
+    if by == "stranger":
+        insert(engine, (nodes, [{"id": 901, "parent_id": 121}]))
+    else:
+        refuse_deletes(engine, nodes, [121])
+    left = left_over(CleanupManager(tracker, dependents=Dependents.ERROR))
     assert set(left) == {("nodes", 121), ("nodes", 12), ("nodes", 10)}
     parents = {row[0]: row[1] for rows in snapshot(engine).values() for row in rows}
-    kept = {901: 121, 121: 12, 12: 10, 10: top}  # nothing about them has changed either
-    assert parents == {**kept, 900: top}
+    kept = {121: 12, 12: 10, 10: top}  # nothing about them has changed either
+    if by == "trigger":
+        assert parents == {**kept, 900: top}
+        return
+    assert parents == {**kept, 901: 121, 900: top}
     delete_the_strangers_row(engine, nodes, 901)
     assert CleanupManager(tracker).cleanup().total_deleted == 3
 
@@ -425,25 +441,31 @@ def delete_the_strangers_row(engine, nodes, key):
         connection.execute(sa.delete(nodes).where(nodes.c.id == key))
 
 
+@pytest.mark.parametrize("by", ["stranger", "trigger"])
 @on("sqlite", "postgresql+psycopg", "mysql+pymysql")
 @pytest.mark.filterwarnings("ignore:Cannot correctly sort tables:sqlalchemy.exc.SAWarning")
-def test_around_a_blocked_circle_all_other_circles_go(engine):
+def test_around_a_blocked_circle_all_other_circles_go(engine, by):
     tables = ring(engine, 2, nullable=True)
     metadata = sa.MetaData()
     holder = table(metadata, "holders", reference("a_id", "a0.id"))
     table(metadata, "a0")
     holder.create(engine)
     tracker = tracked_circle(engine, *circle(tables, *range(1, 8)))
-    insert(engine, (holder, [{"id": 1, "a_id": 4}]))
-    left = left_over(CleanupManager(tracker))
+    held = [(1, 4)] if by == "stranger" else []
+    if held:
+        insert(engine, (holder, [{"id": 1, "a_id": 4}]))
+    else:
+        refuse_deletes(engine, tables[0], [4])
+    left = left_over(CleanupManager(tracker, dependents=Dependents.ERROR))
     assert set(left) == {("a0", 4), ("a1", 4)}
     now = {name.partition(".")[2]: rows for name, rows in snapshot(engine).items()}
-    assert now == {"a0": [(4, 4)], "a1": [(4, 4)], "holders": [(1, 4)]}
+    assert now == {"a0": [(4, 4)], "a1": [(4, 4)], "holders": held}
 
 
+@pytest.mark.parametrize("by", ["stranger", "trigger"])
 @on("sqlite", "postgresql+psycopg", "mysql+pymysql")
 @pytest.mark.filterwarnings("ignore:Cannot correctly sort tables:sqlalchemy.exc.SAWarning")
-def test_a_blocked_loop_inside_one_table_of_a_larger_cycle_is_found(engine):
+def test_a_blocked_loop_inside_one_table_of_a_larger_cycle_is_found(engine, by):
     """The loop holds rows of one table only, while the cycle has two."""
     metadata = sa.MetaData()
     a = table(
@@ -468,10 +490,13 @@ def test_a_blocked_loop_inside_one_table_of_a_larger_cycle_is_found(engine):
         ),
         (b, [{"id": 1, "a_id": 1}]),
     )
-    insert(engine, (holder, [{"id": 1, "a_id": 2}]))
-    left = left_over(CleanupManager(tracker))
+    if by == "stranger":
+        insert(engine, (holder, [{"id": 1, "a_id": 2}]))
+    else:
+        refuse_deletes(engine, a, [2])
+    left = left_over(CleanupManager(tracker, dependents=Dependents.ERROR))
     assert set(left) == {("a", 2), ("a", 3)}
-    assert "holders (a_id)" in left["a", 2]
+    assert ("holders(1)" if by == "stranger" else FORBIDDEN) in left["a", 2]
     now = {name.partition(".")[2]: rows for name, rows in snapshot(engine).items()}
     assert [row[0] for row in now["a"]] == [2, 3]
     assert now["b"] == []

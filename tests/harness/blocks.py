@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -13,6 +13,9 @@ from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
 _numbers = count(1)
 INTEGER = {"primary_key": True, "autoincrement": False}
+
+
+FORBIDDEN = "the audit forbids it"
 
 
 def insert(engine: sa.Engine, *batches: tuple[sa.Table, list[Mapping[str, Any]]]) -> None:
@@ -65,3 +68,40 @@ def reference(name: str, target: str, **options: Any) -> sa.Column[Any]:
     # The MySQL family wants names that differ in the whole database.
     key = sa.ForeignKey(target, name=f"fk_{next(_numbers)}", **keys)
     return sa.Column(name, key, **{"nullable": False, **options})
+
+
+def refuse_deletes(engine: sa.Engine, guarded: sa.Table, ids: Iterable[int]) -> None:
+    """Have the database refuse to delete these rows: no SQL of ours knows why, or a way around."""
+    listed = ", ".join(map(str, ids))
+    name = guarded.name
+    match engine.dialect.name:
+        case "postgresql":
+            ddl = [
+                (
+                    f"CREATE FUNCTION guard_{name}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+                    f"IF OLD.id IN ({listed}) THEN RAISE EXCEPTION '{FORBIDDEN}'; END IF; "
+                    "RETURN OLD; END $$"
+                ),
+                (
+                    f"CREATE TRIGGER guard_{name} BEFORE DELETE ON {name} FOR EACH ROW "
+                    f"EXECUTE FUNCTION guard_{name}()"
+                ),
+            ]
+        case "sqlite":
+            ddl = [
+                (
+                    f"CREATE TRIGGER guard_{name} BEFORE DELETE ON {name} "
+                    f"WHEN OLD.id IN ({listed}) BEGIN SELECT RAISE(ABORT, '{FORBIDDEN}'); END"
+                )
+            ]
+        case _:
+            ddl = [
+                (
+                    f"CREATE TRIGGER guard_{name} BEFORE DELETE ON {name} FOR EACH ROW BEGIN "
+                    f"IF OLD.id IN ({listed}) THEN SIGNAL SQLSTATE '45000' "
+                    f"SET MESSAGE_TEXT = '{FORBIDDEN}'; END IF; END"
+                )
+            ]
+    with engine.begin() as connection:
+        for statement in ddl:
+            connection.exec_driver_sql(statement)

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.blockers import blocking_tables
 from tidyrows.cleanup.deletion import add_rows
 from tidyrows.cleanup.doubt import settle_doubt
+from tidyrows.cleanup.keyless import UNSURE, Keyless
 from tidyrows.cleanup.plan import Batch, place_of
 from tidyrows.cleanup.report import Held, Leftover
 from tidyrows.cleanup.slow import is_slow
@@ -76,9 +77,12 @@ class Cleaning:
         Raises:
             SessionStateError: somebody's transaction is open on the only connection.
         """
+        keyless = Keyless(self._tracker, self._database, self._executor, self._report)
         try:
             leftovers = self._settle_doubts()
+            keyless.run(self._held())
             leftovers += self._delete()
+            leftovers += keyless.again()
         except SessionStateError:
             raise
         except Exception as error:  # noqa: BLE001 -- other databases are still to be cleaned; it is every row's cause, and the manager raises from it
@@ -88,6 +92,7 @@ class Cleaning:
                 for held in self._held()
                 for key in (*held.keys.in_order(), *held.doubtful)
             ]
+            leftovers += keyless.stuck(self._held(), in_short(error))
         finally:
             outcome = self._executor.outcome
             self._report.retries += outcome.retries
@@ -99,9 +104,10 @@ class Cleaning:
                     add_rows(into, rows, name)
         self._advise()
         return leftovers + [
-            Leftover(held.table.name, None, _UNKEYED, held.unkeyed)
+            Leftover(held.table.name, None, cause, count)
             for held in self._held()
-            if held.unkeyed
+            for cause, count in ((_UNKEYED, held.unkeyed), (UNSURE, held.unsure))
+            if count
         ]
 
     def _advise(self) -> None:

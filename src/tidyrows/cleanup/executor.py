@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _FAILURES_IN_A_ROW = 50
+_SURPRISES = 3
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
 
@@ -142,6 +143,8 @@ class Executor:
             if failure is None:
                 break
             constraints += self._dialect.fault(failure) is Fault.CONSTRAINT
+            if constraints > _SURPRISES:
+                break  # rows are locked while dependents are looked for: it is something else
             if isinstance(failure, RowLoopError) and self._foreign_keys_off and not number:
                 pass  # somebody's row references the loop: dependents have not been looked for
             elif not self._may_help(failure, tables, surprised=constraints > 1):

@@ -48,11 +48,14 @@ class Part:
         parts = []
         for each in held:
             going = [key for key in each.keys if self.goes(each.table.row(key))]
+            nameless = self.goes(_unkeyed(each.table.name))
             part = replace(
                 each,
                 keys=KeySet(going),
                 doubtful=each.doubtful if self.doubts else {},
-                unkeyed=each.unkeyed if self.goes(_unkeyed(each.table.name)) else 0,
+                unkeyed=each.unkeyed if nameless else 0,
+                whole=each.whole if nameless else [],
+                unsure=each.unsure if nameless else 0,
             )
             if part:
                 parts.append(part)
@@ -161,7 +164,7 @@ class Phases:
         leftovers = list(self.clean(part))
         for left in part.of(self.tracker.snapshot()):
             self._tried.update(map(left.table.row, left.keys))
-            if left.unkeyed:
+            if left.nameless:
                 self._tried.add(_unkeyed(left.table.name))
         return leftovers
 
@@ -181,9 +184,9 @@ class Phases:
                     leftovers.append(Leftover(name, row, reason.cause))
                 else:
                     self.report.held += (Held(row, reason.by),)
-            if held.unkeyed and name in self._stay:
+            if held.nameless and name in self._stay:
                 cause = self._stay[name].cause
-                leftovers.append(Leftover(name, None, cause, held.unkeyed))
+                leftovers.append(Leftover(name, None, cause, held.nameless))
         return leftovers
 
     # -- resources -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Put preserved rows back as they were, unless somebody else has changed them too.
 
-Updates first, since a setting may reference a row that is about to be deleted; what a constraint
-kept back, and rows to be inserted again, after the deletes. Each row is compared again under its
+Before the deletes, since a setting may reference a row that is about to be deleted; what a
+constraint keeps back then, after them. Each row is compared again under its
 lock, in the transaction that writes it.
 """
 
@@ -19,7 +19,7 @@ from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import Fault
 from tidyrows.dialects.keys import run
 from tidyrows.errors import SessionStateError
-from tidyrows.tracking.preserved import each_row, is_same, same_value
+from tidyrows.tracking.memories import each_row, is_same, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
-    from tidyrows.tracking.preserved import PreservedRow, PreservedTable, State
+    from tidyrows.tracking.memories import PreservedRow, PreservedTable, State
     from tidyrows.tracking.tracker import ResourceTracker
 
 _WRITES = 2
@@ -47,10 +47,6 @@ class _Row:
 
 class _ConflictError(Exception):
     """Somebody else changed a row too."""
-
-
-class _LaterError(Exception):
-    """The row is not there, and rows are inserted after the deletes."""
 
 
 @dataclass(slots=True)
@@ -80,12 +76,12 @@ class Restoring:
     _leftovers: list[Leftover] = field(default_factory=list)
 
     def before_deletes(self) -> None:
-        """Put updated rows back."""
+        """Put back what no constraint keeps from it."""
         for table in self.tracker.preserved.tables():
-            self._try_all(self._changed(table), insert=False)
+            self._try_all(self._changed(table))
 
     def after_deletes(self) -> list[Leftover]:
-        """Insert deleted rows again, and put back what a constraint kept from it.
+        """Put back what a constraint kept from it: a unique value that was taken, say.
 
         Returns:
             Preserved rows that are not as they were, and why.
@@ -94,7 +90,7 @@ class Restoring:
         waiting = self._later
         while waiting:
             self._later = []
-            causes = self._try_all(waiting, insert=True)
+            causes = self._try_all(waiting)
             if len(self._later) == len(waiting):
                 self._leftovers += [_left(row, causes[id(row)]) for row in waiting]
                 break
@@ -134,16 +130,14 @@ class Restoring:
                 changed.append(_Row(database, table, key, memory))
         return changed
 
-    def _try_all(self, rows: list[_Row], *, insert: bool) -> dict[int, str]:
+    def _try_all(self, rows: list[_Row]) -> dict[int, str]:
         """Put rows back, each in its own transaction; why they wait, of those that do."""
         causes: dict[int, str] = {}
         for row in rows:
             try:
-                written = self._patiently(row.database, partial(_put_back, row, insert=insert))
+                written = self._patiently(row.database, partial(_put_back, row))
             except SessionStateError as error:
                 self.refusal = self.refusal or error
-            except _LaterError:
-                self._later.append(row)
             except _ConflictError as error:
                 self._leftovers.append(_left(row, str(error)))
             except Exception as error:  # noqa: BLE001 -- as above
@@ -171,7 +165,7 @@ class Restoring:
         )
 
 
-def _put_back(row: _Row, *, insert: bool) -> bool:
+def _put_back(row: _Row) -> bool:
     """Compare the row under its lock and write what differs; whether anything did."""
     table, then = row.table, row.memory.then
     with row.database.writing() as connection:
@@ -180,8 +174,6 @@ def _put_back(row: _Row, *, insert: bool) -> bool:
         if is_same(now, then):
             return False
         _refuse_conflict(row, now)
-        if now is None and not insert:
-            raise _LaterError
         left: State = now
         # twice: what the database itself sets at an UPDATE is set back by the next
         for _attempt in range(_WRITES):
@@ -237,7 +229,7 @@ def _refuse_conflict(row: _Row, now: State) -> None:
     own = any(is_same(now, state) for state in memory.ours)
     if not memory.contested and (own or not (memory.ours or memory.other)):
         return
-    who = f"the tracker {memory.other} changed" if memory.other else "somebody else changed"
+    who = f"{memory.other or 'somebody else'} changed"
     raise _ConflictError(
         f"{_difference(row.table, memory.then, now)}; {who} this row too; it was left as it is. "
         f"Put the remembered values back yourself once nobody needs the others, then call "

@@ -23,6 +23,7 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
+from tidyrows.dialects.wholerows import same_row
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
@@ -119,6 +120,8 @@ class Dialect:
     cycle_form: ClassVar[CycleForm] = CycleForm.LEVELS
     explicit_zero_is_generated: ClassVar[bool] = False
     foreign_key_pragmas: ClassVar[bool] = False
+    whole_rows: ClassVar[bool] = False
+    """Whether ``delete_rows`` can tell rows without a key apart, and takes no more than asked."""
     probed_together: ClassVar[int] = 20
     """Up to how many keys all tables that may reference them are asked in one statement."""
 
@@ -438,6 +441,36 @@ class Dialect:
     def without_foreign_keys(self, connection: sa.Connection) -> AbstractContextManager[None]:
         """The block runs without foreign keys, where the database can; then drop the connection."""
         return nullcontext()
+
+    # ----- rows without a key ------------------------------------------------------------------
+
+    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """What to read of a column so that ``delete_rows`` can find the row by it."""
+        return column
+
+    def delete_rows(
+        self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
+    ) -> int:
+        """Delete up to ``count`` rows that equal this one in every column; how many there were.
+
+        Only where :attr:`whole_rows` is true.
+
+        Args:
+            connection: in the cleanup's transaction.
+            table: it needs no primary key.
+            row: the values in the order of the table's columns, as ``read_exactly`` read them.
+            count: the most that may go.
+        """
+        raise NotImplementedError
+
+    def count_rows(self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any]) -> int:
+        """How many rows equal this one in every column."""
+        condition = same_row(table, table.clause, row, self._same)
+        counted = sa.select(sa.func.count()).select_from(table.clause).where(condition)
+        return int(run(connection, counted).scalar_one())
+
+    def _same(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+        return column.is_not_distinct_from(value)
 
     def _refuse_open_transaction(self, connection: sa.Connection) -> None:
         raw = connection.connection.dbapi_connection

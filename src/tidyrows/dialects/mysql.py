@@ -18,9 +18,11 @@ from tidyrows.dialects.keys import (
     driver_values,
     find_plainly,
     look_plainly,
+    run,
     those_there,
     typed_rows,
 )
+from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -49,6 +51,7 @@ class MySQL(Dialect):
     name = "mysql"
     reuses_keys = False
     ddl_commits = True
+    whole_rows = True
     cycle_form = CycleForm.LEVELS
     explicit_zero_is_generated = True
 
@@ -196,6 +199,40 @@ class MySQL(Dialect):
             return those_there(keys, keys, lambda few: look_plainly(connection, table, few))
         sent = as_sent(values)
         return those_there(keys, sent, lambda few: _look(connection, table, few))
+
+    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """A FLOAT as the double that it is, not the six digits that are shown; else as text."""
+        kind = stored_type(column, self._own())
+        if isinstance(kind, sa.Float):
+            return sa.type_coerce(column.op("+")(sa.literal_column("0e0")), sa.Double())
+        if is_exact(kind) and not isinstance(kind, sa.Interval):
+            return sa.type_coerce(column, kind)
+        return sa.cast(column, sa.CHAR())
+
+    def delete_rows(
+        self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
+    ) -> int:
+        """DELETE has a LIMIT of its own."""
+        self._refuse_temporary(connection, table)
+        condition = same_row(table, table.clause, row, self._same)
+        limit = {"mysql_limit": count, "mariadb_limit": count}
+        del limit["mysql_limit" if connection.dialect.name == "mariadb" else "mariadb_limit"]
+        delete = sa.delete(table.clause).where(condition).with_dialect_options(**limit)
+        return run(connection, delete).rowcount
+
+    def _same(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+        kind = stored_type(column, self._own())
+        if isinstance(kind, sa.Float):
+            exact = column.op("+")(sa.literal_column("0e0"))
+            return _equal(exact, sa.bindparam(None, value, type_=sa.Double()))
+        if is_exact(kind) and not isinstance(kind, sa.Interval):
+            return _equal(column, sa.bindparam(None, value, type_=kind))
+        # bytes of one character set: a collation takes a and A, or a and a with a space, for equal
+        text: Any = sa.bindparam(None, value, type_=sa.String())
+        return _equal(_octets(sa.cast(column, sa.CHAR())), _octets(text))
+
+    def _own(self) -> Any:
+        return self._dialect()
 
     def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
         """A temporary table that an earlier user left hides the real one, qualified or not.
@@ -370,3 +407,11 @@ def _code(error: BaseException | None) -> int | None:
         error = error.orig
     code = getattr(error, "errno", None) or (error.args[0] if error and error.args else None)
     return code if isinstance(code, int) else None
+
+
+def _octets(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
+    return sa.func.hex(sa.func.convert(text.op("USING")(sa.literal_column("utf8mb4"))))
+
+
+def _equal(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
+    return column.op("<=>", is_comparison=True, return_type=sa.Boolean())(value)

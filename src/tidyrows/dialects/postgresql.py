@@ -23,6 +23,7 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
+from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,6 +104,7 @@ class PostgreSQL(Dialect):
 
     name = "postgresql"
     reuses_keys = False
+    whole_rows = True
     cycle_form = CycleForm.ONE_STATEMENT
 
     # ----- errors ------------------------------------------------------------------------------
@@ -377,6 +379,57 @@ class PostgreSQL(Dialect):
     def _array(self, values: list[Any]) -> Any:
         # asyncpg encodes a list by the type that the server names; the others take text.
         return values if self.driver == "asyncpg" else array_literal(values)
+
+    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """As text, unless its type compares exactly: json and point have no equality."""
+        kind = stored_type(column, self._own())
+        if isinstance(kind, sa.Float):
+            return sa.cast(column, sa.Double())  # a real is shown as another double than it is
+        if is_exact(kind):
+            return sa.type_coerce(column, kind)
+        return sa.cast(column, sa.Text())
+
+    def delete_rows(
+        self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
+    ) -> int:
+        """By ctid: chosen and locked once, in a WITH that is not evaluated again.
+
+        A ctid is unique only together with the partition.
+        """
+        system: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
+        own = [sa.column(column.name, column.type) for column in table.table.columns]
+        clause = sa.table(table.table.name, *own, *system, schema=table.clause.schema)
+        condition = same_row(table, clause, row, self._same)
+        deleted = 0
+        while deleted < count:
+            ours = (
+                sa.select(clause.c.tableoid.label("place"), clause.c.ctid.label("at"))
+                .where(condition)
+                .limit(count - deleted)
+                .with_for_update()
+                .cte("ours")
+            )
+            here = sa.and_(clause.c.tableoid == ours.c.place, clause.c.ctid == ours.c.at)
+            taken = run(connection, sa.delete(clause).where(here)).rowcount
+            if taken <= 0:
+                break
+            deleted += taken  # again: of rows that somebody changed meanwhile it takes no other
+        return deleted
+
+    def _same(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+        kind = stored_type(column, self._own())
+        if isinstance(kind, sa.Float):
+            double: sa.Double[float] = sa.Double()
+            sent = sa.cast(sa.bindparam(None, value, type_=double), double)
+            return sa.cast(column, double).is_not_distinct_from(sent)
+        if is_exact(kind):
+            sent = sa.cast(sa.bindparam(None, value, type_=kind), kind)
+            return sa.type_coerce(column, kind).is_not_distinct_from(sent)
+        text = sa.cast(sa.bindparam(None, value, type_=sa.Text()), sa.Text())
+        return sa.cast(column, sa.Text()).collate("C").is_not_distinct_from(text)
+
+    def _own(self) -> Any:
+        return self._dialect()
 
     def existing_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]

@@ -17,9 +17,11 @@ from tidyrows.dialects.keys import (
     driver_values,
     find_plainly,
     look_plainly,
+    run,
     those_there,
     typed_rows,
 )
+from tidyrows.dialects.wholerows import same_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -41,6 +43,7 @@ class SQLite(Dialect):
 
     name = "sqlite"
     reuses_keys = True
+    whole_rows = True
     cycle_form = CycleForm.DEFERRED
     foreign_key_pragmas = True
 
@@ -299,6 +302,29 @@ class SQLite(Dialect):
         # leave orphans without a word.
         connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
         return super().delete_cycle(connection, batch)
+
+    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """As it is stored, whatever the column's type makes of it."""
+        return sa.type_coerce(column, sa.types.NullType())
+
+    def delete_rows(
+        self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
+    ) -> int:
+        """By rowid, under a name that no column has taken."""
+        taken = {column.name.lower() for column in table.table.columns}
+        free = [name for name in ("rowid", "_rowid_", "oid") if name not in taken]
+        if not free:
+            raise LookupError(f"columns of {table.name} have all names of SQLite's own row id")
+        rowid: sa.ColumnClause[Any] = sa.literal_column(free[0])
+        condition = same_row(table, table.clause, row, self._same)
+        ours = sa.select(rowid).select_from(table.clause).where(condition).limit(count)
+        delete = sa.delete(table.clause).where(rowid.in_(ours.correlate(None)))
+        return run(connection, delete).rowcount
+
+    def _same(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
+        sent: Any = sa.bindparam(None, value, type_=sa.types.NullType())
+        raw = sa.type_coerce(column, sa.types.NullType())
+        return raw.op("COLLATE")(sa.literal_column("BINARY")).op("IS")(sent)
 
     def existing_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]

@@ -45,7 +45,7 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
 
 def _owned(change: Change, owner: ResourceTracker) -> None:
     if change.kind is Kind.UNKEYED:
-        owner.take_unkeyed(change.table, len(change.keys))
+        owner.take_unkeyed(change.table, change.keys)
     else:
         owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
 
@@ -58,7 +58,7 @@ def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None
                 change.table, change.keys, prints=change.prints, generated=change.generated
             )
         elif change.owner is not None:
-            change.owner.take_unkeyed(change.table, len(change.keys))
+            change.owner.take_unkeyed(change.table, change.keys, certain=False)
         elif change.kind is Kind.MOVED:
             for holder in holders:
                 holder.doubt_all(change.table)

@@ -146,7 +146,7 @@ class Capture:
             return False
         table = returning.table_of(insert)
         if table not in self._plain_tables:
-            if self.dialect.upsert(insert):
+            if not tuple(getattr(table, "primary_key", ())) or self.dialect.upsert(insert):
                 return False
             self._plain_tables.add(table)
         return True
@@ -257,9 +257,9 @@ class Capture:
             return
         target = found[0]
         if not target.key_columns:
-            rows = statements.row_count(insert, result.context)
+            rows = _whole_rows(insert, rewrite, result, target)
             if rows:
-                change = Change(Kind.UNKEYED, target, [None] * rows, owner)
+                change = Change(Kind.UNKEYED, target, rows, owner)
                 self._transactions.add(connection, log, change)
             return
         told = self._told(insert, rewrite, result, found)
@@ -354,3 +354,12 @@ class Capture:
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
         """What this tracker's transactions have inserted and not committed."""
         return self._transactions.pending(owner)
+
+
+def _whole_rows(
+    insert: Insert, rewrite: Rewrite | None, result: sa.CursorResult[Any], target: KeyedTable
+) -> list[Any]:
+    """The rows of an INSERT into a table without a primary key; None for one that is not known."""
+    if rewrite is not None and rewrite.refusal is None:
+        return returning.keys_from_rewritten(result, rewrite)
+    return statements.whole_rows(insert, result.context, target)

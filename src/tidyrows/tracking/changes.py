@@ -18,7 +18,8 @@ class Kind(Enum):
     """What happened to the rows."""
 
     INSERTED = auto()
-    UNKEYED = auto()  # inserted into a table without a primary key: keys holds None per row
+    UNKEYED = auto()  # inserted into a table without a primary key: keys holds whole
+    # rows in the order of the columns, or None for one of which only the number is known
     DELETED = auto()
     RENAMED = auto()  # keys holds (old, new) pairs
     MOVED = auto()  # keys were changed, and nobody knows which: keys is empty

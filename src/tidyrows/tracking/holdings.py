@@ -25,6 +25,8 @@ class TableHoldings:
         doubtful: rows that may be ours; True where only ours can have this key.
         told: those among ``keys`` that the user named.
         unkeyed: how many rows were inserted that no DELETE can name.
+        whole: rows of a table without a primary key, as they were inserted.
+        unsure: how many such rows may be there or not, and nobody can find out.
         prints: what rows looked like, where their keys may come back.
     """
 
@@ -34,9 +36,16 @@ class TableHoldings:
     told: KeySet = field(default_factory=KeySet)
     unkeyed: int = 0
     prints: Fingerprints | None = None
+    whole: list[tuple[Any, ...]] = field(default_factory=list)
+    unsure: int = 0
 
     def __bool__(self) -> bool:
-        return bool(len(self.keys) or self.doubtful or self.unkeyed)
+        return bool(len(self.keys) or self.doubtful or self.nameless)
+
+    @property
+    def nameless(self) -> int:
+        """How many rows of a table without a primary key there are."""
+        return self.unkeyed + len(self.whole) + self.unsure
 
     def note(self, keys: Sequence[Any], prints: Prints | None, *, generated: bool) -> None:
         """Remember what inserted rows look like; nothing is known of them without ``prints``."""
@@ -93,7 +102,23 @@ class Holdings:
         """The user has seen to the rows without a key."""
         held = self._tables.get(name)
         if held is not None:
-            held.unkeyed = 0
+            held.unkeyed = held.unsure = 0
+            held.whole = []
+
+    def forget_whole(
+        self, name: TableName, rows: Iterable[tuple[Any, ...]], *, unsure: bool
+    ) -> None:
+        """Rows that are gone, or of which nobody knows it; these very objects, not equal ones."""
+        held = self._tables.get(name)
+        if held is None:
+            return
+        gone = {id(row) for row in rows}
+        before = len(held.whole)
+        held.whole = [row for row in held.whole if id(row) not in gone]
+        if unsure:
+            held.unsure += before - len(held.whole)
+        if not held:
+            del self._tables[name]
 
     def doubt(self, name: TableName, keys: Iterable[Any]) -> None:
         """Move rows, where held, from ours to doubtful."""
@@ -152,6 +177,8 @@ class Holdings:
                 held.told.copy(),
                 held.unkeyed,
                 held.prints,
+                list(held.whole),
+                held.unsure,
             )
             for _name, held in sorted(self._tables.items())
         ]

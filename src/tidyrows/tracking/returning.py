@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from tidyrows.rows import KeyedTable
 
 _PROOF = "tidyrows_inserted"
+_WHOLE = "tidyrows_column_"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,13 @@ def rewrite_insert(
     Returns:
         None where the statement can run as it is, and its result tells the keys.
     """
-    key = target.key_columns
+    keyed = bool(target.key_columns)
     upsert = dialect.upsert(insert)
-    if not key or (not upsert and len(parameters) <= 1 and is_plain(insert)):
+    if keyed:
+        needless = not upsert and len(parameters) <= 1 and is_plain(insert)
+    else:
+        needless = real.kind == "other" or not dialect.whole_rows  # its rows will be counted
+    if needless:
         return None
     proof = None
     if upsert:
@@ -95,14 +100,20 @@ def rewrite_insert(
                 insert,
                 refusal="an upsert on this database does not tell a new row from one it found",
             )
-    elif _reports_keys(insert) or (
-        not insert._returning and _parameters_hold_key(insert, parameters, target, dialect)
+    elif keyed and (
+        _reports_keys(insert)
+        or (not insert._returning and _parameters_hold_key(insert, parameters, target, dialect))
     ):
         return None
     refusal = _why_not(insert, parameters, real, dialect)
     if refusal is not None:
         return Rewrite(insert, refusal=refusal)
-    return _with_key(insert, target, proof, generated=makes_key(insert, parameters, target))
+    generated = makes_key(insert, parameters, target)
+    return (
+        _with_key(insert, target, proof, generated=generated)
+        if keyed
+        else _with_row(insert, target, proof, dialect)
+    )
 
 
 def _why_not(
@@ -172,6 +183,34 @@ def _with_key(
         proof=proof is not None,
         asked=bool(insert._returning),
         generated=generated,
+    )
+
+
+def _with_row(
+    insert: sa.Insert,
+    target: KeyedTable,
+    proof: sa.ColumnElement[bool] | None,
+    dialect: Dialect,
+) -> Rewrite:
+    """Add RETURNING of every column, read so that the row can be found again by it."""
+    added: list[Any] = [
+        dialect.read_exactly(column).label(f"{_WHOLE}{number}")
+        for number, column in enumerate(target.table.columns)
+    ]
+    count = len(added)
+    if proof is not None:
+        added.append(proof.label(_PROOF))
+    where: tuple[Any, ...] = tuple(range(-len(added), count - len(added)))
+    if _is_orm(insert):
+        where = tuple(f"{_WHOLE}{number}" for number in range(count))
+    statement: Any = insert._generate()
+    statement._returning = (*insert._returning, *added)
+    return Rewrite(
+        statement,
+        columns=where,
+        added=len(added),
+        proof=proof is not None,
+        asked=bool(insert._returning),
     )
 
 

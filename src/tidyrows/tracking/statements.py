@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.dialects.wholerows import is_as_given
 from tidyrows.tracking.returning import makes_key
 
 if TYPE_CHECKING:
@@ -55,6 +56,25 @@ def keys_from_result(
         return None
     generated = missing and makes_key(insert, parameters[:1], target)
     return [tuple(row) for row in rows if row is not None], generated
+
+
+def whole_rows(insert: sa.Insert, context: Any, target: KeyedTable) -> list[Any]:
+    """The rows of an INSERT as its parameters have them, or None for each where they do not."""
+    count = row_count(insert, context)
+    columns = target.table.columns
+    given = context.compiled_parameters
+    computed = {getattr(column, "key", column) for column in insert._values or ()}
+    told = (
+        len(given) == count
+        and insert.select is None
+        and not insert._multi_values
+        and insert._post_values_clause is None
+        and not insert._prefixes
+        and all(column.key not in computed and is_as_given(column) for column in columns)
+    )
+    if not told or not all(column.key in row for row in given for column in columns):
+        return [None] * count
+    return [tuple(row[column.key] for column in columns) for row in given]
 
 
 def row_count(insert: sa.Insert, context: Any) -> int:

@@ -22,6 +22,7 @@ from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
 from tidyrows.tracking.external import Externals
 from tidyrows.tracking.holdings import Holdings
+from tidyrows.tracking.preserved import Preserved
 from tidyrows.tracking.production import refuse_production
 from tidyrows.worker import WorkerContext
 
@@ -70,6 +71,7 @@ class ResourceTracker:
         self._active = False
         self.holdings = Holdings()
         self.external_resources = Externals()
+        self.preserved = Preserved(self)
         self._engines: dict[str, sa.Engine] = {}
         self._captures: list[Capture] = []
         self._sessions: dict[int, orm.Session] = {}
@@ -139,6 +141,7 @@ class ResourceTracker:
         self._lock = threading.RLock()  # another thread of the parent may have held it
         self.holdings = Holdings()
         self.external_resources = Externals()
+        self.preserved = Preserved(self)
         self._sessions = {}
         self._undo = []
         self._watched.clear()
@@ -270,10 +273,31 @@ class ResourceTracker:
             holdings.doubtful.update(dict.fromkeys(keys, generated))
             holdings.note(keys, prints, generated=generated)
 
-    def take_unkeyed(self, table: KeyedTable, count: int) -> None:
-        """Count rows that no DELETE can name, since their table has no primary key."""
+    def take_unkeyed(
+        self, table: KeyedTable, rows: Sequence[tuple[Any, ...] | None], *, certain: bool = True
+    ) -> None:
+        """Remember rows of a table without a primary key as a whole, or count them where None.
+
+        Args:
+            table: theirs.
+            rows: values in the order of the table's columns.
+            certain: whether they are known to be committed.
+        """
+        whole = [row for row in rows if row is not None]
         with self._lock:
-            self.holdings.of(table).unkeyed += count
+            held = self.holdings.of(table)
+            held.unkeyed += len(rows) - len(whole)
+            if certain:
+                held.whole += whole
+            else:
+                held.unsure += len(whole)
+
+    def forget_whole(
+        self, table: KeyedTable, rows: Iterable[tuple[Any, ...]], *, unsure: bool = False
+    ) -> None:
+        """Rows of a table without a primary key that are gone, or may be gone."""
+        with self._lock:
+            self.holdings.forget_whole(table.name, rows, unsure=unsure)
 
     def holds(self, name: TableName) -> bool:
         """Whether rows of this table are held."""
@@ -435,6 +459,34 @@ class ResourceTracker:
             holdings.told.update(keys)
             holdings.trust(keys)
 
+    def preserve(self, select: sa.Select[Any]) -> int:
+        """Remember the shared rows that a query finds now, and put them back at cleanup.
+
+        For tests that must change what others use too: settings, reference data. At cleanup a row
+        that was updated gets its values back, and one that was deleted is inserted again. A row
+        that somebody else changed after this tracker's own statements did stays as it is and is
+        named in the CleanupError. A row that this tracker's statements never wrote was changed by
+        the application under test, so it is put back; two workers in different processes that
+        preserve the same row at the same time cannot be told apart.
+
+        Args:
+            select: selects one mapped class or table. Every column is remembered, as committed, in
+                every table of a class's hierarchy; rows that come later are not touched.
+
+        Returns:
+            How many rows were found. Of a row that is preserved already the first memory counts,
+            and a tracked row is deleted all the same.
+
+        Raises:
+            UnknownTableError: it is no such query, or the database does not have the table.
+            NoPrimaryKeyError: the table has no primary key.
+
+        Example:
+            >>> tracker.preserve(select(Setting).where(Setting.name == "signup"))
+            1
+        """
+        return self.preserved.remember(select)
+
     def track_external(
         self, kind: str, payload: Any, *, after: Iterable[Any] = (), before: Iterable[Any] = ()
     ) -> ExternalResource:
@@ -512,7 +564,11 @@ class ResourceTracker:
         return told.explain(self, row)
 
     def rows(self) -> Iterator[RowKey]:
-        """Every tracked row, table by table, in the order of the keys."""
+        """Every tracked row, table by table, in the order of the keys.
+
+        Rows of a table without a primary key have no RowKey: they are deleted all the same, and
+        neither listed here nor counted by ``len(tracker)``.
+        """
         self.settle()
         for held in self.snapshot():
             for key in held.keys.in_order():
@@ -548,7 +604,8 @@ class ResourceTracker:
     def to_json(self) -> str:
         """The tracked rows as JSON, for :meth:`from_json` in another process.
 
-        Keys are integers, strings, UUIDs, dates, decimals, bytes or tuples of them.
+        Keys are integers, strings, UUIDs, dates, decimals, bytes or tuples of them, and so are
+        the values of rows without a primary key.
         """
         return wire.dumps(self)
 

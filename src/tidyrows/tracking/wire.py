@@ -74,6 +74,7 @@ def dumps(tracker: ResourceTracker) -> str:
                 ],
                 "told": [place for place, key in enumerate(keys) if key in held.told],
                 "looks": _looks(held, keys),
+                "nameless": _nameless(held),
             }
         )
     context = tracker.context
@@ -103,6 +104,7 @@ def loads(
                 (
                     (entry["schema"], entry["table"], entry["columns"]),
                     (_keys(entry["keys"]), set(entry["told"]), _prints(entry["looks"])),
+                    entry.get("nameless"),
                 )
                 for entry in data["tables"]
             ]
@@ -129,11 +131,11 @@ def loads(
     capture = tracker.capture(engine)
     metadata = sa.MetaData()
     held: dict[tuple[str, str], tuple[KeyedTable, Sequence[Any]]] = {}
-    for (schema, name, columns), _rows in tables:
+    for (schema, name, columns), _rows, _nameless_rows in tables:
         # all of them first: reading a table brings those that it references along
         known = [sa.Column(column, _AS_IT_IS, primary_key=True) for column in columns]
         sa.Table(name, metadata, *known, schema=schema)
-    for (schema, name, _columns), (keys, named, (prints, generated)) in tables:
+    for (schema, name, _columns), (keys, named, (prints, generated)), nameless in tables:
         try:
             table = sa.Table(
                 name,
@@ -154,8 +156,36 @@ def loads(
         tracker.hold(keyed, keys, prints=prints, generated=generated)
         if named:
             tracker.take_told(keyed, [keys[place] for place in sorted(named)])
+        if nameless:
+            _take_nameless(tracker, keyed, nameless)
     read_ties(tracker.external_resources, externals, held)
     return tracker
+
+
+def _nameless(held: TableHoldings) -> dict[str, Any] | None:
+    """Rows of a table without a primary key, whole where they are known."""
+    if not held.nameless:
+        return None
+    return {
+        "columns": [column.name for column in held.table.table.columns],
+        "rows": [[None if value is None else _plain(value) for value in row] for row in held.whole],
+        "unkeyed": held.unkeyed,
+        "unsure": held.unsure,
+    }
+
+
+def _take_nameless(tracker: ResourceTracker, table: KeyedTable, entry: dict[str, Any]) -> None:
+    columns = [column.name for column in table.table.columns]
+    places = {name: place for place, name in enumerate(entry["columns"])}
+    rows: list[tuple[Any, ...] | None] = [None] * entry["unkeyed"]
+    if set(columns) == set(places):
+        for row in entry["rows"]:
+            values = [_read(value) for value in row]
+            rows.append(tuple(values[places[name]] for name in columns))
+    else:  # the Table was not the whole table, so its rows could not be told from others
+        rows += [None] * len(entry["rows"])
+    tracker.take_unkeyed(table, rows)
+    tracker.take_unkeyed(table, [()] * entry["unsure"], certain=False)
 
 
 def _looks(held: TableHoldings, keys: Sequence[Any]) -> dict[str, Any] | None:
@@ -234,7 +264,7 @@ def _plain(value: Any) -> Any:
         if isinstance(value, kind):
             return {name: write(value)}
     raise TidyRowsError(
-        f"A key value of type {type(value).__name__} has no JSON form yet; clean up in the process "
+        f"A value of type {type(value).__name__} has no JSON form yet; clean up in the process "
         f"that made the rows."
     )
 
