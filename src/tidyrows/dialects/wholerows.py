@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _EXACT = (
     sa.Integer,
     sa.Numeric,
-    sa.types._Binary,  # BINARY and VARBINARY are no LargeBinary
+    sa.types._Binary,  # noqa: SLF001 -- BINARY, VARBINARY and BLOBs have no other class in common
     sa.Boolean,
     sa.Date,
     sa.DateTime,
@@ -36,7 +36,7 @@ def stored_type(column: Any, dialect: sa.Dialect) -> TypeEngine[Any]:
     kind = column.type
     while isinstance(kind, sa.types.TypeDecorator):
         kind = kind.load_dialect_impl(dialect)
-    found: TypeEngine[Any] = kind
+    found: TypeEngine[Any] = kind.dialect_impl(dialect)  # with_variant() may name another one
     return found
 
 

@@ -27,6 +27,8 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
             doubt([change], holders)
         elif change.owner is not None:
             _owned(change, change.owner)
+        elif change.kind is Kind.TAKEN:
+            _taken(change, holders, unsure=False)
         elif change.kind is Kind.DELETED:
             for holder in holders:
                 holder.forget(change.table, change.keys)
@@ -50,6 +52,13 @@ def _owned(change: Change, owner: ResourceTracker) -> None:
         owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
 
 
+def _taken(change: Change, holders: Sequence[ResourceTracker], *, unsure: bool) -> None:
+    """Of equal rows it is all the same whose was deleted, as long as each counts once."""
+    rows = change.keys
+    for holder in holders:
+        rows = holder.drop_equal(change.table, rows, unsure=unsure)
+
+
 def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
     """Nobody knows whether the database has committed these."""
     for change in changes:
@@ -59,6 +68,8 @@ def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None
             )
         elif change.owner is not None:
             change.owner.take_unkeyed(change.table, change.keys, certain=False)
+        elif change.kind is Kind.TAKEN:
+            _taken(change, holders, unsure=True)
         elif change.kind is Kind.MOVED:
             for holder in holders:
                 holder.doubt_all(change.table)

@@ -191,10 +191,11 @@ class Capture:
         except NowhereError as reason:
             self._raise_if_lost(connection, delete, reason.__cause__)
             return delete
-        if found is None or not found[0].key_columns:
+        if found is None:
             return delete
         target, real = found
-        if written.names_its_rows(delete, target) or not self._is_held(target, log):
+        named = target.key_columns and written.names_its_rows(delete, target)
+        if named or not self._is_held(target, log):
             return delete
         rewrite = returning.rewrite_delete(delete, parameters, target, real, self.dialect)
         if rewrite is None:
@@ -325,10 +326,15 @@ class Capture:
             found = self.places.find(connection, log.targets, statement.table, options)
         except NowhereError:
             return
-        if found is None or not found[0].key_columns:
+        if found is None:
             return
         target = found[0]
         if rewrite is None and not self._is_held(target, log):
+            return
+        if not target.key_columns:
+            rows = _taken_rows(statement, rewrite, result)
+            if rows:
+                self._transactions.add(connection, log, Change(Kind.TAKEN, target, rows))
             return
         if self._recorder is not None and isinstance(statement, Update):
             update = self._recorder.updated(statement, result.context, target)
@@ -354,6 +360,15 @@ class Capture:
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
         """What this tracker's transactions have inserted and not committed."""
         return self._transactions.pending(owner)
+
+
+def _taken_rows(
+    statement: Update | Delete, rewrite: Rewrite | None, result: sa.CursorResult[Any]
+) -> list[Any]:
+    """The rows that a DELETE took from a table without a primary key; None where not known."""
+    if rewrite is not None:
+        return returning.keys_from_rewritten(result, rewrite)
+    return [None] if isinstance(statement, Delete) and result.context.rowcount else []
 
 
 def _whole_rows(

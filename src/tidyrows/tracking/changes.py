@@ -21,6 +21,9 @@ class Kind(Enum):
     UNKEYED = auto()  # inserted into a table without a primary key: keys holds whole
     # rows in the order of the columns, or None for one of which only the number is known
     DELETED = auto()
+    TAKEN = (
+        auto()
+    )  # deleted from a table without a primary key: whole rows, or None for any of them
     RENAMED = auto()  # keys holds (old, new) pairs
     MOVED = auto()  # keys were changed, and nobody knows which: keys is empty
     UPDATED = auto()  # other columns were set; keys is empty where it may have been any row

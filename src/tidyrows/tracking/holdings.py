@@ -120,6 +120,29 @@ class Holdings:
         if not held:
             del self._tables[name]
 
+    def drop_equal(
+        self, name: TableName, rows: Sequence[tuple[Any, ...] | None], *, unsure: bool
+    ) -> Sequence[tuple[Any, ...] | None]:
+        """Forget a row for each equal one, or doubt all where None; those that were not held."""
+        held = self._tables.get(name)
+        if held is None or not held.whole:
+            return rows
+        if None in rows:
+            self.forget_whole(name, held.whole, unsure=True)
+            return rows
+        ours: dict[str, list[tuple[Any, ...]]] = {}
+        for row in held.whole:
+            ours.setdefault(repr(row), []).append(row)
+        gone, others = [], []
+        for given in rows:
+            equal = ours.get(repr(given))
+            if equal:
+                gone.append(equal.pop())
+            else:
+                others.append(given)
+        self.forget_whole(name, gone, unsure=unsure)
+        return others
+
     def doubt(self, name: TableName, keys: Iterable[Any]) -> None:
         """Move rows, where held, from ours to doubtful."""
         held = self._tables.get(name)

@@ -152,6 +152,8 @@ def rewrite_delete(
     fetched = delete._annotations.get("synchronize_session") == "fetch"  # then the ORM asks itself
     if not able or fetched or delete._return_defaults or len(parameters) > 1:
         return None
+    if not target.key_columns:
+        return _with_row(delete, target, None, dialect) if dialect.whole_rows else None
     return _with_key(delete, target, None, generated=False)
 
 
@@ -187,7 +189,7 @@ def _with_key(
 
 
 def _with_row(
-    insert: sa.Insert,
+    insert: sa.Insert | sa.Delete,
     target: KeyedTable,
     proof: sa.ColumnElement[bool] | None,
     dialect: Dialect,

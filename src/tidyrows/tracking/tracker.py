@@ -299,6 +299,13 @@ class ResourceTracker:
         with self._lock:
             self.holdings.forget_whole(table.name, rows, unsure=unsure)
 
+    def drop_equal(
+        self, table: KeyedTable, rows: Sequence[tuple[Any, ...] | None], *, unsure: bool
+    ) -> Sequence[tuple[Any, ...] | None]:
+        """Rows without a primary key that a statement deleted; those that were not held."""
+        with self._lock:
+            return self.holdings.drop_equal(table.name, rows, unsure=unsure)
+
     def holds(self, name: TableName) -> bool:
         """Whether rows of this table are held."""
         return name in self.holdings

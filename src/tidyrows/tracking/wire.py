@@ -264,7 +264,7 @@ def _plain(value: Any) -> Any:
         if isinstance(value, kind):
             return {name: write(value)}
     raise TidyRowsError(
-        f"A value of type {type(value).__name__} has no JSON form yet; clean up in the process "
+        f"A key value of type {type(value).__name__} has no JSON form yet; clean up in the process "
         f"that made the rows."
     )
 
