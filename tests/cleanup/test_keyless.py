@@ -374,8 +374,8 @@ def test_a_row_that_the_test_deleted_itself_is_not_deleted_twice(engine, log):
         with engine.connect() as connection:
             connection.execute(sa.delete(log))
             connection.rollback()
-        bystanders = Bystanders(engine)
-        bystanders.insert(log, {"line": "a"}, {"line": "d"}, {"line": "b"})
+        strangers = Bystanders(engine)
+        strangers.insert(log, {"line": "a"}, {"line": "d"}, {"line": "b"})
     assert cleanup.report.total_deleted == 2
     assert not cleanup.report.already_gone
     assert sorted(line for line, _number in rows_of(engine, log)) == ["a", "b", "d"]

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.blockers import blocking_tables
+from tidyrows.cleanup.causes import name_what_keeps
 from tidyrows.cleanup.deletion import add_rows
 from tidyrows.cleanup.doubt import settle_doubt
 from tidyrows.cleanup.keyless import UNSURE, Keyless
 from tidyrows.cleanup.plan import Batch, place_of
 from tidyrows.cleanup.report import Held, Leftover
 from tidyrows.cleanup.slow import is_slow
-from tidyrows.cleanup.verify import Seen, in_short, judge, still_there
+from tidyrows.cleanup.verify import SILENT, Seen, in_short, judge, still_there
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
@@ -185,6 +186,7 @@ class Cleaning:
         kept = outcome.kept.get(name, {})
         told = {key: reason.cause for key, reason in kept.items()}
         causes, reappeared = judge(batch, seen, deleted, {**told, **refused})
+        name_what_keeps(self._database, batch.table, seen, causes, SILENT)
         if deleted:
             _add(self._report.deleted, name, deleted)
         if reappeared:

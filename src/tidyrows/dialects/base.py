@@ -434,6 +434,10 @@ class Dialect:
         """Indexes of a table that are there and not used, since they were never finished."""
         return set()
 
+    def what_keeps(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """What may keep a row of this table although its DELETE raised nothing, by name."""
+        return []
+
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         """Whether ON DELETE does what it says, and a delete that breaks a key fails."""
         return True

@@ -321,6 +321,15 @@ class MySQL(Dialect):
         )
         return {row[0] for row in rows}
 
+    def what_keeps(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers before a DELETE, which may write the row again."""
+        rows = connection.exec_driver_sql(
+            "SELECT trigger_name FROM information_schema.triggers WHERE event_object_schema = %s "
+            "AND event_object_table = %s AND event_manipulation = 'DELETE' ORDER BY trigger_name",
+            (str(table.name.schema), str(table.name.name)),
+        )
+        return [f'trigger "{row[0]}"' for row in rows]
+
     @contextmanager
     def without_foreign_keys(self, connection: sa.Connection) -> Iterator[None]:
         """FOREIGN_KEY_CHECKS=0 for the block; throw the connection away afterwards."""

@@ -98,6 +98,25 @@ JOIN pg_catalog.pg_class c ON c.oid = x.indrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE NOT x.indisvalid AND n.nspname = %s AND c.relname = %s"""
 
+# Of a trigger's type, 2 is BEFORE and 8 is DELETE; '4' is the DELETE of a rule.
+_KEEPS = """
+SELECT 'trigger "' || t.tgname || '"' FROM pg_catalog.pg_trigger t
+JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND NOT t.tgisinternal AND t.tgtype & 10 = 10
+UNION ALL
+SELECT 'rule "' || w.rulename || '"' FROM pg_catalog.pg_rewrite w
+JOIN pg_catalog.pg_class c ON c.oid = w.ev_class
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND w.ev_type = '4'
+UNION ALL
+SELECT 'row-level security policy "' || p.polname || '"' FROM pg_catalog.pg_policy p
+JOIN pg_catalog.pg_class c ON c.oid = p.polrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND p.polcmd IN ('d', 'r', '*')
+      AND pg_catalog.row_security_active(c.oid)
+ORDER BY 1"""
+
 
 class PostgreSQL(Dialect):
     """Codes are SQLSTATEs; a transaction that saw an error persists nothing and says nothing."""
@@ -291,6 +310,11 @@ class PostgreSQL(Dialect):
         """By the catalog, which every role may read."""
         rows = self._driver_sql(connection, _REFERENCING, list(schemas))
         return {_text(row[0]) for row in rows}
+
+    def what_keeps(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers before a DELETE, rules, and the policies of row-level security."""
+        place = (table.name.schema, table.table.name)
+        return [_text(row[0]) for row in self._driver_sql(connection, _KEEPS, *place * 3)]
 
     def inherited_foreign_keys(
         self, connection: sa.Connection, schemas: Iterable[str]

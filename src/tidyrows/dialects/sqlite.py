@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import weakref
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,8 @@ _KEYS = 500
 _COMPOSITE_KEYS = 250
 _JSON_KEYS = 50_000
 _SAVED = "tidyrows.sqlite.session"
+# Of CREATE TRIGGER; AFTER and UPDATE keep no row. SQLite says BEFORE where nothing is said.
+_BEFORE_DELETE = re.compile(r"(?<!AFTER)\s+DELETE\s+ON\b", re.IGNORECASE)
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, the only way there was before Python 3.12
 
 
@@ -285,6 +288,16 @@ class SQLite(Dialect):
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Nothing: BEGIN IMMEDIATE keeps every other writer out."""
+
+    def what_keeps(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers before a DELETE: RAISE(IGNORE) skips the row."""
+        rows = self._ask(
+            connection,
+            f"SELECT name, sql FROM {_quoted(table.name.schema)}.sqlite_master "
+            "WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
+            table.name.name,
+        )
+        return [f'trigger "{name}"' for name, sql in rows if _BEFORE_DELETE.search(str(sql))]
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         """What the PRAGMA says."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.digests import UNCOMPARED
@@ -27,11 +27,8 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
             doubt([change], holders)
         elif change.owner is not None:
             _owned(change, change.owner)
-        elif change.kind is Kind.TAKEN:
-            _taken(change, holders, unsure=False)
-        elif change.kind is Kind.DELETED:
-            for holder in holders:
-                holder.forget(change.table, change.keys)
+        elif change.kind in {Kind.TAKEN, Kind.DELETED}:
+            _deleted(change, holders)
         elif change.kind is Kind.UPDATED:
             for holder in holders:
                 holder.note_update(change.table, change.keys, change.patches)
@@ -52,11 +49,27 @@ def _owned(change: Change, owner: ResourceTracker) -> None:
         owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
 
 
+def _deleted(change: Change, holders: Sequence[ResourceTracker]) -> None:
+    if change.kind is Kind.TAKEN:
+        _taken(change, holders, unsure=False)
+    else:
+        for holder in holders:
+            holder.forget(change.table, change.keys)
+
+
 def _taken(change: Change, holders: Sequence[ResourceTracker], *, unsure: bool) -> None:
     """Of equal rows it is all the same whose was deleted, as long as each counts once."""
-    rows = change.keys
+    rows: Sequence[tuple[Any, ...] | None] = change.keys
     for holder in holders:
         rows = holder.drop_equal(change.table, rows, unsure=unsure)
+
+
+def _doubt_table(change: Change, holders: Sequence[ResourceTracker]) -> None:
+    if change.kind is Kind.TAKEN:
+        _taken(change, holders, unsure=True)
+    else:
+        for holder in holders:
+            holder.doubt_all(change.table)
 
 
 def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
@@ -68,11 +81,8 @@ def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None
             )
         elif change.owner is not None:
             change.owner.take_unkeyed(change.table, change.keys, certain=False)
-        elif change.kind is Kind.TAKEN:
-            _taken(change, holders, unsure=True)
-        elif change.kind is Kind.MOVED:
-            for holder in holders:
-                holder.doubt_all(change.table)
+        elif change.kind in {Kind.TAKEN, Kind.MOVED}:
+            _doubt_table(change, holders)
         elif change.kind is Kind.UPDATED:
             loose = [dict.fromkeys(patch, UNCOMPARED) for patch in change.patches]
             for holder in holders:
