@@ -19,6 +19,7 @@ from harness.bystanders import snapshot
 from harness.databases import Database
 from harness.models import PublicIdType
 from harness.races import Doing, at_statement
+from harness.targets import on
 from tidyrows import (
     CleanupError,
     CleanupManager,
@@ -659,3 +660,28 @@ def test_every_driver_restores(any_driver_engine: sa.Engine) -> None:
     assert snapshot(any_driver_engine) == before
     assert cleanup.report is not None
     assert sum(cleanup.report.restored.values()) == 2
+
+
+@on("sqlite")
+def test_a_row_that_a_trigger_changes_as_it_is_put_back_is_not_called_restored(engine):
+    table = sa.Table(
+        "switches",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("value", sa.String(20)),
+    )
+    table.create(engine)
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), {"id": 1, "value": "open"})
+        for when in ("INSERT ON switches", "UPDATE ON switches WHEN NEW.value <> 'forced'"):
+            connection.exec_driver_sql(
+                f'CREATE TRIGGER "{when}" AFTER {when} BEGIN UPDATE switches '
+                "SET value = 'forced' WHERE id = NEW.id; END"
+            )
+    tracker = ResourceTracker(engine)
+    manager = CleanupManager(tracker)
+    with pytest.raises(CleanupError, match="a trigger"), manager:
+        tracker.preserve(sa.select(table))
+        with engine.begin() as connection:
+            connection.execute(sa.delete(table))
+    assert not manager.report.restored

@@ -215,11 +215,12 @@ def _write(connection: sa.Connection, row: _Row, now: State) -> None:
 
 def _is_the_databases(then: State, now: State, left: State) -> bool:
     """Whether what differs is what the database writes itself: the time of the last change, say."""
-    if now is None or then is None or left is None:
-        return True
+    if then is None or left is None:
+        return then is left
+    before = left if now is None else now  # a row that was gone had no values to keep
     return all(
         isinstance(old, dt.date | dt.time) or not same_value(new, after)
-        for old, new, after in zip(then, now, left, strict=True)
+        for old, new, after in zip(then, before, left, strict=True)
         if not same_value(old, after)
     )
 

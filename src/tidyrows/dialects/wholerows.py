@@ -33,11 +33,16 @@ _EXACT = (
 
 def stored_type(column: Any, dialect: sa.Dialect) -> TypeEngine[Any]:
     """The type under a project's own ones."""
-    kind = column.type
+    kind: Any = _variant(column.type, dialect)
     while isinstance(kind, sa.types.TypeDecorator):
-        kind = kind.load_dialect_impl(dialect)
-    found: TypeEngine[Any] = kind.dialect_impl(dialect)  # with_variant() may name another one
+        kind = _variant(kind.load_dialect_impl(dialect), dialect)
+    found: TypeEngine[Any] = kind
     return found
+
+
+def _variant(kind: Any, dialect: sa.Dialect) -> Any:
+    """What with_variant() says; dialect_impl() would lose that a Float is one."""
+    return kind._variant_mapping.get(dialect.name, kind)  # noqa: SLF001 -- nothing public tells
 
 
 def is_exact(kind: TypeEngine[Any]) -> bool:
