@@ -123,7 +123,7 @@ def test_each_row_has_its_own_looks(sqlite_engine, form):
             connection.execute(table.insert(), rows)
     tracker.stop()
     tracker.settle()
-    with sa.create_engine(sqlite_engine.url).begin() as app:
+    with sa.create_engine(sqlite_engine.url, poolclass=sa.NullPool).begin() as app:
         keys = app.execute(sa.select(table.c.id).order_by(table.c.name)).scalars().all()
         swapped = {keys[3]: keys[4], keys[4]: keys[3]}
         names = {row.id: row.name for row in app.execute(sa.select(table))}
@@ -148,7 +148,7 @@ def test_an_insert_that_does_not_tell_its_values_leaves_the_key_alone(sqlite_eng
             connection.execute(table.insert().values(name="first"))
             names = sa.select(sa.literal("copied"))
             connection.execute(table.insert().from_select(["name"], names))
-        with sa.create_engine(sqlite_engine.url).begin() as app:
+        with sa.create_engine(sqlite_engine.url, poolclass=sa.NullPool).begin() as app:
             app.execute(sa.update(table).where(table.c.id == 2).values(name="changed"))
     assert cleanup.report.total_deleted == 2
 
@@ -167,7 +167,7 @@ SCALARS = st.one_of(
 @given(st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=80))
 def test_any_value_comes_back_with_its_digest(rows):
     """Through a column without a type, as the driver has it; SQLite has no more kinds of values."""
-    engine = sa.create_engine("sqlite://")
+    engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, a, b TEXT)")
         connection.exec_driver_sql("INSERT INTO t (a, b) VALUES (?, ?)", rows)
