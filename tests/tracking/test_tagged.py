@@ -290,6 +290,8 @@ def test_a_late_query_that_fails_keeps_no_row_from_going(accounts):
         write(accounts, "late")
     assert manager.report.total_deleted == 2
     assert snapshot(accounts) == before
+    with pytest.raises(sa.exc.DBAPIError, match="gone"):
+        manager.plan()
 
 
 def test_a_late_query_that_can_never_be_asked_is_refused_at_once(sqlite_engine):

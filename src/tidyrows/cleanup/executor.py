@@ -22,7 +22,6 @@ from tidyrows.cleanup.deletion import Deletion, Done, SeenError, StayError, add_
 from tidyrows.cleanup.dependents import Reason
 from tidyrows.cleanup.graphs import forget_graph, schema_of
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
-from tidyrows.cleanup.rules import Rules
 from tidyrows.cleanup.slow import advice
 from tidyrows.cleanup.verify import SILENT, in_short
 from tidyrows.dialects import Fault
@@ -40,6 +39,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.dependents import Kept
     from tidyrows.cleanup.graphs import SchemaView
     from tidyrows.cleanup.report import TableRows
+    from tidyrows.cleanup.rules import Rules
     from tidyrows.retry import RetryPolicy
     from tidyrows.rows import KeyedTable
     from tidyrows.schema import Place
@@ -81,7 +81,7 @@ class Executor:
         database: where.
         retry: how often and how patiently.
         until: when the cleanup's deadline ends, by the policy's clock.
-        rules: what becomes of rows that reference ours.
+        rules: what becomes of rows that reference ours, given our tables.
         claimed: of rows of a place, who else in this process tracks them.
         identity: of rows with these keys, which may not be ours any more, and why; asked in the
             transaction that deletes.
@@ -96,8 +96,8 @@ class Executor:
         *,
         retry: RetryPolicy,
         until: float,
-        rules: Callable[[Sequence[KeyedTable]], Rules] | None = None,
-        claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]] | None = None,
+        rules: Callable[[Sequence[KeyedTable]], Rules],
+        claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
         identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
         | None = None,
         others: Mapping[Place, KeySet] | None = None,
@@ -109,14 +109,14 @@ class Executor:
         self._retry = retry
         self._until = until
         self._make_rules = rules
-        self._rules = Rules()
-        self._claimed = claimed or (lambda _place, _keys: {})
+        self._claimed = claimed
         self._identity = identity
         self._foreign_keys_off = foreign_keys_off
         self._unanswered: Done | None = None
         self._tracked: dict[Place, KeySet] = {}
         self._others = others or {}
         self._stay: Kept = stay or {}
+        self._rules: Rules
         self._view: SchemaView
         self.outcome = Outcome()
 
@@ -134,8 +134,7 @@ class Executor:
         for place, others in self._others.items():
             self._tracked.setdefault(place, KeySet()).update(others)
         tables = [each.table for each in batches]
-        if self._make_rules is not None:
-            self._rules = self._make_rules(tables)
+        self._rules = self._make_rules(tables)
         self._view = self.patiently(lambda: schema_of(self._database, tables))
         failure = self._failure_of(rows, discover=False)
         constraints = 0

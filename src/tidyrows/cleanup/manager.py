@@ -141,8 +141,12 @@ class CleanupManager:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
 
         Rows that only reference them are looked for in the transaction that deletes.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError, TidyRowsError: a query that was to be asked late failed.
         """
-        self.tracker.resolve_late()
+        for failure in self.tracker.resolve_late():
+            raise failure
         return Plan(
             tuple(
                 step

@@ -98,13 +98,6 @@ class Holdings:
         if not held:
             del self._tables[name]
 
-    def forget_unkeyed(self, name: TableName) -> None:
-        """The user has seen to the rows without a key."""
-        held = self._tables.get(name)
-        if held is not None:
-            held.unkeyed = held.unsure = 0
-            held.whole = []
-
     def forget_whole(
         self, name: TableName, rows: Iterable[tuple[Any, ...]], *, unsure: bool
     ) -> None:

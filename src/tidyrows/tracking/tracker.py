@@ -17,6 +17,7 @@ from tidyrows.errors import (
     TidyRowsError,
     UntrackedRowsWarning,
 )
+from tidyrows.retry import RetryPolicy
 from tidyrows.tracking import ambient, tagged, ties, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
@@ -49,6 +50,7 @@ class ResourceTracker:
         bind: where the rows go.
         context: whose rows they are; by default this worker's (:meth:`WorkerContext.current`).
         allow_production: track even where host or database name looks like production.
+        retry: how often a factory call whose transaction was lost is run again.
 
     Raises:
         NotBoundError: ``bind`` leads to no database.
@@ -63,9 +65,15 @@ class ResourceTracker:
     """
 
     def __init__(
-        self, bind: Bind, *, context: WorkerContext | None = None, allow_production: bool = False
+        self,
+        bind: Bind,
+        *,
+        context: WorkerContext | None = None,
+        allow_production: bool = False,
+        retry: RetryPolicy | None = None,
     ) -> None:
         self._binding = Binding(bind)
+        self.retry = retry or RetryPolicy()
         self._allow_production = allow_production
         self.context = context or WorkerContext.current()
         self._active = False
