@@ -243,9 +243,9 @@ def test_a_value_that_cannot_be_meant_is_refused_by_name(bad):
 
 
 def test_a_policy_is_a_value():
-    assert RetryPolicy() == RetryPolicy(attempts=8, base=0.05, max_wait=2.0, deadline=60.0)
+    assert RetryPolicy() == RetryPolicy(attempts=20, base=0.05, max_wait=2.0, deadline=60.0)
     assert repr(RetryPolicy()) == (
-        "RetryPolicy(attempts=8, base=0.05, max_wait=2.0, deadline=60.0)"
+        "RetryPolicy(attempts=20, base=0.05, max_wait=2.0, deadline=60.0)"
     )
     with pytest.raises(AttributeError):
         RetryPolicy().attempts = 3

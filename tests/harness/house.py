@@ -20,6 +20,7 @@ FLOORS = {
     "rows": 0,
     "worker": 0,
     "template": 0,
+    "awaiting": 0,
     "schema": 1,
     "retry": 1,
     "dialects": 1,
@@ -46,6 +47,8 @@ OUTSIDE = {
     "psycopg": "dialects",
     "psycopg2": "dialects",
     "asyncpg": "dialects",
+    "greenlet": "awaiting",
+    "tqdm": "cleanup",
     "pymysql": "dialects",
     "MySQLdb": "dialects",
 }

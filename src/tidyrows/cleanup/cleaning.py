@@ -159,9 +159,10 @@ class Cleaning:
             )
         except BaseException:
             # Whatever stopped us: a key that is free again may be a stranger's by the next cleanup.
-            for table in held:
-                if self._is_counted(table.table.name, len(table.keys)):
-                    self._tracker.forget(table.table, table.keys)
+            for each in held:
+                gone = self._executor.outcome.gone.get(each.table.name)
+                if gone:
+                    self._tracker.forget(each.table, gone)
             raise
         leftovers: list[Leftover] = []
         for batch in batches:

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
+from tidyrows.cleanup.waiting import Waiting
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
 from tidyrows.tracking.capture import capture_for
 from tidyrows.tracking.strings import INTERNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tidyrows.rows import TableName
 
+_AT_LEAST = 0.2
+"""Seconds for the last statements of a cleanup whose time is over: less would end none."""
 SPOILED = "tidyrows.spoiled"
 """In ``connection.info``: nobody else may use this connection again, so the pool drops it."""
 
@@ -37,6 +40,7 @@ class Database:
         self.dialect = self.capture.dialect
         self.lock_timeout = lock_timeout
         self.statement_timeout = statement_timeout
+        self.waiting = Waiting(self)
         # False once the database has turned out not to be able to: SQLite takes a foreign key to
         # columns that are not unique, and then refuses every statement that would have to check it.
         self.enforced = True
@@ -46,23 +50,37 @@ class Database:
         return self.dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
 
     @contextmanager
-    def writing(self, *, seconds: float | None = None) -> Iterator[sa.Connection]:
+    def hurrying(self) -> Iterator[None]:
+        """In the block no transaction waits for a lock."""
+        usual, self.lock_timeout = self.lock_timeout, 0.0
+        try:
+            yield
+        finally:
+            self.lock_timeout = usual
+
+    @contextmanager
+    def writing(
+        self, *, seconds: float | None = None, committed: Callable[[], None] | None = None
+    ) -> Iterator[sa.Connection]:
         """A transaction to delete in: committed at the end, rolled back if anything is raised.
 
         Args:
-            seconds: the longest that one statement may run, if less than the usual.
+            seconds: the longest that one statement may run or wait, if less than the usual.
+            committed: called as soon as the COMMIT has succeeded: what follows may yet fail.
         """
+        left = max(self.statement_timeout if seconds is None else seconds, _AT_LEAST)
         with self._connected() as connection:
             try:
-                longest = self.statement_timeout if seconds is None else seconds
                 self.dialect.begin_cleanup(
                     connection,
-                    lock_timeout=self.lock_timeout,
-                    statement_timeout=max(longest, self.lock_timeout),
+                    lock_timeout=min(self.lock_timeout, left),
+                    statement_timeout=left,
                     foreign_keys=self.enforced,
                 )
                 yield connection
                 connection.commit()
+                if committed is not None:
+                    committed()
             except SessionStateError:
                 raise  # the transaction that is open there is somebody else's
             except BaseException:
@@ -105,7 +123,8 @@ class Database:
         self._refuse_shared_transaction()
         connection = self.engine.connect().execution_options(**{INTERNAL: True})
         try:
-            yield connection
+            with self.waiting.over(connection):
+                yield connection
         finally:
             try:
                 if not connection.invalidated and connection.info.get(SPOILED):

@@ -48,6 +48,10 @@ class SeenError(Exception):
     """Rows that nobody tracked reference ours, and would go or change in silence."""
 
 
+class DeadlineError(TidyRowsError):
+    """The cleanup's time was over in the middle of a transaction, which was rolled back."""
+
+
 class StayError(Exception):
     """A DELETE did nothing and said nothing, and what these rows reference was to go too."""
 
@@ -62,6 +66,7 @@ class Done:
 
     Attributes:
         deleted: tracked rows deleted, by table.
+        gone: their keys, where every row that was asked for went.
         dependents: untracked rows deleted.
         detached: untracked rows detached.
         kept: rows left alone, and why.
@@ -69,6 +74,7 @@ class Done:
     """
 
     deleted: Counter[TableName] = field(default_factory=Counter)
+    gone: dict[TableName, Sequence[Any]] = field(default_factory=dict)
     dependents: dict[TableName, TableRows] = field(default_factory=dict)
     detached: dict[TableName, TableRows] = field(default_factory=dict)
     kept: Kept = field(default_factory=dict)
@@ -90,6 +96,8 @@ class Deletion:
         stay: rows that are known not to go.
         claimed: of rows of a place, who else in this process tracks them.
         identity: of rows with these keys, which may not be ours any more, and why.
+        limit: how many untracked rows may go with more than one row of ours.
+        remaining: the seconds that are left of the cleanup's time.
         clock: seconds.
         foreign_keys_off: see ``CleanupManager(allow_foreign_keys_off=True)``.
     """
@@ -101,6 +109,8 @@ class Deletion:
     stay: Kept
     claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]]
     identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]] | None
+    limit: int
+    remaining: Callable[[], float]
     clock: Callable[[], float]
     foreign_keys_off: bool
 
@@ -117,13 +127,19 @@ class Deletion:
         Raises:
             SeenError: there is something to discover.
             StayError: a row does not go, and what it references was to go.
+            TooManyError: more untracked rows would go along than ``limit``.
+            DeadlineError: the cleanup's time is over.
         """
         rows = self._ours(connection, rows, done)
         found = Found()
         if discover:
             rows, found = self._with_dependents(connection, rows, done)
-        going = {place for place, (_table, keys) in rows.items() if len(keys)}
-        for step in steps_of(self.view.graph, {place: rows[place] for place in going}):
+        going = {place: each for place, each in rows.items() if len(each[1])}
+        for number, step in enumerate(steps_of(self.view.graph, going)):
+            if number and self.remaining() <= 0:
+                raise DeadlineError(
+                    "the cleanup's deadline struck before its transaction had ended"
+                )
             if not discover:
                 self._refuse_silence(connection, step)
             started = self.clock()
@@ -132,11 +148,13 @@ class Deletion:
                 name = step.batches[0].table.name
                 done.seconds[name] = self.clock() - started
             _refuse_strangers(step, counts)
-            self._refuse_stayers(connection, step, counts, going, done)
+            self._refuse_stayers(connection, step, counts)
             for batch in step.batches:
                 name = batch.table.name
                 others = found.dependents.get(place_of(name), {})
                 done.deleted[name] += max(counts[name] - len(others), 0)
+                if counts[name] == len(batch.keys):
+                    done.gone[name] = [key for key in batch.keys if key not in others]
                 if others:
                     done.dependents[name] = TableRows(batch.table, list(others))
 
@@ -168,6 +186,7 @@ class Deletion:
             tracked=tracked,
             claimed=self.claimed,
             kept={place: dict(kept) for place, kept in self.stay.items()},
+            limit=self.limit,
         )
         found = discovery.look({place: keys for place, (_table, keys) in rows.items()})
         for place, kept in discovery.kept.items():
@@ -246,8 +265,6 @@ class Deletion:
         connection: sa.Connection,
         step: Step,
         counts: Mapping[TableName, int],
-        going: set[Place],
-        done: Done,
     ) -> None:
         """Stop where a row would not go and one that it references is to go after it."""
         stay: dict[Place, Sequence[Any]] = {}
@@ -255,7 +272,7 @@ class Deletion:
             place = place_of(batch.table.name)
             if counts[batch.table.name] >= len(batch.keys):
                 continue
-            if not any(key.parent in going for key in self.view.graph.outgoing(place)):
+            if not any(key.parent in self.tracked for key in self.view.graph.outgoing(place)):
                 continue
             keys: Sequence[Any] = []
             # It may have to switch off what hides rows, or fail: neither must outlast the look.

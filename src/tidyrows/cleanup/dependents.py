@@ -6,6 +6,7 @@ schema says, foreign key by foreign key, what must happen to it when our rows go
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -35,6 +36,10 @@ class Reason:
 
     cause: str
     by: str | None = None
+
+
+class TooManyError(Exception):
+    """More untracked rows reference these than one transaction is to take."""
 
 
 Kept = dict["Place", dict[Any, Reason]]
@@ -87,6 +92,7 @@ class Discovery:
         tracked: our rows, those too that are not to be deleted in this transaction.
         claimed: of these rows, who else in this process tracks them.
         kept: rows that are known to stay; grows.
+        limit: how many dependents may be found, unless all of them are one row's.
     """
 
     def __init__(
@@ -99,6 +105,7 @@ class Discovery:
         tracked: Mapping[Place, Container[Any]],
         claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
         kept: Kept,
+        limit: int,
     ) -> None:
         self._connection = connection
         self._dialect = dialect
@@ -106,6 +113,7 @@ class Discovery:
         self._rules = rules
         self._tracked = tracked
         self._claimed = claimed
+        self._limit = limit
         self._enforced = dialect.enforces_foreign_keys(connection)
         self.kept = kept
 
@@ -129,7 +137,13 @@ class Discovery:
         return [name for name in own if name not in shared] or own
 
     def look(self, roots: Mapping[Place, Sequence[Any]]) -> Found:
-        """Find what goes with these rows; rows that must stay are put into :attr:`kept`."""
+        """Find what goes with these rows; rows that must stay are put into :attr:`kept`.
+
+        Raises:
+            TooManyError: more dependents than the limit, and fewer rows could be asked for.
+        """
+        if sum(map(len, roots.values())) == 1:
+            self._limit = sys.maxsize
         self._keep_referenced(roots, list(_pairs(self.kept)))
         while True:
             doomed = {
@@ -171,6 +185,8 @@ class Discovery:
                 new = self._children(key, sent, found, blocks)
                 if new:
                     frontier.setdefault(key.child, []).extend(new)
+                    if sum(map(len, found.dependents.values())) > self._limit:
+                        raise TooManyError
         return blocks
 
     def _with_children(

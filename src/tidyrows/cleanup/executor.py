@@ -1,4 +1,4 @@
-"""Delete rows: first whole, in one transaction; where that fails, row by row around the failure.
+"""Delete rows, in transactions of bounded size; where one fails, row by row around the failure.
 
 The first attempt asks as little as it can: the database itself says, by an error, that untracked
 rows reference ours, and only keys that would take or change such rows in silence are asked about.
@@ -7,21 +7,31 @@ If there are any, the second attempt looks for all of them in the transaction th
 Whole transactions are run again on deadlocks, lock timeouts and lost connections. A constraint
 that speaks means that new rows have come, so they are looked for again, a few times. After that
 every step gets a transaction of its own, and one that fails is halved until the rows that cannot go
-are found.
+are found. The same is done where somebody holds a lock for long: all other rows go first.
 """
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tidyrows.cleanup.careful import Careful
 from tidyrows.cleanup.cycles import RowLoopError, row_order
-from tidyrows.cleanup.deletion import Deletion, Done, SeenError, StayError, add_rows
-from tidyrows.cleanup.dependents import Reason
+from tidyrows.cleanup.deletion import (
+    DeadlineError,
+    Deletion,
+    Done,
+    SeenError,
+    StayError,
+    add_rows,
+)
+from tidyrows.cleanup.dependents import Reason, TooManyError
 from tidyrows.cleanup.graphs import forget_graph, schema_of
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
+from tidyrows.cleanup.shares import shares
 from tidyrows.cleanup.slow import advice
 from tidyrows.cleanup.verify import SILENT, in_short
 from tidyrows.dialects import Fault
@@ -30,7 +40,7 @@ from tidyrows.rows import TableName
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
 
@@ -42,11 +52,13 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.rules import Rules
     from tidyrows.retry import RetryPolicy
     from tidyrows.rows import KeyedTable
-    from tidyrows.schema import Place
+    from tidyrows.schema import Place, RowOrder
 
 T = TypeVar("T")
-_FAILURES_IN_A_ROW = 50
 _SURPRISES = 3
+_WAITS = 3
+"""After how many waits for a lock in vain the rows that nobody has locked go first."""
+_TOO_LATE = "the cleanup's deadline had passed before this row was tried"
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
 
@@ -57,6 +69,7 @@ class Outcome:
 
     Attributes:
         deleted: tracked rows deleted, by table.
+        gone: their keys, as far as they are known one by one.
         refused: why rows could not be deleted, by table and key.
         kept: why rows were not to be deleted, by table and key.
         dependents: untracked rows deleted, by table.
@@ -66,6 +79,7 @@ class Outcome:
     """
 
     deleted: Counter[TableName] = field(default_factory=Counter)
+    gone: dict[TableName, list[Any]] = field(default_factory=dict)
     refused: dict[TableName, dict[Any, str]] = field(default_factory=dict)
     kept: dict[TableName, dict[Any, Reason]] = field(default_factory=dict)
     dependents: dict[TableName, TableRows] = field(default_factory=dict)
@@ -81,6 +95,8 @@ class Executor:
         database: where.
         retry: how often and how patiently.
         until: when the cleanup's deadline ends, by the policy's clock.
+        limit: the most rows of one transaction, if they can be parted.
+        progress: told of rows that are deleted, or given up.
         rules: what becomes of rows that reference ours, given our tables.
         claimed: of rows of a place, who else in this process tracks them.
         identity: of rows with these keys, which may not be ours any more, and why; asked in the
@@ -96,6 +112,8 @@ class Executor:
         *,
         retry: RetryPolicy,
         until: float,
+        limit: int,
+        progress: Callable[[int], None],
         rules: Callable[[Sequence[KeyedTable]], Rules],
         claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
         identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
@@ -106,8 +124,11 @@ class Executor:
     ) -> None:
         self._database = database
         self._dialect = database.dialect
-        self._retry = retry
+        self._clock = retry.clock
+        self._policy = retry
         self._until = until
+        self._limit = limit
+        self._progress = progress
         self._make_rules = rules
         self._claimed = claimed
         self._identity = identity
@@ -116,6 +137,7 @@ class Executor:
         self._tracked: dict[Place, KeySet] = {}
         self._others = others or {}
         self._stay: Kept = stay or {}
+        self._tables: Sequence[KeyedTable] = ()
         self._rules: Rules
         self._view: SchemaView
         self.outcome = Outcome()
@@ -133,48 +155,83 @@ class Executor:
         self._tracked = {place: KeySet(keys) for place, (_table, keys) in rows.items()}
         for place, others in self._others.items():
             self._tracked.setdefault(place, KeySet()).update(others)
-        tables = [each.table for each in batches]
-        self._rules = self._make_rules(tables)
-        self._view = self.patiently(lambda: schema_of(self._database, tables))
+        self._tables = [each.table for each in batches]
+        self._rules = self._make_rules(self._tables)
+        self._view = self.patiently(lambda: schema_of(self._database, self._tables))
+        steps = steps_of(self._view.graph, rows)
+        for number, share in enumerate(shares(steps, self._limit, apart=self._apart)):
+            if number and self._remaining() <= 0:
+                for table, keys in share.values():
+                    self._refuse(table, keys, _TOO_LATE)
+            else:
+                self._clear(share)
+            self._progress(sum(len(keys) for _table, keys in share.values()))
+        return [batch for step in steps for batch in step.batches]
+
+    def _clear(self, rows: Rows) -> None:
+        """Delete what can be deleted of these rows, all together if nothing stands in the way."""
         failure = self._failure_of(rows, discover=False)
         constraints = 0
         for number in range(_ROUNDS):
             if failure is None:
-                break
+                return
             constraints += self._dialect.fault(failure) is Fault.CONSTRAINT
             if constraints > _SURPRISES:
                 break  # rows are locked while dependents are looked for: it is something else
             if isinstance(failure, RowLoopError) and self._foreign_keys_off and not number:
                 pass  # somebody's row references the loop: dependents have not been looked for
-            elif not self._may_help(failure, tables, surprised=constraints > 1):
+            elif not self._may_help(failure, surprised=constraints > 1):
                 break
             failure = self._failure_of(rows, discover=True)
-        if failure is not None:
+        if isinstance(failure, TooManyError):
+            self._clear_in_halves(rows)
+        elif failure is not None:
             self._carefully(rows)
-        return [batch for step in steps_of(self._view.graph, rows) for batch in step.batches]
 
-    def _may_help(
-        self, failure: Exception, tables: Sequence[KeyedTable], *, surprised: bool
-    ) -> bool:
+    def _clear_in_halves(self, rows: Rows) -> None:
+        """So many untracked rows go along that fewer of ours make a transaction."""
+        size = sum(len(keys) for _table, keys in rows.values())
+        steps = steps_of(self._view.graph, rows)
+        halves = list(shares(steps, (size + 1) // 2, apart=self._apart))
+        if len(halves) == 1:  # a circle of rows, which only go together
+            self._carefully(rows)
+            return
+        for half in halves:
+            self._clear(half)
+
+    def _apart(self, step: Step) -> Iterator[Step]:
+        """A step of a cycle in smaller ones: rows that go one after the other, and circles."""
+
+        def read() -> RowOrder[tuple[int, Any]]:
+            with self._database.reading() as connection:
+                return row_order(connection, step)
+
+        for rows in self.patiently(read).steps:
+            if rows.loops:
+                yield from (_part(step, loop) for loop in rows.loops)
+            else:
+                yield Step(_part(step, rows.rows).batches)
+
+    def _may_help(self, failure: Exception, *, surprised: bool) -> bool:
         """Whether looking for dependents, once more, is a way around this failure."""
         if isinstance(failure, (SeenError, StayError)):
             return True
-        if isinstance(failure, RowLoopError):
+        if isinstance(failure, (RowLoopError, TooManyError, DeadlineError)):
             return False
         if self._dialect.fault(failure) is Fault.CONSTRAINT:
             if surprised:  # the first time there were dependents that we had not looked for
-                self._read_anew(tables)
+                self._read_anew()
             return True
         if self._database.enforced and self._only_we_enforce():
             self._database.enforced = False
             return True
-        return self._read_anew(tables)
+        return self._read_anew()
 
-    def _read_anew(self, tables: Sequence[KeyedTable]) -> bool:
+    def _read_anew(self) -> bool:
         """Read the schema again; whether it has changed."""
         forget_graph(self._database.engine)
         before = self._view.graph.foreign_keys
-        self._view = self.patiently(lambda: schema_of(self._database, tables))
+        self._view = self.patiently(lambda: schema_of(self._database, self._tables))
         return self._view.graph.foreign_keys != before
 
     def _only_we_enforce(self) -> bool:
@@ -186,14 +243,26 @@ class Executor:
 
         return self.patiently(ask)
 
-    def patiently(self, transaction: Callable[[], T]) -> T:
-        """Run a whole transaction, again where that may help, until the cleanup's deadline."""
+    def patiently(self, transaction: Callable[[], T], *, waits: int = sys.maxsize) -> T:
+        """Run a whole transaction, again where that may help, until the cleanup's deadline.
 
-        def on_retry(_attempt: int, _error: BaseException) -> None:
+        Args:
+            transaction: begins and ends one.
+            waits: after how many waits for a lock in vain to give up.
+        """
+
+        def passes(error: BaseException) -> bool:
+            nonlocal waits
+            waits -= self._dialect.waited(error)
+            return waits > 0 and self._database.passes(error)
+
+        def on_retry(_attempt: int, error: BaseException) -> None:
             self.outcome.retries += 1
+            if self._dialect.waited(error):
+                self._database.waiting.armed = True  # who blocks the next attempt shall be known
 
-        return replace(self._retry, deadline=max(self._remaining(), 0.0)).run(
-            transaction, is_transient=self._database.passes, on_retry=on_retry
+        return replace(self._policy, deadline=max(self._remaining(), 0.0)).run(
+            transaction, is_transient=passes, on_retry=on_retry
         )
 
     def advice(self, place: Place, *, rows: int, seconds: float) -> list[str]:
@@ -202,15 +271,19 @@ class Executor:
             return advice(connection, self._dialect, self._view, place, rows=rows, seconds=seconds)
 
     def _remaining(self) -> float:
-        return self._until - self._retry.clock()
+        return self._until - self._clock()
 
-    def _failure_of(self, rows: Rows, *, discover: bool) -> Exception | None:
+    def _failure_of(self, rows: Rows, *, discover: bool, around: bool = True) -> Exception | None:
         """Run everything in one transaction; the failure that a closer look may find a way around.
 
-        Where waiting did not help, all rows are refused: looking closer would only wait again.
+        Where somebody holds a lock for long, the rows that are free of it go first. Where waiting
+        did not help, rows are refused: looking closer would only wait again.
         """
+        several = sum(len(keys) for _table, keys in rows.values()) > 1
+        around = around and several and self._dialect.locks_rows
+        transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
         try:
-            self._book(self.patiently(partial(self._whole, rows, discover=discover)))
+            self.patiently(transaction, waits=_WAITS if around else sys.maxsize)
         except SessionStateError:
             raise
         except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
@@ -218,9 +291,34 @@ class Executor:
                 self._let_stay(error)
             if not self._database.passes(error):
                 return error
+            if around and self._dialect.waited(error) and self._remaining() > 0:
+                self._around_locks(rows)
+                return None
+            cause = f"gave up: {in_short(error)}{self._database.waiting.told()}"
             for table, keys in rows.values():
-                self._refuse_all(table, keys, f"gave up: {in_short(error)}")
+                self._refuse(table, keys, cause)
         return None
+
+    def _around_locks(self, rows: Rows) -> None:
+        """Delete what nobody has locked, then wait for the rest alone."""
+        outcome, policy = self.outcome, self._policy
+        refused, kept = outcome.refused, outcome.kept
+        outcome.refused, outcome.kept = {}, {}
+        self._policy = replace(policy, attempts=1)
+        try:
+            with self._database.hurrying():
+                self._carefully(rows)
+        finally:
+            self._policy = policy
+            locked, outcome.refused = outcome.refused, refused
+            needed, outcome.kept = outcome.kept, kept
+        rest: Rows = {}
+        for place, (table, keys) in rows.items():
+            stay = locked.get(table.name, {}).keys() | needed.get(table.name, {}).keys()
+            if stay:
+                rest[place] = table, [key for key in keys if key in stay]
+        if rest and self._failure_of(rest, discover=True, around=False) is not None:
+            self._carefully(rest)
 
     def _let_stay(self, error: StayError) -> None:
         for place, keys in error.rows.items():
@@ -228,7 +326,7 @@ class Executor:
 
     # -- one transaction -----------------------------------------------------------------------
 
-    def _whole(self, rows: Rows, *, discover: bool) -> Done:
+    def _whole(self, rows: Rows, *, discover: bool, limit: int) -> None:
         done = Done()
         deletion = Deletion(
             self._database,
@@ -238,115 +336,75 @@ class Executor:
             stay=self._stay,
             claimed=self._claimed,
             identity=self._identity,
-            clock=self._retry.clock,
+            limit=limit,
+            remaining=self._remaining,
+            clock=self._clock,
             foreign_keys_off=self._foreign_keys_off,
         )
         sent = False
+
+        def committed() -> None:
+            nonlocal sent
+            sent = False
+            # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
+            unanswered, self._unanswered = self._unanswered, None
+            self._book(done if done or unanswered is None else unanswered)
+
         try:
-            with self._database.writing(seconds=self._remaining()) as connection:
+            with self._database.writing(
+                seconds=self._remaining(), committed=committed
+            ) as connection:
                 deletion.run(connection, rows, done, discover=discover)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
                 self._unanswered = done
             raise
-        # Run again after a COMMIT without an answer it finds nothing: that COMMIT had succeeded.
-        unanswered, self._unanswered = self._unanswered, None
-        return done if done or unanswered is None else unanswered
 
     # -- around a failure ----------------------------------------------------------------------
 
     def _carefully(self, rows: Rows) -> None:
-        for step in steps_of(self._view.graph, rows):
-            if step.cycle:
-                self._cycle_carefully(step)
-            else:
-                (batch,) = step.batches
-                self._halving(batch.table, batch.keys)
+        careful = Careful(
+            tried=self._tried,
+            apart=self._apart,
+            refuse=self._refuse,
+            is_late=lambda: self._remaining() <= 0,
+        )
+        careful.delete(steps_of(self._view.graph, rows))
 
-    def _cycle_carefully(self, step: Step) -> None:
-        cause = self._tried(step)
-        if cause is None:
-            return
-
-        def read() -> Any:
-            with self._database.reading() as connection:
-                return row_order(connection, step)
-
-        try:
-            order = self.patiently(read)
-        except SessionStateError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
-            self._refuse(step, f"{cause}; {in_short(error)}")
-            return
-        for rows in order.steps:
-            part = _part(step, rows.rows)
-            if not rows.loops:
-                for batch in part.batches:
-                    self._halving(batch.table, batch.keys)
-                continue
-            for loop in rows.loops:
-                circle = _part(step, loop)
-                cause = self._tried(circle)
-                if cause is not None:
-                    self._refuse(circle, cause)
-
-    def _tried(self, step: Step) -> str | None:
-        """Delete a step in a transaction of its own; the cause where that failed."""
+    def _tried(self, rows: Rows) -> str | None:
+        """Delete rows in a transaction of their own; the cause where that failed."""
         if self._remaining() <= 0:
-            return "the cleanup's deadline had passed before this row was tried"
-        rows: Rows = {
-            place_of(batch.table.name): (batch.table, batch.keys) for batch in step.batches
-        }
+            return _TOO_LATE
         cause = SILENT
         for _round in range(_ROUNDS):
             try:
-                self._book(self.patiently(partial(self._whole, rows, discover=True)))
+                self.patiently(partial(self._whole, rows, discover=True, limit=sys.maxsize))
             except SessionStateError:
                 raise
             except StayError as error:
                 self._let_stay(error)
             except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
-                return in_short(error)
+                told = self._database.waiting.told() if self._database.passes(error) else ""
+                return f"{in_short(error)}{told}"
             else:
                 return None
         return cause
 
-    def _halving(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Find the rows that cannot go, one by one as long as others go in between.
-
-        Where fifty in a row cannot, the parts left are tried whole: all rows may be blocked, and
-        there may be a hundred thousand.
-        """
-        failures = 0
-        parts = [keys]
-        while parts:
-            part = parts.pop()
-            step = Step((Batch(table, part),))
-            cause = self._tried(step)
-            if cause is None:
-                failures = 0
-            elif len(part) == 1 or failures >= _FAILURES_IN_A_ROW or self._remaining() <= 0:
-                failures += 1
-                self._refuse_all(table, part, cause)
-            else:
-                middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
-
-    def _refuse(self, step: Step, cause: str) -> None:
-        for batch in step.batches:
-            self._refuse_all(batch.table, batch.keys, cause)
-
-    def _refuse_all(self, table: KeyedTable, keys: Sequence[Any], cause: str) -> None:
+    def _refuse(self, table: KeyedTable, keys: Sequence[Any], cause: str) -> None:
         self.outcome.refused.setdefault(table.name, {}).update(dict.fromkeys(keys, cause))
 
     def _book(self, done: Done) -> None:
         """Add what a transaction did, now that it is committed."""
         outcome = self.outcome
         outcome.deleted += done.deleted
+        for name, keys in done.gone.items():
+            outcome.gone.setdefault(name, []).extend(keys)
         for name, rows in done.dependents.items():
             add_rows(outcome.dependents, rows, name)
+            if name in outcome.detached:  # by an earlier transaction, when less was known of them
+                left = outcome.detached.pop(name).without(rows)
+                outcome.detached.update({name: left} if left else {})
         for name, rows in done.detached.items():
             add_rows(outcome.detached, rows, name)
         outcome.seconds.update(done.seconds)

@@ -17,6 +17,7 @@ from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.preserve import Restoring
+from tidyrows.cleanup.progress import Steps
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
 from tidyrows.cleanup.rules import Dependents, Rules
 from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
@@ -25,9 +26,10 @@ from tidyrows.rows import TableName
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    from tidyrows.cleanup.progress import Progress
     from tidyrows.cleanup.report import Leftover
     from tidyrows.rows import KeyedTable
     from tidyrows.schema import ForeignKey, Place
@@ -47,11 +49,15 @@ class CleanupManager:
             reference tracked ones are deleted, whatever the schema says.
         protect: tables whose rows are never touched; a tracked row that they need stays and is
             reported.
-        retry: how often and how long transactions are run again; by default 8 attempts with
+        retry: how often and how long transactions are run again; by default 20 attempts with
             exponential backoff and jitter, 60 seconds in all.
         verify: look again, after the COMMIT, whether the rows are gone.
         lock_timeout: the longest wait for one lock, in seconds.
         deadline: the longest time for the whole cleanup, in seconds; by default the policy's.
+        rows_per_transaction: the most rows that one transaction deletes, so that no lock is held
+            for long; a circle of rows, or one row with all that reference it, may be more.
+        on_progress: told a :class:`Progress` after each transaction; ``progress_bar()`` makes one.
+            What it raises does not stop the cleanup, and surfaces at its end.
         trust_keys: delete by key alone. Otherwise, where the database gives keys again (SQLite), a
             row that no longer looks as it was inserted stays, since it may be somebody else's.
         allow_foreign_keys_off: on the MySQL family only, delete circles of NOT NULL foreign keys
@@ -79,6 +85,8 @@ class CleanupManager:
         verify: bool = True,
         lock_timeout: float = 5.0,
         deadline: float | None = None,
+        rows_per_transaction: int = 10_000,
+        on_progress: Callable[[Progress], None] | None = None,
         trust_keys: bool = False,
         allow_foreign_keys_off: bool = False,
     ) -> None:
@@ -91,6 +99,11 @@ class CleanupManager:
             raise ValueError(
                 f"lock_timeout={lock_timeout!r} is no time to wait; give seconds, as in "
                 f"CleanupManager(tracker, lock_timeout=5.0)."
+            )
+        if rows_per_transaction < 1:
+            raise ValueError(
+                f"rows_per_transaction={rows_per_transaction!r} deletes nothing; give a number of "
+                f"rows, as in CleanupManager(tracker, rows_per_transaction=10_000)."
             )
         if not isinstance(dependents, Dependents):
             raise TypeError(
@@ -111,6 +124,8 @@ class CleanupManager:
             self._retry = replace(self._retry, deadline=deadline)
         self._verify = verify
         self._lock_timeout = lock_timeout
+        self._limit = rows_per_transaction
+        self._on_progress = on_progress
         self._trust_keys = trust_keys
         self._foreign_keys_off = allow_foreign_keys_off
         self._databases: dict[str, Database] = {}
@@ -172,14 +187,16 @@ class CleanupManager:
         self.report = report = CleanupReport()
         until = started + self._retry.deadline
         self._refusal = self._failure = None
+        self._databases.clear()  # what was learned of waits and foreign keys was another time's
         leftovers: list[Leftover] = []
-        unasked: list[Exception] = []
+        failures: list[Exception] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            unasked = self.tracker.resolve_late()
+            failures = self.tracker.resolve_late()
+            steps = Steps(self._on_progress, sum(map(len, self.tracker.snapshot())))
             restoring = Restoring(self.tracker, report, self._database, self._retry, until)
             restoring.before_deletes()
-            clean = partial(self._clean, report, until)
+            clean = partial(self._clean, report, until, steps)
             if self.tracker.externals():
                 phases = Phases(self.tracker, report, clean, self._retry, until)
                 leftovers = phases.run(self._references())
@@ -189,7 +206,11 @@ class CleanupManager:
             leftovers += restoring.after_deletes()
             self._failure = self._failure or restoring.failure
             self._refusal = self._refusal or restoring.refusal
+            failures += steps.finish()
         report.leftovers = tuple(leftovers)
+        report.blockers = tuple(
+            blocker for each in self._databases.values() for blocker in each.waiting.blockers
+        )
         report.seconds = clock() - started
         if self._refusal is not None:
             if leftovers:
@@ -197,14 +218,16 @@ class CleanupManager:
             raise self._refusal
         if leftovers:
             error = CleanupError(describe_leftovers(leftovers), leftovers=leftovers, report=report)
-            for failure in unasked:
-                error.add_note(f"a query that was to find rows failed: {failure}")
+            for failure in failures:
+                error.add_note(f"and besides: {failure!r}")
             raise error from self._failure
-        for failure in unasked:
+        for failure in failures:
             raise failure
         return report
 
-    def _clean(self, report: CleanupReport, until: float, part: Part | None) -> list[Leftover]:
+    def _clean(
+        self, report: CleanupReport, until: float, steps: Steps, part: Part | None
+    ) -> list[Leftover]:
         """Delete the rows of a part, or all; what is left over of them."""
         leftovers: list[Leftover] = []
         for database, holdings in self._held_by_database():
@@ -212,6 +235,8 @@ class CleanupManager:
                 database,
                 retry=self._retry,
                 until=until,
+                limit=self._limit,
+                progress=steps.add,
                 rules=partial(self._rules, database),
                 claimed=partial(self._claimed, database),
                 identity=None if self._trust_keys else identity_of(holdings),

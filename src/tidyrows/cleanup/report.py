@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from tidyrows.dialects import Blocker
     from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.external import ExternalResource
 
@@ -71,6 +72,11 @@ class TableRows:
         keys = [*self._keys, *other._keys]
         return TableRows(self._table, keys, self._unnamed + other._unnamed)
 
+    def without(self, rows: TableRows) -> TableRows:
+        """These rows but for those."""
+        keys = [key for key in self._keys if key not in rows._keys]
+        return TableRows(self._table, keys, self._unnamed)
+
     def __len__(self) -> int:
         return len(self._keys) + self._unnamed
 
@@ -99,6 +105,7 @@ class CleanupReport:
         restored: preserved rows put back as they were, by table.
         leftovers: rows and external resources of ours that are still there; they stay tracked.
         advice: what would have made slow deletes fast.
+        blockers: who held locks that the cleanup waited for, as far as it looked.
         retries: how often a transaction was run again, after deadlocks and the like.
         seconds: how long it took.
     """
@@ -113,6 +120,7 @@ class CleanupReport:
     restored: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
     advice: tuple[str, ...] = ()
+    blockers: tuple[Blocker, ...] = ()
     retries: int = 0
     seconds: float = 0.0
 
@@ -136,7 +144,8 @@ class CleanupReport:
         if self.retries:
             parts.append(f"{self.retries} retries")
         text = f"{', '.join(parts) or 'nothing to delete'} ({self.seconds:.3f} s)"
-        return "\n".join([text, *(f"slow: {advice}" for advice in self.advice)])
+        slow = [f"slow: {advice}" for advice in self.advice]
+        return "\n".join([text, *slow, *(f"waited for {each}" for each in self.blockers)])
 
 
 def describe_leftovers(leftovers: Iterable[Leftover]) -> str:

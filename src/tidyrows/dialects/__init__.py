@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.blocker import Blocker
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.places import database_name
 from tidyrows.dialects.postgresql import PostgreSQL
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 __all__ = [
+    "Blocker",
     "CommitOutcome",
     "CycleForm",
     "Dialect",

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
+    from tidyrows.dialects.blocker import Blocker
     from tidyrows.rows import KeyedTable
 
 
@@ -122,6 +123,8 @@ class Dialect:
     foreign_key_pragmas: ClassVar[bool] = False
     whole_rows: ClassVar[bool] = False
     """Whether ``delete_rows`` can tell rows without a key apart, and takes no more than asked."""
+    locks_rows: ClassVar[bool] = True
+    """Whether a lock that somebody holds leaves other rows free."""
     probed_together: ClassVar[int] = 20
     """Up to how many keys all tables that may reference them are asked in one statement."""
 
@@ -145,6 +148,40 @@ class Dialect:
 
     def _fault_of(self, error: BaseException) -> Fault:
         return Fault.OTHER
+
+    def waited(self, error: BaseException) -> bool:
+        """Whether an error ended a wait: for a lock, or for the statement itself."""
+        return False
+
+    asks_for_blockers: ClassVar[bool] = True
+    """Whether :meth:`blockers` needs a cursor."""
+
+    def server_id(self, dbapi_connection: Any) -> int | None:
+        """How the server names a connection, without asking it; None where that is not known."""
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        try:
+            return self._server_id(raw)
+        except (AttributeError, TypeError, self._dbapi.Error):  # closed already, or never begun
+            return None
+
+    def _server_id(self, raw: Any) -> int | None:
+        return None
+
+    def waits_as(self, connection: sa.Connection) -> Any:
+        """What :meth:`blockers` must know of a connection that may wait; None for nothing to see.
+
+        Asked before, in the connection's own thread.
+        """
+        return self.server_id(connection.connection.dbapi_connection)
+
+    def blockers(self, cursor: Any, waiting: Any) -> list[Blocker]:
+        """Whose locks a connection waits for now.
+
+        Args:
+            cursor: of another connection, where ``asks_for_blockers``.
+            waiting: what :meth:`waits_as` said of the connection that waits.
+        """
+        return []
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """What a failed statement did to the earlier rows of its transaction."""
@@ -268,7 +305,7 @@ class Dialect:
 
         Args:
             connection: one that nobody else uses, without a transaction.
-            lock_timeout: how long a statement may wait for a lock, in seconds.
+            lock_timeout: how long a statement may wait for a lock, in seconds; 0 for not at all.
             statement_timeout: how long a statement may run, in seconds, where the database can.
             foreign_keys: have foreign keys enforced, where the database does so only when asked.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.blockers import blockers_on_mysql
 from tidyrows.dialects.jsontable import json_rows, real_types
 from tidyrows.dialects.keys import (
     as_sent,
@@ -27,12 +28,14 @@ from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from tidyrows.dialects.blocker import Blocker
     from tidyrows.dialects.jsontable import RealType
     from tidyrows.rows import KeyedTable
 
 _TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040, 1317})
 # NOWAIT and max_execution_time of MySQL 8, by its manual; MariaDB has 1205 and 1969 for them.
 _TRANSIENT |= {3572, 3024}
+_WAITED = frozenset({1205, 1969, 3572, 3024})
 _LOST = frozenset({2002, 2003, 2006, 2013})
 _CONSTRAINT = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
 _ROLLED_BACK = frozenset({1213, 1020})
@@ -71,6 +74,20 @@ class MySQL(Dialect):
         if code in _LOST:
             return Fault.LOST
         return Fault.CONSTRAINT if code in _CONSTRAINT else Fault.OTHER
+
+    def waited(self, error: BaseException) -> bool:
+        """A lock timeout, NOWAIT, or a statement timeout."""
+        return _code(error) in _WAITED
+
+    def _server_id(self, raw: Any) -> int | None:
+        return int(raw.thread_id())
+
+    def blockers(self, cursor: Any, waiting: int) -> list[Blocker]:
+        """By InnoDB's lock waits, which only the PROCESS right shows, else by the process list."""
+        mariadb = bool(getattr(self._own(), "is_mariadb", False))
+        if mariadb:
+            cursor.execute("SET max_statement_time = 1.5")
+        return blockers_on_mysql(cursor, waiting, mariadb=mariadb, error=self._dbapi.Error)
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """A deadlock takes all; a lock timeout the statement, or all where so configured."""
@@ -137,7 +154,7 @@ class MySQL(Dialect):
     ) -> None:
         """READ COMMITTED and READ WRITE for this transaction, checks on, every wait bounded."""
         self._refuse_open_transaction(connection)
-        seconds = max(1, math.ceil(lock_timeout))
+        seconds = math.ceil(lock_timeout)  # MySQL 8 makes 1 of 0, MariaDB does not wait
         wanted: dict[str, float] = {
             "foreign_key_checks": 1,
             "sql_safe_updates": 0,

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.arrays import array_literal, keys_in_arrays, select_by_arrays
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.blockers import blockers_on_postgresql
 from tidyrows.dialects.keys import (
     as_sent,
     asked,
@@ -28,9 +29,11 @@ from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from tidyrows.dialects.blocker import Blocker
     from tidyrows.rows import KeyedTable
 
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
+_WAITED = frozenset({"55P03", "57014"})
 _IN_ERROR = "25P02"
 # libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
@@ -140,6 +143,21 @@ class PostgreSQL(Dialect):
         if code.startswith(("08", "57P0")) or code == "25P03":
             return Fault.LOST
         return Fault.CONSTRAINT if code.startswith("23") else Fault.OTHER
+
+    def waited(self, error: BaseException) -> bool:
+        """A lock timeout, NOWAIT, or a statement timeout."""
+        return _code(error) in _WAITED
+
+    def _server_id(self, raw: Any) -> int | None:
+        if self.driver == "psycopg":
+            return int(raw.pgconn.backend_pid) or None
+        ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
+        return int(ask())
+
+    def blockers(self, cursor: Any, waiting: int) -> list[Blocker]:
+        """By pg_blocking_pids."""
+        cursor.execute("SET statement_timeout = 1500")
+        return blockers_on_postgresql(cursor, waiting)
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """A rollback to a savepoint saves the rest; without one, ``commit_is_void`` sees it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import weakref
 from contextlib import closing
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.blockers import holders_of_files
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
@@ -27,6 +29,7 @@ from tidyrows.dialects.wholerows import same_row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tidyrows.dialects.blocker import Blocker
     from tidyrows.rows import KeyedTable
 
 _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
@@ -49,6 +52,8 @@ class SQLite(Dialect):
     whole_rows = True
     cycle_form = CycleForm.DEFERRED
     foreign_key_pragmas = True
+    locks_rows = False
+    asks_for_blockers = False
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -62,6 +67,22 @@ class SQLite(Dialect):
         if code in {_BUSY, _LOCKED}:
             return Fault.TRANSIENT
         return Fault.CONSTRAINT if code == _CONSTRAINT else Fault.OTHER
+
+    def waited(self, error: BaseException) -> bool:
+        """Somebody else writes."""
+        return _code(error) in {_BUSY, _LOCKED}
+
+    def server_id(self, dbapi_connection: Any) -> int | None:
+        """Locks are the process's: its own id, for a connection that is in a transaction."""
+        return os.getpid() if self.in_transaction(dbapi_connection) else None
+
+    def waits_as(self, connection: sa.Connection) -> list[str]:
+        """The files of the database and of what is attached."""
+        return [path for _n, _name, path in self._ask(connection, "PRAGMA database_list") if path]
+
+    def blockers(self, cursor: Any, waiting: list[str]) -> list[Blocker]:
+        """Who has locked the file, as far as the operating system tells."""
+        return holders_of_files(waiting)
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """Some errors roll the transaction back (disk full, RAISE(ROLLBACK)): ask the driver."""

@@ -21,6 +21,7 @@ from tidyrows.dialects import Fault, dialect_for
 from tidyrows.tracking import returning, statements, written
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.listeners import Listeners
+from tidyrows.tracking.opened import Opened
 from tidyrows.tracking.places import NowhereError, Places
 from tidyrows.tracking.recording import Recorder
 from tidyrows.tracking.strings import EVENTS as STRING_EVENTS
@@ -65,6 +66,7 @@ class Capture:
 
     Attributes:
         places: the engine's real tables.
+        opened: the engine's connections that are in use.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -72,6 +74,7 @@ class Capture:
         self.places = Places(engine, self.dialect)
         self._transactions = Transactions(self.dialect)
         self._listeners = Listeners()
+        self.opened = Opened(engine, self.dialect)
         self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)

@@ -42,6 +42,9 @@ class TableHoldings:
     def __bool__(self) -> bool:
         return bool(len(self.keys) or self.doubtful or self.nameless)
 
+    def __len__(self) -> int:
+        return len(self.keys) + len(self.whole)
+
     @property
     def nameless(self) -> int:
         """How many rows of a table without a primary key there are."""

@@ -1,0 +1,69 @@
+"""What this process itself has open: sessions and connections that may stand in its own way."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+
+from tidyrows.tracking.announced import driver_of
+from tidyrows.tracking.binding import _open_connections
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tidyrows.dialects import Dialect
+
+
+class Opened:
+    """The connections of one engine that are checked out, and whose they are.
+
+    Args:
+        engine: the engine.
+        dialect: what tells a connection's id.
+    """
+
+    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._url = engine.url
+        self._out: weakref.WeakSet[Any] = weakref.WeakSet()
+        event.listen(engine, "checkout", self._checkout)
+        event.listen(engine, "checkin", self._checkin)
+
+    def _checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
+        self._out.add(record)
+
+    def _checkin(self, _driver: Any, record: Any) -> None:
+        self._out.discard(record)
+
+    def by_id(self, but_for: sa.Connection) -> dict[int, str]:
+        """In words, what has a transaction open, by the id that the server knows it by."""
+        own = driver_of(but_for)
+        found: dict[int, str] = {}
+        for record in list(self._out):
+            driver = record.dbapi_connection
+            if driver is not None and driver is not own and self._is_busy(driver):
+                self._add(found, driver, "a connection that was not given back to the engine")
+        for session in _sessions():
+            for connection in _open_connections(session):
+                if connection.engine.url == self._url and not connection.closed:
+                    self._add(found, driver_of(connection), f"the session {session!r}")
+        return found
+
+    def _is_busy(self, driver: Any) -> bool:
+        return self._dialect.in_transaction(driver) is not False
+
+    def _add(self, found: dict[int, str], driver: Any, words: str) -> None:
+        number = self._dialect.server_id(driver)
+        if number is not None:
+            found[number] = words
+
+
+def _sessions() -> Iterator[orm.Session]:
+    # The references, not the values: other threads make sessions while we look.
+    for reference in orm.session._sessions.valuerefs():  # noqa: SLF001 -- as close_all_sessions() does
+        session = reference()
+        if session is not None:
+            yield session
