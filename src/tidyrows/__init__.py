@@ -16,8 +16,11 @@ from tidyrows.cleanup import (
     Held,
     Leftover,
     Plan,
+    Progress,
     TableRows,
+    progress_bar,
 )
+from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     CleanupError,
     ExternalResourceError,
@@ -37,12 +40,15 @@ from tidyrows.errors import (
     WorkerContextError,
 )
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
-from tidyrows.retry import RetryPolicy
+from tidyrows.retry import Attempt, RetryPolicy
+from tidyrows.retrying import with_retries
 from tidyrows.rows import RowKey, TableName
 from tidyrows.tracking import ExternalResource, ResourceTracker, external_handler
 from tidyrows.worker import WorkerContext
 
 __all__ = [
+    "Attempt",
+    "Blocker",
     "CleanupError",
     "CleanupManager",
     "CleanupReport",
@@ -58,6 +64,7 @@ __all__ = [
     "NotBoundError",
     "Plan",
     "ProductionDatabaseError",
+    "Progress",
     "ResourceTracker",
     "RetryPolicy",
     "RowKey",
@@ -77,4 +84,6 @@ __all__ = [
     "WorkerContext",
     "WorkerContextError",
     "external_handler",
+    "progress_bar",
+    "with_retries",
 ]

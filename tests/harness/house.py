@@ -26,6 +26,7 @@ FLOORS = {
     "dialects": 1,
     "tracking": 2,
     "cleanup": 3,
+    "retrying": 3,
     "factories": 4,
     "isolation": 4,
     "insights": 4,

@@ -2,6 +2,7 @@
 
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.plan import Batch, Plan, Step
+from tidyrows.cleanup.progress import Progress, progress_bar
 from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
 from tidyrows.cleanup.rules import Dependents
 
@@ -13,6 +14,8 @@ __all__ = [
     "Held",
     "Leftover",
     "Plan",
+    "Progress",
     "Step",
     "TableRows",
+    "progress_bar",
 ]

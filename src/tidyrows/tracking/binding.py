@@ -150,7 +150,7 @@ def listen_to_session(
 
     event.listen(source, "after_begin", after_begin)
     for session in _sessions_of(source):  # those that have begun already
-        for connection in _open_connections(session):
+        for connection in open_connections(session):
             tracker.capture(connection.engine).attribute(connection, tracker)
     return lambda: event.remove(source, "after_begin", after_begin)
 
@@ -168,7 +168,7 @@ def _sessions_of(source: Any) -> list[orm.Session]:
     return [session for session in known if kind is not None and type(session) is kind]
 
 
-def _open_connections(session: orm.Session) -> list[sa.Connection]:
+def open_connections(session: orm.Session) -> list[sa.Connection]:
     """The connections that a session's transaction has begun already."""
     if not session.in_transaction():
         return []

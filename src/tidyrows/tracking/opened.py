@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm
 
 from tidyrows.tracking.announced import driver_of
-from tidyrows.tracking.binding import _open_connections
+from tidyrows.tracking.binding import open_connections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,7 +47,7 @@ class Opened:
             if driver is not None and driver is not own and self._is_busy(driver):
                 self._add(found, driver, "a connection that was not given back to the engine")
         for session in _sessions():
-            for connection in _open_connections(session):
+            for connection in open_connections(session):
                 if connection.engine.url == self._url and not connection.closed:
                     self._add(found, driver_of(connection), f"the session {session!r}")
         return found
