@@ -52,7 +52,7 @@ def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None)
         What ``fn`` returned.
 
     Raises:
-        SessionStateError: the session is in a transaction already, which another attempt would lose.
+        SessionStateError: the session is in a transaction already: another attempt would lose it.
         NotBoundError: ``bind`` leads to no database.
 
     Example:
@@ -142,8 +142,8 @@ def _refuse_busy(session: orm.Session) -> None:
     if session.in_transaction():
         raise SessionStateError(
             f"{session!r} is in a transaction already (adding an object begins one). What that has "
-            f"done would be lost with the first attempt that fails: write session.commit() or session.rollback() before "
-            f"with_retries(), or do that work inside of it."
+            f"done would be lost with the first attempt that fails: write session.commit() or "
+            f"session.rollback() before with_retries(), or do that work inside of it."
         )
 
 

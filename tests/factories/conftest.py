@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from harness.models import Base
+from tidyrows.dialects import Fault
 from tidyrows.tracking import ambient
 from tidyrows.worker import WorkerContext
 
@@ -27,6 +28,16 @@ class SessionOnly:
         self.ended: list[str] = []
         sa.event.listen(session, "after_commit", lambda _: self.ended.append("commit"))
         sa.event.listen(session, "after_rollback", lambda _: self.ended.append("rollback"))
+
+    @property
+    def in_transaction(self) -> bool:
+        return self.session.in_transaction()
+
+    def fault(self, error: BaseException) -> Fault:
+        return Fault.OTHER
+
+    def doubts(self) -> set[Any]:
+        return set()
 
     def watch(self, session: Session) -> None:
         self.watched.append(session)

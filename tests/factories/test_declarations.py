@@ -79,6 +79,7 @@ class Ambient:
 
     active = True
     is_foreign = False
+    in_transaction = False
     context = CONTEXT
 
     def watch(self, session):

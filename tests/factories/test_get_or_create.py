@@ -8,6 +8,7 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+from tidyrows.dialects import Fault
 from tidyrows.factories import TrackedFactory
 from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
@@ -55,10 +56,17 @@ class Ambient:
     active = True
     is_foreign = False
     owns_session = True
+    in_transaction = True
     context = WorkerContext.current()
 
     def __init__(self, session):
         self.session = session
+
+    def fault(self, error):
+        return Fault.OTHER
+
+    def doubts(self):
+        return set()
 
     def watch(self, session):
         pass

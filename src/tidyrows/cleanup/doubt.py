@@ -9,13 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.verify import still_there
 from tidyrows.tracking.statements import only_ours_can_hold
 
 if TYPE_CHECKING:
-    from tidyrows.cleanup.connection import Database
+    from tidyrows.rows import TableName
     from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.tracker import ResourceTracker
 
 CAUSE = (
     "the answer to its COMMIT was lost, and a row with this key may as well be somebody else's; "
@@ -52,3 +54,49 @@ def settle_doubt(database: Database, held: TableHoldings) -> Settled:
         else:
             settled.unsure[key] = CAUSE
     return settled
+
+
+_SECONDS = 5.0
+
+
+def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
+    """Whether a COMMIT that was not answered had succeeded.
+
+    Its rows are the tracker's, or forgotten, once that is known.
+
+    Args:
+        tracker: it holds the rows in doubt.
+        before: rows in doubt that are not of this COMMIT.
+
+    Returns:
+        None where no key proves whose row it names.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
+    """
+    committed: bool | None = None
+    theirs = []
+    for held in tracker.snapshot():
+        table = held.table
+        doubtful = [key for key in held.doubtful if (table.name, key) not in before]
+        theirs.append((table, doubtful))
+        engine = tracker.engine_of(table.name.database)
+        database = Database(engine, lock_timeout=_SECONDS, statement_timeout=_SECONDS)
+        proving = [
+            key
+            for key in doubtful
+            if only_ours_can_hold(
+                table.row(key).key,
+                generated=held.doubtful[key],
+                reused=database.dialect.reuses_keys,
+            )
+        ]
+        if committed is None and proving:
+            seen = still_there(database, [Batch(table, proving)])[table.name]
+            committed = None if seen.unseen else bool(seen.there)
+    for table, doubtful in theirs:
+        if committed:
+            tracker.hold_after_all(table, doubtful)
+        if committed is not None:
+            tracker.settle_doubt(table, doubtful)
+    return committed

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from factory.declarations import BaseDeclaration
 
 from tidyrows.errors import ScopeError
+from tidyrows.factories.calls import innermost_call
 from tidyrows.factories.columns import column_limits
 from tidyrows.factories.whose import active_context
 from tidyrows.template import TAG_WIDTH, check, escaped
@@ -32,7 +33,13 @@ class _ScopedDeclaration(BaseDeclaration):
         return self.evaluate(instance, step, overrides)
 
     def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> Any:
-        """The next value."""
+        """The next value, or that of the attempt before."""
+        call = innermost_call()
+        if call is None or call.draws is None:
+            return self._next(instance, step)
+        return call.draws.draw(self, lambda: self._next(instance, step))
+
+    def _next(self, instance: Resolver, step: BuildStep) -> Any:
         raise NotImplementedError
 
 
@@ -64,8 +71,7 @@ class Scoped(_ScopedDeclaration):
         super().__init__()
         self.template = template
 
-    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
-        """The next text."""
+    def _next(self, instance: Resolver, step: BuildStep) -> str:
         limits = column_limits(instance, step)
         return active_context().text(self.template, limits.length, column=limits.name)
 
@@ -101,8 +107,7 @@ class ScopedEmail(_ScopedDeclaration):
         begin = escaped(f"{prefix[: _LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
         self._template = f"{begin}{{tag}}@{domain}"
 
-    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
-        """The next address."""
+    def _next(self, instance: Resolver, step: BuildStep) -> str:
         limits = column_limits(instance, step)
         length = _ADDRESS_WIDTH if limits.length is None else min(limits.length, _ADDRESS_WIDTH)
         return active_context().text(self._template, length, column=limits.name, keep_end=True)
@@ -128,8 +133,7 @@ class ScopedInteger(_ScopedDeclaration):
         super().__init__()
         self.start = start
 
-    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> int:
-        """The next integer."""
+    def _next(self, instance: Resolver, step: BuildStep) -> int:
         value = active_context().integer(self.start)
         limits = column_limits(instance, step)
         if limits.largest is not None and not -limits.largest <= value <= limits.largest:

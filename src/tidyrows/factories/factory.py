@@ -9,8 +9,9 @@ from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
 from tidyrows.errors import NoSessionError
-from tidyrows.factories.calls import Call, running_call
+from tidyrows.factories.calls import running_call
 from tidyrows.factories.get_or_create import get_or_create
+from tidyrows.factories.lost import again_where_lost
 from tidyrows.factories.options import TrackedOptions, watch
 from tidyrows.tracking.ambient import current_tracker, entered
 
@@ -29,6 +30,11 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     session that the tracker opened is rolled back.
 
     A transaction that was begun by hand in a session of yours stays yours to commit.
+
+    A call whose whole transaction the database undid, as after a deadlock, is run again by the
+    tracker's ``retry`` policy: hooks run again too, and what Faker, ``factory.fuzzy``, sequences,
+    iterators and scoped declarations drew is drawn again. Where the transaction had begun before
+    the call, the error surfaces.
 
     Raises:
         NoSessionError: created where neither Meta nor a tracker gives a session.
@@ -79,8 +85,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if tracker is None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
-        with Call(tracker):
-            return super().create_batch(size, **kwargs)
+        create = super().create_batch
+        return again_where_lost(tracker, lambda: create(size, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
@@ -96,8 +102,9 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if strategy != CREATE_STRATEGY or tracker is None or running_call(tracker) is not None:
             return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        with Call(tracker):
-            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        generate = super()._generate
+        # A copy: factory_boy takes what is its own out of it.
+        return again_where_lost(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:

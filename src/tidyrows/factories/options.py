@@ -9,7 +9,8 @@ from factory.base import OptionDefault
 from factory.enums import CREATE_STRATEGY
 from sqlalchemy import orm
 
-from tidyrows.factories.calls import Call, running_call
+from tidyrows.factories.calls import Call, innermost_call, running_call
+from tidyrows.factories.drawn import Sources
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.factories.sequence import InterleavedCounter
 from tidyrows.tracking.ambient import current_tracker
@@ -38,6 +39,7 @@ class TrackedOptions(SQLAlchemyOptions):
         named_session: what Meta names, or its session factory has returned; None where nothing.
     """
 
+    _sources: Sources | None = None
     named_session: Any
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
@@ -77,6 +79,8 @@ class TrackedOptions(SQLAlchemyOptions):
             return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         tracker = current_tracker()
         if tracker is not None:
+            if not self._commits_at_the_end and (call := innermost_call()) is not None:
+                call.alone = False  # it has a session of its own, or commits as it likes
             if self.named_session is not None:
                 watch(tracker, self.named_session)
             elif self._commits_at_the_end:
@@ -118,8 +122,23 @@ class TrackedOptions(SQLAlchemyOptions):
                 return self._flushed(tracker, step, args, kwargs)
         call.session = session = tracker.session
         instance = self._created(step, args, kwargs)
+        if call.draws is not None:
+            if not call.made:
+                call.transaction = session.get_transaction()
+            call.made.append(instance)
         session.flush()
         return instance
+
+    def next_sequence(self) -> int:
+        """The next number; whatever the object will draw at random comes after it."""
+        call = innermost_call()
+        if call is not None and call.draws is not None:
+            if self._sources is None:
+                self._sources = Sources(self.pre_declarations.as_dict().values())  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            if self._sources:
+                call.draws.begin(self._sources)
+        number: int = super().next_sequence()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        return number
 
     def _created(self, step: BuildStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.sqlalchemy_get_or_create:

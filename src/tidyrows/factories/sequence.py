@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from factory.base import _Counter  # the class that factory_boy's options make their counter of
 
+from tidyrows.factories.calls import innermost_call
 from tidyrows.factories.whose import active_context
 
 
@@ -18,6 +19,12 @@ class InterleavedCounter(_Counter):
 
     def next(self) -> int:
         """The next number of this worker."""
+        call = innermost_call()
+        if call is None or call.draws is None:
+            return self._next()
+        return call.draws.draw(self, self._next)
+
+    def _next(self) -> int:
         context = active_context()
         value = self.seq + context.worker_index
         self.seq += context.stride

@@ -149,6 +149,20 @@ class Holdings:
                 held.keys.discard(key)
                 held.doubtful[key] = False
 
+    def doubts(self) -> set[tuple[TableName, Any]]:
+        """All rows in doubt."""
+        return {(name, key) for name, held in self._tables.items() for key in held.doubtful}
+
+    def settle(self, name: TableName, keys: Iterable[Any]) -> None:
+        """Doubt these rows no longer."""
+        held = self._tables.get(name)
+        if held is None:
+            return
+        for key in keys:
+            held.doubtful.pop(key, None)
+        if not held:
+            del self._tables[name]
+
     def doubt_all(self, name: TableName) -> bool:
         """Move all rows of a table from ours to doubtful; whether there were any."""
         held = self._tables.get(name)

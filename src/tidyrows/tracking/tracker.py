@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from tidyrows.dialects import Fault
 from tidyrows.errors import (
     LateCommitWarning,
     SessionStateError,
@@ -184,6 +185,21 @@ class ResourceTracker:
         """Whether :attr:`session` was opened by the tracker."""
         return self._binding.owns_session
 
+    @property
+    def in_transaction(self) -> bool:
+        """Whether what factories use here is in a transaction; opens no session."""
+        session = (
+            self._sessions.get(threading.get_ident())
+            if self._binding.owns_session
+            else self._binding.callers_session()
+        )
+        return session is not None and session.in_transaction()
+
+    def fault(self, error: BaseException) -> Fault:
+        """What an error means, of whichever of its databases it is."""
+        faults = (capture.dialect.fault(error) for capture in self._captures)
+        return next((fault for fault in faults if fault is not Fault.OTHER), Fault.OTHER)
+
     def release_session(self) -> None:
         """End what the session has open, so that cleanup need not wait for its locks.
 
@@ -261,6 +277,16 @@ class ResourceTracker:
         """Hold rows that were in doubt."""
         with self._lock:
             self.holdings.of(table).keys.update(keys)
+
+    def doubts(self) -> set[tuple[TableName, Any]]:
+        """The rows of which nobody knows whether they were committed."""
+        with self._lock:
+            return self.holdings.doubts()
+
+    def settle_doubt(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Of these rows it is known by now whether they are there."""
+        with self._lock:
+            self.holdings.settle(table.name, keys)
 
     def note_update(self, table: KeyedTable, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
         """Columns were set in these rows, or without keys in any row of the table."""
