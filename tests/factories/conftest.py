@@ -36,6 +36,9 @@ class SessionOnly:
     def fault(self, error: BaseException) -> Fault:
         return Fault.OTHER
 
+    def refuse_blocking(self, write: str) -> None:
+        pass
+
     def doubts(self) -> set[Any]:
         return set()
 

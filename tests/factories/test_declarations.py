@@ -85,6 +85,9 @@ class Ambient:
     def watch(self, session):
         pass
 
+    def refuse_blocking(self, write):
+        pass
+
 
 @pytest.fixture(autouse=True)
 def ambient():

@@ -65,6 +65,9 @@ class Ambient:
     def fault(self, error):
         return Fault.OTHER
 
+    def refuse_blocking(self, write):
+        pass
+
     def doubts(self):
         return set()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
+from tidyrows.awaiting import spawn
 from tidyrows.cleanup.choice import named_tables, places_of
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 class CleanupManager:
     """Deletes exactly the rows that a tracker holds, in foreign-key order.
 
-    As a context manager it starts the tracker, stops it at the end and cleans up. If the body
-    raised, that very exception surfaces; what went wrong in the cleanup is attached as a note.
+    As a context manager it starts the tracker, stops it at the end and cleans up: ``with``, or
+    ``async with`` where the tracker is bound to something asynchronous. If the body raised, that
+    very exception surfaces; what went wrong in the cleanup is attached as a note.
 
     Args:
         tracker: whose rows.
@@ -133,6 +135,7 @@ class CleanupManager:
         self._failure: Exception | None = None
 
     def __enter__(self) -> Self:
+        self.tracker.refuse_blocking("async with CleanupManager(tracker): ...")
         if not self.tracker.active:
             self.tracker.start()
         return self
@@ -152,6 +155,25 @@ class CleanupManager:
             # Whatever it is, the test's own failure comes first.
             error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
 
+    async def __aenter__(self) -> Self:
+        if not self.tracker.active:
+            self.tracker.start()
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.tracker.stop()
+            await self.cleanup_async()
+        except Exception as failure:
+            if error is None:
+                raise
+            error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
+
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
 
@@ -160,6 +182,7 @@ class CleanupManager:
         Raises:
             sqlalchemy.exc.SQLAlchemyError, TidyRowsError: a query that was to be asked late failed.
         """
+        self.tracker.refuse_blocking("await tracker.run_sync(lambda _tracker: manager.plan())")
         for failure in self.tracker.resolve_late():
             raise failure
         return Plan(
@@ -182,6 +205,7 @@ class CleanupManager:
                 block, or somebody is in one on the only connection that there is. Nothing is
                 deleted there, everything stays tracked.
         """
+        self.tracker.refuse_blocking("await manager.cleanup_async()")
         clock = self._retry.clock
         started = clock()
         self.report = report = CleanupReport()
@@ -224,6 +248,14 @@ class CleanupManager:
         for failure in failures:
             raise failure
         return report
+
+    async def cleanup_async(self) -> CleanupReport:
+        """As :meth:`cleanup`, for a tracker that is bound to something asynchronous.
+
+        A task that is cancelled in it leaves tracked what was not deleted: call it again. Under a
+        tracker that is not asynchronous it does the same, and the loop waits.
+        """
+        return await spawn(self.cleanup) if self.tracker.is_async else self.cleanup()
 
     def _clean(
         self, report: CleanupReport, until: float, steps: Steps, part: Part | None

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
 
+from tidyrows.awaiting import in_greenlet
 from tidyrows.dialects import Fault
+from tidyrows.factories.asynchronous import make_usable, unexpired
 
 if TYPE_CHECKING:
     from contextvars import Token
@@ -115,10 +117,13 @@ class Call:
         elif self._commits and not self._is_callers(self.session):
             try:
                 self.session.flush()
+                if in_greenlet():
+                    make_usable(self.made)
                 if self.draws is not None:
                     self.doubts = self.tracker.doubts()
                 self.sent = True
-                self.session.commit()
+                with unexpired(self.session):
+                    self.session.commit()
             except BaseException as failure:
                 self.error = failure
                 self._roll_back(self.session, failure)

@@ -9,6 +9,7 @@ from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
 from tidyrows.errors import NoSessionError
+from tidyrows.factories.asynchronous import created
 from tidyrows.factories.calls import running_call
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.lost import again_where_lost
@@ -85,8 +86,26 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if tracker is None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
+        tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
         return again_where_lost(tracker, lambda: create(size, **kwargs))
+
+    @classmethod
+    async def create_async(cls, **kwargs: Any) -> T:
+        """An object and its row, through an asynchronous engine or session.
+
+        Every declaration works, and what was loaded stays loaded: no attribute of the objects made
+        needs the database afterwards.
+
+        Example:
+            >>> user = await UserFactory.create_async()
+        """
+        return await created(lambda: cls.create(**kwargs))
+
+    @classmethod
+    async def create_batch_async(cls, size: int, **kwargs: Any) -> list[T]:
+        """``size`` objects, with one commit for all, through an asynchronous engine or session."""
+        return await created(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
@@ -102,6 +121,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if strategy != CREATE_STRATEGY or tracker is None or running_call(tracker) is not None:
             return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         generate = super()._generate
         # A copy: factory_boy takes what is its own out of it.
         return again_where_lost(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
@@ -157,6 +177,16 @@ class ScopedFactory(Generic[T]):
         """Create ``size`` objects, with one commit for all."""
         with entered(self.tracker):
             return self.factory.create_batch(size, **kwargs)
+
+    async def create_async(self, **kwargs: Any) -> T:
+        """Create an object through an asynchronous engine or session."""
+        with entered(self.tracker):
+            return await self.factory.create_async(**kwargs)
+
+    async def create_batch_async(self, size: int, **kwargs: Any) -> list[T]:
+        """Create ``size`` objects so, with one commit for all."""
+        with entered(self.tracker):
+            return await self.factory.create_batch_async(size, **kwargs)
 
     def build(self, **kwargs: Any) -> T:
         """Build an object, with the tracker's tag in its scoped values."""

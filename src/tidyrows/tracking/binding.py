@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
 from tidyrows.errors import NotBoundError, SessionStateError
+from tidyrows.tracking.asynchronous import (
+    AsyncMaker,
+    AsyncRegistry,
+    is_async,
+    synchronous,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy.ext.asyncio import (
+        AsyncConnection,
+        AsyncEngine,
+        AsyncSession,
+        async_scoped_session,
+        async_sessionmaker,
+    )
+
     from tidyrows.tracking.tracker import ResourceTracker
 
-Bind = sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]
+Bind: TypeAlias = (
+    "sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]"
+    " | AsyncEngine | AsyncConnection | AsyncSession | async_sessionmaker[Any]"
+    " | async_scoped_session[Any]"
+)
+Synchronous: TypeAlias = (
+    sa.Engine
+    | sa.Connection
+    | orm.Session
+    | orm.sessionmaker[Any]
+    | orm.scoped_session[Any]
+    | AsyncMaker
+    | AsyncRegistry
+)
 
 
 class Binding:
@@ -23,25 +50,25 @@ class Binding:
 
     Attributes:
         owns_session: the session of :meth:`open_session` is the tracker's own, to be closed by it.
+        is_async: what asks the database must run inside of SQLAlchemy's greenlet.
+        bind: what is synchronous under it.
     """
 
     def __init__(self, bind: Any) -> None:
-        if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker)):
+        self.is_async = is_async(bind)
+        if self.is_async:
+            bind = synchronous(bind)
+        if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker, AsyncMaker)):
             self.owns_session = True
-        elif isinstance(bind, (orm.Session, orm.scoped_session)):
+        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry)):
             self.owns_session = False
-        elif type(bind).__module__.startswith("sqlalchemy.ext.asyncio"):
-            raise NotBoundError(
-                f"ResourceTracker cannot follow {type(bind).__name__} yet. Bind it to an Engine, "
-                f"Connection, Session, sessionmaker or scoped_session."
-            )
         else:
             raise NotBoundError(
                 f"ResourceTracker needs to know the database, and {bind!r} does not lead to one. "
                 f"Write ResourceTracker(engine), with an Engine, Connection, Session, sessionmaker "
-                f"or scoped_session."
+                f"or scoped_session, or one of their asynchronous kin."
             )
-        self.bind: Bind = bind
+        self.bind: Synchronous = bind
         self.refuse_unusable()
 
     def refuse_unusable(self) -> None:
@@ -63,7 +90,9 @@ class Binding:
                 f"so. Bind the tracker to a session that is in use, or to the engine: "
                 f"ResourceTracker(engine)."
             )
-        if isinstance(bind, (orm.Session, orm.sessionmaker)) and not _finds_an_engine(bind):
+        if isinstance(bind, (orm.Session, orm.sessionmaker, AsyncMaker)) and not _finds_an_engine(
+            bind
+        ):
             raise NotBoundError(
                 f"{bind!r} has no engine, so nothing can be written through it. Write "
                 f"sessionmaker(engine) or Session(engine), or configure(bind=engine) first."
@@ -72,8 +101,10 @@ class Binding:
     def source(self) -> sa.Engine | sa.Connection | None:
         """The engine or connection behind it; None where a session has several (or none)."""
         bind: Any = self.bind
-        if isinstance(bind, orm.sessionmaker):
+        if isinstance(bind, (orm.sessionmaker, AsyncMaker)):
             bind = bind.kw.get("bind")
+        elif isinstance(bind, AsyncRegistry):
+            bind = bind.maker.kw.get("bind")
         elif isinstance(bind, (orm.Session, orm.scoped_session)):
             bind = bind.bind
         return bind if isinstance(bind, (sa.Engine, sa.Connection)) else None
@@ -84,7 +115,7 @@ class Binding:
 
     def callers_session(self) -> orm.Session | None:
         """The caller's own session, if one is bound, and open in this thread's registry."""
-        if isinstance(self.bind, orm.scoped_session):
+        if isinstance(self.bind, (orm.scoped_session, AsyncRegistry)):
             return self.bind() if self.bind.registry.has() else None
         return self.bind if isinstance(self.bind, orm.Session) else None
 
@@ -93,10 +124,9 @@ class Binding:
         bind = self.bind
         if isinstance(bind, orm.Session):
             return bind
-        if isinstance(bind, orm.scoped_session):
-            return bind()  # type: ignore[no-any-return]  # the registry is generic in Any
-        if isinstance(bind, orm.sessionmaker):
-            return bind()  # type: ignore[no-any-return]  # the maker is generic in Any
+        if isinstance(bind, (orm.scoped_session, orm.sessionmaker, AsyncMaker, AsyncRegistry)):
+            session: orm.Session = bind()
+            return session
         return orm.Session(bind, expire_on_commit=False)
 
     def listen(self, tracker: ResourceTracker) -> list[Callable[[], None]]:
@@ -112,6 +142,10 @@ class Binding:
         if isinstance(bind, sa.Connection):
             tracker.capture(bind.engine).attribute(bind, tracker)
             return []
+        if isinstance(bind, (AsyncMaker, AsyncRegistry)):
+            maker = bind.maker if isinstance(bind, AsyncRegistry) else bind
+            kind, undo = maker.with_own_class()
+            return [undo, listen_to_session(kind, tracker)]
         return [listen_to_session(bind, tracker)]
 
 
@@ -120,9 +154,9 @@ def _closed_for_good(session: orm.Session) -> bool:
     return getattr(state, "name", None) == "CLOSED"
 
 
-def _finds_an_engine(bind: orm.Session | orm.sessionmaker[Any]) -> bool:
+def _finds_an_engine(bind: orm.Session | orm.sessionmaker[Any] | AsyncMaker) -> bool:
     """Whether there is a bind, or one for each model, or code of the project's that finds one."""
-    if isinstance(bind, orm.sessionmaker):
+    if isinstance(bind, (orm.sessionmaker, AsyncMaker)):
         kind, binds = bind.class_, (bind.kw.get("bind"), bind.kw.get("binds"))
     else:
         before_2_1 = getattr(bind, "_Session__binds", None)
@@ -136,7 +170,8 @@ def engine_of(bind: Any) -> sa.Engine | None:
 
 
 def listen_to_session(
-    source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any], tracker: ResourceTracker
+    source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any] | type[orm.Session],
+    tracker: ResourceTracker,
 ) -> Callable[[], None]:
     """Attribute every connection that a session (or a maker's sessions) begins to ``tracker``.
 
@@ -161,7 +196,8 @@ def _sessions_of(source: Any) -> list[orm.Session]:
         source = source.session_factory
     if isinstance(source, orm.Session):
         return [source]
-    kind = getattr(source, "class_", None)  # each maker has a class of its own
+    # each maker has a class of its own
+    kind = source if isinstance(source, type) else getattr(source, "class_", None)
     # The references, not the values: other threads make sessions while we look.
     references = orm.session._sessions.valuerefs()  # noqa: SLF001 -- as close_all_sessions() does
     known = [session for reference in references if (session := reference()) is not None]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import threading
 import warnings
 import weakref
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from tidyrows.awaiting import in_greenlet, spawn
 from tidyrows.dialects import Fault
 from tidyrows.errors import (
     LateCommitWarning,
@@ -29,7 +32,7 @@ from tidyrows.tracking.production import refuse_production
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 
     from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
@@ -39,13 +42,18 @@ if TYPE_CHECKING:
     from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tagged import Whose
 
+_ASYNC = "await tracker.run_sync(lambda tracker: tracker.{})"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class ResourceTracker:
     """Remembers every row that is committed between :meth:`start` and :meth:`stop`.
 
     Bound to an Engine it hears what any session in this process writes through that engine; bound
-    to a Session, sessionmaker, scoped_session or Connection, what those write. ``CleanupManager``
-    starts and stops it and deletes what it holds.
+    to a Session, sessionmaker, scoped_session or Connection, what those write; and so with their
+    asynchronous kin. ``CleanupManager`` starts and stops it and deletes what it holds.
 
     Args:
         bind: where the rows go.
@@ -84,6 +92,8 @@ class ResourceTracker:
         self._engines: dict[str, sa.Engine] = {}
         self._captures: list[Capture] = []
         self._sessions: dict[int, orm.Session] = {}
+        self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+        self._turns = weakref.WeakKeyDictionary()
         self._caller_transaction: orm.SessionTransaction | None = None
         self._undo: list[Callable[[], None]] = []
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
@@ -157,10 +167,54 @@ class ResourceTracker:
         self._said.clear()
 
     @property
+    def is_async(self) -> bool:
+        """Whether it is bound to something asynchronous."""
+        return self._binding.is_async
+
+    def refuse_blocking(self, write: str) -> None:
+        """Raise where a task would have to block on the database.
+
+        Args:
+            write: the line to write instead.
+
+        Raises:
+            SessionStateError: it is bound to something asynchronous, and this is no place to await.
+        """
+        if self.is_async and not in_greenlet():
+            raise SessionStateError(
+                f"This tracker is bound to {self._binding.bind!r}, which is asynchronous, and a "
+                f"synchronous call cannot wait for it. Write {write}."
+            )
+
+    async def run_sync(
+        self, fn: Callable[Concatenate[ResourceTracker, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Call ``fn(tracker, ...)`` where it may ask an asynchronous database.
+
+        As SQLAlchemy's ``AsyncSession.run_sync``: for the methods that have no ``await`` of their
+        own.
+
+        Example:
+            >>> await tracker.run_sync(lambda tracker: tracker.track_query(select(User)))
+        """
+        return await spawn(fn, self, *args, **kwargs)
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """In the block no other task uses this tracker's session."""
+        loop = asyncio.get_running_loop()
+        lock = self._turns.get(loop)
+        if lock is None:
+            lock = self._turns[loop] = asyncio.Lock()
+        async with lock:
+            yield
+
+    @property
     def session(self) -> orm.Session:
         """What factories use: the given session, or one that the tracker opens and closes.
 
-        A session is no thing for two threads, so each thread gets its own.
+        A session is no thing for two threads, so each thread gets its own. Under an asynchronous
+        engine it is the synchronous one underneath, for use in :meth:`run_sync`.
         """
         if not self._binding.owns_session:
             return self._binding.open_session()
@@ -394,6 +448,7 @@ class ResourceTracker:
         Raises:
             UntrackableRowError: an object is not mapped, or has no row yet.
         """
+        self.refuse_blocking(_ASYNC.format("track(...)"))
         rows = [row for each in instances for row in told.rows_of_instance(self, each)]
         for table, key in rows:
             self._take_named(table, [key])
@@ -410,6 +465,7 @@ class ResourceTracker:
             NoPrimaryKeyError: it has no primary key.
             KeyShapeError: a key has another number of values, a NULL, or a value of another type.
         """
+        self.refuse_blocking(_ASYNC.format("track_rows(...)"))
         for keyed, stored in told.named_rows(self, table, keys):
             self._take_named(keyed, stored)
 
@@ -428,6 +484,7 @@ class ResourceTracker:
             UnknownTableError: it selects no one model or table.
             NoPrimaryKeyError: the rows have no primary key to be named by.
         """
+        self.refuse_blocking(_ASYNC.format("track_query(...)"))
         if late:
             told.selected_model(select)
             return self._ask_late(lambda: self.track_query(select))
@@ -462,6 +519,7 @@ class ResourceTracker:
                 or nothing is known that the values begin with.
             UnknownTableError: it is no column of a mapped class or Table.
         """
+        self.refuse_blocking(_ASYNC.format("track_tagged(...)"))
         if late:
             tagged.refuse_unusable(self, column, template, whose)
             return self._ask_late(lambda: self.track_tagged(column, template, whose=whose))
@@ -526,6 +584,7 @@ class ResourceTracker:
             >>> tracker.preserve(select(Setting).where(Setting.name == "signup"))
             1
         """
+        self.refuse_blocking(_ASYNC.format("preserve(...)"))
         return self.preserved.remember(select)
 
     def track_external(

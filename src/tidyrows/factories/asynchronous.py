@@ -1,0 +1,69 @@
+"""Factories under an asynchronous engine: the same calls, in SQLAlchemy's greenlet."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import inspect
+
+from tidyrows.awaiting import in_greenlet, spawn
+from tidyrows.tracking.ambient import current_tracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from sqlalchemy.orm import InstanceState, Session
+
+T = TypeVar("T")
+
+
+async def created(create: Callable[[], T]) -> T:
+    """Call a factory where it may await; a session is no thing for two tasks at a time."""
+    tracker = current_tracker()
+    if tracker is None:
+        return await spawn(create)
+    async with tracker.turn():
+        return await spawn(create)
+
+
+@contextmanager
+def unexpired(session: Session) -> Iterator[None]:
+    """In the block a commit in a task leaves attributes loaded: nobody could load them later."""
+    if not in_greenlet():
+        yield
+        return
+    usual, session.expire_on_commit = session.expire_on_commit, False
+    try:
+        yield
+    finally:
+        session.expire_on_commit = usual
+
+
+def make_usable(made: Iterable[Any]) -> None:
+    """Load what the database made of these objects, and the relationships among them."""
+    objects = {id(instance): instance for instance in made}
+    for instance in objects.values():
+        state: InstanceState[Any] = inspect(instance)
+        if not state.persistent or state.session is None:
+            continue
+        columns = state.expired_attributes & set(state.mapper.column_attrs.keys())
+        if columns:
+            state.session.refresh(instance, columns)
+        for relationship in state.mapper.relationships:
+            for other in _values(state.dict.get(relationship.key)):
+                if id(other) in objects:
+                    for key in _inverse(relationship):
+                        getattr(other, key)
+
+
+def _values(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, (list, set, tuple)):
+        return list(value)
+    return list(value.values()) if isinstance(value, dict) else [value]
+
+
+def _inverse(relationship: Any) -> list[str]:
+    return [each.key for each in relationship._reverse_property if each.lazy != "write_only"]  # noqa: SLF001 -- no public name tells both of back_populates and backref
