@@ -32,15 +32,14 @@ def synchronous(bind: Any) -> Any:
         return AsyncRegistry(bind)
     if hasattr(bind, "class_"):
         return AsyncMaker(bind)
-    for name in ("sync_engine", "sync_session"):
-        if hasattr(bind, name):
-            return getattr(bind, name)
-    if getattr(bind, "sync_connection", bind) is None:
-        raise SessionStateError(
-            f"{bind!r} is not open yet. Write async with engine.connect() as connection: ... "
-            f"around the block, or bind the tracker to the engine: ResourceTracker(engine)."
-        )
-    return getattr(bind, "sync_connection", bind)
+    if hasattr(bind, "sync_connection"):
+        if bind.sync_connection is None:
+            raise SessionStateError(
+                f"{bind!r} is not open yet. Write async with engine.connect() as connection: ... "
+                f"around the block, or bind the tracker to the engine: ResourceTracker(engine)."
+            )
+        return bind.sync_connection
+    return getattr(bind, "sync_session", getattr(bind, "sync_engine", bind))
 
 
 class AsyncMaker:

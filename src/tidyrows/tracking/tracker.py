@@ -718,6 +718,13 @@ class ResourceTracker:
         """
         return wire.loads(cls, text, bind, allow_production=allow_production)
 
+    @classmethod
+    async def from_json_async(
+        cls, text: str, bind: Bind, *, allow_production: bool = False
+    ) -> ResourceTracker:
+        """As :meth:`from_json`, for something asynchronous."""
+        return await spawn(cls.from_json, text, bind, allow_production=allow_production)
+
     def __len__(self) -> int:
         if self.is_foreign:
             return 0
