@@ -25,7 +25,7 @@ T = TypeVar("T")
 def in_greenlet() -> bool:
     """Whether what is called here may await."""
     # Without the package SQLAlchemy raises instead of answering.
-    return "greenlet" in sys.modules and bool(concurrency.in_greenlet())
+    return sys.modules.get("greenlet") is not None and bool(concurrency.in_greenlet())
 
 
 def wait_for(awaitable: Awaitable[T]) -> T:

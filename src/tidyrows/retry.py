@@ -86,9 +86,9 @@ class RetryPolicy:
     base: float = 0.05
     max_wait: float = 2.0
     deadline: float = 60.0
-    wait: wait_base | None = None
-    stop: stop_base | None = None
-    retry: retry_base | None = None
+    wait: wait_base | None = field(default=None, repr=False)
+    stop: stop_base | None = field(default=None, repr=False)
+    retry: retry_base | None = field(default=None, repr=False)
     on_attempt: Callable[[Attempt], None] | None = field(default=None, repr=False, compare=False)
     sleep: Callable[[float], None] = field(default=sleep, repr=False, compare=False)
     clock: Callable[[], float] = field(default=time.monotonic, repr=False, compare=False)

@@ -78,10 +78,18 @@ class Fails:
         self.engine, self.at, self.times, self.count = engine, at, times, 0
         self.failed = 0
         if at:
-            sa.event.listen(engine, "before_cursor_execute", self.statement)
+            for name in ("do_execute", "do_executemany"):
+                sa.event.listen(engine, name, self.statement)
         else:
             self.commit = engine.dialect.do_commit
             engine.dialect.do_commit = self.do_commit
+
+    def stop(self):
+        if self.at:
+            for name in ("do_execute", "do_executemany"):
+                sa.event.remove(self.engine, name, self.statement)
+        else:
+            self.engine.dialect.do_commit = self.commit
 
     def error(self):
         dbapi = self.engine.dialect.loaded_dbapi
@@ -98,7 +106,7 @@ class Fails:
                 made.sqlite_errorcode = 5
         return made
 
-    def statement(self, connection, cursor, statement, *_):
+    def statement(self, cursor, statement, *_):
         if not statement.startswith("INSERT"):
             return
         self.count += 1
@@ -149,10 +157,7 @@ def test_wherever_it_is_undone_the_call_ends_as_if_nothing_had_been(zoo_engine, 
         try:
             assert shape(outcome(zoo_engine, make)) == calm, at
         finally:
-            if at:
-                sa.event.remove(zoo_engine, "before_cursor_execute", fails.statement)
-            else:
-                zoo_engine.dialect.do_commit = fails.commit
+            fails.stop()
         assert fails.failed >= 1 or at > 3
 
 
@@ -161,12 +166,12 @@ def attempts_of(engine, make, at):
     drawn = [[]]
 
     class Draws(Fails):
-        def statement(self, connection, cursor, statement, parameters, *rest):
+        def statement(self, cursor, statement, parameters, *rest):
             if statement.startswith("INSERT"):
                 values = parameters.values() if isinstance(parameters, dict) else parameters
                 drawn[-1].append([each for each in values if isinstance(each, str)])
             try:
-                super().statement(connection, cursor, statement, parameters, *rest)
+                super().statement(cursor, statement, parameters, *rest)
             except Exception:
                 drawn.append([])
                 raise
@@ -176,7 +181,7 @@ def attempts_of(engine, make, at):
         try:
             make()
         finally:
-            sa.event.remove(engine, "before_cursor_execute", fails.statement)
+            fails.stop()
     return drawn
 
 
@@ -207,7 +212,7 @@ def test_what_comes_after_a_call_that_was_run_again_goes_on_as_ever(zoo_engine):
     try:
         assert drawn() == calm
     finally:
-        sa.event.remove(zoo_engine, "before_cursor_execute", fails.statement)
+        fails.stop()
     assert fails.failed == 1
 
 
@@ -341,7 +346,7 @@ def failing(engine, make, **options):
         with pytest.raises(sa.exc.DBAPIError) as caught:
             make()
     finally:
-        sa.event.remove(engine, "before_cursor_execute", fails.statement)
+        fails.stop()
     return caught.value
 
 
@@ -371,7 +376,7 @@ def test_a_hook_that_commits_ends_what_can_be_run_again(zoo_engine):
             with pytest.raises(sa.exc.DBAPIError):
                 CommittingFactory()
         finally:
-            sa.event.remove(zoo_engine, "before_cursor_execute", fails.statement)
+            fails.stop()
         rows = snapshot(zoo_engine).added_since(before.expected)
         assert sum(map(len, rows.values())) == 2
     before.assert_untouched()
@@ -406,7 +411,7 @@ def test_a_factory_with_a_session_of_its_own_takes_no_second_part(zoo_engine):
                     with pytest.raises(sa.exc.DBAPIError):
                         MixedFactory()
             finally:
-                sa.event.remove(zoo_engine, "before_cursor_execute", fails.statement)
+                fails.stop()
             named.rollback()
 
 
@@ -449,7 +454,7 @@ def test_objects_that_the_caller_passed_in_do_not_take_lost_ones_along(zoo_engin
         try:
             order = OrderFactory(user=user)
         finally:
-            sa.event.remove(zoo_engine, "before_cursor_execute", fails.statement)
+            fails.stop()
         assert fails.failed == 1
         assert order.user is user
         assert user.orders == [order]
