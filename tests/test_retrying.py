@@ -342,7 +342,75 @@ def test_an_asynchronous_function_for_a_synchronous_engine_is_refused(sqlite_eng
         with_retries(sqlite_engine, fn)
 
 
+def test_a_plain_function_for_an_asynchronous_engine_is_refused():
+    def fn(_connection):
+        pass
+
+    engine = create_async_engine("sqlite+aiosqlite://")
+    with pytest.raises(TypeError, match="write async def"):
+        with_retries(engine, fn)
+
+
+# --- several databases
+
+
+@pytest.mark.filterwarnings("ignore:transaction already deassociated")  # SQLAlchemy's own
+@on("sqlite")
+def test_a_session_of_two_databases_is_not_run_again_once_one_may_have_committed(
+    database, accounts, tmp_path
+):
+    """BUSY at the COMMIT of one, after that of the other."""
+    here = database.engine(connect_args={"timeout": 0.05})
+    there = sa.create_engine(f"sqlite:///{tmp_path / 'other.db'}", connect_args={"timeout": 0.05})
+    others = table(sa.MetaData(), "others", sa.Column("v", sa.Integer))
+    others.metadata.create_all(there)
+    insert(there, (others, [{"id": 1, "v": 0}]))
+    tries = []
+    readers = [database.engine().connect(), there.connect()]
+    try:
+        with orm.Session(binds={accounts: here, others: there}) as session:
+
+            def both(session):
+                tries.append(1)
+                add(session, accounts, 1)
+                add(session, others, 1)
+                readers[len(tries) % 2].exec_driver_sql("BEGIN")
+                name = ("accounts", "others")[len(tries) % 2]
+                readers[len(tries) % 2].exec_driver_sql(f"SELECT * FROM {name}").all()
+
+            with pytest.raises(sa.exc.OperationalError) as caught:
+                with_retries(session, both, retry=AT_ONCE)
+        assert any("several databases" in note for note in caught.value.__notes__)
+        assert tries == [1]
+    finally:
+        for reader in readers:
+            reader.close()
+        there.dispose()
+
+
+@on(*SERVERS)
+def test_a_lost_connection_that_the_function_swallows_is_another_attempt(engine, accounts):
+    tries = []
+
+    def swallow(connection):
+        tries.append(1)
+        add(connection, accounts, 1)
+        if len(tries) == 1:
+            kill(engine, connection)
+            with pytest.raises(sa.exc.DBAPIError):
+                add(connection, accounts, 2)
+
+    with_retries(engine, swallow, retry=AT_ONCE)
+    assert len(tries) == 2
+    assert values(engine) == {1: 1, 2: 0}
+
+
 # --- asynchronous
+
+
+class Mine(AsyncSession):
+    pass
+
 
 ASYNC = {
     "sqlite": "sqlite+aiosqlite",
@@ -351,6 +419,7 @@ ASYNC = {
 }
 ASYNC_KINDS = {
     "session": AsyncSession,
+    "session of a class of one's own": Mine,
     "maker": async_sessionmaker,
     "engine": lambda engine: engine,
 }
@@ -385,7 +454,7 @@ def test_an_asynchronous_transaction_is_run_again_too(database, engine, accounts
         try:
             bind = ASYNC_KINDS[kind](asynchronous)
             result = await with_retries(bind, fn, retry=policy)
-            if kind == "session":
+            if kind.startswith("session"):
                 await bind.close()
         finally:
             beside.cancel()

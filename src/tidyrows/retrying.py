@@ -18,6 +18,7 @@ from tidyrows.awaiting import spawn, wait_for
 from tidyrows.dialects import Fault, Loss, dialect_for
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.retry import RetryPolicy
+from tidyrows.tracking.asynchronous import is_async
 from tidyrows.tracking.binding import open_connections, session_engine
 from tidyrows.tracking.capture import root_engine
 
@@ -25,10 +26,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _LOST = "tidyrows.lost"
-_ASYNC = "sqlalchemy.ext.asyncio"
 _UNKNOWN = (
     "tidyrows: the answer to the COMMIT was lost, so nobody knows whether it was committed, and it "
     "was not run again. Look whether what it wrote is there"
+)
+
+_IN_PART = (
+    "tidyrows: this session commits in several databases, one after the other, so some may have "
+    "committed; it was not run again. Look in each, or give every database a session of its own"
 )
 
 
@@ -63,7 +68,7 @@ def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None)
     """
     if isinstance(bind, (sa.Engine, orm.Session, orm.scoped_session, orm.sessionmaker)):
         asynchronous = False
-    elif type(bind).__module__.startswith(_ASYNC) and not hasattr(bind, "sync_connection"):
+    elif is_async(bind) and not hasattr(bind, "sync_connection"):
         asynchronous = True
     else:
         raise NotBoundError(
@@ -110,6 +115,18 @@ def _refuse_function(fn: Any, *, asynchronous: bool) -> None:
             f"{fn!r} is asynchronous and the session is not: give with_retries() an AsyncSession, "
             f"async_sessionmaker or AsyncEngine, or write a plain def."
         )
+    if asynchronous and inspect.isfunction(fn) and not _may_be_awaited(fn):
+        raise TypeError(
+            f"{fn!r} is not asynchronous and the session is: write async def, and await what it "
+            f"does with the session."
+        )
+
+
+def _may_be_awaited(fn: Any) -> bool:
+    """Whether a call of it may return something to await: a lambda may."""
+    return (
+        inspect.iscoroutinefunction(fn) or fn.__name__ == "<lambda>" or hasattr(fn, "__wrapped__")
+    )
 
 
 def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
@@ -168,14 +185,14 @@ class _Seen:
         _note_losses(connection.engine)
         connection.info.pop(_LOST, None)
 
-    def commit(self, commit: Callable[[], None]) -> None:
-        """Send the COMMIT; note if it is not answered."""
+    def commit(self, commit: Callable[[], None], *, together: bool = True) -> None:
+        """Send the COMMIT; note if it is not answered, or if only a part may have succeeded."""
         try:
             commit()
         except Exception as error:
-            if self.fault(error) is Fault.LOST:
+            if not together or self.fault(error) is Fault.LOST:
                 self.unanswered = True
-                error.add_note(_UNKNOWN)
+                error.add_note(_UNKNOWN if together else _IN_PART)
             raise
 
 
@@ -184,9 +201,10 @@ def _on_session(session: orm.Session, given: Any, fn: Callable[[Any], Any], seen
     try:
         result = fn(given)
         session.flush()
-        for connection in open_connections(session):
+        connections = open_connections(session)
+        for connection in connections:
             _raise_if_undone(connection)
-        seen.commit(session.commit)
+        seen.commit(session.commit, together=len(connections) == 1)
     except BaseException:
         session.rollback()
         raise
@@ -265,6 +283,8 @@ def _raise_if_undone(connection: sa.Connection) -> None:
     The MySQL family carries on after a deadlock and would commit half; others
     commit nothing and say nothing.
     """
+    if connection.invalidated:
+        raise ConnectionError("the connection was lost, and the error of that was caught")
     lost = connection.info.pop(_LOST, None)
     if lost is not None:
         raise lost

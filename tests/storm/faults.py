@@ -23,26 +23,28 @@ over = threading.Event()
 
 
 def crossing(engine: sa.Engine) -> None:
-    """Parents first, then their children: against the order of every cleanup."""
+    """Parents first, then their children, or the other way round: one of them crosses a cleanup."""
     with engine.connect() as connection:
         users = connection.exec_driver_sql(
             "SELECT id, org_id FROM users ORDER BY id DESC LIMIT 8"
         ).all()
-        if not users:
-            connection.rollback()
-            over.wait(0.01)
-            return
-        user, org = random.choice(users)
-        connection.exec_driver_sql(f"SELECT id FROM orgs WHERE id = {org} FOR UPDATE")
-        connection.exec_driver_sql(f"SELECT id FROM users WHERE id = {user} FOR UPDATE")
-        over.wait(random.uniform(0.0, 0.03))
-        connection.exec_driver_sql(f"SELECT id FROM orders WHERE user_id = {user} FOR UPDATE")
-        connection.exec_driver_sql(
-            "SELECT id FROM order_lines WHERE order_id IN "
-            f"(SELECT id FROM orders WHERE user_id = {user}) FOR UPDATE"
-        )
+        if users:
+            user, org = random.choice(users)
+            locks = [
+                f"SELECT id FROM orgs WHERE id = {org} FOR UPDATE",
+                f"SELECT id FROM users WHERE id = {user} FOR UPDATE",
+                f"SELECT id FROM orders WHERE user_id = {user} FOR UPDATE",
+                (
+                    "SELECT id FROM order_lines WHERE order_id IN "
+                    f"(SELECT id FROM orders WHERE user_id = {user}) FOR UPDATE"
+                ),
+            ]
+            for lock in random.choice((locks, locks[::-1])):
+                connection.exec_driver_sql(lock).all()
+                over.wait(random.uniform(0.0, 0.03))
+            done["crossings"] += 1
         connection.rollback()
-        done["crossings"] += 1
+    over.wait(0.005)
 
 
 def holding(engine: sa.Engine) -> None:
