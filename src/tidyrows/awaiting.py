@@ -53,7 +53,7 @@ async def spawn(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "Asynchronous engines need the greenlet package, which is not installed: "
-            'pip install "sqlalchemy[asyncio]".',
+            'pip install "tidyrows[postgresql-async]", or mysql-async, or sqlite-async.',
             name=error.name,
         ) from error
     result: T = await greenlet_spawn(partial(fn, *args, **kwargs))

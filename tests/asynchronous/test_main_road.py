@@ -205,6 +205,22 @@ def test_tasks_under_one_tracker_take_turns(world):
 
 
 @one_each
+def test_run_sync_waits_for_its_turn_too(world):
+    async def main(engine):
+        tracker = ResourceTracker(engine)
+        async with CleanupManager(tracker) as cleanup:
+            await asyncio.gather(
+                *(UserFactory.create_async() for _ in range(6)),
+                *(tracker.run_sync(lambda _tracker: UserFactory()) for _ in range(6)),
+            )
+            assert len(tracker) == 24
+        assert cleanup.report.total_deleted == 24
+
+    world.run(main)
+    world.bystanders.assert_untouched()
+
+
+@one_each
 def test_a_tracker_may_outlive_its_loop(world):
     made = []
 

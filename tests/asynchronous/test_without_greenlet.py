@@ -43,7 +43,7 @@ tracker = ResourceTracker(engine)
 try:
     asyncio.run(tracker.run_sync(len))
 except ModuleNotFoundError as error:
-    assert 'pip install "sqlalchemy[asyncio]"' in str(error)
+    assert 'pip install "tidyrows[postgresql-async]"' in str(error)
 else:
     raise AssertionError("no error")
 engine.dispose()

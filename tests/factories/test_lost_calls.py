@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import threading
 from typing import ClassVar
 
@@ -10,7 +12,9 @@ import factory.random
 import pytest
 import sqlalchemy as sa
 from factory import fuzzy
+from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy import orm
+from sqlalchemy.orm.collections import attribute_keyed_dict
 
 from harness.bystanders import Bystanders, snapshot
 from harness.models import Group, Order, Org, User
@@ -219,7 +223,7 @@ def test_what_comes_after_a_call_that_was_run_again_goes_on_as_ever(zoo_engine):
 @servers
 def test_two_calls_in_a_real_deadlock_both_end_well(zoo_engine):
     """Each hook changes what the other has changed first."""
-    shared = [1, 2]
+    shared = [90_001, 90_002]
     with zoo_engine.begin() as connection:
         connection.execute(
             sa.insert(Org.__table__), [{"id": n, "name": f"shared {n}"} for n in shared]
@@ -461,4 +465,220 @@ def test_objects_that_the_caller_passed_in_do_not_take_lost_ones_along(zoo_engin
         rows = snapshot(zoo_engine).added_since(before.expected)
         counts = {name.rpartition(".")[2]: len(each) for name, each in rows.items()}
         assert counts == {"orgs": 1, "users": 1, "orders": 1}
+    before.assert_untouched()
+
+
+# --- what the caller's declarations draw
+
+
+class PlainOrgFactory(SQLAlchemyModelFactory):
+    class Meta:
+        model = Org
+
+    name = factory.Faker("name")
+
+
+class NamedFactory(TrackedFactory[Org]):
+    class Meta:
+        model = Org
+
+    class Params:
+        faked = factory.Trait(name=factory.Faker("name"))
+        words = factory.Dict({"one": factory.Faker("name")})
+        other = factory.LazyFunction(PlainOrgFactory.build)
+
+    name = "plain"
+
+
+@everywhere
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"faked": True},
+        {"name": factory.Faker("name")},
+        {"name": factory.LazyAttribute(lambda org: org.words["one"])},
+        {"name": factory.LazyAttribute(lambda org: org.other.name)},
+    ],
+    ids=["trait", "argument", "dict", "plain factory"],
+)
+def test_whatever_draws_from_faker_draws_the_same(zoo_engine, given):
+    first, second = attempts_of(zoo_engine, lambda: NamedFactory(**given), 1)
+    assert second == first
+    assert first != [["plain"]]
+
+
+# --- the caller's objects
+
+
+class Base(orm.DeclarativeBase):
+    pass
+
+
+class Shelf(Base):
+    __tablename__ = "shelves"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    by_name: orm.Mapped[dict[str, Jar]] = orm.relationship(
+        collection_class=attribute_keyed_dict("name")
+    )
+    spoons: orm.Mapped[set[Spoon]] = orm.relationship()
+
+
+class Jar(Base):
+    __tablename__ = "jars"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str] = orm.mapped_column(sa.String(20))
+    shelf_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("shelves.id"))
+
+
+class Spoon(Base):
+    __tablename__ = "spoons"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    shelf_id: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("shelves.id"))
+
+
+class ShelfFactory(TrackedFactory[Shelf]):
+    class Meta:
+        model = Shelf
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+@pytest.mark.parametrize(
+    "given",
+    [lambda: {"by_name": {"a": Jar(name="a")}}, lambda: {"spoons": {Spoon(), Spoon()}}],
+    ids=["dict", "set"],
+)
+def test_collections_of_built_objects_go_into_the_next_attempt(engine, given):
+    Base.metadata.create_all(engine)
+    before = Bystanders(engine)
+    values = given()
+    with CleanupManager(ResourceTracker(engine, retry=AT_ONCE)):
+        fails = Fails(engine, 2)
+        try:
+            shelf = ShelfFactory(**values)
+        finally:
+            fails.stop()
+        assert fails.failed == 1
+        for name, value in values.items():
+            assert getattr(shelf, name) == value
+        rows = snapshot(engine).added_since(before.expected)
+        assert sum(map(len, rows.values())) == 1 + sum(len(each) for each in values.values())
+    before.assert_untouched()
+
+
+@everywhere
+def test_a_key_that_the_lost_attempt_gave_to_the_callers_object_is_not_used_again(
+    zoo_database, zoo_engine
+):
+    """Somebody else may have it by now."""
+    name = Org.__table__.c.name
+
+    outside = zoo_database.engine()
+
+    def intrude(_attempt):
+        with outside.begin() as connection:
+            connection.execute(sa.insert(Org.__table__).values(name="theirs"))
+
+    policy = RetryPolicy(base=0.0, attempts=6, on_attempt=intrude)
+    with CleanupManager(ResourceTracker(zoo_engine, retry=policy)):
+        user = UserFactory.build()
+        fails = Fails(zoo_engine, 3)
+        try:
+            OrderFactory(user=user)
+        finally:
+            fails.stop()
+        assert fails.failed == 1
+        assert user.org.id
+    with zoo_engine.connect() as connection:
+        assert connection.execute(sa.select(name)).scalars().all().count("theirs") == 1
+
+
+# --- what another call has committed
+
+
+@servers
+def test_a_call_in_whose_hook_another_tracker_has_committed_is_not_run_again(zoo_engine):
+    other = ResourceTracker(zoo_engine, retry=AT_ONCE)
+
+    class GroupFactory(TrackedFactory[Group]):
+        class Meta:
+            model = Group
+
+        name = Scoped("{tag}")
+
+    class OuterFactory(OrgFactory):
+        @factory.post_generation
+        def both(self, create, extracted, **kwargs):
+            GroupFactory.scoped_to(other).create()
+            OrgFactory()
+
+    with CleanupManager(other), CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)):
+        fails = Fails(zoo_engine, 3)
+        try:
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                OuterFactory()
+        finally:
+            fails.stop()
+        assert any("not its own alone" in note for note in caught.value.__notes__)
+        assert len(other) == 1
+
+
+@everywhere
+@pytest.mark.parametrize("persistence", ["flush", "commit"])
+def test_a_factory_that_persists_as_its_meta_says_is_not_run_again(zoo_engine, persistence):
+    class OwnFactory(OrgFactory):
+        class Meta:
+            model = Org
+            sqlalchemy_session_persistence = persistence
+
+    with CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)) as cleanup:
+        fails = Fails(zoo_engine, 1)
+        try:
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                OwnFactory()
+        finally:
+            fails.stop()
+        cleanup.tracker.session.rollback()
+    assert any("not its own alone" in note for note in caught.value.__notes__)
+
+
+@on("postgresql+psycopg", "postgresql+psycopg2", fixture="zoo_database")
+def test_a_commit_that_goes_on_after_its_client_is_gone_is_waited_for(zoo_engine, monkeypatch):
+    """Until it has ended nobody sees its rows: asked too early, they would be made twice."""
+    before = Bystanders(zoo_engine)
+    with zoo_engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+            " $$ BEGIN PERFORM pg_sleep(1.5); RETURN NULL; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON orgs DEFERRABLE INITIALLY DEFERRED"
+            " FOR EACH ROW EXECUTE FUNCTION slow()"
+        )
+    real, cut = zoo_engine.dialect.do_commit, []
+
+    def commit(dbapi_connection):
+        if cut:
+            return real(dbapi_connection)
+        cut.append(1)
+        driver = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+
+        def shut():
+            with socket.socket(fileno=os.dup(driver.fileno())) as line:
+                line.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(0.3, shut)
+        timer.start()
+        try:
+            real(dbapi_connection)
+        finally:
+            timer.join()
+
+    monkeypatch.setattr(zoo_engine.dialect, "do_commit", commit)
+    with CleanupManager(ResourceTracker(zoo_engine)) as cleanup:
+        OrgFactory()
+        added = snapshot(zoo_engine).added_since(before.expected)
+        assert [len(rows) for rows in added.values()] == [1]
+    assert cleanup.report.total_deleted == 1
+    with zoo_engine.begin() as connection:
+        connection.exec_driver_sql("DROP FUNCTION slow() CASCADE")
     before.assert_untouched()

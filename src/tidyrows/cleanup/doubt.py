@@ -39,7 +39,12 @@ class Settled:
 
 
 def settle_doubt(database: Database, held: TableHoldings) -> Settled:
-    """Ask the database about the rows in doubt of one table."""
+    """Ask the database about the rows in doubt of one table.
+
+    Raises:
+        ConnectionError: the server has not ended the transaction yet; ask again.
+    """
+    _refuse_too_early(database)
     name = held.table.name
     seen = still_there(database, [Batch(held.table, list(held.doubtful))])[name]
     settled = Settled(unsure=dict(seen.unseen))
@@ -73,6 +78,7 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
+        ConnectionError: the server has not ended the transaction yet; ask again.
     """
     committed: bool | None = None
     theirs = []
@@ -92,6 +98,7 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
             )
         ]
         if committed is None and proving:
+            _refuse_too_early(database)
             seen = still_there(database, [Batch(table, proving)])[table.name]
             committed = None if seen.unseen else bool(seen.there)
     for table, doubtful in theirs:
@@ -100,3 +107,17 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
         if committed is not None:
             tracker.settle_doubt(table, doubtful)
     return committed
+
+
+def _refuse_too_early(database: Database) -> None:
+    """A COMMIT may go on after its client is gone: until it has ended, nobody sees its rows."""
+    unanswered = database.capture.unanswered
+    if not unanswered:
+        return
+    with database.reading() as connection:
+        over = {each for each in unanswered if not database.dialect.is_busy(connection, each)}
+    unanswered -= over
+    if unanswered:
+        raise ConnectionError(
+            f"the server is still busy with a COMMIT of the lost connection {min(unanswered)}"
+        )

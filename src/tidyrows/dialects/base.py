@@ -167,6 +167,10 @@ class Dialect:
     def _server_id(self, raw: Any) -> int | None:
         return None
 
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether the server still works for a connection whose client is gone."""
+        return False
+
     def waits_as(self, connection: sa.Connection) -> Any:
         """What :meth:`blockers` must know of a connection that may wait; None for nothing to see.
 

@@ -82,6 +82,14 @@ class MySQL(Dialect):
     def _server_id(self, raw: Any) -> int | None:
         return int(raw.thread_id())
 
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether its thread is there, in the middle of a statement."""
+        sql = (
+            "SELECT 1 FROM information_schema.PROCESSLIST "
+            f"WHERE ID = {int(server_id)} AND COMMAND <> 'Sleep'"
+        )
+        return bool(self._ask(connection, sql))
+
     def blockers(self, cursor: Any, waiting: int) -> list[Blocker]:
         """By InnoDB's lock waits, which only the PROCESS right shows, else by the process list."""
         mariadb = bool(getattr(self._own(), "is_mariadb", False))

@@ -154,6 +154,14 @@ class PostgreSQL(Dialect):
         ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
         return int(ask())
 
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether its session is there, in the middle of a statement or a transaction."""
+        sql = (
+            "SELECT 1 FROM pg_catalog.pg_stat_activity "
+            f"WHERE pid = {int(server_id)} AND state IS DISTINCT FROM 'idle'"
+        )
+        return bool(self._ask(connection, sql))
+
     def blockers(self, cursor: Any, waiting: int) -> list[Blocker]:
         """By pg_blocking_pids."""
         cursor.execute("SET statement_timeout = 1500")

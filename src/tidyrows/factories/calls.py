@@ -56,6 +56,7 @@ class Call:
         error: what it failed with.
         result: what it is going to return.
         made: every object that the call has made.
+        unkeyed: objects that the caller has built and passed in, without a key yet.
         expelled: the objects that a rollback has put out of the session.
     """
 
@@ -75,6 +76,7 @@ class Call:
         "session",
         "tracker",
         "transaction",
+        "unkeyed",
     )
 
     def __init__(
@@ -92,6 +94,7 @@ class Call:
         self.error: BaseException | None = None
         self.result: Any = None
         self.made: list[Any] = []
+        self.unkeyed: list[Any] = []
         self.expelled: list[Any] = []
         self._commits = commits
         self._token: Token[tuple[Call, ...]]
@@ -124,6 +127,8 @@ class Call:
                 self.sent = True
                 with unexpired(self.session):
                     self.session.commit()
+                for outer in _calls.get():  # which cannot be run again: this has been committed
+                    outer.alone = False
             except BaseException as failure:
                 self.error = failure
                 self._roll_back(self.session, failure)

@@ -8,7 +8,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import faker.generator
-from factory.declarations import Iterator, Maybe, Transformer
+from factory.declarations import (
+    BaseDeclaration,
+    Iterator,
+    Maybe,
+    SelfAttribute,
+    Sequence,
+    SubFactory,
+    Transformer,
+)
 from factory.faker import Faker
 from factory.fuzzy import BaseFuzzyAttribute
 from factory.random import randgen
@@ -19,10 +27,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_GENERATORS: tuple[tuple[type[Any], Random], ...] = (
-    (Faker, faker.generator.random),
-    (BaseFuzzyAttribute, randgen),
-)
+_GENERATORS: tuple[Random, ...] = (faker.generator.random, randgen)
+# What the last ones draw is drawn by the factory that they call, or not at random.
+_PLAIN = (SubFactory, Sequence, SelfAttribute, Iterator)
 
 
 class Draws:
@@ -83,11 +90,8 @@ class Sources:
 
     def __init__(self, declarations: Iterable[Any]) -> None:
         plain = list(_unwrapped(declarations))
-        self.generators = tuple(
-            generator
-            for kind, generator in _GENERATORS
-            if any(isinstance(each, kind) for each in plain)
-        )
+        found = [each for one in plain for each in _generators_of(one)]
+        self.generators = tuple(dict.fromkeys(found))
         self.iterators = tuple(each for each in plain if isinstance(each, Iterator))
 
     def __bool__(self) -> bool:
@@ -102,3 +106,18 @@ def _unwrapped(declarations: Iterable[Any]) -> Iterable[Any]:
             yield from _unwrapped((each.default,))
         else:
             yield each
+
+
+def _generators_of(declaration: Any) -> tuple[Random, ...]:
+    """What a declaration may draw from; a function may draw from anything."""
+    if isinstance(declaration, Faker):
+        return _GENERATORS[:1]
+    if isinstance(declaration, BaseFuzzyAttribute):
+        return _GENERATORS[1:]
+    if isinstance(declaration, _PLAIN) or not isinstance(declaration, BaseDeclaration):
+        return ()
+    return _GENERATORS
+
+
+ANYTHING = Sources([BaseDeclaration()])  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+"""The sources of declarations that a call is given as arguments."""

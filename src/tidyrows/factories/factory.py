@@ -88,7 +88,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             return super().create_batch(size, **kwargs)
         tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
-        return again_where_lost(tracker, lambda: create(size, **kwargs))
+        return again_where_lost(tracker, lambda: create(size, **kwargs), given=kwargs)
 
     @classmethod
     async def create_async(cls, **kwargs: Any) -> T:
@@ -124,7 +124,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         generate = super()._generate
         # A copy: factory_boy takes what is its own out of it.
-        return again_where_lost(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        return again_where_lost(tracker, lambda: generate(strategy, dict(params)), given=params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:

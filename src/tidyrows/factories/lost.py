@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import inspect, orm
+from factory.declarations import BaseDeclaration
+from sqlalchemy import orm
 
 from tidyrows.cleanup.doubt import was_committed
 from tidyrows.dialects import Fault
 from tidyrows.factories.calls import Call, may_pass
-from tidyrows.factories.drawn import Draws
+from tidyrows.factories.drawn import ANYTHING, Draws
+from tidyrows.factories.passed import part_from_callers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tidyrows.tracking import ResourceTracker
 
@@ -29,9 +31,19 @@ _UNKNOWN = (
 )
 
 
-def again_where_lost(tracker: ResourceTracker, make: Callable[[], T]) -> T:
-    """Call ``make`` as one outermost factory call; again where all of its transaction was lost."""
+def again_where_lost(
+    tracker: ResourceTracker, make: Callable[[], T], *, given: Mapping[str, Any]
+) -> T:
+    """Call ``make`` as one outermost factory call; again where all of its transaction was lost.
+
+    Args:
+        tracker: whose session it uses.
+        make: calls the factory.
+        given: the call's arguments.
+    """
     attempts = _Attempts(tracker, make)
+    if any(isinstance(each, BaseDeclaration) for each in given.values()):
+        attempts.draws.begin(ANYTHING)
     try:
         made: T = attempts.first()
     except Exception as error:
@@ -46,17 +58,17 @@ def again_where_lost(tracker: ResourceTracker, make: Callable[[], T]) -> T:
 class _Attempts:
     """The attempts at one call."""
 
-    __slots__ = ("_call", "_counted", "_draws", "_make", "_tracker")
+    __slots__ = ("_call", "_counted", "_make", "_tracker", "draws")
 
     def __init__(self, tracker: ResourceTracker, make: Callable[[], Any]) -> None:
         self._tracker = tracker
         self._make = make
-        self._draws = Draws()
+        self.draws = Draws()
         self._call: Call | None = None
         self._counted = False
 
     def first(self) -> Any:
-        self._call = call = Call(self._tracker, draws=self._draws)
+        self._call = call = Call(self._tracker, draws=self.draws)
         with call:
             call.result = self._make()
         return call.result
@@ -78,8 +90,8 @@ class _Attempts:
                 call.alone = False
                 call.error.add_note(_UNKNOWN)
                 raise call.error
-        _part_from_callers(call.made)
-        self._draws.again()
+        part_from_callers(call.made, call.unkeyed)
+        self.draws.again()
         return self.first()
 
     def _was_committed(self, call: Call, error: BaseException) -> bool | None:
@@ -92,8 +104,8 @@ class _Attempts:
         call = self._call
         if call is None or not may_pass(self._tracker, error):
             return False
-        if not call.is_whole and call.session is not None and error is call.error:
-            if not call.sent:
+        if not call.is_whole and error is call.error:
+            if not call.sent and (call.session is not None or not call.alone):
                 error.add_note(_NOT_WHOLE)
             return False
         return call.is_whole
@@ -108,22 +120,3 @@ def _put_back(call: Call) -> None:
         orm.make_transient_to_detached(instance)
     session.add_all(call.expelled)  # after all of them, since one takes others along
     session.commit()
-
-
-def _part_from_callers(made: list[Any]) -> None:
-    """Take objects of a lost attempt from those that the caller has built and passed in.
-
-    These are still to be written, and would take them along.
-    """
-    lost = set(map(id, made))
-    for instance in made:
-        state = inspect(instance)
-        for relationship in state.mapper.relationships:
-            value = state.dict.get(relationship.key)
-            others = value if isinstance(value, (list, set)) else [value]
-            if relationship.viewonly or not any(
-                other is not None and id(other) not in lost and inspect(other).transient
-                for other in others
-            ):
-                continue
-            setattr(instance, relationship.key, None if not relationship.uselist else [])

@@ -12,6 +12,7 @@ from sqlalchemy import orm
 from tidyrows.factories.calls import Call, innermost_call, running_call
 from tidyrows.factories.drawn import Sources
 from tidyrows.factories.get_or_create import parameters
+from tidyrows.factories.passed import unkeyed_among
 from tidyrows.factories.sequence import InterleavedCounter
 from tidyrows.tracking.ambient import current_tracker
 
@@ -121,6 +122,8 @@ class TrackedOptions(SQLAlchemyOptions):
             with Call(tracker, commits=False):
                 return self._flushed(tracker, step, args, kwargs)
         call.session = session = tracker.session
+        if call.draws is not None:
+            call.unkeyed += unkeyed_among(kwargs.values())
         instance = self._created(step, args, kwargs)
         if call.draws is not None:
             if not call.made:

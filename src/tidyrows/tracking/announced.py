@@ -27,6 +27,7 @@ class Announcement:
         changes: what becomes true.
         connection: a weak reference to the SQLAlchemy connection.
         driver: the driver's connection, which knows whether it is still in a transaction.
+        server_id: how the server names the connection; once it is lost, the driver does not tell.
         thread: the thread that commits.
         unasked: SQLAlchemy does not know of it: a COMMIT in a string, or DDL that commits.
         prepared: the transaction has left the driver's connection, which cannot tell of it.
@@ -36,6 +37,7 @@ class Announcement:
     changes: list[Change]
     connection: weakref.ref[sa.Connection]
     driver: Any
+    server_id: int | None = None
     thread: int = field(default_factory=threading.get_ident)
     unasked: bool = False
     prepared: bool = False
@@ -66,10 +68,12 @@ class Announced:
         prepared: bool = False,
     ) -> None:
         """A COMMIT is about to be sent."""
+        driver = driver_of(connection)
         announcement = Announcement(
             changes,
             weakref.ref(connection),
-            driver_of(connection),
+            driver,
+            self._dialect.server_id(driver),
             unasked=unasked,
             prepared=prepared,
         )

@@ -208,7 +208,10 @@ class Capture:
         return changed
 
     def _raise_if_lost(
-        self, connection: sa.Connection, statement: Insert | Delete, error: BaseException | None
+        self,
+        connection: sa.Connection,
+        statement: Insert | Update | Delete,
+        error: BaseException | None,
     ) -> None:
         """Let a dead connection be the caller's error, as SQLAlchemy would raise it.
 
@@ -255,6 +258,7 @@ class Capture:
         try:
             found = self.places.find(connection, log.targets, returning.table_of(insert), options)
         except NowhereError as reason:
+            self._raise_if_lost(connection, insert, reason.__cause__)
             self._say_untold(owner, returning.table_of(insert), str(reason))
             return
         if found is None:
@@ -327,7 +331,8 @@ class Capture:
         rewrite = log.rewritten.pop(id(statement), (None,))[0] if log.rewritten else None
         try:
             found = self.places.find(connection, log.targets, statement.table, options)
-        except NowhereError:
+        except NowhereError as reason:
+            self._raise_if_lost(connection, statement, reason.__cause__)
             return
         if found is None:
             return
@@ -359,6 +364,11 @@ class Capture:
     def settle(self) -> None:
         """Believe every announced COMMIT that is over."""
         self._transactions.settle()
+
+    @property
+    def unanswered(self) -> set[int]:
+        """Server ids of connections that were lost with a COMMIT, which may be under way yet."""
+        return self._transactions.unanswered
 
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
         """What this tracker's transactions have inserted and not committed."""

@@ -192,12 +192,13 @@ class ResourceTracker:
         """Call ``fn(tracker, ...)`` where it may ask an asynchronous database.
 
         As SQLAlchemy's ``AsyncSession.run_sync``: for the methods that have no ``await`` of their
-        own.
+        own. No other task uses the tracker's session meanwhile.
 
         Example:
             >>> await tracker.run_sync(lambda tracker: tracker.track_query(select(User)))
         """
-        return await spawn(fn, self, *args, **kwargs)
+        async with self.turn():
+            return await spawn(fn, self, *args, **kwargs)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:

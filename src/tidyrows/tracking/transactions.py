@@ -54,6 +54,7 @@ class Transactions:
         )
         self._announced = Announced(dialect)
         self._prepared: dict[Any, list[Change]] = {}
+        self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
         self._pid = os.getpid()
 
@@ -253,6 +254,8 @@ class Transactions:
             if outcome is CommitOutcome.OPEN:
                 self.log(connection).restore(announcement.changes)
             elif outcome is CommitOutcome.DOUBT:
+                if announcement.server_id is not None:
+                    self.unanswered.add(announcement.server_id)
                 self._doubt(announcement.changes)
         log = self._logs.get(connection)
         if announced or not log:

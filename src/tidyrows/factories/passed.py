@@ -1,0 +1,63 @@
+"""Objects that the caller has built and passed in: a lost attempt must leave nothing on them.
+
+The next attempt is to write them, and would write along what they hold of the lost one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import inspect
+from sqlalchemy.orm import InstanceState
+from sqlalchemy.orm.collections import collection_adapter
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def unkeyed_among(values: Iterable[Any]) -> list[Any]:
+    """Of these arguments, and what goes with them, the objects that the database has yet to key."""
+    found: list[Any] = []
+    for value in values:
+        if not hasattr(value, "_sa_instance_state"):
+            continue
+        state = inspect(value, raiseerr=False)
+        if not isinstance(state, InstanceState) or not state.transient:
+            continue
+        along = state.mapper.cascade_iterator("save-update", state)
+        found += [each for each in (value, *(row[0] for row in along)) if _is_unkeyed(each)]
+    return found
+
+
+def _is_unkeyed(instance: Any) -> bool:
+    state: InstanceState[Any] = inspect(instance)
+    return state.transient and None in state.mapper.primary_key_from_instance(instance)
+
+
+def part_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
+    """Take the objects of a lost attempt from the caller's, and the keys that it gave them.
+
+    Args:
+        made: what the attempt has made.
+        unkeyed: objects of the caller's that had no key before.
+    """
+    lost = set(map(id, made))
+    for instance in made:
+        state: InstanceState[Any] = inspect(instance)
+        for relationship in state.mapper.relationships:
+            value = state.dict.get(relationship.key)
+            if value is None or relationship.viewonly:
+                continue
+            adapter = collection_adapter(value) if relationship.uselist else None
+            others = [value] if adapter is None else list(adapter)
+            if not any(id(each) not in lost and inspect(each).transient for each in others):
+                continue
+            if adapter is None:
+                setattr(instance, relationship.key, None)
+            else:
+                adapter.clear_with_event()
+    for instance in unkeyed:
+        mapper = inspect(instance).mapper
+        if inspect(instance).transient:
+            for column in mapper.primary_key:
+                setattr(instance, mapper.get_property_by_column(column).key, None)
