@@ -12,8 +12,10 @@ from harness import loops, pip_postgresql, servers
 from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database, Homes
 from harness.models import Base, Chicken, Document, Org, Ticket, User, zoo_metadata
+from harness.own_servers import own_server
 from harness.strangers import strangers
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
+from storm.run import with_database
 
 
 def test_a_test_finds_an_empty_database(engine):
@@ -169,3 +171,26 @@ def test_postgresql_comes_from_pip_where_there_is_no_server(monkeypatch, tmp_pat
     assert snapshot(database.engine()) == {}
     database.close()
     homes.drop_all()
+
+
+@pytest.mark.parametrize("backend", ["postgresql", "mysql"])
+def test_a_server_of_ones_own_keeps_what_is_committed_when_it_crashes(backend):
+    try:
+        with own_server(backend) as server:
+            engine = sa.create_engine(with_database(server.start()))
+            with engine.begin() as connection:
+                connection.exec_driver_sql("CREATE TABLE kept (id INT PRIMARY KEY)")
+                connection.exec_driver_sql("INSERT INTO kept VALUES (7)")
+            server.stop()
+            with pytest.raises(sa.exc.OperationalError), engine.connect() as connection:
+                connection.exec_driver_sql("SELECT 1")
+            server.start()
+            with engine.connect() as connection:
+                assert connection.exec_driver_sql("SELECT id FROM kept").scalar_one() == 7
+            engine.dispose()
+    except servers.AbsentError as absent:
+        if servers.everything_required():
+            pytest.fail(str(absent), pytrace=False)
+        pytest.skip(str(absent))
+    with pytest.raises(sa.exc.OperationalError), engine.connect():
+        pass

@@ -57,6 +57,7 @@ class MariaDB:
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip  # one command reads best on few lines
         if done.returncode:
+            shutil.rmtree(self._home)
             raise RuntimeError(f"MariaDB could not be set up:\n{done.stdout}\n{done.stderr}")
 
     def start(self, *settings: str) -> sa.URL:

@@ -91,7 +91,7 @@ def again(work: Any, engine: sa.Engine) -> None:
     while not over.is_set():
         try:
             work(engine)
-        except sa.exc.DBAPIError:
+        except (sa.exc.DBAPIError, ConnectionError):
             done["errors of its own"] += 1  # it is a victim too, or the server is away
             over.wait(0.02)
 

@@ -31,6 +31,8 @@ from storm import shop
 HERE = Path(__file__).parent
 BYSTANDERS = 12
 ALL = ("deadlocks", "locks", "kills", "restart")
+KINDS = ("deadlocks", "timeouts", "lost connections")
+WHERE = ("cleanup", "creation", "the application")
 
 
 @dataclass
@@ -68,7 +70,7 @@ def storm(
         seconds: the longest that a worker may begin rounds.
         server: for a restart.
     """
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url, pool_pre_ping=True)  # it outlives a restart
     shop.Base.metadata.create_all(engine)
     with engine.begin() as connection:
         for table, columns in (("orgs", "name, v"), ("tags", "name")):
@@ -108,20 +110,58 @@ def storm(
     ]
     for reader in readers:
         reader.start()
-    if "restart" in faults and server is not None:
-        readers[0].join(min(seconds, 6.0))
-        server.stop()
-        server.start()
-        result.lines.append("the server was restarted")
+    if server is not None and "restart" in faults:
+        _restart(result, engine, server, readers, rounds)
     for reader in readers:
         reader.join()
     if against is not None:
-        said, _ = against.communicate("", timeout=60)
-        result.lines.append(f"faults: {said.strip()}")
+        _end_faults(result, against, faults)
     _account(result, outputs)
     _compare(result, engine, before, outputs)
     engine.dispose()
     return result
+
+
+def possible(backend: str, *, own: bool) -> tuple[str, ...]:
+    """The faults that can be had."""
+    if backend == "sqlite":
+        return ("locks",)
+    return ALL if own else ALL[:-1]
+
+
+def _restart(
+    result: Result,
+    engine: sa.Engine,
+    server: Server,
+    workers: list[threading.Thread],
+    rounds: int,
+) -> None:
+    """Crash the server and start it again, when a quarter of the rounds is done."""
+    asked = threading.Event()
+    while all(worker.is_alive() for worker in workers):
+        with engine.connect() as connection:
+            audits = connection.exec_driver_sql("SELECT count(*) FROM audit").scalar_one()
+        if audits >= rounds / 2:  # two a round
+            server.stop()
+            server.start()
+            result.lines.append("the server was restarted")
+            return
+        asked.wait(0.05)
+    result.wrong.append("a worker had ended before the server was restarted")
+
+
+def _end_faults(result: Result, against: subprocess.Popen[str], faults: tuple[str, ...]) -> None:
+    said, errors = against.communicate("", timeout=60)
+    if against.returncode or errors:
+        result.wrong.append(f"the faults ended with {against.returncode}:\n{errors[-3000:]}")
+        return
+    done = json.loads(said)
+    result.lines.append(f"faults: {said.strip()}")
+    counted = {"deadlocks": "crossings", "locks": "locks held", "kills": "connections killed"}
+    wanted = {kind: name for kind, name in counted.items() if kind in faults}
+    result.wrong += [
+        f"nobody did any {kind}" for kind, name in wanted.items() if not done.get(name)
+    ]
 
 
 def _workers_url(engine: sa.Engine, url: sa.URL) -> str:
@@ -177,7 +217,8 @@ def _account(result: Result, outputs: list[Any]) -> None:
             f"{result.rounds} rounds, {rate:.1f} a second; cleanup p50 {parts[49] * 1000:.1f} ms, "
             f"p99 {parts[98] * 1000:.1f} ms, longest {cleaning[-1] * 1000:.0f} ms"
         )
-    result.lines += [f"{count} {name}" for name, count in sorted(result.met.items())]
+    kinds = [f"{kind} in {where}" for where in WHERE for kind in KINDS]
+    result.lines += [f"{result.met[kind]} {kind}" for kind in (*kinds, "retries of cleanup")]
 
 
 def _rows(engine: sa.Engine) -> dict[str, list[tuple[Any, ...]]]:
@@ -231,7 +272,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3600)
     parser.add_argument("--faults", default=",".join(ALL))
     given = parser.parse_args()
-    faults = tuple(each for each in given.faults.split(",") if each != "none")
+    asked = () if given.faults == "none" else tuple(given.faults.split(","))
+    backend = sa.make_url(given.url).get_backend_name() if given.url else given.backend
+    there = possible(backend, own=not given.url)
+    if given.faults == ",".join(ALL):
+        asked = there
+    if set(asked) - set(there):
+        parser.error(f"of these faults, {backend} has {', '.join(there)} here")
     with ExitStack() as stack:
         server = None
         if given.url:
@@ -246,7 +293,7 @@ def main() -> None:
             url,
             workers=given.workers,
             rounds=given.rounds,
-            faults=faults,
+            faults=asked,
             seconds=given.seconds,
             server=server,
         )

@@ -88,7 +88,7 @@ def main(url: str, rounds: int, bystanders: list[int], seconds: float, number: i
             if dialect.fault(attempt.error) is Fault.LOST:
                 kind = "lost connections"
             else:
-                kind = "lock timeouts" if dialect.waited(attempt.error) else "deadlocks"
+                kind = "timeouts" if dialect.waited(attempt.error) else "deadlocks"
             met[f"{kind} in {where}"] += 1
 
         return hear
@@ -103,11 +103,10 @@ def main(url: str, rounds: int, bystanders: list[int], seconds: float, number: i
     done = 0
     began = time.monotonic()
     while done < rounds and time.monotonic() < until:
+        tracker = ResourceTracker(engine, retry=policy("creation"))
+        cleanup = CleanupManager(tracker, retry=policy("cleanup"), lock_timeout=1.0, deadline=120)
         try:
-            tracker = ResourceTracker(engine, retry=policy("creation"))
-            with CleanupManager(
-                tracker, retry=policy("cleanup"), lock_timeout=1.0, deadline=120
-            ) as cleanup:
+            with cleanup:
                 boss = shop.UserFactory(tagged=True)
                 user = shop.UserFactory(org=boss.org, manager=boss)
                 shop.OrderFactory.create_batch(2, user=user)
