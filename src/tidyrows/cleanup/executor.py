@@ -13,8 +13,7 @@ are found. The same is done where somebody holds a lock for long: all other rows
 from __future__ import annotations
 
 import sys
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,17 +25,16 @@ from tidyrows.cleanup.deletion import (
     Done,
     SeenError,
     StayError,
-    add_rows,
 )
 from tidyrows.cleanup.dependents import Reason, TooManyError
 from tidyrows.cleanup.graphs import forget_graph, schema_of
+from tidyrows.cleanup.outcome import Outcome
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
 from tidyrows.cleanup.shares import shares
 from tidyrows.cleanup.slow import advice
 from tidyrows.cleanup.verify import SILENT, in_short
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
-from tidyrows.rows import TableName
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
@@ -48,7 +46,6 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.deletion import Rows
     from tidyrows.cleanup.dependents import Kept
     from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.cleanup.report import TableRows
     from tidyrows.cleanup.rules import Rules
     from tidyrows.retry import RetryPolicy
     from tidyrows.rows import KeyedTable
@@ -61,31 +58,6 @@ _WAITS = 3
 _TOO_LATE = "the cleanup's deadline had passed before this row was tried"
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What came of all transactions.
-
-    Attributes:
-        deleted: tracked rows deleted, by table.
-        gone: their keys, as far as they are known one by one.
-        refused: why rows could not be deleted, by table and key.
-        kept: why rows were not to be deleted, by table and key.
-        dependents: untracked rows deleted, by table.
-        detached: untracked rows detached, by table.
-        seconds: how long each table's deletes took.
-        retries: how often a transaction was run again.
-    """
-
-    deleted: Counter[TableName] = field(default_factory=Counter)
-    gone: dict[TableName, list[Any]] = field(default_factory=dict)
-    refused: dict[TableName, dict[Any, str]] = field(default_factory=dict)
-    kept: dict[TableName, dict[Any, Reason]] = field(default_factory=dict)
-    dependents: dict[TableName, TableRows] = field(default_factory=dict)
-    detached: dict[TableName, TableRows] = field(default_factory=dict)
-    seconds: Counter[TableName] = field(default_factory=Counter)
-    retries: int = 0
 
 
 class Executor:
@@ -348,7 +320,8 @@ class Executor:
             sent = False
             # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
             unanswered, self._unanswered = self._unanswered, None
-            self._book(done if done or unanswered is None else unanswered)
+            done_after_all = done if done or unanswered is None else unanswered
+            self.outcome.add(done_after_all, self._database.capture.database)
 
         try:
             with self._database.writing(
@@ -393,25 +366,6 @@ class Executor:
 
     def _refuse(self, table: KeyedTable, keys: Sequence[Any], cause: str) -> None:
         self.outcome.refused.setdefault(table.name, {}).update(dict.fromkeys(keys, cause))
-
-    def _book(self, done: Done) -> None:
-        """Add what a transaction did, now that it is committed."""
-        outcome = self.outcome
-        outcome.deleted += done.deleted
-        for name, keys in done.gone.items():
-            outcome.gone.setdefault(name, []).extend(keys)
-        for name, rows in done.dependents.items():
-            add_rows(outcome.dependents, rows, name)
-            if name in outcome.detached:  # by an earlier transaction, when less was known of them
-                left = outcome.detached.pop(name).without(rows)
-                outcome.detached.update({name: left} if left else {})
-        for name, rows in done.detached.items():
-            add_rows(outcome.detached, rows, name)
-        outcome.seconds.update(done.seconds)
-        database = self._database.capture.database
-        for (schema, table), kept in done.kept.items():
-            if kept:
-                outcome.kept.setdefault(TableName(database, schema, table), {}).update(kept)
 
 
 def _part(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:

@@ -41,6 +41,8 @@ _CONSTRAINT = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
 _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
+# The server hangs up after it; PyMySQL and SQLAlchemy take the connection for usable.
+_PACKET_TOO_BIG = 1153
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _JSON_KEYS = 20_000
@@ -100,7 +102,8 @@ class MySQL(Dialect):
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """A deadlock takes all; a lock timeout the statement, or all where so configured."""
         code = _code(error)
-        if code in _ROLLED_BACK or self.fault(error) is Fault.LOST:
+        lost = code == _PACKET_TOO_BIG or self.fault(error) is Fault.LOST
+        if lost or code in _ROLLED_BACK:
             return Loss.EVERYTHING
         return Loss.DOUBT if code in _PERHAPS_ROLLED_BACK else Loss.NOTHING
 

@@ -132,13 +132,16 @@ class PostgreSQL(Dialect):
     # ----- errors ------------------------------------------------------------------------------
 
     def _fault_of(self, error: BaseException) -> Fault:
+        # Before the code is looked for: SQLAlchemy makes it anew for asyncpg, without one.
+        if type(error).__name__ == "InvalidCachedStatementError":
+            return Fault.TRANSIENT
         code = _code(error)
         if code is None:
             # Only what happens to the connection itself comes without a code: server down,
             # too many connections, killed between two statements.
             lost = self._dbapi is not None and isinstance(error, self._dbapi.OperationalError)
             return Fault.LOST if lost else Fault.OTHER
-        if code in _TRANSIENT or type(error).__name__ == "InvalidCachedStatementError":
+        if code in _TRANSIENT:
             return Fault.TRANSIENT
         if code.startswith(("08", "57P0")) or code == "25P03":
             return Fault.LOST
