@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 import random
+import threading
+import time
+from functools import partial
 from itertools import pairwise
 
 import pytest
+import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy.util import greenlet_spawn
 
-from tidyrows.retry import RetryPolicy
+from tidyrows.retry import Attempt, RetryPolicy
 
 
 class DeadlockError(Exception):
@@ -256,3 +262,211 @@ def test_the_default_waits_add_up_to_less_than_the_deadline():
     policy(watch).run(failing(7), is_transient=transient)
     assert sum(watch.slept) < 10
     assert all(later >= earlier for earlier, later in pairwise(watch.slept))
+
+
+# --- tenacity's own strategies, and who is told of attempts
+
+
+def test_a_wait_of_tenacitys_takes_the_place_of_the_backoff(monkeypatch):
+    monkeypatch.setattr(tenacity.wait.random, "random", lambda: 0.25)
+    watch = Watch()
+    composed = tenacity.wait_fixed(1) + tenacity.wait_random(0, 1)
+    policy(watch, wait=composed, base=0.0).run(failing(3), is_transient=transient)
+    assert watch.slept == pytest.approx([1.25, 1.25, 1.25])
+
+
+def test_a_wait_of_tenacitys_does_not_reach_past_the_deadline():
+    watch = Watch()
+    fn = failing(99, watch=watch, seconds=2.0)
+    with pytest.raises(DeadlockError) as raised:
+        policy(watch, wait=tenacity.wait_fixed(3), deadline=8.0).run(fn, is_transient=transient)
+    # 2 s of work, 3 of waiting, 2 of work; 1 of the 3 it would wait; then the last attempt
+    assert watch.slept == pytest.approx([3.0, 1.0])
+    assert raised.value is fn.errors[2]
+    assert raised.value.__notes__ == ["tidyrows: failed after 3 attempts in 10.00 s"]
+
+
+def test_a_stop_of_tenacitys_ends_it_before_the_attempts_run_out():
+    fn = failing(99)
+    either = tenacity.stop_after_attempt(3) | tenacity.stop_after_delay(1000)
+    with pytest.raises(DeadlockError):
+        policy(Watch(), stop=either, attempts=7).run(fn, is_transient=transient)
+    assert len(fn.errors) == 3
+
+
+@pytest.mark.parametrize(
+    ("limits", "tries"),
+    [({"attempts": 2}, 2), ({"deadline": 4.5}, 5), ({"attempts": 4, "deadline": 4.5}, 4)],
+    ids=repr,
+)
+def test_a_stop_of_tenacitys_replaces_neither_the_attempts_nor_the_deadline(limits, tries):
+    watch = Watch()
+    fn = failing(99, watch=watch, seconds=1.0)
+    never = tenacity.stop_never
+    with pytest.raises(DeadlockError):
+        policy(watch, stop=never, base=0.0, **limits).run(fn, is_transient=transient)
+    assert len(fn.errors) == tries
+
+
+def test_an_event_stops_the_trying():
+    event = threading.Event()
+    told = []
+
+    def note(attempt):
+        told.append(attempt.wait)
+        if attempt.number == 2:
+            event.set()
+
+    stop = tenacity.stop_when_event_set(event)
+    with pytest.raises(DeadlockError, match="failure 3"):
+        policy(Watch(), stop=stop, base=0.0, on_attempt=note).run(
+            failing(99), is_transient=transient
+        )
+    assert told == [0.0, 0.0, None]
+
+
+def test_a_retry_of_tenacitys_adds_errors_to_those_that_pass():
+    errors = iter([DeadlockError(), ConnectionResetError(), DeadlockError()])
+
+    def transaction():
+        for error in errors:
+            raise error
+        return "done"
+
+    also = tenacity.retry_if_exception_type(ConnectionResetError)
+    assert policy(Watch(), retry=also).run(transaction, is_transient=transient) == "done"
+
+
+def test_a_retry_of_tenacitys_leaves_other_errors_alone():
+    also = tenacity.retry_if_exception_type(ConnectionResetError) | (
+        tenacity.retry_if_exception_message(message="failure 2")
+    )
+    fn = failing(9, error=KeyError)
+    with pytest.raises(KeyError, match="failure 1") as raised:
+        policy(Watch(), retry=also).run(fn, is_transient=transient)
+    assert len(fn.errors) == 1
+    assert not hasattr(raised.value, "__notes__")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, asyncio.CancelledError])
+def test_no_retry_of_tenacitys_makes_an_interrupt_pass(error):
+    fn = failing(1, error=error)
+    told = []
+    with pytest.raises(error):
+        policy(Watch(), retry=tenacity.retry_always, on_attempt=told.append).run(
+            fn, is_transient=transient
+        )
+    assert len(fn.errors) == 1
+    assert not told
+
+
+def test_a_listener_is_told_of_every_attempt_that_failed():
+    watch = Watch()
+    fn = failing(99, watch=watch, seconds=1.0)
+    told = []
+    with pytest.raises(DeadlockError):
+        policy(watch, attempts=3, base=0.5, on_attempt=told.append).run(fn, is_transient=transient)
+    assert told == [
+        Attempt(1, fn.errors[0], 1.0, 0.5),
+        Attempt(2, fn.errors[1], 2.5, 1.0),
+        Attempt(3, fn.errors[2], 4.5, None),
+    ]
+    assert watch.slept == [0.5, 1.0]
+
+
+def test_a_listener_is_told_before_the_wait_and_not_of_a_success():
+    watch = Watch()
+    told = []
+    policy(watch, on_attempt=lambda attempt: told.append((attempt.number, len(watch.slept)))).run(
+        failing(2), is_transient=transient
+    )
+    assert told == [(1, 0), (2, 1)]
+
+
+def test_a_listener_is_told_of_the_only_attempt():
+    told = []
+    with pytest.raises(DeadlockError) as raised:
+        policy(Watch(), attempts=1, on_attempt=told.append).run(failing(9), is_transient=transient)
+    assert told == [Attempt(1, raised.value, 0.0, None)]
+
+
+def test_a_listener_is_not_told_of_an_error_that_does_not_pass():
+    errors = iter([DeadlockError(), KeyError("x")])
+    told = []
+
+    def transaction():
+        raise next(errors)
+
+    with pytest.raises(KeyError):
+        policy(Watch(), on_attempt=told.append).run(transaction, is_transient=transient)
+    assert [type(attempt.error) for attempt in told] == [DeadlockError]
+
+
+@pytest.mark.parametrize("attempts", [1, 5], ids=["the last attempt", "one of several"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
+def test_what_a_listener_raises_ends_the_trying_and_surfaces(attempts, error):
+    fn = failing(99)
+
+    def broken(attempt):
+        raise error
+
+    with pytest.raises(error):
+        policy(Watch(), attempts=attempts, on_attempt=broken).run(fn, is_transient=transient)
+    assert len(fn.errors) == 1
+
+
+@pytest.mark.parametrize("name", ["wait", "stop", "retry", "on_attempt"])
+@pytest.mark.parametrize("value", ["x", 3, True], ids=repr)
+def test_a_strategy_that_cannot_be_called_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=rf"RetryPolicy\({name}={value!r}\).*write {name}="):
+        RetryPolicy(**{name: value})
+
+
+def test_a_policy_with_strategies_can_be_replaced_in_part():
+    told = []
+    before = policy(
+        Watch(),
+        wait=tenacity.wait_fixed(1),
+        stop=tenacity.stop_after_attempt(2),
+        retry=tenacity.retry_if_exception_type(KeyError),
+        on_attempt=told.append,
+    )
+    after = dataclasses.replace(before, deadline=7.0)
+    assert (after.deadline, before.deadline) == (7.0, 60.0)
+    for name in ("wait", "stop", "retry", "on_attempt", "sleep", "clock", "uniform"):
+        assert getattr(after, name) is getattr(before, name)
+    with pytest.raises(KeyError):
+        after.run(failing(9, error=KeyError), is_transient=transient)
+    assert [attempt.wait for attempt in told] == [1.0, None]
+
+
+def test_the_default_wait_lets_the_other_tasks_of_a_loop_go_on():
+    """Inside SQLAlchemy's greenlet, where the synchronous code of a task runs."""
+    pytest.importorskip("greenlet")
+    patient = RetryPolicy(base=30.0, max_wait=30.0, uniform=max)
+    asked = []
+
+    async def main():
+        waits = asyncio.Event()
+
+        def transaction():
+            asked.append(waits.set())
+            raise DeadlockError
+
+        task = asyncio.create_task(
+            greenlet_spawn(partial(patient.run, transaction, is_transient=transient))
+        )
+        await waits.wait()
+        turns = 0
+        while turns < 5:  # the loop turns, while the task is in the middle of its half a minute
+            await asyncio.sleep(0)
+            turns += 1
+        assert not task.done()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    began = time.monotonic()
+    asyncio.run(main())
+    assert time.monotonic() - began < 10
+    assert len(asked) == 1

@@ -254,6 +254,7 @@ class Executor:
         several = sum(len(keys) for _table, keys in rows.values()) > 1
         around = around and several and self._dialect.locks_rows
         transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
+        self._unanswered = None
         try:
             self.patiently(transaction, waits=_WAITS if around else sys.maxsize)
         except SessionStateError:
@@ -351,6 +352,7 @@ class Executor:
             return _TOO_LATE
         cause = SILENT
         for _round in range(_ROUNDS):
+            self._unanswered = None
             try:
                 self.patiently(partial(self._whole, rows, discover=True, limit=sys.maxsize))
             except SessionStateError:

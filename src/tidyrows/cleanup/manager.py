@@ -339,4 +339,7 @@ class CleanupManager:
                 lock_timeout=self._lock_timeout,
                 statement_timeout=self._retry.deadline,
             )
+            # There may be no second attempt, which alone is watched otherwise.
+            only_one = self._retry.deadline < 2 * self._lock_timeout
+            database.waiting.armed = self._retry.attempts == 1 or only_one
         return database
