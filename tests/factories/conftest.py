@@ -10,7 +10,6 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from harness.models import Base
-from tidyrows.dialects import Fault
 from tidyrows.tracking import ambient
 from tidyrows.worker import WorkerContext
 
@@ -33,8 +32,8 @@ class SessionOnly:
     def in_transaction(self) -> bool:
         return self.session.in_transaction()
 
-    def fault(self, error: BaseException) -> Fault:
-        return Fault.OTHER
+    def may_pass(self, error: BaseException) -> bool:
+        return False
 
     def refuse_blocking(self, write: str) -> None:
         pass

@@ -8,7 +8,6 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from tidyrows.dialects import Fault
 from tidyrows.factories import TrackedFactory
 from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
@@ -62,8 +61,8 @@ class Ambient:
     def __init__(self, session):
         self.session = session
 
-    def fault(self, error):
-        return Fault.OTHER
+    def may_pass(self, error):
+        return False
 
     def refuse_blocking(self, write):
         pass

@@ -183,7 +183,7 @@ class CleanupManager:
             sqlalchemy.exc.SQLAlchemyError, TidyRowsError: a query that was to be asked late failed.
         """
         self.tracker.refuse_blocking("await tracker.run_sync(lambda _tracker: manager.plan())")
-        for failure in self.tracker.resolve_late():
+        for failure in self.tracker.resolve_late(self._retry):
             raise failure
         return Plan(
             tuple(
@@ -216,7 +216,7 @@ class CleanupManager:
         failures: list[Exception] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            failures = self.tracker.resolve_late()
+            failures = self.tracker.resolve_late(self._retry)
             steps = Steps(self._on_progress, sum(map(len, self.tracker.snapshot())))
             restoring = Restoring(self.tracker, report, self._database, self._retry, until)
             restoring.before_deletes()

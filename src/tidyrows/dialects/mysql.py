@@ -36,7 +36,8 @@ _TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040, 1317})
 # NOWAIT and max_execution_time of MySQL 8, by its manual; MariaDB has 1205 and 1969 for them.
 _TRANSIENT |= {3572, 3024}
 _WAITED = frozenset({1205, 1969, 3572, 3024})
-_LOST = frozenset({2002, 2003, 2006, 2013})
+# The first four are the drivers' own; 1927 is what MariaDB says to whom it ends, 4031 MySQL 8.
+_LOST = frozenset({2002, 2003, 2006, 2013, 1927, 4031})
 _CONSTRAINT = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.

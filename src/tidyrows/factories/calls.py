@@ -17,7 +17,6 @@ from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
 
 from tidyrows.awaiting import in_greenlet
-from tidyrows.dialects import Fault
 from tidyrows.factories.asynchronous import make_usable, unexpired
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ class Call:
     def _roll_back(self, session: Session, error: BaseException) -> None:
         # a hook may have committed what was made before it
         self.alone &= session.get_transaction() is self.transaction
-        lost = self.is_whole and may_pass(self.tracker, error)
+        lost = self.is_whole and self.tracker.may_pass(error)
         if not self.tracker.owns_session and not lost:
             return  # the caller may want to keep what was there before
         heard = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
@@ -164,11 +163,6 @@ class Call:
         finally:
             if lost:
                 event.remove(session, "persistent_to_transient", heard)
-
-
-def may_pass(tracker: ResourceTracker, error: BaseException) -> bool:
-    """Whether a transaction that failed so may succeed another time."""
-    return isinstance(error, Exception) and tracker.fault(error) in {Fault.TRANSIENT, Fault.LOST}
 
 
 def innermost_call() -> Call | None:

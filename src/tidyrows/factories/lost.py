@@ -9,7 +9,7 @@ from sqlalchemy import orm
 
 from tidyrows.cleanup.doubt import was_committed
 from tidyrows.dialects import Fault
-from tidyrows.factories.calls import Call, may_pass
+from tidyrows.factories.calls import Call
 from tidyrows.factories.drawn import ANYTHING, Draws
 from tidyrows.factories.passed import part_from_callers
 
@@ -102,7 +102,7 @@ class _Attempts:
     def may_help(self, error: BaseException) -> bool:
         """Whether another attempt may end better, and nothing but this call's is lost."""
         call = self._call
-        if call is None or not may_pass(self._tracker, error):
+        if call is None or not self._tracker.may_pass(error):
             return False
         if not call.is_whole and error is call.error:
             if not call.sent and (call.session is not None or not call.alone):

@@ -533,7 +533,11 @@ class ResourceTracker:
         self._late.append(question)
         return 0
 
-    def resolve_late(self) -> list[Exception]:
+    def may_pass(self, error: BaseException) -> bool:
+        """Whether a transaction that failed so may succeed another time."""
+        return isinstance(error, Exception) and self.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+
+    def resolve_late(self, retry: RetryPolicy) -> list[Exception]:
         """Ask what was to be asked when a cleanup begins; what went wrong is returned.
 
         One question that fails keeps no other from being asked, and no row from being deleted.
@@ -541,7 +545,7 @@ class ResourceTracker:
         failures: list[Exception] = []
         for question in [] if self.is_foreign else list(self._late):
             try:
-                question()
+                retry.run(question, is_transient=self.may_pass)
             except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
                 failures.append(error)
         return failures
