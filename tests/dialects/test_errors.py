@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.util import greenlet_spawn
 
 from harness.asynchronous import DRIVERS, engine_on
 from harness.databases import Database
-from harness.races import Doing
+from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import CommitOutcome, Fault, Loss, dialect_for
 
@@ -68,9 +69,7 @@ class Scene:
 
 def everywhere(*backends: str) -> Callable[[Callable[[Scene], None]], Callable[..., None]]:
     """Play a scene with every driver of these databases, synchronous and asynchronous."""
-    pairs = [
-        (target, None) for target in ALL_DRIVERS if target.partition("+")[0] in backends
-    ]  # fmt: skip
+    pairs = [(target, None) for target in ALL_DRIVERS if target.partition("+")[0] in backends]
     for backend in backends:
         target = next(target for target, _ in pairs if target.startswith(backend))
         pairs += [(target, driver) for driver in DRIVERS[backend]]
@@ -320,6 +319,44 @@ def test_a_connection_killed_in_a_statement_is_lost(scene: Scene) -> None:
         ours.invalidate()
 
 
+@everywhere("mysql")
+def test_a_connection_that_is_told_of_its_end_is_lost(scene: Scene) -> None:
+    """1927, where the server gets to say it before it hangs up."""
+    if not is_mariadb(scene.other):
+        pytest.skip("the code is MariaDB's")
+    with scene.engine.connect() as ours:
+        begin_with_a_row(ours)
+        error = raised(ours, "KILL CONNECTION_ID()")
+        assert error.orig is not None
+        assert error.orig.args[0] == 1927
+        for each in (error, error.orig):
+            assert scene.dialect.fault(each) is Fault.LOST
+            assert scene.dialect.loss(each, None) is Loss.EVERYTHING
+        assert 7 not in scene.parents()
+        ours.invalidate()
+
+
+@everywhere("postgresql")
+def test_a_connection_ended_for_its_idleness_is_lost(scene: Scene) -> None:
+    """25P03, or no code where the driver looks up late."""
+    gone = "SELECT COUNT(*) = 0 FROM pg_stat_activity WHERE pid = {}"
+    with scene.engine.connect() as ours, scene.other.connect() as other:
+        process = process_of(ours)
+        begin_with_a_row(ours)
+        ours.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '10ms'")
+        ends = time.monotonic() + PATIENCE
+        while not other.exec_driver_sql(gone.format(process)).scalar_one():
+            assert time.monotonic() < ends, "the server did not end it"
+            other.rollback()
+        error = raised(ours, "SELECT 1")
+        assert error.orig is not None
+        for each in (error, error.orig):
+            assert scene.dialect.fault(each) is Fault.LOST
+            assert scene.dialect.loss(each, None) is Loss.EVERYTHING
+        assert 7 not in scene.parents()
+        ours.invalidate()
+
+
 @everywhere("postgresql", "mysql")
 def test_a_statement_that_somebody_cancels_is_transient(scene: Scene) -> None:
     """57014, which a statement timeout says too, and 1317."""
@@ -542,6 +579,41 @@ def test_sqlite_says_whether_an_error_took_the_transaction(
         connection.rollback()
 
 
+@on("sqlite")
+@pytest.mark.parametrize("statement", ["SELECT * FROM parents", "UPDATE parents SET v = 1"])
+def test_an_interrupted_statement_is_raised(engine: sa.Engine, statement: str) -> None:
+    """INTERRUPT (9), which takes the transaction with it where the statement was a writing one."""
+    scene = Scene(engine, engine, awaits=False)
+    with engine.connect() as ours:
+        begin_with_a_row(ours)
+        driver(ours).set_progress_handler(lambda: 1, 1)
+        error = raised(ours, statement)
+        driver(ours).set_progress_handler(None, 1)
+        assert error.orig is not None
+        assert error.orig.sqlite_errorcode == 9
+        assert scene.dialect.fault(error) is Fault.OTHER
+        loss = scene.dialect.loss(error, driver(ours))
+        assert loss is (Loss.NOTHING if statement.startswith("SELECT") else Loss.EVERYTHING)
+        assert kept(scene, ours) is (loss is Loss.NOTHING)
+
+
+@everywhere("sqlite")
+def test_a_foreign_key_that_restricts_is_a_constraint(scene: Scene) -> None:
+    """1811, as a trigger's, where others say 787."""
+    with scene.engine.connect() as ours:
+        restrict = "id INTEGER PRIMARY KEY, up INTEGER REFERENCES parents ON DELETE RESTRICT"
+        ours.exec_driver_sql(f"CREATE TABLE strict_children ({restrict})")
+        ours.exec_driver_sql("INSERT INTO strict_children VALUES (1, 2)")
+        ours.commit()
+        begin_with_a_row(ours)
+        error = raised(ours, "DELETE FROM parents WHERE id = 2")
+        assert error.orig is not None
+        assert error.orig.sqlite_errorcode == 1811
+        assert scene.dialect.fault(error) is Fault.CONSTRAINT
+        assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
+        assert kept(scene, ours)
+
+
 @everywhere("sqlite", "postgresql", "mysql")
 def test_a_pool_that_is_exhausted_is_raised_as_it_is(scene: Scene) -> None:
     with scene.another(pool_size=1, max_overflow=0, pool_timeout=0.1) as engine:
@@ -603,7 +675,7 @@ CODES: list[tuple[str, str, Any, Fault]] = [
     ),
     *(("mysql", "args", code, Fault.TRANSIENT) for code in (1213, 1205, 1020, 1969, 1040)),
     *(("mysql", "args", code, Fault.TRANSIENT) for code in (1317, 3572, 3024)),
-    *(("mysql", "errno", code, Fault.LOST) for code in (2002, 2003, 2006, 2013)),
+    *(("mysql", "errno", code, Fault.LOST) for code in (2002, 2003, 2006, 2013, 1927, 4031)),
     *(("mysql", "args", code, Fault.CONSTRAINT) for code in (1451, 1452)),
     *(("mysql", "args", code, Fault.OTHER) for code in (1153, 1146, 1142, "1213")),
     *(("sqlite", "sqlite_errorcode", code, Fault.TRANSIENT) for code in (5, 6, 517, 261, 262)),
@@ -617,8 +689,8 @@ URLS = {"postgresql": "postgresql+psycopg://", "mysql": "mysql+pymysql://", "sql
 def test_every_code_of_the_table(name: str, where: str, code: Any, fault: Fault) -> None:
     """What cannot be provoked here too, as it comes from the drivers.
 
-    3572 and 3024 are MySQL 8's, by its manual: NOWAIT, and max_execution_time. MariaDB, where the
-    others are provoked, says 1205 and 1969 instead.
+    3572, 3024 and 4031 are MySQL 8's, by its manual: NOWAIT, max_execution_time, and the end of
+    an idle connection. MariaDB, where the others are provoked, says 1205, 1969 and nothing.
     """
     error = RuntimeError(code, "text") if where == "args" else RuntimeError("40001 1213 text")
     if where != "args":

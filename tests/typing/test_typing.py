@@ -53,10 +53,19 @@ def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
     reveal_type(UserFactory.scoped_to(tracker).create_batch(3))
     reveal_type(UserFactory.scoped_to(tracker).build())
     reveal_type(UserFactory.scoped_to(tracker).build_batch(3))
+
+
+async def check_async(tracker: ResourceTracker) -> None:
+    reveal_type(await UserFactory.create_async(email="x"))
+    reveal_type(await UserFactory.create_batch_async(3))
+    reveal_type(await UserFactory.scoped_to(tracker).create_async())
+    reveal_type(await UserFactory.scoped_to(tracker).create_batch_async(3))
+    reveal_type(await tracker.run_sync(lambda tracker, number: number, 7))
 """
 
 ONE, MANY = "snippet.User", "list[snippet.User]"
 REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY]
+REVEALED += [ONE, MANY, ONE, MANY, "int"]
 
 
 def test_every_call_of_a_factory_is_typed_as_its_model(tmp_path):

@@ -255,6 +255,7 @@ class Executor:
         around = around and several and self._dialect.locks_rows
         transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
         self._unanswered = None
+        self._database.waiting.begin()
         try:
             self.patiently(transaction, waits=_WAITS if around else sys.maxsize)
         except SessionStateError:
@@ -353,6 +354,7 @@ class Executor:
         cause = SILENT
         for _round in range(_ROUNDS):
             self._unanswered = None
+            self._database.waiting.begin()
             try:
                 self.patiently(partial(self._whole, rows, discover=True, limit=sys.maxsize))
             except SessionStateError:

@@ -5,18 +5,20 @@ Afterwards nobody can tell: a lock that is given back, or waited for no more, le
 
 from __future__ import annotations
 
+import os
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from tidyrows.cleanup.companion import beside
 from tidyrows.cleanup.verify import in_short
+from tidyrows.tracking.announced import driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
+
+    import sqlalchemy as sa
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.dialects import Blocker
@@ -37,7 +39,8 @@ class Waiting:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._found: dict[int, Blocker] = {}
+        self._found: dict[tuple[int, str | None], Blocker] = {}
+        self._recent: dict[tuple[int, str | None], Blocker] = {}
         self.armed = False
         self.trouble: str | None = None
 
@@ -50,10 +53,15 @@ class Waiting:
         """In the block, look who blocks this connection."""
         return self._watched(connection) if self.armed else nullcontext()
 
+    def begin(self) -> None:
+        """Other rows are about to be tried: who was in the way before is no cause of theirs."""
+        self._recent = {}
+        self.trouble = None
+
     def told(self) -> str:
         """Who was in the way, to be added to the cause of a failure; empty where nobody knows."""
-        if self._found:
-            return f"; blocked by {'; and by '.join(map(str, self._found.values()))}"
+        if self._recent:
+            return f"; blocked by {'; and by '.join(map(str, self._recent.values()))}"
         return f"; who blocks it cannot be seen: {self.trouble}" if self.trouble else ""
 
     @contextmanager
@@ -68,11 +76,12 @@ class Waiting:
         def again() -> None:
             try:
                 found = look.blockers()
-            except (sa.exc.SQLAlchemyError, *look.errors) as error:
+            except Exception as error:  # noqa: BLE001 -- a listener of the user's may raise anything; it is told with the cause
                 self.trouble = in_short(error)
                 return
-            if found:
-                self._found = {each.pid: each for each in found}
+            seen = {(each.pid, None if each.pid else each.state): each for each in found}
+            self._recent.update(seen)
+            self._found.update(seen)
 
         every = min(max(self._database.lock_timeout / 4, _OFTEN), _SELDOM)
         with closing(look), beside(again, every=every):
@@ -87,16 +96,17 @@ class _Look:
 
     def __init__(self, database: Database, connection: sa.Connection, waiting: Any) -> None:
         self._database = database
-        self._connection = connection
+        self._driver = driver_of(connection)
         self._waiting = waiting
         self._pool: sa.Pool | None = None
         self._opened: Any = None
-        self.errors = (database.engine.dialect.loaded_dbapi.Error, OSError)
 
     def blockers(self) -> list[Blocker]:
         """Who blocks the connection now."""
         dialect = self._database.dialect
         if not dialect.asks_for_blockers:
+            if dialect.in_transaction(self._driver):
+                return []  # it has got what it waited for
             found = dialect.blockers(None, self._waiting)
         else:
             if self._opened is None:
@@ -107,7 +117,9 @@ class _Look:
             self._opened.rollback()
         if not found:
             return found
-        own = self._database.capture.opened.by_id(self._connection)
+        own = self._database.capture.opened.by_id(self._driver)
+        if not dialect.asks_for_blockers:  # whatever else locks its files from here
+            own.setdefault(os.getpid(), "another connection")
         return [replace(each, own=own.get(each.pid)) for each in found]
 
     def close(self) -> None:

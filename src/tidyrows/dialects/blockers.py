@@ -59,9 +59,16 @@ def blockers_on_postgresql(cursor: Any, waiting: int) -> list[Blocker]:
         cursor, _POSTGRESQL.format(waiting=int(waiting))
     ):
         if pid == 0:
+            prepared = _rows(cursor, _PREPARED)
             found += [
-                Blocker(0, user=owner, state=f"prepared transaction {gid!r}", seconds=float(age))
-                for gid, owner, age in _rows(cursor, _PREPARED)
+                Blocker(
+                    0,
+                    user=owner,
+                    state=f"prepared transaction {gid!r}",
+                    seconds=float(age),
+                    certain=len(prepared) == 1,
+                )
+                for gid, owner, age in prepared
             ]
             continue
         doing = f"{state or 'waiting'}, itself waiting for pid {waits_for}," if waits_for else state
@@ -78,6 +85,9 @@ def blockers_on_mysql(cursor: Any, waiting: int, *, mariadb: bool, error: Any) -
         waiting: the id of the connection that waits.
         mariadb: or MySQL 8, which keeps its waits elsewhere.
         error: the driver's base error.
+
+    Raises:
+        Exception: the driver's, where the PROCESS right is missing and nobody else is seen.
     """
     waits = _MARIADB_WAITS if mariadb else _MYSQL_8_WAITS
     condition = f"r.trx_mysql_thread_id = {int(waiting)}"
@@ -86,16 +96,22 @@ def blockers_on_mysql(cursor: Any, waiting: int, *, mariadb: bool, error: Any) -
     except error as refused:
         if refused.args[:1] != (_NEEDS_PROCESS,):
             raise
-        rows = []  # nobody without the PROCESS right is shown InnoDB's waits
+        # Without the PROCESS right nobody is shown InnoDB's waits, nor other users' connections.
+        perhaps = _those_connected(cursor, waiting)
+        if not perhaps:
+            raise
+        return perhaps
     if rows:
         return [_connection(row) for row in rows]
     state = _rows(cursor, _STATE.format(waiting=int(waiting)))
-    if not state or not state[0][0]:
+    if not state or not str(state[0][0]).startswith("Waiting"):
         return []
-    return [
-        _connection(row, certain=False)
-        for row in _rows(cursor, _PERHAPS.format(waiting=int(waiting)))
-    ]
+    return _those_connected(cursor, waiting)
+
+
+def _those_connected(cursor: Any, waiting: int) -> list[Blocker]:
+    found = _rows(cursor, _PERHAPS.format(waiting=int(waiting)))
+    return [_connection(row, certain=False) for row in found]
 
 
 def _connection(row: Sequence[Any], *, certain: bool = True) -> Blocker:
@@ -144,8 +160,11 @@ def _lock_of(line: str) -> tuple[str, int, tuple[int, int, int]]:
 
 
 def _command(pid: int) -> str | None:
+    """The program, and the script if it runs one; no more, since arguments may hold a password."""
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return None
-    return " ".join(word.decode(errors="replace") for word in words if word)[:80] or None
+    program, *rest = (word.decode(errors="replace") for word in words)
+    scripts = (Path(word).name for word in rest if word.endswith(".py"))
+    return " ".join([Path(program).name, *list(scripts)[:1]]) or None

@@ -72,9 +72,9 @@ class SQLite(Dialect):
         """Somebody else writes."""
         return _code(error) in {_BUSY, _LOCKED}
 
-    def server_id(self, dbapi_connection: Any) -> int | None:
+    def _server_id(self, raw: Any) -> int | None:
         """Locks are the process's: its own id, for a connection that is in a transaction."""
-        return os.getpid() if self.in_transaction(dbapi_connection) else None
+        return os.getpid() if self.in_transaction(raw) else None
 
     def waits_as(self, connection: sa.Connection) -> list[str]:
         """The files of the database and of what is attached."""

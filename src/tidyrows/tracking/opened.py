@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -28,9 +27,10 @@ class Opened:
     def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
         self._dialect = dialect
         self._url = engine.url
-        self._out: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._out: set[Any] = set()
         event.listen(engine, "checkout", self._checkout)
         event.listen(engine, "checkin", self._checkin)
+        event.listen(engine, "detach", self._checkin)
 
     def _checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
         self._out.add(record)
@@ -38,9 +38,12 @@ class Opened:
     def _checkin(self, _driver: Any, record: Any) -> None:
         self._out.discard(record)
 
-    def by_id(self, but_for: sa.Connection) -> dict[int, str]:
-        """In words, what has a transaction open, by the id that the server knows it by."""
-        own = driver_of(but_for)
+    def by_id(self, own: Any) -> dict[int, str]:
+        """In words, what has a transaction open, by the id that the server knows it by.
+
+        Args:
+            own: the driver's connection that asks, which is left out.
+        """
         found: dict[int, str] = {}
         for record in list(self._out):
             driver = record.dbapi_connection
