@@ -136,6 +136,8 @@ class MySQL(Dialect):
         try:
             row = self._ask(connection, f"SHOW CREATE TABLE {_quoted(schema)}.{_quoted(name)}")[0]
         except self._dbapi.Error as error:
+            if self.loss(error, dbapi_connection=None) is Loss.EVERYTHING:
+                raise  # whatever was done before in this transaction is undone
             # Without the right to look, there still is the table that the INSERT went to.
             missing = _code(error) in _NO_SUCH_TABLE
             return None if missing else RealTable(schema, "table", plain=False)

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
-from tidyrows.dialects import Fault, dialect_for
+from tidyrows.dialects import Fault, Loss, dialect_for
 from tidyrows.tracking import returning, statements, written
 from tidyrows.tracking.changes import Change, Kind
 from tidyrows.tracking.listeners import Listeners
@@ -213,11 +213,16 @@ class Capture:
         statement: Insert | Update | Delete,
         error: BaseException | None,
     ) -> None:
-        """Let a dead connection be the caller's error, as SQLAlchemy would raise it.
+        """Let a dead connection or a lost transaction be the caller's error, as SQLAlchemy would.
 
-        The statement itself would now get another one: that the connection is closed.
+        The statement itself would now get another error, that the connection is closed; or be
+        committed without what came before it.
         """
-        if error is not None and self.dialect.fault(error) is Fault.LOST:
+        if error is None:
+            return
+        lost = self.dialect.fault(error) is Fault.LOST
+        driver = connection.connection.dbapi_connection
+        if lost or self.dialect.loss(error, driver) is Loss.EVERYTHING:
             connection._handle_dbapi_exception(error, str(statement), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature

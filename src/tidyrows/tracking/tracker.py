@@ -263,7 +263,10 @@ class ResourceTracker:
         """
         while self._sessions:
             _thread, own = self._sessions.popitem()
-            own.close()
+            try:
+                own.close()
+            except sa.exc.DBAPIError:  # its connection is dead, and so is its transaction
+                own.invalidate()
         session = self._binding.callers_session()
         if session is not None and session.in_transaction():
             if session.get_transaction() is self._caller_transaction:
@@ -272,7 +275,12 @@ class ResourceTracker:
                     f"it is yours to end. Write session.commit() or session.rollback() before the "
                     f"block ends, then call cleanup() again; all rows stay tracked."
                 )
-            session.rollback()
+            try:
+                session.rollback()
+            except sa.exc.DBAPIError as error:
+                if self.fault(error) is not Fault.LOST:
+                    raise
+                session.rollback()  # the connection is known to be dead by now
 
     # -- what capture tells --------------------------------------------------------------------
 
