@@ -69,11 +69,12 @@ class Database:
             committed: called as soon as the COMMIT has succeeded: what follows may yet fail.
         """
         left = max(self.statement_timeout if seconds is None else seconds, _AT_LEAST)
-        with self._connected() as connection:
+        lock_timeout = min(self.lock_timeout, left)
+        with self._connected(lock_timeout) as connection:
             try:
                 self.dialect.begin_cleanup(
                     connection,
-                    lock_timeout=min(self.lock_timeout, left),
+                    lock_timeout=lock_timeout,
                     statement_timeout=left,
                     foreign_keys=self.enforced,
                 )
@@ -92,7 +93,7 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
         """A transaction to look in; takes no write lock, and waits no longer than the other."""
-        with self._connected() as connection:
+        with self._connected(self.lock_timeout) as connection:
             try:
                 self.dialect.begin_reading(
                     connection,
@@ -119,11 +120,11 @@ class Database:
             return True
 
     @contextmanager
-    def _connected(self) -> Iterator[sa.Connection]:
+    def _connected(self, lock_timeout: float) -> Iterator[sa.Connection]:
         self._refuse_shared_transaction()
         connection = self.engine.connect().execution_options(**{INTERNAL: True})
         try:
-            with self.waiting.over(connection):
+            with self.waiting.over(connection, lock_timeout):
                 yield connection
         finally:
             try:

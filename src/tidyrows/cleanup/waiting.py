@@ -49,9 +49,14 @@ class Waiting:
         """Everybody who was seen in the way."""
         return tuple(self._found.values())
 
-    def over(self, connection: sa.Connection) -> AbstractContextManager[None]:
-        """In the block, look who blocks this connection."""
-        return self._watched(connection) if self.armed else nullcontext()
+    def over(self, connection: sa.Connection, lock_timeout: float) -> AbstractContextManager[None]:
+        """In the block, look who blocks this connection.
+
+        Args:
+            connection: it may wait.
+            lock_timeout: how long for one lock, in seconds.
+        """
+        return self._watched(connection, lock_timeout) if self.armed else nullcontext()
 
     def begin(self) -> None:
         """Other rows are about to be tried: who was in the way before is no cause of theirs."""
@@ -65,7 +70,7 @@ class Waiting:
         return f"; who blocks it cannot be seen: {self.trouble}" if self.trouble else ""
 
     @contextmanager
-    def _watched(self, connection: sa.Connection) -> Iterator[None]:
+    def _watched(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
         dialect = self._database.dialect
         waiting = dialect.waits_as(connection)
         if waiting is None:
@@ -80,10 +85,13 @@ class Waiting:
                 self.trouble = in_short(error)
                 return
             seen = {(each.pid, None if each.pid else each.state): each for each in found}
-            self._recent.update(seen)
-            self._found.update(seen)
+            for known in (self._recent, self._found):
+                # What was certain once stays so: a later look may come when the wait is over.
+                known.update(
+                    {key: each for key, each in seen.items() if each.certain or key not in known}
+                )
 
-        every = min(max(self._database.lock_timeout / 4, _OFTEN), _SELDOM)
+        every = min(max(lock_timeout / 4, _OFTEN), _SELDOM)
         with closing(look), beside(again, every=every):
             yield
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _LOCKS = Path("/proc/locks")
+_LOCK = re.compile(r"\d+: +\w+ +\w+ +(\w+) +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.ASCII)
 
 # Process 0 is a prepared transaction, which no session holds any more.
 _POSTGRESQL = """
@@ -141,7 +143,7 @@ def holders_of_files(paths: Iterable[str]) -> list[Blocker]:
                 continue
             wanted.add((os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino))
     try:
-        lines = _LOCKS.read_text().splitlines()
+        lines = _LOCKS.read_text(errors="replace").splitlines()
     except OSError:
         return []
     pids = dict.fromkeys(
@@ -152,11 +154,11 @@ def holders_of_files(paths: Iterable[str]) -> list[Blocker]:
 
 def _lock_of(line: str) -> tuple[str, int, tuple[int, int, int]]:
     """The kind, holder and file of a line such as ``1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF``."""
-    words = line.split()
-    if len(words) < 6 or words[1] == "->":  # noqa: PLR2004 -- one that waits, or no lock at all
+    match = _LOCK.match(line)  # not of one that waits, nor of one without a file
+    if match is None:
         return "", 0, (0, 0, 0)
-    major, minor, inode = words[5].split(":")
-    return words[3], int(words[4]), (int(major, 16), int(minor, 16), int(inode))
+    kind, pid, major, minor, inode = match.groups()
+    return kind, int(pid), (int(major, 16), int(minor, 16), int(inode))
 
 
 def _command(pid: int) -> str | None:
