@@ -149,7 +149,8 @@ def test_another_process_that_holds_a_lock_is_named(database, engine, parent):
     assert left["parents", 4].endswith(f"; blocked by {blocker}")
     assert f"waited for {blocker}" in str(manager.report).splitlines()
     if database.backend == "sqlite":
-        assert "-c" in blocker.application  # the command line
+        assert blocker.application.startswith("python")
+        assert "-c" not in blocker.application  # arguments may hold a password
         assert len(left) == 5
     else:
         assert set(left) == {("parents", 4)}
