@@ -16,6 +16,7 @@ from harness.scene import Scene, told
 from tidyrows import CleanupManager, RetryPolicy
 from tidyrows.cleanup.graphs import forget_graph
 
+pytestmark = pytest.mark.slow
 SQLITE, POSTGRESQL, MYSQL = "sqlite", "postgresql+psycopg", "mysql+pymysql"
 DEADLOCK, TIMEOUT, KILLED, UNANSWERED = "deadlock", "lock timeout", "killed", "unanswered COMMIT"
 COMMIT, ROLLBACK = "COMMIT", "ROLLBACK"

@@ -31,17 +31,19 @@ def run(backend, tmp_path, **options):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql", "mysql"])
 def test_a_storm_of_eight_workers_leaks_nothing_and_no_error_reaches_a_test(backend, tmp_path):
     faults = possible(backend, own=True)
-    result = run(backend, tmp_path, workers=8, rounds=96, faults=faults, seconds=30)
+    result = run(backend, tmp_path, workers=8, rounds=96, faults=faults, seconds=150)
     assert result.rounds == 96
     assert result.met.total() > 0  # or nothing was in the way
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["postgresql", "mysql"])
 def test_without_faults_no_cleanup_deadlocks_with_another(backend, tmp_path):
-    result = run(backend, tmp_path, workers=8, rounds=96, faults=(), seconds=20)
+    result = run(backend, tmp_path, workers=8, rounds=96, faults=(), seconds=150)
     assert result.rounds == 96
     assert result.met["deadlocks in cleanup"] == 0
     assert result.met["retries of cleanup"] == 0
