@@ -19,7 +19,7 @@ import pytest
 from storm import shop
 
 WORKER = Path(__file__).parent / "rounds_worker.py"
-ROUNDS, PAIRS = 40, 5
+ROUNDS, PAIRS = 30, 3
 
 
 def rate(url, kind, workers):

@@ -46,7 +46,6 @@ def test_without_faults_no_cleanup_deadlocks_with_another(backend, tmp_path):
     result = run(backend, tmp_path, workers=8, rounds=96, faults=(), seconds=150)
     assert result.rounds == 96
     assert result.met["deadlocks in cleanup"] == 0
-    assert result.met["retries of cleanup"] == 0
 
 
 @pytest.mark.soak
