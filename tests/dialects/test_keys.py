@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import warnings
 from typing import Any
 
 import pytest
@@ -335,3 +336,67 @@ def test_keys_that_are_gone_lock_nothing(database: Database) -> None:
         ours.commit()
         dialect.end_cleanup(ours)
         dialect.end_cleanup(theirs)
+
+
+@every_driver
+def test_several_tables_asked_at_once_tell_each_its_own_rows(database: Database) -> None:
+    """That nothing is left of one must not hide what is left of another."""
+    engine = database.engine()
+    metadata = sa.MetaData()
+    tables = [
+        sa.Table(
+            name,
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("note", sa.Integer),
+        )
+        for name in ("things", "others", "empty")
+    ]
+    for table, rows in zip(tables, ([(1, 1), (2, 2)], [(2, 2)], []), strict=True):
+        table.create(engine)
+        with engine.begin() as connection:
+            for row in rows:
+                connection.execute(sa.insert(table).values(row))
+    dialect = dialect_for(engine)
+    asked: list[tuple[Any, list[Any]]] = [(keyed(engine, table), [1, 2, 3]) for table in tables]
+    with engine.connect() as connection:
+        dialect.begin_reading(connection, lock_timeout=5)
+        assert dialect.existing_of_each(connection, asked) == [[1, 2], [2], []]
+        assert dialect.existing_of_each(connection, asked[1:2]) == [[2]]
+        connection.commit()
+        dialect.end_cleanup(connection)
+
+
+@every_driver
+@pytest.mark.parametrize("type_", [sa.Integer(), sa.Numeric(10, 1)], ids=["integer", "numeric"])
+def test_runs_of_integers_take_nothing_in_between(database: Database, type_: Any) -> None:
+    """The model says Integer, whatever the column is; strangers have 5.5 and what has no number."""
+    engine = database.engine()
+    columns = [sa.Column("id", type_, primary_key=True, autoincrement=False)]
+    real = sa.Table("things", sa.MetaData(), *columns, sa.Column("note", sa.String(20)))
+    real.create(engine)
+    is_numeric = isinstance(type_, sa.Numeric)
+    ours = [*range(-150, 151), *range(1000, 1400)]
+    theirs: list[Any] = [-151, 151, 999, 1400]
+    with engine.begin() as connection:
+        rows = [{"id": key, "note": "ours"} for key in ours if key != 7]  # 7 is gone already
+        rows += [{"id": key, "note": "theirs"} for key in theirs]
+        if is_numeric:
+            between = [decimal.Decimal("5.5"), decimal.Decimal("7.5"), decimal.Decimal("1200.1")]
+            rows += [{"id": key, "note": "theirs"} for key in between]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", sa.exc.SAWarning)  # SQLite has no decimals
+            connection.execute(sa.insert(real), rows)
+    model = sa.Table(
+        "things",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("note", sa.String(20)),
+    )
+    dialect = dialect_for(engine)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.delete_by_keys(connection, keyed(engine, model), ours) == len(ours) - 1
+        connection.commit()
+        dialect.end_cleanup(connection)
+    assert contents(engine, real) == ["theirs"] * (7 if is_numeric else 4)

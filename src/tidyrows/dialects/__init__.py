@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.blocker import Blocker
+from tidyrows.dialects.life import Life, Socket, in_time
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.places import database_name
 from tidyrows.dialects.postgresql import PostgreSQL
@@ -24,10 +25,13 @@ __all__ = [
     "CycleForm",
     "Dialect",
     "Fault",
+    "Life",
     "Loss",
     "RealTable",
+    "Socket",
     "database_name",
     "dialect_for",
+    "in_time",
 ]
 
 _KINDS: dict[str, type[Dialect]] = {

@@ -23,6 +23,8 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
+from tidyrows.dialects.life import PATIENCE, Life
+from tidyrows.dialects.places import database_name
 from tidyrows.dialects.wholerows import same_row
 from tidyrows.errors import SessionStateError
 
@@ -96,6 +98,8 @@ class RealTable:
 
 
 _PROBES = 100
+Look = tuple[str, tuple[Any, ...]]
+"""A SELECT in the driver's words, and what it is sent with."""
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # Prefixes of an INSERT after which it still inserts its row or fails.
 _HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
@@ -125,8 +129,18 @@ class Dialect:
     """Whether ``delete_rows`` can tell rows without a key apart, and takes no more than asked."""
     locks_rows: ClassVar[bool] = True
     """Whether a lock that somebody holds leaves other rows free."""
+    release_commits: ClassVar[bool] = False
+    """Whether the RELEASE of an outermost savepoint may be a COMMIT."""
+    long_text: ClassVar[sa.types.TypeEngine[str]] = sa.Text()
+    """The type of a column for text of any length."""
+    table_options: ClassVar[Mapping[str, Any]] = {}
+    """What a Table of our own is made with, so that it takes any text."""
     probed_together: ClassVar[int] = 20
     """Up to how many keys all tables that may reference them are asked in one statement."""
+    clock: ClassVar[str] = "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)"
+    """SQL for the server's time in seconds since 1970, with fractions, in any time zone."""
+    beats_in_file: ClassVar[bool] = False
+    """Whether a worker's last beat is told by :meth:`file_beat_age`, not by a row."""
 
     def __init__(self, dialect: sa.Dialect) -> None:
         self.driver: str = dialect.driver
@@ -349,6 +363,32 @@ class Dialect:
         """
         return those_there(keys, keys, lambda part: look_plainly(connection, table, part))
 
+    def existing_of_each(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[list[Any]]:
+        """``existing_keys`` of several tables, in their order.
+
+        Usually nothing is left of any, so that is asked first, of many at once.
+        """
+        looks = self._looks(connection, tables) if len(tables) > 1 else [None] * len(tables)
+        closer = {number for number, look in enumerate(looks) if look is None}
+        together = [(number, *look) for number, look in enumerate(looks) if look is not None]
+        for part in _chunks(together, _PROBES):
+            sql = ", ".join(f"EXISTS({select})" for _number, select, _values in part)
+            sent = tuple(value for *_rest, values in part for value in values)
+            row = self._exists(connection, f"SELECT {sql}", sent)
+            closer |= {number for (number, *_rest), there in zip(part, row, strict=True) if there}
+        return [
+            self.existing_keys(connection, table, keys) if number in closer else []
+            for number, (table, keys) in enumerate(tables)
+        ]
+
+    def _looks(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[Look | None]:
+        """For each table one SELECT that finds its rows, for the driver; None where none does."""
+        return [None] * len(tables)
+
     def find(
         self,
         connection: sa.Connection,
@@ -487,6 +527,42 @@ class Dialect:
         """The block runs without foreign keys, where the database can; then drop the connection."""
         return nullcontext()
 
+    # ----- who is alive ------------------------------------------------------------------------
+
+    def life(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> Life:
+        """A lock that shows that a worker is alive, not taken yet; it holds the engine weakly.
+
+        Args:
+            engine: how to connect; none of its pool's connections is taken.
+            number: the worker's own, random, from 1 to 2**63 - 1.
+            patience: how long to wait for the lock where it is not free, in seconds.
+        """
+        return Life()
+
+    def is_private(self, engine: sa.Engine) -> bool:
+        """Whether no other process can ever see the database."""
+        return False
+
+    def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
+        """Whether anybody holds this worker's lock now; None where nobody can tell.
+
+        The lock is not touched. A connection that dropped is no death: look at the beats too.
+        """
+        return None
+
+    def file_beat_age(self, connection: sa.Connection, number: int) -> float | None:
+        """How many seconds ago this worker's file was touched; None where there is no file.
+
+        Only where :attr:`beats_in_file` is true.
+        """
+        return None
+
+    def remove_life(self, connection: sa.Connection, number: int) -> None:
+        """Delete what a dead worker's lock left behind; nothing where anybody holds it."""
+
+    def remove_lives(self, connection: sa.Connection) -> None:
+        """The same of all workers, those too that died before they had said their number."""
+
     # ----- rows without a key ------------------------------------------------------------------
 
     def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
@@ -521,8 +597,8 @@ class Dialect:
         raw = connection.connection.dbapi_connection
         if connection.in_transaction() or self.in_transaction(raw):
             raise SessionStateError(
-                f"The connection to {connection.engine.url!r} that cleanup was given has a "
-                "transaction open, which is not tidyrows' to end. Commit or roll back the "
+                f"The connection to {database_name(connection.engine)} that cleanup was given has "
+                "a transaction open, which is not tidyrows' to end. Commit or roll back the "
                 "session or connection that holds it (with sqlite:// in memory all of them share "
                 "one connection), then clean up."
             )

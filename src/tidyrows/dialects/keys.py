@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+from operator import lt
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -11,6 +13,9 @@ if TYPE_CHECKING:
 
     from tidyrows.rows import KeyedTable
 
+_LONG = 100
+"""Keys of a run, on average, from which a range is quicker than their list."""
+_NUMBERS = (sa.Integer, sa.types.NullType)
 _PLAIN_CHUNK = 500
 _PLAIN_COMPOSITE_CHUNK = 100
 # An engine may carry a schema_translate_map; real schema names must not go through it again.
@@ -80,6 +85,53 @@ def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[
     return sum(
         run(connection, sa.delete(table.clause).where(plain_condition(table, part))).rowcount
         for part in plain_chunks(table, keys)
+    )
+
+
+def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]] | None:
+    """First and last of each run of integers without a gap; None where that is not worth it.
+
+    What stands between two keys of a run is ours too, so a range names no other row, provided that
+    the column holds integers only: that is for the caller to see to.
+
+    Args:
+        table: its key must be one column.
+        keys: in the one global order.
+    """
+    columns = table.key_clauses
+    if len(columns) != 1 or len(keys) < _LONG or not isinstance(columns[0].type, _NUMBERS):
+        return None
+    if set(map(type, keys)) != {int}:
+        return None
+    if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
+        return [(keys[0], keys[-1])]
+    runs: list[tuple[int, int]] = []
+    first = last = keys[0]
+    for key in islice(keys, 1, None):
+        if key == last + 1:
+            last = key
+        elif key > last:
+            runs.append((first, last))
+            first = last = key
+        else:
+            return None
+    runs.append((first, last))
+    return runs if len(runs) * _LONG <= len(keys) else None
+
+
+def delete_runs(
+    connection: sa.Connection,
+    table: KeyedTable,
+    runs: Sequence[tuple[int, int]],
+    *guards: sa.ColumnElement[bool],
+) -> int:
+    """Delete the rows of runs of integers; the number of rows deleted."""
+    column = table.key_clauses[0]
+    return sum(
+        run(
+            connection, sa.delete(table.clause).where(column.between(first, last), *guards)
+        ).rowcount
+        for first, last in runs
     )
 
 

@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 import weakref
 from contextlib import closing, contextmanager
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.mysql import LONGTEXT
 
-from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import blockers_on_mysql
 from tidyrows.dialects.jsontable import json_rows, real_types
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
     delete_plainly,
+    delete_runs,
     driver_values,
     find_plainly,
+    integer_runs,
     look_plainly,
     run,
     those_there,
     typed_rows,
 )
+from tidyrows.dialects.life import PATIENCE, ConnectionLife, Life, LockWords
 from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
@@ -47,6 +52,7 @@ _PACKET_TOO_BIG = 1153
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _JSON_KEYS = 20_000
+_INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 # From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own, which
 # integers alone survive for sure. An OR gets slower with its length.
 _IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
@@ -60,8 +66,12 @@ class MySQL(Dialect):
     reuses_keys = False
     ddl_commits = True
     whole_rows = True
+    table_options = MappingProxyType({"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"})
+    long_text = LONGTEXT(charset="ascii")  # JSON, in which everything else is escaped
     cycle_form = CycleForm.LEVELS
     explicit_zero_is_generated = True
+    # Not UNIX_TIMESTAMP(NOW(6)): in the hour that a session's time zone has twice it is off by one.
+    clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -212,6 +222,9 @@ class MySQL(Dialect):
         self._refuse_temporary(connection, table)
         # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
         place, _columns = _names(connection, table)
+        runs = integer_runs(table, keys)
+        if runs is not None and self._holds_integers(connection, table):
+            return delete_runs(connection, table, runs)
         deleted = 0
         for part, joined in self._joined(connection, table, keys):
             if joined is None:
@@ -232,6 +245,20 @@ class MySQL(Dialect):
             return those_there(keys, keys, lambda few: look_plainly(connection, table, few))
         sent = as_sent(values)
         return those_there(keys, sent, lambda few: _look(connection, table, few))
+
+    def _looks(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[Look | None]:
+        """As ``existing_keys`` asks."""
+        looks: list[Look | None] = []
+        for table, keys in tables:
+            values = None
+            if 0 < len(keys) <= _OR_KEYS:
+                self._refuse_temporary(connection, table)
+                values = driver_values(table, connection.dialect, keys)
+            look = None if values is None else next(_selects(connection, table, as_sent(values)))
+            looks.append(look)
+        return looks
 
     def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """A FLOAT as the double that it is, not the six digits that are shown; else as text."""
@@ -317,16 +344,24 @@ class MySQL(Dialect):
             sql, sent = joined
             connection.exec_driver_sql(f"SELECT COUNT(*) FROM {sql} FOR UPDATE", (sent,)).one()
 
+    def _real_types(self, connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
+        types = self._types.get(table)
+        if types is None:
+            types = real_types(connection, table)
+            if types is not None:
+                self._types[table] = types
+        return types
+
+    def _holds_integers(self, connection: sa.Connection, table: KeyedTable) -> bool:
+        types = self._real_types(connection, table)
+        return types is not None and types[0].name in _INTEGER_TYPES
+
     def _joined(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> Iterator[tuple[Sequence[Any], tuple[str, str] | None]]:
         """Parts of the keys, each with what to select from and its parameter, if that can be."""
         values = driver_values(table, connection.dialect, keys)
-        types = self._types.get(table)
-        if types is None and values is not None:
-            types = real_types(connection, table)
-            if types is not None:
-                self._types[table] = types
+        types = None if values is None else self._real_types(connection, table)
         place, names = _names(connection, table)
         for start in range(0, len(keys), _JSON_KEYS):
             part = keys[start : start + _JSON_KEYS]
@@ -391,6 +426,25 @@ class MySQL(Dialect):
             if not connection.invalidated:
                 connection.exec_driver_sql("SET SESSION sql_mode = %s", (before,))
 
+    # ----- who is alive ------------------------------------------------------------------------
+
+    def life(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> Life:
+        """GET_LOCK, on a connection of its own."""
+        lock = _life_lock(number)
+        words = LockWords(
+            "AUTOCOMMIT",
+            begin=None,
+            take=f"SELECT GET_LOCK({lock}, 0)",
+            keep=f"SELECT IS_USED_LOCK({lock}) = CONNECTION_ID()",
+            release=f"SELECT RELEASE_LOCK({lock})",
+        )
+        return ConnectionLife(engine, number, words, patience=patience)
+
+    def is_alive(self, connection: sa.Connection, number: int) -> bool:
+        """By IS_USED_LOCK."""
+        ((held,),) = self._ask(connection, f"SELECT IS_USED_LOCK({_life_lock(number)}) IS NOT NULL")
+        return bool(held)
+
     # ----- raw SQL -----------------------------------------------------------------------------
 
     def _ask(self, connection: sa.Connection, sql: str) -> list[Any]:
@@ -408,36 +462,37 @@ class MySQL(Dialect):
 def _look(
     connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
+    found: list[tuple[Any, ...]] = []
+    for sql, values in _selects(connection, table, sent):
+        found.extend(tuple(row) for row in connection.exec_driver_sql(sql, values))
+    return found
+
+
+def _selects(connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]) -> Iterator[Look]:
+    """What finds the rows of these keys, of as many at once as the database takes well."""
     place, names = _names(connection, table)
     head = f"SELECT {', '.join(names)} FROM {place} WHERE "
-    statements: Iterator[tuple[str, tuple[Any, ...]]]
     if len(names) > 1:
         # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
         one = " AND ".join(f"{name} = %s" for name in names)
-        statements = (
-            (head + " OR ".join([one] * len(part)), tuple(value for row in part for value in row))
-            for part in chunks(sent, _OR_KEYS)
-        )
+        for part in chunks(sent, _OR_KEYS):
+            yield head + " OR ".join([one] * len(part)), tuple(v for row in part for v in row)
     elif set(map(type, sent)) == {int}:
-        statements = (
-            (f"{head}{names[0]} IN ({', '.join(map(str, part))})", ())
-            for part in chunks(sent, _INTEGERS)
-        )
+        for part in chunks(sent, _INTEGERS):
+            yield f"{head}{names[0]} IN ({', '.join(map(str, part))})", ()
     else:
-        statements = (
-            (f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})", tuple(part))
-            for part in chunks(sent, _IN_KEYS)
-        )
-    found: list[tuple[Any, ...]] = []
-    for sql, values in statements:
-        found.extend(tuple(row) for row in connection.exec_driver_sql(sql, values))
-    return found
+        for part in chunks(sent, _IN_KEYS):
+            yield f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})", tuple(part)
 
 
 def _names(connection: sa.Connection, table: KeyedTable) -> tuple[str, list[str]]:
     quote = connection.dialect.identifier_preparer.quote
     place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
     return place, [quote(column.name) for column in table.key_columns]
+
+
+def _life_lock(number: int) -> str:
+    return f"'tidyrows:{int(number):016x}'"  # names are the server's, of at most 64 characters
 
 
 def _quoted(name: str) -> str:

@@ -15,7 +15,18 @@ def database_name(engine: sa.Engine) -> str:
     """
     url = engine.url
     backend = url.get_backend_name()
-    if url.database in {None, "", ":memory:"}:
+    database = url.database or _elsewhere(url, "dbname", "database")
+    if database in {"", ":memory:"}:
         return f"{backend}://#{id(engine.pool):x}"
-    host = f"{url.host}:{url.port}" if url.port else url.host or ""
-    return f"{backend}://{host}/{url.database}"
+    host = url.host or _elsewhere(url, "host", "hostaddr", "unix_socket", "service")
+    port = url.port or _elsewhere(url, "port")
+    return f"{backend}://{f'{host}:{port}' if port else host}/{database}"
+
+
+def _elsewhere(url: sa.URL, *names: str) -> str:
+    """What a URL says among its parameters: postgresql:///app?host=one."""
+    for name in names:
+        value = url.query.get(name, "")
+        if value:
+            return value if isinstance(value, str) else ",".join(value)
+    return ""

@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.arrays import array_literal, keys_in_arrays, select_by_arrays
-from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.arrays import (
+    any_of_array,
+    array_literal,
+    keys_in_arrays,
+    select_by_arrays,
+)
+from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import blockers_on_postgresql
 from tidyrows.dialects.keys import (
     as_sent,
     asked,
     chunks,
     delete_plainly,
+    delete_runs,
     driver_values,
     find_plainly,
+    integer_runs,
     look_plainly,
     plain_condition,
     plain_rows,
     run,
     those_there,
 )
+from tidyrows.dialects.life import PATIENCE, ConnectionLife, Life, LockWords
 from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
@@ -39,6 +47,7 @@ _IN_ERROR = "25P02"
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
 _ARRAY_KEYS = 200_000
+_LOOKED_TOGETHER = 1000  # keys of a table that are looked for together with those of others
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 _RESOLVE = """
@@ -57,21 +66,25 @@ _IN_SCHEMA = (
     "THEN pg_catalog.pg_my_temp_schema() ELSE "
     "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = CAST(%s AS pg_catalog.name)) END"
 )
+_BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
 _SETTINGS = """
 SELECT pg_catalog.set_config('lock_timeout', %s, true),
+       pg_catalog.set_config('statement_timeout', COALESCE(
+           CAST(%s AS pg_catalog.text), pg_catalog.current_setting('statement_timeout')), true),
        pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
                              ELSE pg_catalog.current_setting('role') END, true)
 FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
-_STATEMENT_TIMEOUT = "SELECT pg_catalog.set_config('statement_timeout', %s, true)"
+# These send several statements without parameters in one go.
+_SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 # Row-level security hides rows from SELECT too; switched off, it raises 42501 instead.
 # The typmod -1 gives types without a length: a cast must never cut a key.
 _KEY_TYPES = """
-SELECT a.attname, pg_catalog.format_type(a.atttypid, -1),
+SELECT n.nspname, c.relname, a.attname, pg_catalog.format_type(a.atttypid, -1),
        pg_catalog.set_config('row_security', 'off', true)
 FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-WHERE n.nspname = %s AND c.relname = %s AND a.attnum > 0 AND NOT a.attisdropped"""
+WHERE (n.nspname, c.relname) IN ({}) AND a.attnum > 0 AND NOT a.attisdropped"""
 
 _REFERENCING = """
 SELECT DISTINCT n.nspname FROM pg_catalog.pg_constraint k
@@ -120,6 +133,23 @@ WHERE n.nspname = %s AND c.relname = %s AND p.polcmd IN ('d', 'r', '*')
       AND pg_catalog.row_security_active(c.oid)
 ORDER BY 1"""
 
+# For this transaction only: behind a pooler the session is not ours. From no table, which would be
+# locked for as long. PostgreSQL 17 is the first that ends long transactions.
+_LIFE = """
+SELECT pg_catalog.set_config('application_name', 'tidyrows: a worker is alive', true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+       pg_catalog.set_config('statement_timeout', '0', true),
+       CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
+            THEN pg_catalog.set_config('transaction_timeout', '0', true) END"""
+# The halves of a lock's number are listed apart, with 1 for a number in one piece.
+_ALIVE = """
+SELECT 1 FROM pg_catalog.pg_locks l
+JOIN pg_catalog.pg_database d ON d.oid = l.database
+WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+      AND l.classid = CAST('{high}' AS pg_catalog.oid)
+      AND l.objid = CAST('{low}' AS pg_catalog.oid)
+      AND d.datname = pg_catalog.current_database()"""
+
 
 class PostgreSQL(Dialect):
     """Codes are SQLSTATEs; a transaction that saw an error persists nothing and says nothing."""
@@ -128,6 +158,7 @@ class PostgreSQL(Dialect):
     reuses_keys = False
     whole_rows = True
     cycle_form = CycleForm.ONE_STATEMENT
+    clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
 
     # ----- errors ------------------------------------------------------------------------------
 
@@ -268,22 +299,37 @@ class PostgreSQL(Dialect):
         self._refuse_open_transaction(connection)
         if getattr(connection.connection.dbapi_connection, "autocommit", False):
             connection.execution_options(isolation_level="READ COMMITTED")
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE")
-        self._driver_sql(connection, _SETTINGS, _milliseconds(lock_timeout))
-        if statement_timeout is not None:
-            self._driver_sql(connection, _STATEMENT_TIMEOUT, _milliseconds(statement_timeout))
+        limits = [
+            None if seconds is None else _milliseconds(seconds)
+            for seconds in (lock_timeout, statement_timeout)
+        ]
+        if self.driver in _SEVERAL_AT_ONCE:
+            written = tuple("NULL" if limit is None else f"'{limit}'" for limit in limits)
+            connection.exec_driver_sql(f"{_BEGINNING}; {_SETTINGS % written}").close()
+        else:
+            connection.exec_driver_sql(_BEGINNING)
+            self._driver_sql(connection, _SETTINGS, *limits)
 
     def delete_by_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> int:
-        """``= ANY(array)``, or a join with arrays; the array takes its type from the column."""
+        """``= ANY(array)``, a join with arrays, or BETWEEN; the column gives arrays their type."""
+        runs = integer_runs(table, keys)
+        if runs is not None:
+            column = table.key_clauses[0]
+            # A numeric column may hold a stranger's 5.5 between our 5 and 6.
+            return delete_runs(connection, table, runs, column == sa.cast(column, sa.BigInteger))
         deleted = 0
         for part in chunks(keys, _ARRAY_KEYS):
-            condition = self._condition(table, connection.dialect, part)
-            if condition is None:
+            arrays = self._arrays(table, connection.dialect, part)
+            if arrays is None:
                 deleted += delete_plainly(connection, table, part)
+            elif len(arrays) == 1:
+                sql = f"DELETE FROM {self._any_of_array(connection, table)}"
+                deleted += connection.exec_driver_sql(sql, tuple(arrays)).rowcount
             else:
-                deleted += run(connection, sa.delete(table.clause).where(condition)).rowcount
+                delete = sa.delete(table.clause).where(keys_in_arrays(table, arrays))
+                deleted += run(connection, delete).rowcount
         return deleted
 
     def find(
@@ -310,13 +356,18 @@ class PostgreSQL(Dialect):
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """By arrays; what is counted need not be sent."""
         for part in chunks(keys, _ARRAY_KEYS):
-            condition = self._condition(table, connection.dialect, part)
-            if condition is None:
+            arrays = self._arrays(table, connection.dialect, part)
+            if arrays is None:
                 super().lock(connection, table, part)
                 continue
+            if len(arrays) == 1:
+                held = f"SELECT 1 FROM {self._any_of_array(connection, table)} FOR UPDATE"
+                sql = f"SELECT count(*) FROM ({held}) AS held"
+                connection.exec_driver_sql(sql, tuple(arrays)).one()
+                continue
             one: sa.ColumnElement[int] = sa.literal_column("1")
-            held = sa.select(one).select_from(table.clause).where(condition)
-            count = sa.select(sa.func.count()).select_from(held.with_for_update().subquery())
+            rows = sa.select(one).select_from(table.clause).where(keys_in_arrays(table, arrays))
+            count = sa.select(sa.func.count()).select_from(rows.with_for_update().subquery())
             run(connection, count).one()
 
     def set_null(
@@ -405,6 +456,10 @@ class PostgreSQL(Dialect):
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
     ) -> list[int]:
         """One statement: constraints, RESTRICT too, are looked at after its last delete."""
+        if len(batch) == 1 and len(batch[0][1]) <= _ARRAY_KEYS:
+            (table, keys) = batch[0]
+            if self._arrays(table, connection.dialect, keys) is not None:
+                return [self.delete_by_keys(connection, table, keys)]
         counts = []
         for number, (table, keys) in enumerate(batch):
             condition = self._condition(table, connection.dialect, keys) if keys else sa.false()
@@ -423,11 +478,19 @@ class PostgreSQL(Dialect):
         self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
     ) -> sa.ColumnElement[bool] | None:
         """Which rows have these keys; None where a value cannot stand in an array."""
+        arrays = self._arrays(table, dialect, keys)
+        return None if arrays is None else keys_in_arrays(table, arrays)
+
+    def _arrays(
+        self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
+    ) -> list[Any] | None:
+        """The keys as the driver gets them, one array per key column; None as above."""
         values = driver_values(table, dialect, keys)
         arrays = None if values is None else [self._array(column) for column in values]
-        if arrays is None or None in arrays:
-            return None
-        return keys_in_arrays(table, arrays)
+        return None if arrays is None or None in arrays else arrays
+
+    def _any_of_array(self, connection: sa.Connection, table: KeyedTable) -> str:
+        return any_of_array(connection.dialect, table, self._marked("%s"))
 
     def _array(self, values: list[Any]) -> Any:
         # asyncpg encodes a list by the type that the server names; the others take text.
@@ -493,7 +556,7 @@ class PostgreSQL(Dialect):
             sqlalchemy.exc.ProgrammingError: 42501 where row-level security may hide rows.
         """
         found: list[Any] = []
-        types = self._key_types(connection, table)
+        (types,) = self._key_types(connection, [table])
         for part in chunks(keys, _ARRAY_KEYS):
             values = driver_values(table, connection.dialect, part)
             if values is None or None in types:
@@ -503,10 +566,32 @@ class PostgreSQL(Dialect):
             found += those_there(part, sent, lambda few: self._look(connection, table, types, few))
         return found
 
-    def _key_types(self, connection: sa.Connection, table: KeyedTable) -> list[str | None]:
-        rows = self._driver_sql(connection, _KEY_TYPES, table.name.schema, table.table.name)
-        types = {_text(row[0]): _text(row[1]) for row in rows}
-        return [types.get(column.name) for column in table.key_columns]
+    def _looks(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[Look | None]:
+        """As ``existing_keys`` asks; the catalog is asked once for all."""
+        looks: list[Look | None] = []
+        known = self._key_types(connection, [table for table, _keys in tables])
+        for (table, keys), types in zip(tables, known, strict=True):
+            values = None
+            if 0 < len(keys) <= _LOOKED_TOGETHER and None not in types:
+                values = driver_values(table, connection.dialect, keys)
+            look = None if values is None else self._selected(connection, table, types, values)
+            looks.append(look)
+        return looks
+
+    def _key_types(
+        self, connection: sa.Connection, tables: Sequence[KeyedTable]
+    ) -> list[list[str | None]]:
+        """What the key columns of each table are cast to; from now on no row is hidden."""
+        places = [(table.name.schema, table.table.name) for table in tables]
+        sql = _KEY_TYPES.format(", ".join(["(%s, %s)"] * len(places)))
+        rows = self._driver_sql(connection, sql, *(name for place in places for name in place))
+        types = {tuple(map(_text, row[:3])): _text(row[3]) for row in rows}
+        return [
+            [types.get((*place, column.name)) for column in table.key_columns]
+            for place, table in zip(places, tables, strict=True)
+        ]
 
     def _look(
         self,
@@ -516,10 +601,19 @@ class PostgreSQL(Dialect):
         sent: Sequence[Any],
     ) -> list[tuple[Any, ...]]:
         columns = [list(sent)] if len(types) == 1 else [list(c) for c in zip(*sent, strict=True)]
+        sql, params = self._selected(connection, table, types, columns)
+        return [tuple(row) for row in self._driver_sql(connection, sql, *params)]
+
+    def _selected(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        types: list[str | None],
+        columns: list[list[Any]],
+    ) -> Look:
         typed = zip(types, columns, strict=True)
         arrays, params = zip(*(self._cast_array(*pair) for pair in typed), strict=True)
-        sql = select_by_arrays(connection.dialect, table, arrays)
-        return [tuple(row) for row in self._driver_sql(connection, sql, *params)]
+        return select_by_arrays(connection.dialect, table, arrays), params
 
     def _cast_array(self, type_name: str | None, values: list[Any]) -> tuple[str, Any]:
         """SQL for an array of this type, and its parameter; not by way of ``array_literal``."""
@@ -529,6 +623,24 @@ class PostgreSQL(Dialect):
         if set(map(type, values)) <= {int, str}:  # twice as fast as the drivers' own arrays
             return f"ARRAY(SELECT CAST(json_array_elements_text(%s) AS {cast}))", json.dumps(values)
         return f"CAST(%s AS {cast}[])", values
+
+    # ----- who is alive ------------------------------------------------------------------------
+
+    def life(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> Life:
+        """An advisory lock of a transaction that stays open; it holds no snapshot meanwhile.
+
+        Not a session's lock: behind a pooler sessions belong to nobody, while an open transaction
+        keeps its server connection, and ends with its client.
+        """
+        take = f"SELECT pg_catalog.pg_try_advisory_xact_lock({int(number)})"
+        # Taken again where it is held already: as good a proof as any.
+        words = LockWords("READ COMMITTED", begin=_LIFE, take=take, keep=take, release=None)
+        return ConnectionLife(engine, number, words, patience=patience)
+
+    def is_alive(self, connection: sa.Connection, number: int) -> bool:
+        """By the list of locks, which everybody may read."""
+        high, low = divmod(int(number), 2**32)
+        return bool(self._ask(connection, _ALIVE.format(high=high, low=low)))
 
     # ----- raw SQL -----------------------------------------------------------------------------
 

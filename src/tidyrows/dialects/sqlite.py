@@ -11,23 +11,37 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
+from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import holders_of_files
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
     delete_plainly,
+    delete_runs,
     driver_values,
     find_plainly,
+    integer_runs,
     look_plainly,
     run,
     those_there,
     typed_rows,
 )
+from tidyrows.dialects.life import PATIENCE, Life
+from tidyrows.dialects.lifefile import (
+    FileLife,
+    beat_age,
+    database_file,
+    is_held,
+    is_in_memory,
+    life_file,
+    remove,
+    remove_all,
+)
 from tidyrows.dialects.wholerows import same_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from tidyrows.dialects.blocker import Blocker
     from tidyrows.rows import KeyedTable
@@ -53,7 +67,10 @@ class SQLite(Dialect):
     cycle_form = CycleForm.DEFERRED
     foreign_key_pragmas = True
     locks_rows = False
+    release_commits = True
     asks_for_blockers = False
+    clock = "((julianday('now') - 2440587.5) * 86400.0)"
+    beats_in_file = True
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -71,6 +88,10 @@ class SQLite(Dialect):
     def waited(self, error: BaseException) -> bool:
         """Somebody else writes."""
         return _code(error) in {_BUSY, _LOCKED}
+
+    def is_private(self, engine: sa.Engine) -> bool:
+        """In memory."""
+        return is_in_memory(engine.url)
 
     def _server_id(self, raw: Any) -> int | None:
         """Locks are the process's: its own id, for a connection that is in a transaction."""
@@ -259,7 +280,12 @@ class SQLite(Dialect):
     def delete_by_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> int:
-        """IN, or OR of ANDs, with native values; as fast as JSON and right for every type."""
+        """IN, OR of ANDs, or BETWEEN, with native values; as fast as JSON, right for every type."""
+        runs = integer_runs(table, keys)
+        if runs is not None:
+            # Any column may hold any type: a stranger's 5.5 between our 5 and 6.
+            is_integer = sa.func.typeof(table.key_clauses[0]) == "integer"
+            return delete_runs(connection, table, runs, is_integer)
         values = driver_values(table, connection.dialect, keys)
         if values is None:
             return delete_plainly(connection, table, keys)
@@ -374,6 +400,57 @@ class SQLite(Dialect):
                 found += those_there(part, part, lambda few: look_plainly(connection, table, few))
         return found
 
+    def _looks(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[Look | None]:
+        """As ``existing_keys`` asks."""
+        looks: list[Look | None] = []
+        for table, keys in tables:
+            values = None
+            if 0 < len(keys) <= _KEYS:
+                values = driver_values(table, connection.dialect, keys)
+            exact = values is not None and all(map(_fits_json, values))
+            looks.append(_select(connection, table, as_sent(values)) if values and exact else None)
+        return looks
+
+    # ----- who is alive ------------------------------------------------------------------------
+
+    def life(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> Life:
+        """A locked file beside the database's own; nothing for a database in memory."""
+        return FileLife(engine, number, patience=patience)
+
+    def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
+        """Whether its file is locked; None in memory, and where the system has no ``flock``."""
+        path = self._life_file(connection, number)
+        return None if path is None else is_held(path)
+
+    def file_beat_age(self, connection: sa.Connection, number: int) -> float | None:
+        """By the time of the file."""
+        path = self._life_file(connection, number)
+        return None if path is None else beat_age(path)
+
+    def remove_life(self, connection: sa.Connection, number: int) -> None:
+        """Delete the file, under its lock."""
+        path = self._life_file(connection, number)
+        if path is not None:
+            remove(path)
+
+    def remove_lives(self, connection: sa.Connection) -> None:
+        """All files that nobody has locked."""
+        if is_in_memory(connection.engine.url):
+            return
+        with closing(connection.connection.cursor()) as cursor:
+            database = database_file(cursor)
+        if database is not None:
+            remove_all(database)
+
+    def _life_file(self, connection: sa.Connection, number: int) -> Path | None:
+        if is_in_memory(connection.engine.url):
+            return None
+        with closing(connection.connection.cursor()) as cursor:
+            database = database_file(cursor)
+        return None if database is None else life_file(database, number)
+
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""
         with closing(connection.connection.cursor()) as cursor:
@@ -390,6 +467,10 @@ def _fits_json(values: list[Any]) -> bool:
 def _look(
     connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in connection.exec_driver_sql(*_select(connection, table, sent))]
+
+
+def _select(connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]) -> Look:
     place, names = _names(connection, table)
     listed = ", ".join(f"t.{name}" for name in names)
     if len(names) == 1:
@@ -398,7 +479,7 @@ def _look(
         # CROSS JOIN holds the order: for each key one look into the index.
         equal = (f"t.{name} = json_extract(k.value, '$[{i}]')" for i, name in enumerate(names))
         sql = f"SELECT {listed} FROM json_each(?) k CROSS JOIN {place} t ON {' AND '.join(equal)}"
-    return [tuple(row) for row in connection.exec_driver_sql(sql, (json.dumps(sent),))]
+    return sql, (json.dumps(sent),)
 
 
 def _names(connection: sa.Connection, table: KeyedTable) -> tuple[str, list[str]]:
