@@ -15,6 +15,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database
 from harness.targets import on
 from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
+from tidyrows.tracking.capture import capture_for
 
 metadata = sa.MetaData()
 things = sa.Table(
@@ -460,3 +461,22 @@ def test_a_dead_connection_raises_its_own_error_first(places):
             connection.rollback()
             connection.close()
     places.bystanders.assert_untouched()
+
+
+def test_a_table_is_asked_for_once_and_not_in_every_transaction(places, monkeypatch):
+    """Our own listener at the pool's checkout moves no search_path."""
+    places.delete_from(places.home, 1, 2, 3)
+    dialect = type(capture_for(places.engine).dialect)
+    asked: list[str] = []
+    resolve = dialect.resolve
+
+    def counted(self: Any, connection: Any, schema: Any, name: str) -> Any:
+        asked.append(name)
+        return resolve(self, connection, schema, name)
+
+    monkeypatch.setattr(dialect, "resolve", counted)
+    with CleanupManager(ResourceTracker(places.engine)):
+        for number in (1, 2, 3):
+            with places.engine.begin() as connection:
+                connection.execute(sa.insert(things).values(id=number, name="ours"))
+        assert asked == ["things"]

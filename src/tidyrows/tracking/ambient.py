@@ -28,7 +28,7 @@ def current_tracker() -> ResourceTracker | None:
     A forked child has none of its parent's.
     """
     for tracker in reversed(_stack.get()):
-        if tracker.active and not tracker.is_foreign:
+        if tracker.active:
             return tracker
     return None
 

@@ -35,8 +35,9 @@ def synchronous(bind: Any) -> Any:
     if hasattr(bind, "sync_connection"):
         if bind.sync_connection is None:
             raise SessionStateError(
-                f"{bind!r} is not open yet. Write async with engine.connect() as connection: ... "
-                f"around the block, or bind the tracker to the engine: ResourceTracker(engine)."
+                f"The {type(bind).__name__} is not open yet. Write async with engine.connect() as "
+                f"connection: ... around the block, or bind the tracker to the engine: "
+                f"ResourceTracker(engine)."
             )
         return bind.sync_connection
     return getattr(bind, "sync_session", getattr(bind, "sync_engine", bind))

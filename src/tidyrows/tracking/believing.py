@@ -45,6 +45,8 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
 def _owned(change: Change, owner: ResourceTracker) -> None:
     if change.kind is Kind.UNKEYED:
         owner.take_unkeyed(change.table, change.keys)
+    elif change.told:
+        owner.take_told(change.table, change.keys)
     else:
         owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
 

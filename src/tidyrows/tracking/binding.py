@@ -64,9 +64,9 @@ class Binding:
             self.owns_session = False
         else:
             raise NotBoundError(
-                f"ResourceTracker needs to know the database, and {bind!r} does not lead to one. "
-                f"Write ResourceTracker(engine), with an Engine, Connection, Session, sessionmaker "
-                f"or scoped_session, or one of their asynchronous kin."
+                f"ResourceTracker needs to know the database, and a {type(bind).__name__} does "
+                f"not lead to one. Write ResourceTracker(engine), with an Engine, Connection, "
+                f"Session, sessionmaker or scoped_session, or one of their asynchronous kin."
             )
         self.bind: Synchronous = bind
         self.refuse_unusable()
@@ -94,8 +94,8 @@ class Binding:
             bind
         ):
             raise NotBoundError(
-                f"{bind!r} has no engine, so nothing can be written through it. Write "
-                f"sessionmaker(engine) or Session(engine), or configure(bind=engine) first."
+                f"The {type(bind).__name__} has no engine, so nothing can be written through it. "
+                f"Write sessionmaker(engine) or Session(engine), or configure(bind=engine) first."
             )
 
     def source(self) -> sa.Engine | sa.Connection | None:
@@ -183,10 +183,10 @@ def listen_to_session(
         tracker.refuse_production(connection.engine)
         tracker.capture(connection.engine).attribute(connection, tracker)
 
-    event.listen(source, "after_begin", after_begin)
     for session in _sessions_of(source):  # those that have begun already
         for connection in open_connections(session):
             tracker.capture(connection.engine).attribute(connection, tracker)
+    event.listen(source, "after_begin", after_begin)  # last: what is refused leaves nothing behind
     return lambda: event.remove(source, "after_begin", after_begin)
 
 

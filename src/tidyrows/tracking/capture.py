@@ -71,10 +71,10 @@ class Capture:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = dialect_for(engine)
-        self.places = Places(engine, self.dialect)
+        self.opened = Opened(engine, self.dialect)
+        self.places = Places(engine, self.dialect, self.opened.checkout)
         self._transactions = Transactions(self.dialect)
         self._listeners = Listeners()
-        self.opened = Opened(engine, self.dialect)
         self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)

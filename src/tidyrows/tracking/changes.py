@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tidyrows.rows import KeyedTable
+    from tidyrows.tracking.book import Book, Number
     from tidyrows.tracking.digests import Patch, Prints
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -42,6 +43,9 @@ class Change:
         certain: False where the statement's effect on these very rows is not known.
         prints: what inserted rows look like, if keys may come back.
         patches: what was set, per key, or once for any row.
+        told: the user named the rows.
+        entered: it stands in every ledger that it concerns.
+        entries: where it stands there.
     """
 
     kind: Kind
@@ -52,6 +56,9 @@ class Change:
     certain: bool = True
     prints: Prints | None = None
     patches: Sequence[Patch] = ()
+    told: bool = False
+    entered: bool = False
+    entries: list[tuple[Book, Number]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -69,9 +76,10 @@ class TransactionLog:
         targets: real tables resolved in this transaction.
         rewritten: how statements under way were changed, by the id of the statement.
         release_unsure: a savepoint was released; on SQLite that may have been a commit.
+        outermost: the savepoint with which the transaction began, whose RELEASE is its COMMIT.
     """
 
-    __slots__ = ("_any", "_savepoints", "release_unsure", "rewritten", "targets")
+    __slots__ = ("_any", "_savepoints", "outermost", "release_unsure", "rewritten", "targets")
 
     def __init__(self) -> None:
         self._savepoints = [Savepoint("")]
@@ -79,6 +87,7 @@ class TransactionLog:
         self.targets: dict[Any, Any] = {}
         self.rewritten: dict[int, Any] = {}
         self.release_unsure = False
+        self.outermost: str | None = None
 
     def __bool__(self) -> bool:
         return self._any
@@ -100,6 +109,10 @@ class TransactionLog:
     def savepoint(self, name: str) -> None:
         """A savepoint was set."""
         self._savepoints.append(Savepoint(name))
+
+    def knows(self, name: str) -> bool:
+        """Whether a savepoint was set since somebody listened."""
+        return self._find(name) is not None
 
     def release(self, name: str) -> None:
         """A savepoint was released: what stands in it is its parent's now."""
@@ -132,6 +145,7 @@ class TransactionLog:
         self.targets.clear()
         self.rewritten.clear()
         self.release_unsure = False
+        self.outermost = None
         return changes
 
     def _find(self, name: str) -> int | None:

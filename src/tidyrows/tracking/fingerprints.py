@@ -12,12 +12,10 @@ from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.tracking.digests import CELL, LATE, UNCOMPARED
+from tidyrows.tracking.digests import CELL, LATE, UNCOMPARED, Prints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-
-    from tidyrows.tracking.digests import Prints
 
 _LOW, _HIGH = -(2**63), 2**63 - 1
 
@@ -127,6 +125,15 @@ class Fingerprints:
                 for key in keys:
                     cells.extend(self._copied(key) or nothing)
             return [cells[at :: self.width] for at in range(self.width)]
+
+    def all_of(self, keys: Sequence[Any]) -> Prints | None:
+        """The digests of these rows, as an INSERT would have left them; None without any."""
+        if not self.compared():
+            return None
+        cells = array(CELL, [UNCOMPARED]) * (self.width * len(keys))
+        for at, column in enumerate(self.columns(keys)):
+            cells[at :: self.width] = column
+        return Prints.of_digests(self.names, cells)
 
     def known(self, keys: Sequence[Any]) -> Sequence[Any]:
         """Of these keys, those of which anything was noted."""

@@ -163,6 +163,28 @@ class Holdings:
         if not held:
             del self._tables[name]
 
+    def undoubt(self, name: TableName, keys: Iterable[Any]) -> None:
+        """Rows that something may have happened to are as they were."""
+        held = self._tables.get(name)
+        if held is None:
+            return
+        for key in keys:
+            if held.doubtful.pop(key, None) is not None:
+                held.keys.update([key])
+
+    def drop(self, database: str) -> None:
+        """Forget everything of a database."""
+        for name in [name for name in self._tables if name.database == database]:
+            del self._tables[name]
+
+    def settle_unsure(self, name: TableName, count: int) -> None:
+        """Of so many rows without a primary key it is known by now whether they are there."""
+        held = self._tables.get(name)
+        if held is not None:
+            held.unsure = max(held.unsure - count, 0)
+            if not held:
+                del self._tables[name]
+
     def doubt_all(self, name: TableName) -> bool:
         """Move all rows of a table from ours to doubtful; whether there were any."""
         held = self._tables.get(name)

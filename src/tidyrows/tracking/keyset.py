@@ -5,11 +5,14 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from heapq import merge
+from itertools import islice
+from operator import lt
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
 
+_FEW = 32
 _LOW, _HIGH = -(2**63), 2**63 - 1
 _RUN = 50_000
 """Keys sorted at once: as Python's integers they take five times the room."""
@@ -33,6 +36,13 @@ class KeySet:
     def update(self, keys: Iterable[Any]) -> None:
         """Add keys; those already there change nothing."""
         integers = self._integers
+        if isinstance(keys, list) and _are_plain(keys):
+            more = array("q", keys)
+            ascending = all(map(lt, keys, islice(keys, 1, None)))
+            after = not integers or keys[0] > integers[-1]
+            self._ascending = self._ascending and ascending and after
+            integers.extend(more)
+            return
         for key in keys:
             if type(key) is int and _LOW <= key <= _HIGH:
                 if integers and key <= integers[-1]:
@@ -109,6 +119,16 @@ class KeySet:
 
     def __len__(self) -> int:
         return len(self._sorted_integers()) + len(self._others)
+
+
+def _are_plain(keys: list[Any]) -> bool:
+    """Whether all are integers of 64 bits, and many: then they can be taken at once."""
+    return (
+        len(keys) > _FEW
+        and set(map(type, keys)) == {int}
+        and min(keys) >= _LOW
+        and max(keys) <= _HIGH
+    )
 
 
 def in_order(keys: Collection[Any]) -> list[Any]:

@@ -28,11 +28,12 @@ class Opened:
         self._dialect = dialect
         self._url = engine.url
         self._out: set[Any] = set()
-        event.listen(engine, "checkout", self._checkout)
+        event.listen(engine, "checkout", self.checkout)
         event.listen(engine, "checkin", self._checkin)
         event.listen(engine, "detach", self._checkin)
 
-    def _checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
+    def checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
+        """A connection leaves the pool."""
         self._out.add(record)
 
     def _checkin(self, _driver: Any, record: Any) -> None:

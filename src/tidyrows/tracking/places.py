@@ -14,7 +14,7 @@ from tidyrows.dialects import RealTable, database_name
 from tidyrows.rows import KeyedTable, TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tidyrows.dialects import Dialect
 
@@ -32,12 +32,18 @@ class Places:
     Attributes:
         database: how row keys name the engine's database.
         version: counts the DDL that was seen; what is known of the schema may be stale.
+
+    Args:
+        engine: the engine.
+        dialect: what asks the database.
+        harmless: the listener at the pool's checkout that is ours.
     """
 
-    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
+    def __init__(self, engine: sa.Engine, dialect: Dialect, harmless: Callable[..., None]) -> None:
         self.database = database_name(engine)
         self.version = 0
         self._dialect = dialect
+        self._harmless = harmless
         self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
 
     def find(
@@ -105,7 +111,7 @@ class Places:
 
     def _moves_unseen(self, connection: sa.Connection) -> bool:
         """Listeners at the pool's checkout set a search_path past SQLAlchemy's events."""
-        return bool(connection.engine.pool.dispatch.checkout)
+        return any(each != self._harmless for each in connection.engine.pool.dispatch.checkout)
 
     def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
         """The one KeyedTable of a real table and a project's Table."""

@@ -1,40 +1,149 @@
-"""Refuse a database that looks like production (promise 9)."""
+"""Refuse what looks like production: a host, a database, an environment (promise 9)."""
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from tidyrows.errors import ProductionDatabaseError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
     import sqlalchemy as sa
 
-_LOOKS_LIKE = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
-_ELSEWHERE = ("host", "hostaddr", "dbname", "database", "service", "unix_socket")
+ALLOW_VARIABLE = "TIDYROWS_ALLOW_PRODUCTION"
+"""Names that are fine, with commas between them. Names only: nobody exports a yes to everything."""
+
+ENVIRONMENT_VARIABLES = (
+    "APP_ENV",
+    "ENV",
+    "ENVIRONMENT",
+    "STAGE",
+    "PYTHON_ENV",
+    "FLASK_ENV",
+    "DJANGO_ENV",
+    "DJANGO_SETTINGS_MODULE",  # shop.settings.production
+    "DJANGO_CONFIGURATION",  # ShopProduction
+    "NODE_ENV",  # of an application under test that is not in Python, as the next
+    "RAILS_ENV",
+)
+"""Where programs are told which environment they run in. A variable of one hosting company says
+where a program runs, not what for, so none of them is here."""
+
+_WORD = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_NO_NAME = re.compile(r"[=@\s]|://")
+_HOSTS = ("host", "hostaddr")
+_ELSEWHERE = (*_HOSTS, "dbname", "database", "service", "unix_socket")
 """Parameters of a URL that say what it has no place for."""
 
 
-def refuse_production(url: sa.URL) -> None:
-    """Raise if the URL's host or database name has a word for production in it.
-
-    Args:
-        url: where the tracker would delete rows. Its user and password are never shown.
+def checked_permission(allowed: object) -> bool | Collection[str]:
+    """What ``allow_production`` was given, if it can be meant.
 
     Raises:
-        ProductionDatabaseError: the error names what matched.
+        TypeError: it is neither a boolean nor a collection of names. One string is a collection of
+            letters, so it is refused too.
     """
-    database = re.split(r"[/\\]", url.database or "")[-1]  # of a file the name, not its folders
-    found = [("host", url.host), ("database", database)]
+    if isinstance(allowed, bool):
+        return allowed
+    is_text = isinstance(allowed, (str, bytes))
+    if (
+        is_text
+        or not isinstance(allowed, Collection)
+        or not all(isinstance(name, str) for name in allowed)
+    ):
+        names = f"[{allowed!r}]" if isinstance(allowed, str) else "['app_prod']"
+        raise TypeError(
+            f"allow_production={allowed!r} is neither a boolean nor a list of names. Write "
+            f"allow_production={names}."
+        )
+    return allowed
+
+
+def refuse_production(
+    url: sa.URL,
+    allowed: bool | Collection[str] = False,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Raise if host, database or environment has a word for production in its name.
+
+    Args:
+        url: where the tracker would delete rows. Its user, password and other parameters are
+            neither looked at nor shown.
+        allowed: True, or exact names that are fine all the same: of a host, of a database (of
+            SQLite, of its file), or an environment's value, as ``production`` or, for one variable
+            only, ``APP_ENV=production``. Each name that looks like production needs its own.
+        environ: the environment's variables: :data:`ENVIRONMENT_VARIABLES`, and
+            :data:`ALLOW_VARIABLE` with more such names.
+
+    Raises:
+        ProductionDatabaseError: the error names everything that is not allowed, and where it is.
+        TypeError: ``allowed`` is neither a boolean nor a collection of names.
+    """
+    allowed = checked_permission(allowed)
+    if allowed is True:
+        return
+    listed = environ.get(ALLOW_VARIABLE, "").split(",")
+    names = {name.strip() for name in listed} | set(allowed or ())
+    found = [
+        (where, value, word)
+        for where, value, word in (*_of_url(url), *_of_environment(environ))
+        if names.isdisjoint({value, _permission(where, value)})
+    ]
+    if not found:
+        return
+    told = "; the ".join(
+        f"{_shown(where, value)} looks like production (it contains {word!r})"
+        for where, value, word in found
+    )
+    needed = list(dict.fromkeys(_permission(where, value) for where, value, _word in found))
+    raise ProductionDatabaseError(
+        f"The {told}, and tidyrows deletes rows. If it is for tests all the same, write "
+        f"ResourceTracker(..., allow_production={needed!r}), or set "
+        f"{ALLOW_VARIABLE}={','.join(needed)}; allow_production=True allows everything.",
+        matched=found[0][2],
+        found=[(where, value) for where, value, _word in found],
+    )
+
+
+def _shown(where: str, value: str) -> str:
+    if where in ENVIRONMENT_VARIABLES:
+        return f"environment variable {where}={value!r}"
+    return f"{where} {value!r}"
+
+
+def _permission(where: str, value: str) -> str:
+    """The narrowest name to allow."""
+    return f"{where}={value}" if where in ENVIRONMENT_VARIABLES else value
+
+
+def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
+    # Of a file the name, not its folders, nor the parameters of a URI.
+    named = [("database", re.split(r"[/\\]", (url.database or "").partition("?")[0])[-1])]
+    places = [("host", url.host or ""), *named]
     for part in _ELSEWHERE:  # postgresql://user@/?host=...&dbname=...
-        values = url.query.get(part, ())
-        found += [(part, value) for value in ([values] if isinstance(values, str) else values)]
-    for part, value in found:
-        match = _LOOKS_LIKE.search(value or "")
-        if match:
-            raise ProductionDatabaseError(
-                f"The {part} {value!r} looks like production (it contains {match.group()!r}), and "
-                f"tidyrows deletes rows. If it is a test database all the same, write "
-                f"ResourceTracker(..., allow_production=True).",
-                matched=match.group(),
-            )
+        given = url.query.get(part, ())
+        places += [(part, value) for value in ([given] if isinstance(given, str) else given)]
+    for where, value in places:
+        for name in value.split(",") if where in _HOSTS else [value]:
+            word = _word_in(name)
+            if word:  # a whole connection string may have a password in it
+                yield where, word if _NO_NAME.search(name) else name, word
+
+
+def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for variable in ENVIRONMENT_VARIABLES:
+        value = environ.get(variable, "")
+        word = _word_in(value)
+        if word:
+            yield variable, value, word
+
+
+def _word_in(name: str) -> str | None:
+    """The word for production that a name has between its dots, dashes, digits or humps."""
+    match = _WORD.search(name) or _WORD.search(_HUMP.sub(" ", name))
+    return match.group() if match else None

@@ -56,6 +56,8 @@ class Strings:
         # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
         # any more whether the RELEASE before it was a COMMIT.
         self._transactions.settle_on(context.root_connection)
+        if context.isddl and self._dialect.ddl_commits:
+            self._transactions.enter(context.root_connection)
         if context.isinsert:
             if not (self._dialect.counts_when_closed or context.compiled.effective_returning):
                 statements.keep_count(context)  # the rows of RETURNING are counted as they are
@@ -88,6 +90,8 @@ class Strings:
         if move is not None:
             self._transactions.move(connection, *move)
         elif rawsql.is_ddl(sql):
+            if self._dialect.ddl_commits:
+                self._transactions.enter(connection)
             self.ddl(connection)
         self._say_raw_insert(connection, sql)
 

@@ -118,7 +118,8 @@ def _wanted(
     told.selected_model(sa.select(model))
     if not isinstance(own.type, sa.String) or isinstance(own.type, sa.Enum):
         raise ScopeError(
-            f"{own} is no text column ({own.type!r}), so no tag stands in it.", column=str(own)
+            f"{own} is no text column ({type(own.type).__name__}), so no tag stands in it.",
+            column=str(own),
         )
     tag = tracker.context.tag
     parts = (tag[:RUN_WIDTH], tag[RUN_WIDTH:-TEST_WIDTH], tag[-TEST_WIDTH:])

@@ -136,8 +136,9 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) ->
                 )
             if not _fits(column, value, dialect):
                 raise KeyShapeError(
-                    f"{value!r} is no value of {table.name}.{column.name} ({column.type!r}). Give "
-                    f"the Python value that the model's attribute would have.",
+                    f"{value!r} is no value of {table.name}.{column.name} "
+                    f"({type(column.type).__name__}). Give the Python value that the model's "
+                    f"attribute would have.",
                     table=str(table.name),
                     key=key,
                 )

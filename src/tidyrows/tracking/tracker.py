@@ -14,31 +14,34 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from tidyrows.awaiting import in_greenlet, spawn
-from tidyrows.dialects import Fault
+from tidyrows.dialects import Fault, database_name
 from tidyrows.errors import (
     LateCommitWarning,
+    LedgerError,
     SessionStateError,
     TidyRowsError,
     UntrackedRowsWarning,
 )
 from tidyrows.retry import RetryPolicy
-from tidyrows.tracking import ambient, tagged, ties, told, wire
+from tidyrows.tracking import ambient, forgotten, tagged, ties, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
+from tidyrows.tracking.book import Book
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
-from tidyrows.tracking.external import Externals
+from tidyrows.tracking.changes import Change, Kind
+from tidyrows.tracking.external import Externals, Tie
 from tidyrows.tracking.holdings import Holdings
+from tidyrows.tracking.ledger import Ledger
 from tidyrows.tracking.preserved import Preserved
-from tidyrows.tracking.production import refuse_production
+from tidyrows.tracking.production import checked_permission, refuse_production
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
     from tidyrows.rows import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
-    from tidyrows.tracking.changes import Change
     from tidyrows.tracking.digests import Patch, Prints
-    from tidyrows.tracking.external import ExternalResource, Tie
+    from tidyrows.tracking.external import ExternalResource
     from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tagged import Whose
 
@@ -46,6 +49,22 @@ _ASYNC = "await tracker.run_sync(lambda tracker: tracker.{})"
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def ledgers_of(given: Any) -> tuple[Ledger, ...]:
+    """The ledgers that a tracker was given.
+
+    Raises:
+        LedgerError: it is something else.
+    """
+    ledgers = () if given is None else (given,) if isinstance(given, Ledger) else tuple(given)
+    for each in ledgers:
+        if not isinstance(each, Ledger):
+            raise LedgerError(
+                f"ledger={each!r} is no ledger. Write ResourceTracker(engine, "
+                f"ledger=Ledger(engine))."
+            )
+    return ledgers
 
 
 class ResourceTracker:
@@ -58,12 +77,16 @@ class ResourceTracker:
     Args:
         bind: where the rows go.
         context: whose rows they are; by default this worker's (:meth:`WorkerContext.current`).
-        allow_production: track even where host or database name looks like production.
+        allow_production: names of hosts, databases or environments that are fine though they look
+            like production, as in ``["app_prod", "APP_ENV=production"]``; True allows everything.
         retry: how often a factory call whose transaction was lost is run again.
+        ledger: where rows are entered in the transaction that makes them, so that a kill leaks
+            nothing; several where rows go to several databases.
 
     Raises:
         NotBoundError: ``bind`` leads to no database.
-        ProductionDatabaseError: the database looks like production.
+        ProductionDatabaseError: the database, its host or the environment looks like production.
+        TypeError: ``allow_production`` is one string, or something else that is no list of names.
 
     Example:
         >>> tracker = ResourceTracker(engine)
@@ -78,12 +101,16 @@ class ResourceTracker:
         bind: Bind,
         *,
         context: WorkerContext | None = None,
-        allow_production: bool = False,
+        allow_production: bool | Collection[str] = False,
         retry: RetryPolicy | None = None,
+        ledger: Ledger | Iterable[Ledger] | None = None,
     ) -> None:
         self._binding = Binding(bind)
+        self._ledgers = ledgers_of(ledger)
+        self._books: dict[str, Book] = {}
+        self._told_early: list[Change] = []
         self.retry = retry or RetryPolicy()
-        self._allow_production = allow_production
+        self._allow_production = checked_permission(allow_production)
         self.context = context or WorkerContext.current()
         self._active = False
         self.holdings = Holdings()
@@ -101,9 +128,9 @@ class ResourceTracker:
         self._late: list[Callable[[], int]] = []
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self._forgotten = forgotten.watch(self)
         engine = self._binding.engine()
         if engine is not None:
-            self.refuse_production(engine)
             self.capture(engine)
 
     # -- life ----------------------------------------------------------------------------------
@@ -126,6 +153,9 @@ class ResourceTracker:
         session = self._binding.callers_session()
         if session is not None:
             self._caller_transaction = session.get_transaction()
+        if not self._forgotten.alive:
+            self._forgotten = forgotten.watch(self)
+        self._open_books()
         self._undo = self._binding.listen(self)
         self._active = True
         ambient.enter(self)
@@ -137,6 +167,8 @@ class ResourceTracker:
             return
         try:
             self.settle()
+            if not self.is_async or in_greenlet():
+                self.catch_up()
         finally:  # where warnings are errors, another tracker's late commit may be said here
             self._active = False
             ambient.leave(self)
@@ -148,7 +180,7 @@ class ResourceTracker:
     @property
     def active(self) -> bool:
         """Whether it listens: started, not stopped, and not inherited by a forked child."""
-        return self._active and not self.is_foreign
+        return self._active and self._pid == os.getpid()  # as is_foreign; every statement asks
 
     @property
     def is_foreign(self) -> bool:
@@ -157,14 +189,118 @@ class ResourceTracker:
 
     def _forget_parent(self) -> None:
         self._pid = os.getpid()
+        self._books = {}
         self._lock = threading.RLock()  # another thread of the parent may have held it
         self.holdings = Holdings()
         self.external_resources = Externals()
         self.preserved = Preserved(self)
+        self._forgotten = forgotten.watch(self)
         self._sessions = {}
         self._undo = []
         self._watched.clear()
         self._said.clear()
+
+    def _open_books(self) -> None:
+        for ledger in self._ledgers:
+            if ledger.is_private:
+                continue
+            book = self._books.get(ledger.database)
+            if book is not None and not book.owner.lives:
+                book.reopen(ledger.open())
+            elif book is None:
+                self._books[ledger.database] = Book(ledger, ledger.open(), self.say_unentered)
+        engine = self._binding.engine()
+        if self._ledgers and engine is not None:
+            mine = database_name(engine)
+            if mine not in {ledger.database for ledger in self._ledgers}:
+                raise LedgerError(
+                    f"The tracker writes to {mine}, and its ledger is in "
+                    f"{self._ledgers[0].database}: rows and ledger must share transactions. Write "
+                    f"ResourceTracker(engine, ledger=Ledger(engine)), with one engine."
+                )
+
+        early, self._told_early = self._told_early, []
+        for change in early:
+            book = self.book(change.table.name.database)
+            if book is not None:
+                book.wait_for(change)
+
+    @property
+    def has_ledger(self) -> bool:
+        """Whether what it holds is entered into a ledger."""
+        return any(not ledger.is_private for ledger in self._ledgers) or bool(self._books)
+
+    def said(self) -> None:
+        """What it holds has been reported: no warning need say it again, once it is forgotten."""
+        self._forgotten.detach()
+
+    def known_book(self, database: str) -> Book | None:
+        """What is entered into the ledger of a database; None where it has none."""
+        return self._books.get(database)
+
+    def book(self, database: str) -> Book | None:
+        """The same, said where a ledger is missing."""
+        book = self._books.get(database)
+        if book is None and self._ledgers and not all(each.is_private for each in self._ledgers):
+            self.warn_once(
+                ("no ledger", database),
+                f"Rows are written to {database}, for which the tracker has no ledger: a kill "
+                f"would leave them there. Write ResourceTracker(..., ledger=[Ledger(one), "
+                f"Ledger(other)]).",
+            )
+        return book
+
+    def books(self) -> list[str]:
+        """The databases of which rows are entered into a ledger."""
+        return list(self._books)
+
+    def put_aside(self, database: str, name: str) -> bool:
+        """Keep the rows of a database for study, under this name; whether there were any."""
+        book = self._books[database]
+        book.catch_up(self.context)
+        if not book.put_aside(name):
+            return False
+        self.let_go(database)
+        for resource in list(book.externals):
+            self.external_resources.forget(resource)
+        book.externals = {}
+        return True
+
+    def let_go(self, database: str) -> None:
+        """The rows of a database are somebody else's to delete from now on."""
+        with self._lock:
+            self.holdings.drop(database)
+            book = self._books.get(database)
+            if book is not None:
+                book.committed, book.doubtful, book.is_log = set(), {}, False
+                book.unclear = []
+
+    def catch_up(self) -> None:
+        """Enter what could not be entered when it was told."""
+        for book in self._books.values():
+            book.catch_up(self.context)
+
+    def integer(self, start: int = 0) -> int:
+        """A number of this worker's: of all workers, runs and hosts where there is a ledger.
+
+        As :meth:`WorkerContext.integer`, which knows this run only.
+        """
+        book = next(iter(self._books.values()), None)
+        if book is None:
+            return self.context.integer(start)
+        return start + book.owner.integers.next(book.ledger)
+
+    def say_unentered(self, table: TableName, reason: str) -> None:
+        """Say that rows are tracked, and not in the ledger."""
+        self.warn_once(
+            ("not entered", table),
+            f"Rows of {table} are not entered into the ledger, so a kill would leave them there: "
+            f"{reason}",
+        )
+
+    def add_book(self, book: Book) -> None:
+        """Hold what a book says, which somebody else has written."""
+        self._books[book.ledger.database] = book
 
     @property
     def is_async(self) -> bool:
@@ -182,7 +318,7 @@ class ResourceTracker:
         """
         if self.is_async and not in_greenlet():
             raise SessionStateError(
-                f"This tracker is bound to {self._binding.bind!r}, which is asynchronous, and a "
+                f"This tracker is bound to something that is asynchronous, and a "
                 f"synchronous call cannot wait for it. Write {write}."
             )
 
@@ -286,6 +422,7 @@ class ResourceTracker:
 
     def capture(self, engine: sa.Engine) -> Capture:
         """The capture of an engine that this tracker may hold rows of."""
+        self.refuse_production(engine)
         capture = capture_for(engine)
         capture.add_holder(self)
         if capture not in self._captures:
@@ -310,8 +447,8 @@ class ResourceTracker:
 
     def refuse_production(self, engine: sa.Engine) -> None:
         """Raise if the engine's database looks like production and nobody allowed it."""
-        if not self._allow_production:
-            refuse_production(engine.url)
+        if root_engine(engine) not in self._engines.values():  # those have been looked at
+            refuse_production(engine.url, self._allow_production)
 
     def say_late(self, table: KeyedTable) -> None:
         """Say that rows are committed after the tracker has stopped."""
@@ -350,6 +487,19 @@ class ResourceTracker:
         """Of these rows it is known by now whether they are there."""
         with self._lock:
             self.holdings.settle(table.name, keys)
+
+    def settle_change(self, change: Change) -> None:
+        """Of a change that was in doubt it is known by now whether it was committed."""
+        with self._lock:
+            name = change.table.name
+            if change.kind is Kind.UNKEYED:
+                self.holdings.settle_unsure(name, len(change.keys))
+            elif change.kind is Kind.INSERTED:
+                self.holdings.settle(name, change.keys)
+            elif change.kind is Kind.DELETED:
+                self.holdings.undoubt(name, change.keys)
+            elif change.kind is Kind.RENAMED:
+                self.holdings.undoubt(name, [old for old, _new in change.keys])
 
     def note_update(self, table: KeyedTable, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
         """Columns were set in these rows, or without keys in any row of the table."""
@@ -499,7 +649,7 @@ class ResourceTracker:
             return self._ask_late(lambda: self.track_query(select))
         found, count = told.rows_of_query(self, select)
         for keyed, keys in found:
-            self.take_told(keyed, keys)
+            self.tell(keyed, keys)
         return count
 
     def track_tagged(
@@ -534,7 +684,7 @@ class ResourceTracker:
             return self._ask_late(lambda: self.track_tagged(column, template, whose=whose))
         found = tagged.rows_of_tag(self, column, template, whose)
         for keyed, keys in found:
-            self.take_told(keyed, keys)
+            self.tell(keyed, keys)
         return max((len(keys) for _keyed, keys in found), default=0)
 
     def _ask_late(self, question: Callable[[], int]) -> int:
@@ -560,8 +710,22 @@ class ResourceTracker:
 
     def _take_named(self, table: KeyedTable, keys: list[Any]) -> None:
         """An insert that is not committed counts when it is, or is nobody's row."""
+        self.settle()  # an insert that is committed is pending no more
         pending = set(self.pending_keys(table.table))
-        self.take_told(table, [key for key in keys if key not in pending] if pending else keys)
+        self.tell(table, [key for key in keys if key not in pending] if pending else keys)
+
+    def tell(self, table: KeyedTable, keys: list[Any]) -> None:
+        """Hold rows that the user named, and enter them into the ledger."""
+        self.take_told(table, keys)
+        if not self._ledgers or not keys:
+            return
+        change = Change(Kind.INSERTED, table, keys, self, told=True)
+        if not self._books and not self._active:
+            self._told_early.append(change)  # entered as soon as the tracker starts
+            return
+        book = self.book(table.name.database)
+        if book is not None:
+            book.tell(change, self.context)
 
     def take_told(self, table: KeyedTable, keys: list[Any]) -> None:
         """Hold rows that the user named."""
@@ -627,17 +791,31 @@ class ResourceTracker:
             >>> tracker.track_external("auth-user", {"id": user.auth_id}, after=[user])
             <ExternalResource auth-user #1>
         """
+        if self._ledgers:
+            self.refuse_blocking(_ASYNC.format("track_external(...)"))
         if self.is_foreign:
             raise SessionStateError(
                 f"This tracker was made before the process forked, so the {kind} would be "
                 f"forgotten. Write tracker.start() first, or make a tracker in the child."
             )
-        needed_by = ties.items(self, kind, "after", after)
-        needs = ties.items(self, kind, "before", before)
+        needed_by = tuple(ties.items(self, kind, "after", after))
+        needs = tuple(ties.items(self, kind, "before", before))
         with self._lock:
             resource = self.external_resources.new(kind, payload)
             self.external_resources.tie(resource, needed_by, needs)
+        book = next(iter(self._books.values()), None)
+        if book is not None:
+            try:
+                book.intend(Tie(resource, needed_by, needs), self._tables(), self.context)
+            except BaseException:
+                self.external_resources.forget(resource)
+                raise
         return resource
+
+    def _tables(self) -> dict[TableName, KeyedTable]:
+        """The tables of what is held, or may be once it is committed."""
+        pending = {change.table.name: change.table for change in self.pending_changes()}
+        return pending | {held.table.name: held.table for held in self.snapshot()}
 
     # -- asking --------------------------------------------------------------------------------
 
@@ -700,6 +878,8 @@ class ResourceTracker:
 
     def forget_external(self, resource: ExternalResource) -> None:
         """An external resource that is gone."""
+        for book in self._books.values():
+            book.removed(resource)
         with self._lock:
             self.external_resources.forget(resource)
 
@@ -723,7 +903,9 @@ class ResourceTracker:
         return wire.dumps(self)
 
     @classmethod
-    def from_json(cls, text: str, bind: Bind, *, allow_production: bool = False) -> ResourceTracker:
+    def from_json(
+        cls, text: str, bind: Bind, *, allow_production: bool | Collection[str] = False
+    ) -> ResourceTracker:
         """A tracker that holds the rows of :meth:`to_json`, bound to ``bind``.
 
         Raises:
@@ -733,7 +915,7 @@ class ResourceTracker:
 
     @classmethod
     async def from_json_async(
-        cls, text: str, bind: Bind, *, allow_production: bool = False
+        cls, text: str, bind: Bind, *, allow_production: bool | Collection[str] = False
     ) -> ResourceTracker:
         """As :meth:`from_json`, for something asynchronous."""
         return await spawn(cls.from_json, text, bind, allow_production=allow_production)

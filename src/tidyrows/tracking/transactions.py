@@ -8,6 +8,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects import CommitOutcome, Loss
+from tidyrows.tracking import book
 from tidyrows.tracking.announced import Announced, driver_of
 from tidyrows.tracking.believing import believe, doubt
 from tidyrows.tracking.changes import Change, TransactionLog
@@ -101,9 +102,18 @@ class Transactions:
     def add(self, connection: sa.Connection, log: TransactionLog, change: Change) -> None:
         """Note a change; under autocommit it is true already."""
         if not log and self._dialect.in_transaction(driver_of(connection)) is False:
-            self._believe([change])
+            try:
+                book.enter(connection, [change], self.holders)
+            finally:  # the row is there, entered or not
+                self._believe([change])
         else:
             log.add(change)
+
+    def enter(self, connection: sa.Connection) -> None:
+        """Before a COMMIT, of whatever kind: what the transaction did goes into the ledgers."""
+        log = self._logs.get(connection)
+        if log and not self._dialect.commit_is_void(connection):
+            book.enter(connection, list(log), self.holders)
 
     # -- transactions --------------------------------------------------------------------------
 
@@ -143,6 +153,7 @@ class Transactions:
             if change.owner is not None and not change.owner.active
         }:
             owner.say_late(table)
+        self.enter(connection)
         self._announced.add(connection, log.take())
 
     def commit_unasked(self, connection: sa.Connection) -> None:
@@ -173,16 +184,29 @@ class Transactions:
         self.settle_on(connection)
         if name is None:  # SQLAlchemy names it right after this event, by this counter
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
-        self.log(connection).savepoint(name)
+        self._savepoint(connection, name)
+
+    def _savepoint(self, connection: sa.Connection, name: str) -> None:
+        begun = self._dialect.in_transaction(driver_of(connection)) is not False
+        log = self.log(connection)
+        if self._dialect.release_commits and not begun:
+            log.outermost = name
+        log.savepoint(name)
+
+    def _release(self, connection: sa.Connection, name: str) -> None:
+        """A RELEASE is about to be sent; on SQLite it may be a COMMIT."""
+        log = self.log(connection)
+        if self._dialect.release_commits and (log.outermost == name or not log.knows(name)):
+            self.enter(connection)
+        log.release(name)
+        log.release_unsure = True
 
     def release_savepoint(self, connection: sa.Connection, name: str, _context: None) -> None:
         """A savepoint is about to be released."""
         if self.idle:
             return
         self.settle_on(connection)
-        log = self.log(connection)
-        log.release(name)
-        log.release_unsure = True
+        self._release(connection, name)
 
     def rollback_savepoint(self, connection: sa.Connection, name: str, _context: None) -> None:
         """A savepoint is about to be rolled back."""
@@ -195,13 +219,14 @@ class Transactions:
         """A raw statement moves the transaction; it is about to be sent."""
         log = self.log(connection)
         log.targets.clear()  # SET LOCAL ends with what it was set in
+        if move in _MAY_COMMIT or (move is Move.BEGIN and self._dialect.ddl_commits):
+            self.enter(connection)
         if move is Move.COMMIT or (move is Move.BEGIN and self._dialect.ddl_commits):
             self.commit_unasked(connection)
         elif move is Move.SAVEPOINT:
-            log.savepoint(name)
+            self._savepoint(connection, name)
         elif move is Move.RELEASE:
-            log.release(name)
-            log.release_unsure = True
+            self._release(connection, name)
         elif move is Move.ROLLBACK_TO:
             log.rollback_to(name)
         elif move is Move.ROLLBACK:
@@ -212,6 +237,7 @@ class Transactions:
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         if not self.idle:
+            self.enter(connection)
             log = self._logs.get(connection)
             if log:
                 self._prepared[xid] = log.take()
@@ -223,6 +249,7 @@ class Transactions:
         log = self._logs.get(connection)
         changes = self._prepared.pop(xid, [])
         if log:
+            self.enter(connection)
             void = self._dialect.commit_is_void(connection)
             changes += [] if void else log.take()
         if changes:
@@ -310,8 +337,12 @@ class Transactions:
 
     def _believe(self, changes: list[Change]) -> None:
         believe(changes, self.holders)
+        for each in _books_of(changes):  # afterwards: an entry that counts has its rows held
+            each.confirm(changes)
 
     def _doubt(self, changes: list[Change]) -> None:
+        for each in _books_of(changes):
+            each.doubt(changes)
         doubt(changes, self.holders)
 
     def pending(self, owner: ResourceTracker) -> Iterator[Change]:
@@ -321,3 +352,10 @@ class Transactions:
         for log in logs:
             yield from (change for change in log if change.owner is owner)
         yield from (change for change in self._announced.changes() if change.owner is owner)
+
+
+_MAY_COMMIT = frozenset({Move.COMMIT, Move.UNCLEAR})
+
+
+def _books_of(changes: list[Change]) -> set[book.Book]:
+    return {each for change in changes for each, _seq in change.entries}

@@ -1,0 +1,292 @@
+"""What looks like production is refused, wherever it says so, unless its very name is allowed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+
+from tidyrows import ProductionDatabaseError, ResourceTracker
+from tidyrows.tracking.production import ENVIRONMENT_VARIABLES, refuse_production
+
+SAFE = sa.make_url("postgresql+psycopg://db.example/app_test")
+ALLOW = "TIDYROWS_ALLOW_PRODUCTION"
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Org(Base):
+    __tablename__ = "orgs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+def refused(url, allowed=False, **environ):
+    """What is refused, as pairs; nothing of this process's own environment counts."""
+    try:
+        refuse_production(sa.make_url(url), allowed, environ)
+    except ProductionDatabaseError as error:
+        return error.found
+    return ()
+
+
+YES = [
+    "prod",
+    "PRODUCTION",
+    "app_prod",
+    "prod-db-1.internal",
+    "db.live.example",
+    "go-live",
+    "production2",
+    "2prod",
+    "eu.prd",
+    "shop.settings.production",
+    "ShopProduction",
+    "ProdSettings",
+    "config.LiveConfig",
+]
+NO = [
+    "product_catalog",
+    "products",
+    "productions",
+    "producer",
+    "deliver",
+    "reproduction",
+    "alive",
+    "olive",
+    "Livery",
+    "probe",
+    "prds",
+    "nonprod",
+    "preprod",
+    "staging",
+    "test",
+]
+
+
+@pytest.mark.parametrize("name", YES)
+def test_a_word_for_production_is_refused_in_a_host_a_database_and_an_environment(name):
+    assert refused(f"postgresql+psycopg://{name}/app") == (("host", name),)
+    assert refused(f"postgresql+psycopg://db/{name}") == (("database", name),)
+    assert refused(f"sqlite:////srv/{name}.db") == (("database", f"{name}.db"),)
+    for variable in ENVIRONMENT_VARIABLES:
+        assert refused(SAFE, **{variable: name}) == ((variable, name),)
+
+
+@pytest.mark.parametrize("name", NO)
+def test_a_word_that_only_resembles_production_is_none(name):
+    assert not refused(f"postgresql+psycopg://{name}/{name}", APP_ENV=name, ENV=name)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "app.c1a2b3.eu-west-1.rds.amazonaws.com",
+        "app.postgres.database.azure.com",
+        "ep-cool-1.eu-central-1.aws.neon.tech",
+        "db.abcdef.supabase.co",
+        "/cloudsql/shop:europe-west1:main",
+    ],
+)
+def test_a_managed_host_is_not_production_by_itself(host):
+    assert not refused(f"postgresql+psycopg://u:p@/app?host={host}")
+
+
+def test_a_variable_of_another_name_says_nothing():
+    assert not refused(SAFE, GREETING="production", PATH="/opt/prod/bin", APP_ENVIRON="live")
+
+
+@pytest.mark.parametrize(
+    ("url", "found"),
+    [
+        ("postgresql+psycopg://u:p@/app?host=a&host=prod.example", ("host", "prod.example")),
+        ("postgresql+psycopg://u:p@/app?host=a,prod-2:5432", ("host", "prod-2:5432")),
+        ("postgresql+psycopg://u:p@/?dbname=app_live", ("dbname", "app_live")),
+        ("postgresql+psycopg://u:p@/?service=prd", ("service", "prd")),
+        ("mysql+pymysql://u:p@/app?unix_socket=/run/prod.sock", ("unix_socket", "/run/prod.sock")),
+        ("sqlite:///file:/srv/prod.db?mode=ro&uri=true", ("database", "prod.db")),
+    ],
+)
+def test_what_a_url_says_in_its_parameters_counts(url, found):
+    assert refused(url) == (found,)
+
+
+def test_the_users_name_and_the_folders_of_a_file_say_nothing():
+    assert not refused("postgresql+psycopg://app_prod:live@db/app")
+    assert not refused("sqlite:////srv/production/test.db")
+
+
+def test_the_parameters_of_a_files_uri_say_nothing():
+    """One of them may be the key of an encrypted database."""
+    assert not refused(sa.URL.create("sqlite", database="file:/srv/test.db?key=live"))
+
+
+# --- allowed
+
+
+def test_true_allows_everything():
+    url = "postgresql+psycopg://prod-1/app_prod"
+    assert not refused(url, allowed=True, APP_ENV="production")
+
+
+def test_every_match_needs_a_permission_of_its_own():
+    """A database's name must not let a host through that nobody thought of."""
+    url = "postgresql+psycopg://u:p@prod-1/app_prod"
+    environ = {"APP_ENV": "production", "ENV": "live"}
+    all_four = (
+        ("host", "prod-1"),
+        ("database", "app_prod"),
+        ("APP_ENV", "production"),
+        ("ENV", "live"),
+    )
+    assert refused(url, **environ) == all_four
+    assert refused(url, ["app_prod"], **environ) == (all_four[0], *all_four[2:])
+    assert refused(url, {"app_prod", "prod-1"}, **environ) == all_four[2:]
+    assert refused(url, ("app_prod", "prod-1", "production"), **environ) == all_four[3:]
+    assert not refused(url, ["app_prod", "prod-1", "production", "live"], **environ)
+
+
+def test_a_name_is_allowed_only_exactly():
+    for name in ("app", "prod", "App_Prod", "app_prod2", "app_*", ""):
+        assert refused("postgresql+psycopg://db/app_prod", [name]), name
+
+
+def test_one_variable_is_allowed_without_the_others():
+    environ = {"NODE_ENV": "production", "APP_ENV": "production"}
+    assert refused(SAFE, ["NODE_ENV=production"], **environ) == (("APP_ENV", "production"),)
+    assert refused("postgresql://production/a", ["NODE_ENV=production"], NODE_ENV="production") == (
+        ("host", "production"),
+    )
+    assert not refused(SAFE, ["production"], **environ)
+
+
+def test_the_environment_allows_names_too():
+    url = "postgresql+psycopg://prod-1/app_prod"
+    assert refused(url, **{ALLOW: "app_prod"}) == (("host", "prod-1"),)
+    assert not refused(url, **{ALLOW: " app_prod , prod-1,"})
+    assert not refused(url, ["prod-1"], **{ALLOW: "app_prod"})
+    assert not refused(SAFE, APP_ENV="live", **{ALLOW: "APP_ENV=live"})
+
+
+@pytest.mark.parametrize("blanket", ["1", "true", "True", "yes", "on", "*", ""])
+def test_the_environment_has_no_word_that_allows_everything(blanket):
+    """It would be exported once and forgotten."""
+    assert refused("postgresql+psycopg://db/app_prod", **{ALLOW: blanket})
+
+
+@pytest.mark.parametrize(
+    "nonsense", ["app_prod", b"app_prod", 1, None, [b"app_prod"], [1], iter(["a"])]
+)
+def test_what_is_no_list_of_names_is_a_type_error(nonsense):
+    """A string is a collection, of letters: it would allow nothing, and say so nowhere."""
+    with pytest.raises(TypeError, match=r"Write allow_production=\['app_prod'\]"):
+        refuse_production(SAFE, nonsense, {})
+    engine = sa.create_engine("sqlite://")
+    for bind in (engine, sessionmaker(binds={Org: engine})):  # where no engine is known yet, too
+        with pytest.raises(TypeError, match="allow_production"):
+            ResourceTracker(bind, allow_production=nonsense)
+
+
+def test_no_names_allow_nothing():
+    assert refused("postgresql+psycopg://db/prod", [])
+    assert refused("postgresql+psycopg://db/prod", ())
+
+
+# --- what is said
+
+
+def test_the_error_says_where_it_is_and_what_to_write():
+    url = sa.make_url("postgresql+psycopg://joe:secret@prod-1/app_live?sslpassword=hidden")
+    with pytest.raises(ProductionDatabaseError) as caught:
+        refuse_production(url, environ={"DJANGO_SETTINGS_MODULE": "shop.settings.production"})
+    assert str(caught.value) == (
+        "The host 'prod-1' looks like production (it contains 'prod'); the database 'app_live' "
+        "looks like production (it contains 'live'); the environment variable "
+        "DJANGO_SETTINGS_MODULE='shop.settings.production' looks like production (it contains "
+        "'production'), and tidyrows deletes rows. If it is for tests all the same, write "
+        "ResourceTracker(..., allow_production=['prod-1', 'app_live', "
+        "'DJANGO_SETTINGS_MODULE=shop.settings.production']), or set "
+        "TIDYROWS_ALLOW_PRODUCTION=prod-1,app_live,"
+        "DJANGO_SETTINGS_MODULE=shop.settings.production; allow_production=True allows everything."
+    )
+    assert caught.value.matched == "prod"
+
+
+def test_what_the_error_says_to_write_is_enough():
+    url = sa.make_url("postgresql+psycopg://u:p@prod-1/app_live?host=a,prod-2:1&service=prd")
+    environ = dict.fromkeys(ENVIRONMENT_VARIABLES, "ShopProd")
+    with pytest.raises(ProductionDatabaseError) as caught:
+        refuse_production(url, environ=environ)
+    told = str(caught.value)
+    listed = eval(told.partition("allow_production=")[2].partition(")")[0])
+    refuse_production(url, listed, environ)
+    variable = told.partition(f"{ALLOW}=")[2].partition(";")[0]
+    refuse_production(url, environ={**environ, ALLOW: variable})
+
+
+def test_a_connection_string_in_the_place_of_a_name_is_not_shown():
+    for hidden in ("host=prod password=secret", "postgresql://joe:secret@prod-1/app"):
+        url = sa.URL.create("postgresql", query={"dbname": hidden})
+        with pytest.raises(ProductionDatabaseError) as caught:
+            refuse_production(url, environ={})
+        assert "secret" not in str(caught.value)
+        assert caught.value.found == (("dbname", "prod"),)
+
+
+# --- trackers
+
+
+def test_a_tracker_looks_at_the_environment_of_its_process(sqlite_engine, monkeypatch):
+    ResourceTracker(sqlite_engine)
+    monkeypatch.setitem(os.environ, "APP_ENV", "production")
+    with pytest.raises(ProductionDatabaseError, match="APP_ENV='production'"):
+        ResourceTracker(sqlite_engine)
+    ResourceTracker(sqlite_engine, allow_production=["production"])
+    monkeypatch.setitem(os.environ, ALLOW, "APP_ENV=production")
+    ResourceTracker(sqlite_engine)
+
+
+def test_names_are_allowed_to_a_tracker_that_comes_by_json(tmp_path):
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'prod.db'}")
+    Base.metadata.create_all(engine)
+    text = ResourceTracker(engine, allow_production=["prod.db"]).to_json()
+    with pytest.raises(ProductionDatabaseError):
+        ResourceTracker.from_json(text, engine)
+    ResourceTracker.from_json(text, engine, allow_production=["prod.db"])
+    engine.dispose()
+
+
+def test_a_session_that_has_begun_before_the_tracker_is_refused_too(tmp_path):
+    """It has no one engine, so nobody could look when the tracker was made."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'prod.db'}")
+    Base.metadata.create_all(engine)
+    with Session(binds={Org: engine}) as session:
+        session.scalars(sa.select(Org)).all()
+        with pytest.raises(ProductionDatabaseError):
+            ResourceTracker(session).start()
+        tracker = ResourceTracker(session, allow_production=["prod.db"]).start()
+        tracker.stop()
+    engine.dispose()
+
+
+def test_each_engine_is_looked_at_once(tmp_path, monkeypatch):
+    """Reading the environment at every transaction would cost a tenth of a small one."""
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'test.db'}")
+    Base.metadata.create_all(engine)
+    looks = []
+    monkeypatch.setattr(
+        "tidyrows.tracking.tracker.refuse_production", lambda *args: looks.append(args)
+    )
+    maker = sessionmaker(engine)
+    tracker = ResourceTracker(maker).start()
+    try:
+        for _ in range(3):
+            with maker() as session:
+                session.scalars(sa.select(Org)).all()
+    finally:
+        tracker.stop()
+    assert len(looks) == 1
+    engine.dispose()
