@@ -15,10 +15,15 @@ from tidyrows.cleanup import (
     Dependents,
     Held,
     Leftover,
+    Orphans,
     Plan,
     Progress,
     TableRows,
+    find_orphans,
+    find_orphans_async,
     progress_bar,
+    sweep,
+    sweep_async,
 )
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
@@ -26,12 +31,14 @@ from tidyrows.errors import (
     ExternalResourceError,
     KeyShapeError,
     LateCommitWarning,
+    LedgerError,
     NoPrimaryKeyError,
     NoSessionError,
     NotBoundError,
     ProductionDatabaseError,
     ScopeError,
     SessionStateError,
+    TakenOverError,
     TidyRowsError,
     TidyRowsWarning,
     UnknownTableError,
@@ -43,7 +50,7 @@ from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactor
 from tidyrows.retry import Attempt, RetryPolicy
 from tidyrows.retrying import with_retries
 from tidyrows.rows import RowKey, TableName
-from tidyrows.tracking import ExternalResource, ResourceTracker, external_handler
+from tidyrows.tracking import ExternalResource, Ledger, ResourceTracker, external_handler
 from tidyrows.worker import WorkerContext
 
 __all__ = [
@@ -58,10 +65,13 @@ __all__ = [
     "Held",
     "KeyShapeError",
     "LateCommitWarning",
+    "Ledger",
+    "LedgerError",
     "Leftover",
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",
+    "Orphans",
     "Plan",
     "ProductionDatabaseError",
     "Progress",
@@ -75,6 +85,7 @@ __all__ = [
     "SessionStateError",
     "TableName",
     "TableRows",
+    "TakenOverError",
     "TidyRowsError",
     "TidyRowsWarning",
     "TrackedFactory",
@@ -84,6 +95,10 @@ __all__ = [
     "WorkerContext",
     "WorkerContextError",
     "external_handler",
+    "find_orphans",
+    "find_orphans_async",
     "progress_bar",
+    "sweep",
+    "sweep_async",
     "with_retries",
 ]

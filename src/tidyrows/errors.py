@@ -74,15 +74,21 @@ class UntrackableRowError(TidyRowsError):
 
 
 class ProductionDatabaseError(TidyRowsError):
-    """The database looks like production, and nobody said ``allow_production=True``.
+    """The database or the environment looks like production, and nobody allowed it.
 
     Attributes:
-        matched: the part of the URL that looks like production.
+        matched: the first word that looks like production.
+        found: what is not allowed, as pairs: ``host``, ``database`` or the name of an environment
+            variable, and the name that stands there. Listed in ``allow_production``, the names
+            are fine.
     """
 
-    def __init__(self, message: str, *, matched: str) -> None:
+    def __init__(
+        self, message: str, *, matched: str, found: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(message)
         self.matched = matched
+        self.found = tuple(found)
 
 
 class ScopeError(TidyRowsError, ValueError):
@@ -122,6 +128,30 @@ class ExternalResourceError(TidyRowsError, ValueError):
     def __init__(self, message: str, *, kind: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class LedgerError(TidyRowsError):
+    """The ledger's table is not there, has another version, cannot be made or cannot be used."""
+
+
+class LifeTakenError(TidyRowsError):
+    """The lock that shows that a worker is alive is held by somebody else.
+
+    Attributes:
+        number: the worker's number.
+    """
+
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(
+            f"The lock of worker {number:016x} on {where} is held by another process or connection,"
+            f" so this worker cannot show that it is alive. Its number is random: start again with"
+            f" a new one, and never copy the number of a running worker."
+        )
+        self.number = number
+
+
+class TakenOverError(SessionStateError, LedgerError):
+    """A sweep took this worker for dead, and has taken its rows over."""
 
 
 class CleanupError(TidyRowsError):

@@ -72,9 +72,9 @@ def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None)
         asynchronous = True
     else:
         raise NotBoundError(
-            f"with_retries() needs a transaction of its own, and {bind!r} gives none. Write "
-            f"with_retries(session, fn), with a Session, scoped_session, sessionmaker or Engine, "
-            f"or one of their asynchronous kin."
+            f"with_retries() needs a transaction of its own, and a {type(bind).__name__} gives "
+            f"none. Write with_retries(session, fn), with a Session, scoped_session, sessionmaker "
+            f"or Engine, or one of their asynchronous kin."
         )
     policy = retry or RetryPolicy()
     if fn is None:

@@ -32,6 +32,7 @@ from tidyrows import (
     SessionStateError,
     TrackedFactory,
 )
+from tidyrows.awaiting import spawn
 
 everywhere, one_each = over(*ALL), over(*ONE_EACH)
 
@@ -98,6 +99,7 @@ KINDS = ("engine", "maker", "maker of its own class", "session", "registry")
 def test_whatever_a_tracker_is_bound_to(world, kind):
     async def main(engine):
         bind = binds(engine)[kind]
+        made_with = dict(getattr(bind, "kw", {}))
         tracker = ResourceTracker(bind)
         async with CleanupManager(tracker) as cleanup:
             user = await UserFactory.create_async()
@@ -115,6 +117,7 @@ def test_whatever_a_tracker_is_bound_to(world, kind):
                 assert len(tracker) == 3
         assert world.added() == {}
         if hasattr(bind, "kw"):
+            assert bind.kw == made_with
             made = bind()
             assert type(made.sync_session) is bind.kw.get("sync_session_class", orm.Session)
             assert not made.sync_session.dispatch.after_begin
@@ -124,6 +127,21 @@ def test_whatever_a_tracker_is_bound_to(world, kind):
 
     assert world.run(main).total_deleted >= 2
     world.bystanders.assert_untouched()
+
+
+@one_each
+def test_what_the_sessions_of_another_maker_write_is_not_ours(world):
+    async def main(engine):
+        mine, theirs = async_sessionmaker(engine), async_sessionmaker(engine)
+        tracker = ResourceTracker(mine)
+        async with CleanupManager(tracker):
+            async with theirs() as session:
+                session.add(Org(name="theirs"))
+                await session.commit()
+            assert len(tracker) == 0
+        assert world.added() == {"orgs": 1}
+
+    world.run(main)
 
 
 @one_each
@@ -215,6 +233,25 @@ def test_run_sync_waits_for_its_turn_too(world):
             )
             assert len(tracker) == 24
         assert cleanup.report.total_deleted == 24
+
+    world.run(main)
+    world.bystanders.assert_untouched()
+
+
+@one_each
+def test_a_cleanup_waits_for_its_turn_too(world):
+    """Beside a task that is creating yet, in the tracker's one session."""
+
+    async def main(engine):
+        began = asyncio.Event()
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: began.set())
+        tracker = ResourceTracker(engine)
+        async with CleanupManager(tracker) as cleanup:
+            creating = asyncio.create_task(UserFactory.create_async())
+            await began.wait()
+            report = await asyncio.wait_for(cleanup.cleanup_async(), 30)
+            await asyncio.wait_for(creating, 30)
+            assert report.total_deleted == 2
 
     world.run(main)
     world.bystanders.assert_untouched()
@@ -398,3 +435,20 @@ def test_a_lost_transaction_is_run_again_and_the_loop_goes_on(world):
     assert lost
     assert len(ticks) > 5
     world.bystanders.assert_untouched()
+
+
+def test_a_wait_lets_the_other_tasks_go_on():
+    """In a blocked loop nobody could give the lock back that the next attempt needs."""
+    order = []
+
+    async def other():
+        order.append("other")
+
+    async def main():
+        task = asyncio.create_task(other())
+        await spawn(RetryPolicy().sleep, 0.01)
+        order.append("waited")
+        await task
+
+    asyncio.run(main())
+    assert order == ["other", "waited"]

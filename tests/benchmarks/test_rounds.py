@@ -1,7 +1,8 @@
 """Create-and-clean rounds a second, of several processes at once, against cleaning by hand.
 
 A round: an org, five users, four orders with two lines each, in four calls with a commit each; then
-all of it deleted. By hand: the same objects and commits in a session, and four DELETEs.
+all of it deleted. By hand: plain factory_boy with the same declarations and commits, and four
+DELETEs.
 
 Run: python -m pytest tests/benchmarks/test_rounds.py -m benchmark -s
 """

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from harness.blocks import insert, reference, table, tracked
 from harness.bystanders import snapshot
+from harness.commits import deleting
 from tidyrows import (
     CleanupError,
     CleanupManager,
@@ -154,8 +155,8 @@ def test_a_resource_in_no_order_costs_no_further_transaction(world):
     tracker = world.tracker()
     tracker.track_external(world.kind, "a")
     begun = []
-    sa.event.listen(world.engine, "commit", lambda _connection: begun.append(1))
-    CleanupManager(tracker).cleanup()
+    with deleting(world.engine, lambda: begun.append(1)):
+        CleanupManager(tracker).cleanup()
     assert len(begun) == 1
     assert world.went == [("a", 0, 0, 0)]
 

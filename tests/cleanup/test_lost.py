@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from harness.blocks import insert, left_over, reference, table, tracked
 from harness.bystanders import Bystanders, snapshot
+from harness.scene import told
 from harness.targets import on
 from tidyrows import CleanupManager, Dependents, RetryPolicy
 
@@ -76,6 +77,37 @@ def test_a_connection_killed_in_mid_cleanup_is_replaced(engine, family, kill, at
     assert report.total_deleted == 10
     assert not report.already_gone
     assert len(tracker) == 0
+    bystanders.assert_untouched()
+
+
+@servers
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_commits_whose_answers_are_lost_one_after_the_other_count_what_the_first_one_deleted(
+    engine, family, kill, monkeypatch, times
+):
+    """What was deleted of others must be in the report."""
+    parent, child = family
+    bystanders = Bystanders(engine)
+    tracker = tracked(engine, (parent, [{"id": n} for n in range(2, 7)]))
+    insert(engine, (child, [{"id": 70, "parent_id": 3}]))
+    manager = CleanupManager(tracker, retry=RetryPolicy(base=0.0))
+    manager.plan()
+    commit = engine.dialect.do_commit
+    lost = []
+
+    def without_an_answer(pooled):
+        commit(pooled)
+        if len(lost) < times:
+            lost.append(pooled)
+            kill(pooled)
+            pooled.cursor().execute("SELECT 1")
+
+    monkeypatch.setattr(engine.dialect, "do_commit", without_an_answer)
+    report = manager.cleanup()
+    assert len(lost) == times
+    assert report.total_deleted == 5
+    assert told(report.dependents) == {"children": [70]}
+    assert not report.already_gone
     bystanders.assert_untouched()
 
 

@@ -102,6 +102,28 @@ def test_a_lock_is_waited_for_while_all_other_rows_go(database, engine, family):
     bystanders.assert_untouched()
 
 
+@servers
+def test_a_row_that_stays_for_another_reason_is_told_so_beside_a_locked_one(
+    database, engine, family
+):
+    parent, child = family
+    notes = table(parent.metadata, "notes", reference("parent_id", "parents.id"))
+    notes.create(engine)
+    tracker = tracked(engine, *ours(parent, child))
+    insert(database.engine(), (notes, [{"id": 1, "parent_id": 5}]))
+    manager = CleanupManager(
+        tracker, lock_timeout=0.3, retry=RetryPolicy(attempts=2, base=0.0), protect=[notes]
+    )
+    manager.plan()
+    with database.engine().connect() as holder:
+        holder.execute(sa.update(child).where(child.c.id == 4).values(note=1))
+        left = left_over(manager)
+        holder.rollback()
+    assert set(left) == {("children", 4), ("parents", 4), ("parents", 5)}
+    assert "notes" in left["parents", 5]
+    assert "gave up" in left["children", 4]
+
+
 @on("postgresql+psycopg", "mysql+pymysql")
 def test_a_table_that_somebody_locked_whole_is_waited_for_as_long_as_said(database, engine, family):
     """Not even looking is possible then."""
@@ -227,6 +249,44 @@ def test_the_deadline_holds_while_looking_for_the_rows_that_cannot_go(database, 
     assert rows_of(database.engine(), "children") == [(1, 1, None)]
     sa.event.remove(engine, "before_cursor_execute", tick)
     assert set(left_over(CleanupManager(tracker))) == {("parents", 50)}
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+def test_a_transaction_in_which_the_deadline_strikes_deletes_nothing(engine, family):
+    """Its locks would be held past the time that was said."""
+    parent, child = family
+    tracker = tracked(engine, *ours(parent, child))
+    clock = Clock()
+
+    @sa.event.listens_for(engine, "before_cursor_execute")
+    def tick(connection, cursor, statement, *_):
+        if statement.startswith("DELETE"):
+            clock.now += 40.0
+
+    manager = CleanupManager(tracker, deadline=35.0, retry=RetryPolicy(clock=clock, base=0.0))
+    left = left_over(manager)
+    sa.event.remove(engine, "before_cursor_execute", tick)
+    assert len(left) == len(tracker) == 10
+    assert all("deadline" in cause for cause in left.values())
+    assert len(rows_of(engine, "children")) == len(rows_of(engine, "parents")) == 6
+    assert CleanupManager(tracker).cleanup().total_deleted == 10
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+def test_a_wait_for_a_lock_ends_with_the_deadline(database, engine, family):
+    parent, child = family
+    tracker = tracked(engine, *ours(parent, child))
+    manager = CleanupManager(tracker, lock_timeout=20.0, deadline=0.5)
+    manager.plan()
+    with database.engine().connect() as holder:
+        if database.backend == "sqlite":
+            holder.exec_driver_sql("BEGIN IMMEDIATE")
+        else:
+            holder.execute(sa.update(child).values(note=1))
+        began = time.monotonic()
+        assert len(left_over(manager)) == 10
+        assert time.monotonic() - began < 10
+        holder.rollback()
 
 
 @on("postgresql+psycopg", "mysql+pymysql")

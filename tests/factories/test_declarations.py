@@ -82,6 +82,9 @@ class Ambient:
     in_transaction = False
     context = CONTEXT
 
+    def integer(self, start):
+        return self.context.integer(start)
+
     def watch(self, session):
         pass
 

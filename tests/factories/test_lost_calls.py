@@ -338,12 +338,95 @@ def test_a_commit_that_succeeded_without_an_answer_gives_its_objects(zoo_engine,
         assert user.org.name
         assert [order.user for order in user.orders] == [user, user]
         assert len(tracker) == sum(map(len, rows.values()))
+        assert tracker.doubts() == set()
         user.name = "changed"
         tracker.session.commit()
         OrgFactory()
     assert lost
     assert not cleanup.report.leftovers
     before.assert_untouched()
+
+
+@servers
+def test_an_older_doubt_says_nothing_of_a_commit_that_was_lost_later(zoo_engine, monkeypatch):
+    """Its rows are there, and those of the call are not."""
+    before = Bystanders(zoo_engine)
+    real = zoo_engine.dialect.do_commit
+    commits = []
+
+    def commit(dbapi_connection):
+        commits.append(1)
+        if len(commits) != 2:
+            real(dbapi_connection)
+        if len(commits) <= 2:
+            code = () if zoo_engine.dialect.name == "postgresql" else (2013, "gone")
+            raise zoo_engine.dialect.loaded_dbapi.OperationalError(*code)
+
+    monkeypatch.setattr(zoo_engine.dialect, "do_commit", commit)
+    if zoo_engine.dialect.name == "postgresql":
+        monkeypatch.setattr(zoo_engine.dialect, "is_disconnect", lambda *_: True)
+    tracker = ResourceTracker(zoo_engine, retry=AT_ONCE)
+    with CleanupManager(tracker):
+        with orm.Session(zoo_engine) as session:
+            session.add(Org(name="older"))
+            with pytest.raises(sa.exc.OperationalError):
+                session.commit()
+        older = tracker.doubts()
+        assert len(older) == 1
+        OrgFactory(name="newer")
+        monkeypatch.undo()
+        (rows,) = snapshot(zoo_engine).added_since(before.expected).values()
+        assert sorted(name for row in rows for name in row if name in {"older", "newer"}) == [
+            "newer",
+            "older",
+        ]
+        assert tracker.doubts() == older
+    before.assert_untouched()
+
+
+@servers
+@pytest.mark.parametrize("gone", [(Order,), (Order, User)])
+def test_a_commit_whose_rows_the_application_takes_at_once_is_not_run_again(
+    zoo_database, zoo_engine, kill_after_commit, gone
+):
+    """As the worker of a queue does. The rows that are left are ours."""
+    before = Bystanders(zoo_engine)
+    outside = zoo_database.engine()
+
+    def take():
+        with outside.begin() as connection:
+            for model in gone:
+                connection.execute(sa.delete(model.__table__))
+
+    kill_after_commit(take)
+    tracker = ResourceTracker(zoo_engine, retry=AT_ONCE)
+    with CleanupManager(tracker):
+        OrderFactory()
+        added = snapshot(zoo_engine).added_since(before.expected)
+        assert sum(map(len, added.values())) == 3 - len(gone)
+    before.assert_untouched()
+
+
+@pytest.fixture
+def kill_after_commit(zoo_engine, monkeypatch):
+    """Have the answer to the next COMMIT lost, after what is given was called."""
+
+    def prepare(meanwhile):
+        real, lost = zoo_engine.dialect.do_commit, []
+
+        def commit(dbapi_connection):
+            real(dbapi_connection)
+            if not lost:
+                lost.append(1)
+                meanwhile()
+                code = () if zoo_engine.dialect.name == "postgresql" else (2013, "gone")
+                if zoo_engine.dialect.name == "postgresql":
+                    monkeypatch.setattr(zoo_engine.dialect, "is_disconnect", lambda *_: True)
+                raise zoo_engine.dialect.loaded_dbapi.OperationalError(*code)
+
+        monkeypatch.setattr(zoo_engine.dialect, "do_commit", commit)
+
+    return prepare
 
 
 # --- where it is not run again
@@ -382,10 +465,11 @@ def test_a_hook_that_commits_ends_what_can_be_run_again(zoo_engine):
     with CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)):
         fails = Fails(zoo_engine, 4)
         try:
-            with pytest.raises(sa.exc.DBAPIError):
+            with pytest.raises(sa.exc.DBAPIError) as caught:
                 CommittingFactory()
         finally:
             fails.stop()
+        assert any("not its own alone" in note for note in caught.value.__notes__)
         rows = snapshot(zoo_engine).added_since(before.expected)
         assert sum(map(len, rows.values())) == 2
     before.assert_untouched()
@@ -512,6 +596,20 @@ def test_whatever_draws_from_faker_draws_the_same(zoo_engine, given):
     assert first != [["plain"]]
 
 
+class BareFactory(TrackedFactory[Org]):
+    class Meta:
+        model = Org
+
+    name = "plain"
+
+
+@everywhere
+def test_a_declaration_that_only_the_call_is_given_draws_the_same(zoo_engine):
+    first, second = attempts_of(zoo_engine, lambda: BareFactory(name=factory.Faker("name")), 1)
+    assert second == first
+    assert first != [["plain"]]
+
+
 # --- the caller's objects
 
 
@@ -595,6 +693,19 @@ def test_a_key_that_the_lost_attempt_gave_to_the_callers_object_is_not_used_agai
         assert user.org.id
     with zoo_engine.connect() as connection:
         assert connection.execute(sa.select(name)).scalars().all().count("theirs") == 1
+
+
+@everywhere
+def test_a_key_that_the_caller_gave_to_a_built_object_stays(zoo_engine):
+    with CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)):
+        user = UserFactory.build(id=90_003)
+        fails = Fails(zoo_engine, 3)
+        try:
+            order = OrderFactory(user=user)
+        finally:
+            fails.stop()
+        assert fails.failed == 1
+        assert (user.id, order.user_id) == (90_003, 90_003)
 
 
 # --- what another call has committed

@@ -5,6 +5,13 @@ from tidyrows.cleanup.plan import Batch, Plan, Step
 from tidyrows.cleanup.progress import Progress, progress_bar
 from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
 from tidyrows.cleanup.rules import Dependents
+from tidyrows.cleanup.sweep import (
+    Orphans,
+    find_orphans,
+    find_orphans_async,
+    sweep,
+    sweep_async,
+)
 
 __all__ = [
     "Batch",
@@ -13,9 +20,14 @@ __all__ = [
     "Dependents",
     "Held",
     "Leftover",
+    "Orphans",
     "Plan",
     "Progress",
     "Step",
     "TableRows",
+    "find_orphans",
+    "find_orphans_async",
     "progress_bar",
+    "sweep",
+    "sweep_async",
 ]

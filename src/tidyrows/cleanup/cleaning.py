@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.blockers import blocking_tables
 from tidyrows.cleanup.causes import name_what_keeps
 from tidyrows.cleanup.deletion import add_rows
-from tidyrows.cleanup.doubt import settle_doubt
+from tidyrows.cleanup.doubt import ask_ledger, settle_doubt
 from tidyrows.cleanup.keyless import UNSURE, Keyless
 from tidyrows.cleanup.plan import Batch, place_of
 from tidyrows.cleanup.report import Held, Leftover
@@ -22,6 +22,7 @@ from tidyrows.errors import SessionStateError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
     from tidyrows.cleanup.external import Part
@@ -45,6 +46,7 @@ class Cleaning:
         executor: what deletes them.
         report: where it is written down.
         verify: look whether rows are gone even if all were counted as deleted.
+        books: lets the ledger say what is deleted.
         part: which of the rows; all of them where it is None.
 
     Attributes:
@@ -59,8 +61,10 @@ class Cleaning:
         report: CleanupReport,
         *,
         verify: bool,
+        books: Bookkeeping,
         part: Part | None = None,
     ) -> None:
+        self._books = books
         self._tracker = tracker
         self._database = database
         self._executor = executor
@@ -78,7 +82,7 @@ class Cleaning:
         Raises:
             SessionStateError: somebody's transaction is open on the only connection.
         """
-        keyless = Keyless(self._tracker, self._database, self._executor, self._report)
+        keyless = Keyless(self._tracker, self._database, self._executor, self._report, self._books)
         try:
             leftovers = self._settle_doubts()
             keyless.run(self._held())
@@ -132,6 +136,7 @@ class Cleaning:
 
     def _settle_doubts(self) -> list[Leftover]:
         leftovers: list[Leftover] = []
+        self._ask_ledger()
         for held in self._held():
             if not held.doubtful:
                 continue
@@ -143,6 +148,11 @@ class Cleaning:
                 Leftover(table.name, table.row(key), cause) for key, cause in settled.unsure.items()
             ]
         return leftovers
+
+    def _ask_ledger(self) -> None:
+        book = self._books.book
+        if book is not None and book.doubtful:
+            self._executor.patiently(partial(ask_ledger, self._tracker, self._database, book))
 
     def _delete(self) -> list[Leftover]:
         held = [held for held in self._held() if len(held.keys)]

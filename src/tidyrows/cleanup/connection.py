@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from tidyrows.cleanup.waiting import Waiting
 from tidyrows.dialects import Fault
-from tidyrows.errors import SessionStateError
+from tidyrows.errors import SessionStateError, TakenOverError
 from tidyrows.tracking.capture import capture_for
 from tidyrows.tracking.strings import INTERNAL
 
@@ -82,6 +82,9 @@ class Database:
                 connection.commit()
                 if committed is not None:
                     committed()
+            except TakenOverError:
+                self._give_up(connection)
+                raise
             except SessionStateError:
                 raise  # the transaction that is open there is somebody else's
             except BaseException:
@@ -101,13 +104,13 @@ class Database:
                     statement_timeout=max(self.statement_timeout, self.lock_timeout),
                 )
                 yield connection
+                # Not ROLLBACK: that makes psycopg forget every statement that it has prepared.
+                connection.commit()
             except SessionStateError:
                 raise  # as above
             except BaseException:
                 self._give_up(connection)
                 raise
-            else:
-                self._give_up(connection)
             finally:
                 self.dialect.end_cleanup(connection)
 
@@ -141,7 +144,7 @@ class Database:
             pool.connection.dbapi_connection
         ):
             raise SessionStateError(
-                f"All users of {self.engine.url!r} share one connection (StaticPool), and a "
+                f"All users of {self.capture.database} share one connection (StaticPool), and a "
                 f"transaction is open on it, which is not tidyrows' to end. Commit or roll back "
                 f"the session or connection that began it, then call cleanup() again; all rows "
                 f"stay tracked."

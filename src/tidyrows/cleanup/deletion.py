@@ -94,7 +94,7 @@ class Deletion:
         rules: what becomes of rows that reference ours.
         tracked: all our rows, by place.
         stay: rows that are known not to go.
-        claimed: of rows of a place, who else in this process tracks them.
+        claimed: of rows of a table, who else tracks them.
         identity: of rows with these keys, which may not be ours any more, and why.
         limit: how many untracked rows may go with more than one row of ours.
         remaining: the seconds that are left of the cleanup's time.
@@ -107,7 +107,7 @@ class Deletion:
     rules: Rules
     tracked: Mapping[Place, KeySet]
     stay: Kept
-    claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]]
+    claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
     identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]] | None
     limit: int
     remaining: Callable[[], float]

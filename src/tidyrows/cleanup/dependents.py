@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.graphs import SchemaView
     from tidyrows.dialects.base import Dialect
+    from tidyrows.rows import KeyedTable
     from tidyrows.schema import ForeignKey, Place
 
 
@@ -90,7 +91,8 @@ class Discovery:
         view: the schema.
         rules: what becomes of dependents.
         tracked: our rows, those too that are not to be deleted in this transaction.
-        claimed: of these rows, who else in this process tracks them.
+        claimed: of rows of a table, who else tracks them; of a table without a primary key, who
+            else tracks any row, under the key ``()``.
         kept: rows that are known to stay; grows.
         limit: how many dependents may be found, unless all of them are one row's.
     """
@@ -103,7 +105,7 @@ class Discovery:
         rules: Rules,
         *,
         tracked: Mapping[Place, Container[Any]],
-        claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
+        claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]],
         kept: Kept,
         limit: int,
     ) -> None:
@@ -214,13 +216,7 @@ class Discovery:
             return []
         why = self._rules.why_kept(key)
         if not child.key_columns:
-            if fate is Fate.KEEPS:
-                cause = f"a row of {'.'.join(key.child)} {why} and references it"
-                blocks.append(_Block(key, None, lambda _row: Reason(cause)))
-                return []
-            into = found.unnamed if fate is Fate.DELETED else found.detached_unnamed
-            before, counted = into.get(key, ([], 0))
-            into[key] = ([*before, *values], counted + len(rows))
+            self._nameless(key, values, len(rows), found, blocks)
             return []
         doomed = found.doomed.setdefault(key.child, {})
         single = len(names) == 1
@@ -235,6 +231,29 @@ class Discovery:
             return new
         found.detached[key].update(dict.fromkeys(new))
         return []
+
+    def _nameless(
+        self,
+        key: ForeignKey,
+        values: Sequence[Any],
+        count: int,
+        found: Found,
+        blocks: list[_Block],
+    ) -> None:
+        """Sort rows without a primary key that reference these values."""
+        child, fate = self._view.table(self._connection, key.child), self.fate(key)
+        if fate is Fate.KEEPS:
+            cause = f"a row of {'.'.join(key.child)} {self._rules.why_kept(key)} and references it"
+            blocks.append(_Block(key, None, lambda _row: Reason(cause)))
+            return
+        whose = self._claimed(self._connection, child, [()]).get(())
+        if whose is not None:
+            cause = f"a row of {'.'.join(key.child)} of {whose} may be one that references it"
+            blocks.append(_Block(key, None, lambda _row: Reason(cause, whose)))
+            return
+        into = found.unnamed if fate is Fate.DELETED else found.detached_unnamed
+        before, counted = into.get(key, ([], 0))
+        into[key] = ([*before, *values], counted + count)
 
     def _free(self, key: ForeignKey, rows: list[Any], blocks: list[_Block]) -> list[Any]:
         """Leave out rows that stay, and note that they keep ours."""
@@ -258,7 +277,7 @@ class Discovery:
             cause = "is tracked too, could not be deleted and references it"
             blocks.append(_Block(key, ours, lambda row: Reason(f"{row} {cause}")))
             rows = [row for row in rows if row not in tracked]
-        claims = self._claimed(key.child, rows)
+        claims = self._claimed(self._connection, table, rows)
         if not claims:
             return rows
         owners = {table.row(row): owner for row, owner in claims.items()}
@@ -290,7 +309,8 @@ class Discovery:
         stay: list[tuple[Place, Any]] = []
         if block.children is None:
             for row in referenced(self._connection, key, parent, list(doomed)):
-                kept[row] = Reason(f"{block.why(None).cause} by {columns}")
+                reason = block.why(None)
+                kept[row] = Reason(f"{reason.cause} by {columns}", reason.by)
                 stay.append((key.parent, row))
             return stay
         child = self._view.table(self._connection, key.child)

@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.verify import still_there
+from tidyrows.tracking.believing import believe
+from tidyrows.tracking.changes import Kind
 from tidyrows.tracking.statements import only_ours_can_hold
 
 if TYPE_CHECKING:
     from tidyrows.rows import TableName
+    from tidyrows.tracking.book import Book
+    from tidyrows.tracking.changes import Change
     from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -44,7 +48,7 @@ def settle_doubt(database: Database, held: TableHoldings) -> Settled:
     Raises:
         ConnectionError: the server has not ended the transaction yet; ask again.
     """
-    _refuse_too_early(database)
+    refuse_too_early(database)
     name = held.table.name
     seen = still_there(database, [Batch(held.table, list(held.doubtful))])[name]
     settled = Settled(unsure=dict(seen.unseen))
@@ -80,7 +84,11 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
         sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
         ConnectionError: the server has not ended the transaction yet; ask again.
     """
+    told = _told_by_ledgers(tracker, before)
+    if told is not None:
+        return told
     committed: bool | None = None
+    unseen = False
     theirs = []
     for held in tracker.snapshot():
         table = held.table
@@ -97,10 +105,13 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
                 reused=database.dialect.reuses_keys,
             )
         ]
-        if committed is None and proving:
-            _refuse_too_early(database)
+        if not committed and proving:  # somebody may have deleted the first table's rows already
+            refuse_too_early(database)
             seen = still_there(database, [Batch(table, proving)])[table.name]
-            committed = None if seen.unseen else bool(seen.there)
+            unseen = unseen or bool(seen.unseen)
+            committed = bool(seen.there)
+    if unseen and not committed:
+        committed = None
     for table, doubtful in theirs:
         if committed:
             tracker.hold_after_all(table, doubtful)
@@ -109,13 +120,51 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
     return committed
 
 
-def _refuse_too_early(database: Database) -> None:
+def _told_by_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
+    """What the ledgers say of a COMMIT that was not answered; None where nothing was entered."""
+    told: bool | None = None
+    for place in tracker.books():
+        book = tracker.known_book(place)
+        if book is None or not book.doubtful:
+            continue
+        engine = tracker.engine_of(place)
+        database = Database(engine, lock_timeout=_SECONDS, statement_timeout=_SECONDS)
+        for change, is_true in ask_ledger(tracker, database, book):
+            if change.kind is not Kind.INSERTED:
+                continue
+            if not before.issuperset((change.table.name, key) for key in change.keys):
+                told = told or is_true
+    return told
+
+
+def ask_ledger(
+    tracker: ResourceTracker, database: Database, book: Book
+) -> list[tuple[Change, bool]]:
+    """Settle what was entered with a COMMIT that was not answered: it is there if that succeeded.
+
+    Returns:
+        What was in doubt, and whether it is true.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
+        ConnectionError: the server has not ended the transaction yet; ask again.
+    """
+    refuse_too_early(database)
+    with database.reading() as connection:
+        committed, lost = book.settled(connection)
+    for change in (*committed, *lost):
+        tracker.settle_change(change)
+    believe(committed, [tracker])
+    return [*((change, True) for change in committed), *((change, False) for change in lost)]
+
+
+def refuse_too_early(database: Database) -> None:
     """A COMMIT may go on after its client is gone: until it has ended, nobody sees its rows."""
     unanswered = database.capture.unanswered
     if not unanswered:
         return
     with database.reading() as connection:
-        over = {each for each in unanswered if not database.dialect.is_busy(connection, each)}
+        over = {each for each in list(unanswered) if not database.dialect.is_busy(connection, each)}
     unanswered -= over
     if unanswered:
         raise ConnectionError(

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.deletion import Rows
     from tidyrows.cleanup.dependents import Kept
@@ -70,7 +71,8 @@ class Executor:
         limit: the most rows of one transaction, if they can be parted.
         progress: told of rows that are deleted, or given up.
         rules: what becomes of rows that reference ours, given our tables.
-        claimed: of rows of a place, who else in this process tracks them.
+        claimed: of rows of a place, who else tracks them.
+        books: lets the ledger say what a transaction deletes.
         identity: of rows with these keys, which may not be ours any more, and why; asked in the
             transaction that deletes.
         others: tracked rows that are not to be deleted now, by place; what they reference stays.
@@ -87,7 +89,8 @@ class Executor:
         limit: int,
         progress: Callable[[int], None],
         rules: Callable[[Sequence[KeyedTable]], Rules],
-        claimed: Callable[[Place, Sequence[Any]], Mapping[Any, str]],
+        claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]],
+        books: Bookkeeping,
         identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
         | None = None,
         others: Mapping[Place, KeySet] | None = None,
@@ -103,6 +106,7 @@ class Executor:
         self._progress = progress
         self._make_rules = rules
         self._claimed = claimed
+        self._books = books
         self._identity = identity
         self._foreign_keys_off = foreign_keys_off
         self._unanswered: Done | None = None
@@ -255,6 +259,7 @@ class Executor:
         around = around and several and self._dialect.locks_rows
         transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
         self._unanswered = None
+        self._books.begin()
         self._database.waiting.begin()
         try:
             self.patiently(transaction, waits=_WAITS if around else sys.maxsize)
@@ -321,6 +326,7 @@ class Executor:
             nonlocal sent
             sent = False
             # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
+            self._books.committed()
             unanswered, self._unanswered = self._unanswered, None
             done_after_all = done if done or unanswered is None else unanswered
             self.outcome.add(done_after_all, self._database.capture.database)
@@ -330,10 +336,13 @@ class Executor:
                 seconds=self._remaining(), committed=committed
             ) as connection:
                 deletion.run(connection, rows, done, discover=discover)
+                self._books.settle(connection, rows, done)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
-                self._unanswered = done
+                if done or self._unanswered is None:  # what found nothing undoes no count
+                    self._unanswered = done
+                self._books.unanswered()
             raise
 
     # -- around a failure ----------------------------------------------------------------------
@@ -354,6 +363,7 @@ class Executor:
         cause = SILENT
         for _round in range(_ROUNDS):
             self._unanswered = None
+            self._books.begin()
             self._database.waiting.begin()
             try:
                 self.patiently(partial(self._whole, rows, discover=True, limit=sys.maxsize))

@@ -19,6 +19,7 @@ from tidyrows.errors import SessionStateError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
     from tidyrows.cleanup.report import CleanupReport
@@ -46,6 +47,7 @@ class Keyless:
         database: where they are.
         executor: what runs a transaction patiently.
         report: where it is written down.
+        books: lets the ledger say what is deleted.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Keyless:
         database: Database,
         executor: Executor,
         report: CleanupReport,
+        books: Bookkeeping,
     ) -> None:
+        self._books = books
         self._tracker = tracker
         self._database = database
         self._executor = executor
@@ -118,6 +122,7 @@ class Keyless:
         """One transaction: how many rows it deleted, and which are there yet, without an error."""
         sent = False
         silent: Rows = []
+        gone: Rows = []
         deleted = 0
         dialect = self._database.dialect
         try:
@@ -130,16 +135,20 @@ class Keyless:
                     if count < len(equal):
                         there = dialect.count_rows(connection, table, equal[0])
                         silent += equal[: min(there, len(equal) - count)]
+                stay = {id(row) for row in silent}
+                gone = [row for row in rows if id(row) not in stay]
+                self._books.settle_whole(connection, table, gone)
                 sent = True
         except BaseException as error:
             if not sent or dialect.fault(error) in {Fault.TRANSIENT, Fault.CONSTRAINT}:
                 raise
+            self._books.doubt_whole()
             self._tracker.forget_whole(table, rows, unsure=True)
             if not isinstance(error, Exception) or isinstance(error, SessionStateError):
                 raise
             raise _UnansweredError from error
-        stay = {id(row) for row in silent}
-        self._tracker.forget_whole(table, [row for row in rows if id(row) not in stay])
+        self._books.committed()
+        self._tracker.forget_whole(table, gone)
         return deleted, silent
 
     def _refuse_unseen_columns(self, connection: sa.Connection, table: KeyedTable) -> None:

@@ -9,19 +9,29 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from tidyrows.awaiting import spawn
+from tidyrows.cleanup.bookkeeping import Bookkeeping
 from tidyrows.cleanup.choice import named_tables, places_of
+from tidyrows.cleanup.claims import claimed_by_others
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.external import Part, Phases
 from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.identity import identity_of
+from tidyrows.cleanup.keep import keep
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.preserve import Restoring
 from tidyrows.cleanup.progress import Steps
 from tidyrows.cleanup.report import CleanupReport, describe_leftovers
 from tidyrows.cleanup.rules import Dependents, Rules
-from tidyrows.errors import CleanupError, NotBoundError, SessionStateError
+from tidyrows.cleanup.verify import in_short
+from tidyrows.errors import (
+    CleanupError,
+    NotBoundError,
+    SessionStateError,
+    TakenOverError,
+    TidyRowsError,
+)
 from tidyrows.retry import RetryPolicy
 from tidyrows.rows import TableName
 from tidyrows.tracking.tracker import ResourceTracker
@@ -33,7 +43,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.progress import Progress
     from tidyrows.cleanup.report import Leftover
     from tidyrows.rows import KeyedTable
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema import ForeignKey
     from tidyrows.tracking.holdings import TableHoldings
 
 
@@ -62,6 +72,8 @@ class CleanupManager:
             What it raises does not stop the cleanup, and surfaces at its end.
         trust_keys: delete by key alone. Otherwise, where the database gives keys again (SQLite), a
             row that no longer looks as it was inserted stays, since it may be somebody else's.
+        keep_on_failure: where the body raises, leave the rows for study. A note on the error says
+            which they are and what deletes them; with a ledger only a sweep that is asked to does.
         allow_foreign_keys_off: on the MySQL family only, delete circles of NOT NULL foreign keys
             with ``FOREIGN_KEY_CHECKS=0``, on a connection that is thrown away afterwards.
 
@@ -90,12 +102,13 @@ class CleanupManager:
         rows_per_transaction: int = 10_000,
         on_progress: Callable[[Progress], None] | None = None,
         trust_keys: bool = False,
+        keep_on_failure: bool = False,
         allow_foreign_keys_off: bool = False,
     ) -> None:
         if not isinstance(tracker, ResourceTracker):
             raise NotBoundError(
-                f"CleanupManager cleans up after a tracker, and {tracker!r} is none. Write "
-                f"CleanupManager(ResourceTracker(engine))."
+                f"CleanupManager cleans up after a tracker, and a {type(tracker).__name__} is "
+                f"none. Write CleanupManager(ResourceTracker(engine))."
             )
         if lock_timeout <= 0:
             raise ValueError(
@@ -129,6 +142,7 @@ class CleanupManager:
         self._limit = rows_per_transaction
         self._on_progress = on_progress
         self._trust_keys = trust_keys
+        self._keep_on_failure = keep_on_failure
         self._foreign_keys_off = allow_foreign_keys_off
         self._databases: dict[str, Database] = {}
         self._refusal: SessionStateError | None = None
@@ -148,12 +162,15 @@ class CleanupManager:
     ) -> None:
         try:
             self.tracker.stop()
-            self.cleanup()
+            if error is not None and self._keep_on_failure:
+                error.add_note(keep(self.tracker))
+            else:
+                self.cleanup()
         except Exception as failure:
             if error is None:
                 raise
             # Whatever it is, the test's own failure comes first.
-            error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
+            error.add_note(f"tidyrows: the cleanup after this failed too: {_told(failure)}")
 
     async def __aenter__(self) -> Self:
         if not self.tracker.active:
@@ -168,11 +185,14 @@ class CleanupManager:
     ) -> None:
         try:
             self.tracker.stop()
-            await self.cleanup_async()
+            if error is not None and self._keep_on_failure:
+                error.add_note(await spawn(keep, self.tracker))
+            else:
+                await self.cleanup_async()
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
+            error.add_note(f"tidyrows: the cleanup after this failed too: {_told(failure)}")
 
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
@@ -211,6 +231,7 @@ class CleanupManager:
         self.report = report = CleanupReport()
         until = started + self._retry.deadline
         self._refusal = self._failure = None
+        self._taken: set[str] = set()
         self._databases.clear()  # what was learned of waits and foreign keys was another time's
         leftovers: list[Leftover] = []
         failures: list[Exception] = []
@@ -228,6 +249,7 @@ class CleanupManager:
             else:
                 leftovers = clean(None)
             leftovers += restoring.after_deletes()
+            failures += self._finish_books()
             self._failure = self._failure or restoring.failure
             self._refusal = self._refusal or restoring.refusal
             failures += steps.finish()
@@ -236,6 +258,8 @@ class CleanupManager:
             blocker for each in self._databases.values() for blocker in each.waiting.blockers
         )
         report.seconds = clock() - started
+        if leftovers or report.held or self._refusal is not None:
+            self.tracker.said()
         if self._refusal is not None:
             if leftovers:
                 self._refusal.add_note(describe_leftovers(leftovers))
@@ -255,7 +279,10 @@ class CleanupManager:
         A task that is cancelled in it leaves tracked what was not deleted: call it again. Under a
         tracker that is not asynchronous it does the same, and the loop waits.
         """
-        return await spawn(self.cleanup) if self.tracker.is_async else self.cleanup()
+        if not self.tracker.is_async:
+            return self.cleanup()
+        async with self.tracker.turn():  # a task may be creating yet, in the tracker's session
+            return await spawn(self.cleanup)
 
     def _clean(
         self, report: CleanupReport, until: float, steps: Steps, part: Part | None
@@ -263,8 +290,10 @@ class CleanupManager:
         """Delete the rows of a part, or all; what is left over of them."""
         leftovers: list[Leftover] = []
         for database, holdings in self._held_by_database():
+            books = Bookkeeping(self.tracker, database)
             executor = Executor(
                 database,
+                books=books,
                 retry=self._retry,
                 until=until,
                 limit=self._limit,
@@ -277,14 +306,41 @@ class CleanupManager:
                 foreign_keys_off=self._foreign_keys_off,
             )
             cleaning = Cleaning(
-                self.tracker, database, executor, report, verify=self._verify, part=part
+                self.tracker,
+                database,
+                executor,
+                report,
+                verify=self._verify,
+                books=books,
+                part=part,
             )
             try:
                 leftovers += cleaning.run()
+            except TakenOverError as error:
+                self._refusal = self._refusal or error
+                self._taken.add(database.capture.database)
             except SessionStateError as error:
                 self._refusal = self._refusal or error
             self._failure = self._failure or cleaning.failure
         return leftovers
+
+    def _finish_books(self) -> list[Exception]:
+        """Leave in the ledgers what is left; what went wrong is returned."""
+        failures: list[Exception] = []
+        for name in self.tracker.books():
+            database = self._database(name)
+            retry = partial(self._retry.run, is_transient=database.passes)
+            try:
+                if name not in self._taken:
+                    Bookkeeping(self.tracker, database).finish(retry)
+            except TakenOverError as error:
+                self._refusal = self._refusal or error
+                self._taken.add(name)
+            except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
+                failures.append(error)
+            if name in self._taken:
+                self.tracker.let_go(name)
+        return failures
 
     def _references(self) -> list[tuple[TableName, TableName]]:
         """Which table references which, child first, in every database that rows are held of."""
@@ -314,14 +370,25 @@ class CleanupManager:
             protect=places_of(self._protect, tables, default),
         )
 
-    def _claimed(self, database: Database, place: Place, keys: Sequence[Any]) -> dict[Any, str]:
-        """Of these rows, those that another tracker of this process will delete."""
-        name = TableName(database.capture.database, *place)
+    def _claimed(
+        self,
+        database: Database,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+    ) -> dict[Any, str]:
+        """Of these rows, those that another tracker, here or in another process, will delete."""
+        name = table.name
         claims: dict[Any, str] = {}
         for other in database.capture.holders:
             if other is not self.tracker and other.holds(name):
                 mine = other.context.tag
-                claims.update((key, f"the tracker {mine}") for key in other.those_held(name, keys))
+                theirs = other.those_held(name, keys) if table.key_columns else keys
+                claims.update((key, f"the tracker {mine}") for key in theirs)
+        book = self.tracker.known_book(name.database)
+        rest = [key for key in keys if key not in claims]
+        if book is not None and rest:
+            claims.update(claimed_by_others(connection, book, table, rest))
         return claims
 
     def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
@@ -343,3 +410,8 @@ class CleanupManager:
             only_one = self._retry.deadline < 2 * self._lock_timeout
             database.waiting.armed = self._retry.attempts == 1 or only_one
         return database
+
+
+def _told(failure: Exception) -> str:
+    """A failure without SQL and parameters, which may hold secrets."""
+    return str(failure) if isinstance(failure, TidyRowsError) else in_short(failure)

@@ -48,12 +48,9 @@ def still_there(database: Database, batches: Sequence[Batch]) -> dict[TableName,
         return {}
     try:
         with database.reading() as connection:
-            return {
-                batch.table.name: Seen(
-                    database.dialect.existing_keys(connection, batch.table, batch.keys)
-                )
-                for batch in batches
-            }
+            asked = [(batch.table, batch.keys) for batch in batches]
+            found = database.dialect.existing_of_each(connection, asked)
+        return {batch.table.name: Seen(keys) for batch, keys in zip(batches, found, strict=True)}
     except SessionStateError:
         raise
     except Exception as error:

@@ -10,7 +10,7 @@ from factory.declarations import BaseDeclaration
 from tidyrows.errors import ScopeError
 from tidyrows.factories.calls import innermost_call
 from tidyrows.factories.columns import column_limits
-from tidyrows.factories.whose import active_context
+from tidyrows.factories.whose import active_context, next_integer
 from tidyrows.template import TAG_WIDTH, check, escaped
 
 if TYPE_CHECKING:
@@ -119,8 +119,9 @@ class ScopedEmail(_ScopedDeclaration):
 class ScopedInteger(_ScopedDeclaration):
     """An integer that differs in every call, test and worker of a run.
 
-    The workers' integers interleave. Another run begins at ``start`` again: where rows of several
-    runs meet in one table, use text. Declarations that fill one column need the same ``start``.
+    The workers' integers interleave, and another run begins at ``start`` again. Where the tracker
+    has a ledger they differ in all runs, on all hosts, too. Declarations that fill one column need
+    the same ``start``.
 
     Args:
         start: the first worker's first integer.
@@ -134,7 +135,7 @@ class ScopedInteger(_ScopedDeclaration):
         self.start = start
 
     def _next(self, instance: Resolver, step: BuildStep) -> int:
-        value = active_context().integer(self.start)
+        value = next_integer(self.start)
         limits = column_limits(instance, step)
         if limits.largest is not None and not -limits.largest <= value <= limits.largest:
             raise ScopeError(

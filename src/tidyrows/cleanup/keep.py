@@ -1,0 +1,47 @@
+"""Rows of a failed test, kept for study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tidyrows.tracking.owner import kept_id
+
+if TYPE_CHECKING:
+    from tidyrows.tracking.tracker import ResourceTracker
+
+_SHOWN = 20
+
+
+def keep(tracker: ResourceTracker) -> str:
+    """Leave a tracker's rows where they are.
+
+    With a ledger they are put aside there: no sweep takes them unless it is asked to. Without one
+    they stay tracked, as long as this process lives.
+
+    Returns:
+        Which rows they are, and what deletes them.
+    """
+    tracker.release_session()
+    tracker.settle()
+    rows = [str(row) for row in tracker.rows()]
+    things = [*rows, *(str(resource) for resource in tracker.externals())]
+    if not things:
+        return "tidyrows: there are no rows to keep."
+    tracker.said()
+    name = kept_id()
+    aside = [each for each in tracker.books() if tracker.put_aside(each, name)]
+    lines = [f"tidyrows: {len(things)} row(s) and resources are kept for study:"]
+    lines += [f"  {each}" for each in things[:_SHOWN]]
+    if len(things) > _SHOWN:
+        lines.append(f"  ... and {len(things) - _SHOWN} more")
+    if aside:
+        lines.append(
+            f'They are deleted by: python -c "import os, tidyrows; '
+            f"tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}')\""
+        )
+    else:
+        lines.append(
+            "They are deleted by manager.cleanup() in this process. With "
+            "ResourceTracker(..., ledger=Ledger(engine)) another process can delete them too."
+        )
+    return "\n".join(lines)

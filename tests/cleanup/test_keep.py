@@ -1,0 +1,128 @@
+"""Rows of a failed test stay for study, and the message says which and what deletes them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+import tidyrows
+from harness.blocks import insert
+from harness.ledgers import Worker, closing_all, entries, family, ids, numbered, orphans, sweep
+from tidyrows import CleanupManager, ResourceTracker, external_handler
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def ledgers():
+    with closing_all() as made:
+        yield made
+
+
+@pytest.fixture
+def outside(database):
+    return database.engine()
+
+
+def failed(tracker, engine, *batches):
+    """What the error of a failed test says, after its rows were made."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        with CleanupManager(tracker, keep_on_failure=True):
+            insert(engine, *batches)
+            raise ZeroDivisionError
+    return "\n".join(caught.value.__notes__)
+
+
+def test_the_line_of_the_message_deletes_them_in_another_process(database, outside, ledgers):
+    parents, children = family(outside, nullable=False)
+    insert(outside, (parents, numbered([900], name="stranger")))
+    worker = Worker(database, ledgers)
+    note = failed(
+        worker.tracker,
+        worker.engine,
+        (parents, numbered([1, 2])),
+        (children, numbered([5], parent_id=1)),
+    )
+    assert "3 row(s)" in note
+    assert all(f"{name}({key})" in note for name, key in (("parents", 1), ("children", 5)))
+    assert len(worker.tracker) == 0
+    sweep(outside)
+    assert ids(outside, parents) == [1, 2, 900]  # nobody asked for them
+
+    (code,) = re.findall(r'python -c "(.*)"', note)
+    url = database.url.render_as_string(hide_password=False)
+    source = str(Path(tidyrows.__file__).parent.parent)
+    subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": source},
+        check=True,
+        timeout=60,
+    )
+    assert ids(outside, parents) == [900]
+    assert not entries(outside)
+
+
+def test_a_test_that_succeeds_keeps_nothing(database, outside, ledgers):
+    parents, _children = family(outside)
+    worker = Worker(database, ledgers)
+    with CleanupManager(worker.tracker, keep_on_failure=True) as cleanup:
+        insert(worker.engine, (parents, numbered([1])))
+    assert cleanup.report.total_deleted == 1
+    assert orphans(outside) == []
+
+
+def test_a_failed_test_without_rows_says_so(database, outside, ledgers):
+    family(outside)
+    worker = Worker(database, ledgers)
+    assert "no rows to keep" in failed(worker.tracker, worker.engine)
+    assert orphans(outside) == []
+
+
+def test_resources_are_kept_beside_their_rows(database, outside, ledgers):
+    parents, _children = family(outside)
+    removed = []
+    kind = f"kept {database.url.database}"
+    external_handler(kind)(removed.append)
+    worker = Worker(database, ledgers)
+    with pytest.raises(ZeroDivisionError) as caught:
+        with CleanupManager(worker.tracker, keep_on_failure=True):
+            insert(worker.engine, (parents, numbered([1])))
+            worker.tracker.track_external(kind, {"id": 3}, after=[parents])
+            raise ZeroDivisionError
+    assert kind in caught.value.__notes__[0]
+    CleanupManager(worker.tracker).cleanup()
+    assert removed == []
+    assert sweep(outside, kept=True).external == {kind: 1}
+    assert removed == [{"id": 3}]
+    assert not ids(outside, parents)
+
+
+def test_without_a_ledger_they_stay_tracked(database, outside):
+    parents, _children = family(outside)
+    engine = database.engine()
+    tracker = ResourceTracker(engine)
+    note = failed(tracker, engine, (parents, numbered([1])))
+    assert "manager.cleanup()" in note
+    assert ids(outside, parents) == [1]
+    assert CleanupManager(tracker).cleanup().total_deleted == 1
+
+
+def test_the_tests_own_error_comes_first_where_keeping_fails(database, outside, ledgers):
+    """The ledger's table has gone meanwhile."""
+    parents, _children = family(outside)
+    worker = Worker(database, ledgers)
+    with pytest.raises(ZeroDivisionError) as caught:
+        with CleanupManager(worker.tracker, keep_on_failure=True):
+            insert(worker.engine, (parents, numbered([1])))
+            with outside.begin() as connection:
+                connection.execute(sa.text("DROP TABLE tidyrows_ledger"))
+            raise ZeroDivisionError
+    assert "failed too" in "".join(caught.value.__notes__)
+    assert len(worker.tracker) == 1
+    worker.tracker.said()
