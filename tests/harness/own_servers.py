@@ -53,7 +53,8 @@ class MariaDB:
             self._home.chmod(0o755)
         done = subprocess.run(
             [install, "--no-defaults", f"--datadir={self._home / 'data'}", *self._user,
-             "--auth-root-authentication-method=normal", "--skip-test-db"],
+             f"--tmpdir={self._home}", "--auth-root-authentication-method=normal",
+             "--skip-test-db"],
             capture_output=True, text=True, timeout=SECONDS, check=False,
         )  # fmt: skip  # one command reads best on few lines
         if done.returncode:
@@ -66,7 +67,8 @@ class MariaDB:
         with (self._home / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._program, "--no-defaults", f"--datadir={self._home / 'data'}", *self._user,
-                 "--bind-address=127.0.0.1", f"--port={self._port}",
+                 # not /tmp: a server that starts deletes the temporary tables of all in there
+                 f"--tmpdir={self._home}", "--bind-address=127.0.0.1", f"--port={self._port}",
                  f"--socket={self._home / 'socket'}", f"--pid-file={self._home / 'pid'}",
                  "--innodb-buffer-pool-size=64M", "--innodb-flush-log-at-trx-commit=2",
                  "--max-connections=300", *settings],
