@@ -14,6 +14,7 @@ databases, end leaked sessions, and look past row-level security.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,12 @@ from harness import servers, targets  # noqa: E402 -- after the assert rewriting
 from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.models import zoo_metadata  # noqa: E402 -- as above
-from tidyrows.tracking import ambient  # noqa: E402 -- as above
+from tidyrows.tracking import ambient, production  # noqa: E402 -- as above
+
+for _variable in (*production.ENVIRONMENT_VARIABLES, production.ALLOW_VARIABLE):
+    os.environ.pop(
+        _variable, None
+    )  # the tests' trackers, in subprocesses too, are of no production
 
 ABSENT = "not at hand"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -180,8 +181,11 @@ def _workers_url(engine: sa.Engine, url: sa.URL) -> str:
 
 
 def _start(script: str, given: dict[str, Any]) -> subprocess.Popen[str]:
+    # Each is a worker of its own, whatever worker this process is.
+    mine = ("PYTEST_XDIST_", "TIDYROWS_", "_TIDYROWS_")
     return subprocess.Popen(
         [sys.executable, str(HERE / script), json.dumps(given)],
+        env={name: value for name, value in os.environ.items() if not name.startswith(mine)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,0 +1,63 @@
+"""The tables of the kills beside those of the storm's shop: keys of every kind, and none."""
+
+from __future__ import annotations
+
+import uuid
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from storm import shop
+
+
+class Base(orm.DeclarativeBase):
+    """Metadata of their own."""
+
+
+class Note(Base):
+    """SQLite gives its keys again."""
+
+    __tablename__ = "notes"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    text: orm.Mapped[str] = orm.mapped_column(sa.String(80))
+
+
+class Token(Base):
+    __tablename__ = "tokens"
+    id: orm.Mapped[uuid.UUID] = orm.mapped_column(primary_key=True, default=uuid.uuid4)
+    text: orm.Mapped[str] = orm.mapped_column(sa.String(80))
+
+
+class Currency(Base):
+    """Its keys are anybody's who comes first."""
+
+    __tablename__ = "currencies"
+    code: orm.Mapped[str] = orm.mapped_column(sa.String(80), primary_key=True)
+    text: orm.Mapped[str] = orm.mapped_column(sa.String(80))
+
+
+class Seat(Base):
+    """So are these."""
+
+    __tablename__ = "seats"
+    hall: orm.Mapped[str] = orm.mapped_column(sa.String(40), primary_key=True)
+    number: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    text: orm.Mapped[str] = orm.mapped_column(sa.String(80))
+
+
+log_lines = sa.Table(
+    "log_lines",
+    Base.metadata,
+    sa.Column("text", sa.String(80)),
+    sa.Column("n", sa.Integer),
+)
+
+ALL = (shop.Base.metadata, Base.metadata)
+LEDGER = "tidyrows_ledger"
+PLACES = 6
+"""How many natural keys each worker has, over and over again."""
+
+
+def codes(prefix: str) -> list[str]:
+    """The currencies that a worker makes."""
+    return [f"{prefix}-{number}" for number in range(PLACES)]

@@ -1,0 +1,39 @@
+"""The kills in short; ``run.py`` for any other number."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from kills.run import Result, Scene, kills
+from tidyrows import sweep
+
+pytestmark = pytest.mark.slow
+KILLS = 5
+
+
+def test_whatever_is_killed_a_sweep_leaves_nothing_and_touches_no_stranger(database, tmp_path):
+    result = kills(database.url, tmp_path, count=KILLS)
+    print(result)
+    assert result.wrong == []
+    assert result.kills >= KILLS
+
+
+def test_a_sweep_takes_nothing_of_workers_that_live(database, tmp_path):
+    """They raise where a row of theirs has gone before their own cleanup, or was taken over."""
+    result = Result()
+    scene = Scene(database.url, tmp_path, result, random.Random(1))
+    workers = [scene.worker(), scene.worker()]
+    for each in workers:
+        assert each.wait_for(b"i")
+        each.line()
+    for number in range(10):
+        for each in workers:
+            assert each.wait_for(b"c", number + 1), each.end()  # they are at it
+        sweep(scene.url, patience=0.0)
+    assert [each.leave() for each in workers] == ["", ""]
+    assert all(each.trail.count(b"r") >= 9 for each in workers)
+    scene.compared(workers)
+    scene.engine.dispose()
+    assert result.wrong == []
