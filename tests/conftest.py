@@ -6,6 +6,7 @@
 ``sqlite_engine``, ``postgresql_engine``, ``mysql_engine``: one database, for what only it does.
 ``sqlite_engine_without_foreign_keys``: SQLite as it comes.
 
+``ledgers``, ``worker``, ``outside``: workers with a ledger, and an engine that is none of theirs.
 ``database.engine(...)`` makes further engines, ``database.extra_schema()`` further schemas.
 Environment: TIDYROWS_POSTGRESQL_URL (``pip`` forces the server from pip), TIDYROWS_MYSQL_URL,
 TIDYROWS_REQUIRE=all (an absent database is a failure). The users need all rights: they make
@@ -28,6 +29,7 @@ pytest.register_assert_rewrite("harness.bystanders")
 from harness import servers, targets  # noqa: E402 -- after the assert rewriting it needs
 from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
+from harness.ledgers import Ledgers, Worker, closing_all  # noqa: E402 -- as above
 from harness.models import zoo_metadata  # noqa: E402 -- as above
 from tidyrows.tracking import ambient, production  # noqa: E402 -- as above
 
@@ -137,6 +139,25 @@ def mysql_engine(homes: Homes, tmp_path: Path) -> Iterator[sa.Engine]:
     """An empty MariaDB database, through PyMySQL."""
     with _lease("mysql+pymysql", homes, tmp_path, zoo=False) as leased:
         yield leased.engine()
+
+
+@pytest.fixture
+def outside(database: Database) -> sa.Engine:
+    """An engine on the same database that no tracker listens to."""
+    return database.engine()
+
+
+@pytest.fixture
+def ledgers() -> Iterator[Ledgers]:
+    """The ledgers of a test, closed at its end."""
+    with closing_all() as made:
+        yield made
+
+
+@pytest.fixture
+def worker(database: Database, ledgers: Ledgers) -> Worker:
+    """A worker with a ledger."""
+    return Worker(database, ledgers)
 
 
 @pytest.fixture(autouse=True)

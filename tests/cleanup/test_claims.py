@@ -13,7 +13,6 @@ import sqlalchemy as sa
 from harness.blocks import INTEGER, insert
 from harness.ledgers import (
     Worker,
-    closing_all,
     dead_worker,
     entries,
     family,
@@ -35,17 +34,6 @@ FORMS = {
     "nullable": {},
 }
 forms = pytest.mark.parametrize("form", FORMS)
-
-
-@pytest.fixture
-def ledgers():
-    with closing_all() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(database):
-    return database.engine()
 
 
 def references(engine, children):

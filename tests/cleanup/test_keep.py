@@ -13,21 +13,10 @@ import sqlalchemy as sa
 
 import tidyrows
 from harness.blocks import insert
-from harness.ledgers import Worker, closing_all, entries, family, ids, numbered, orphans, sweep
+from harness.ledgers import Worker, entries, family, ids, numbered, orphans, sweep
 from tidyrows import CleanupManager, ResourceTracker, external_handler
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def ledgers():
-    with closing_all() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(database):
-    return database.engine()
 
 
 def failed(tracker, engine, *batches):

@@ -12,7 +12,6 @@ from harness.blocks import insert, refuse_deletes
 from harness.bystanders import Bystanders
 from harness.ledgers import (
     Worker,
-    closing_all,
     cut,
     entries,
     family,
@@ -29,22 +28,6 @@ pytestmark = pytest.mark.slow
 
 AT_ONCE = RetryPolicy(base=0.0)
 servers = on("postgresql+psycopg", "mysql+pymysql")
-
-
-@pytest.fixture
-def ledgers():
-    with closing_all() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(database):
-    return database.engine()
-
-
-@pytest.fixture
-def worker(database, ledgers):
-    return Worker(database, ledgers)
 
 
 def named(engine):

@@ -20,7 +20,6 @@ from harness.bystanders import Bystanders, snapshot
 from harness.keykinds import COMPOSITES, KINDS
 from harness.ledgers import (
     Worker,
-    closing_all,
     dead_worker,
     entries,
     family,
@@ -43,17 +42,6 @@ from tidyrows import (
 from tidyrows import sweep as swept
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture
-def ledgers():
-    with closing_all() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(database):
-    return database.engine()
 
 
 def empty(engine):

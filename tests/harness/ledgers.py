@@ -38,14 +38,7 @@ class Ledgers:
 
 @contextmanager
 def closing_all() -> Iterator[Ledgers]:
-    """The ledgers of a test.
-
-    Example:
-        >>> @pytest.fixture
-        ... def ledgers():
-        ...     with closing_all() as made:
-        ...         yield made
-    """
+    """The ledgers of a test."""
     made = Ledgers()
     try:
         yield made

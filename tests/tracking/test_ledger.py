@@ -19,7 +19,6 @@ from harness.bystanders import snapshot
 from harness.keykinds import KINDS
 from harness.ledgers import (
     Worker,
-    closing_all,
     counted,
     dead_worker,
     entries,
@@ -44,22 +43,6 @@ from tidyrows.tracking import takeover
 pytestmark = pytest.mark.slow
 
 POSTGRESQL, SQLITE, MYSQL = "postgresql+psycopg", "sqlite", "mysql+pymysql"
-
-
-@pytest.fixture
-def ledgers():
-    with closing_all() as made:
-        yield made
-
-
-@pytest.fixture
-def outside(database):
-    return database.engine()
-
-
-@pytest.fixture
-def worker(database, ledgers):
-    return Worker(database, ledgers)
 
 
 # --- the table

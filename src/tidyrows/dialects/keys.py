@@ -101,6 +101,12 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
     columns = table.key_clauses
     if len(columns) != 1 or len(keys) < _LONG or not isinstance(columns[0].type, _NUMBERS):
         return None
+    runs = runs_of(keys)
+    return runs if runs is not None and len(runs) * _LONG <= len(keys) else None
+
+
+def runs_of(keys: Sequence[Any]) -> list[tuple[int, int]] | None:
+    """First and last of each run of integers; None for anything else, or in another order."""
     if set(map(type, keys)) != {int}:
         return None
     if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
@@ -115,8 +121,7 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
             first = last = key
         else:
             return None
-    runs.append((first, last))
-    return runs if len(runs) * _LONG <= len(keys) else None
+    return [*runs, (first, last)]
 
 
 def delete_runs(

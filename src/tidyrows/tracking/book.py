@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -302,11 +303,10 @@ class Book:
             TakenOverError: entries are missing.
         """
         table = self.ledger.table_on(connection)
-        held = 0
-        for part in self._mine(table, numbers):
+        one = set(islice(numbers, 1))  # a sweep takes over all of a tracker's, or none
+        for part in self._mine(table, one):
             asked = sa.select(table.c.seq).where(*part).with_for_update()
-            held += len(self.ledger.run(connection, asked).all())
-        self._refuse_loss(held, numbers)
+            self._refuse_loss(len(self.ledger.run(connection, asked).all()), one)
         return self._add(connection, changes, context)
 
     def turn(self, page: Page) -> None:
@@ -375,10 +375,10 @@ class Book:
     def _refuse_loss(self, found: int, numbers: set[Number]) -> None:
         if found < len(numbers):
             raise TakenOverError(
-                f"{len(numbers) - found} of {len(numbers)} entries of this worker are no longer "
-                f"its own in {self.ledger!r}: a sweep took them over, since the worker's lock was "
-                f"free and its heart had stopped. The sweep deletes their rows. If the process was "
-                f"stopped for that long, give sweep(patience=...) more seconds."
+                f"Entries of this worker are no longer its own in {self.ledger!r}: a sweep took "
+                f"them over, since the worker's lock was free and its heart had stopped. The "
+                f"sweep deletes their rows. If the process was stopped for that long, give "
+                f"sweep(patience=...) more seconds."
             )
 
     def _row(self, seq: int, entry: entries.Entry, context: WorkerContext) -> dict[str, Any]:

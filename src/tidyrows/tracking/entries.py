@@ -12,12 +12,13 @@ import json
 import sys
 from array import array
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
 
-from tidyrows.dialects.keys import chunks
+from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.rows import KeyedTable, TableName
 from tidyrows.tracking.changes import Change, Kind
@@ -156,25 +157,10 @@ def _named(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[
     (column, *others) = table.key_columns
     plain = not others and isinstance(column.type, _NUMBERS)
     if plain and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
-        ranges = _ranges(keys)
-        if ranges is not None:
-            return {"ranges": ranges}
+        runs = runs_of(keys)
+        if runs is not None:
+            return {"ranges": list(chain.from_iterable(runs))}
     return {"keys": values_out(table, dialect, keys)}
-
-
-def _ranges(keys: Sequence[Any]) -> list[int] | None:
-    """First and last of each run of integers; None for anything else, or in another order."""
-    if set(map(type, keys)) != {int}:
-        return None
-    ranges = [keys[0], keys[0]]
-    for key in keys[1:]:
-        if key == ranges[-1] + 1:
-            ranges[-1] = key
-        elif key > ranges[-1]:
-            ranges += [key, key]
-        else:
-            return None
-    return ranges
 
 
 @dataclass(frozen=True, slots=True)
