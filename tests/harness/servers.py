@@ -96,6 +96,15 @@ def require_driver(drivername: str) -> None:
         raise AbsentError(f"the driver {module} is not at hand: `pip install {package}`")
 
 
+def prepares(engine: sa.Engine) -> bool:
+    """Whether the server lets transactions be prepared: of PostgreSQL the one from pip does."""
+    if engine.dialect.name != "postgresql":
+        return engine.dialect.name == "mysql"
+    with engine.connect() as connection:
+        allowed = connection.exec_driver_sql("SHOW max_prepared_transactions").scalar_one()
+    return int(allowed) > 0
+
+
 def _named(given: str, drivername: str, variable: str) -> Server:
     """The server that the environment asks for, which had better answer."""
     require_driver(drivername)

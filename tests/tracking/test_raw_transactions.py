@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from harness.bystanders import Bystanders, snapshot
 from harness.models import Currency, Group, Org, User
+from harness.servers import prepares
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 from tidyrows.tracking.rawsql import Move, transaction_move
 
@@ -215,8 +216,8 @@ def test_nested_transactions_around_everything(any_driver_zoo_engine):
 
 def test_a_two_phase_session(any_driver_zoo_engine):
     engine = any_driver_zoo_engine
-    if engine.dialect.name != "mysql":
-        pytest.skip("SQLite has no two-phase commit, and most PostgreSQL servers do not allow it")
+    if not prepares(engine):
+        pytest.skip("this server prepares no transactions")
     before = snapshot(engine)
     tracker = ResourceTracker(engine)
     with CleanupManager(tracker) as cleanup:
