@@ -48,7 +48,7 @@ STRIDE = 1000
 """Integers of several workers interleave by this; worker indexes are below it."""
 
 _TESTS = len(ALPHABET) ** TEST_WIDTH - 1  # "00" is no test
-_CLAIM = "_TIDYROWS_CLAIM"  # run and worker that a process has taken; its children inherit it
+_CLAIM = "_TIDYROWS_CLAIM"  # run and worker that a process has taken, and its pid; inherited
 
 
 class _Source(NamedTuple):
@@ -107,10 +107,12 @@ class _Process:
 
     def share(self, claim: str) -> None:
         """Take a run and worker id from the environment; with salt if our parent has too."""
-        if os.environ.get(_CLAIM) == claim and not self.salt:
+        mine = f"{claim} {os.getpid()}"
+        before = os.environ.get(_CLAIM, "")
+        if before.startswith(f"{claim} ") and before != mine and not self.salt:
             self.salt = uuid.uuid4().hex
             self.sources.clear()
-        os.environ[_CLAIM] = claim
+        os.environ[_CLAIM] = mine
 
 
 def _initial_salt() -> str:
