@@ -1,0 +1,5 @@
+"""tidyrows in test frameworks: one object per test, and each framework's own way to get it."""
+
+from tidyrows.testing.tidy import Tidy
+
+__all__ = ["Tidy"]

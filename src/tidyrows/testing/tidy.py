@@ -1,0 +1,256 @@
+"""What a test has of tidyrows, in one object, whichever framework runs it."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Self, TypeGuard
+
+import sqlalchemy as sa
+
+from tidyrows.cleanup import CleanupManager
+from tidyrows.cleanup.keep import keep
+from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
+from tidyrows.tracking import Ledger, ResourceTracker
+from tidyrows.tracking.asynchronous import is_async
+from tidyrows.tracking.binding import Binding
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import TracebackType
+
+    from sqlalchemy import orm
+
+    from tidyrows.cleanup import CleanupReport
+    from tidyrows.retry import RetryPolicy
+    from tidyrows.tracking.binding import Bind
+
+_installed: weakref.WeakKeyDictionary[sa.Engine, bool] = weakref.WeakKeyDictionary()
+"""Whether the database of an engine has a ledger by now, or its role may not make one."""
+
+
+class Tidy:
+    """A test's tracker, its context and what cleans up after it.
+
+    As a block, or with :meth:`start` and :meth:`finish` where a framework has a place for each.
+
+    Args:
+        bind: where the rows go, as for ``ResourceTracker``; a URL too.
+        test: the test's id.
+        context: whose rows they are; by default this worker's, in this test.
+        ledger: True to enter the rows into a ledger, which is installed where it is not there; by
+            default where the run has more than one worker. Or a ledger of your own.
+        keep_on_failure: where the test fails, leave its rows for study.
+        allow_production: as for ``ResourceTracker``.
+        retry: how often and how patiently; of factory calls and of the cleanup.
+        options: passed to ``CleanupManager``.
+
+    Attributes:
+        context: run, worker and test.
+        tracker: what remembers the rows; there once it is started.
+        cleanup: what deletes them.
+
+    Example:
+        >>> with Tidy(engine, test="test_login") as tidy:
+        ...     UserFactory()
+        ...     len(tidy.tracker)
+        1
+    """
+
+    tracker: ResourceTracker
+    cleanup: CleanupManager
+
+    def __init__(
+        self,
+        bind: Bind | str | sa.URL,
+        *,
+        test: str | None = None,
+        context: WorkerContext | None = None,
+        ledger: Ledger | bool | None = None,
+        keep_on_failure: bool = False,
+        allow_production: bool | Collection[str] = False,
+        retry: RetryPolicy | None = None,
+        **options: Any,
+    ) -> None:
+        self._own = _made(bind) if isinstance(bind, (str, sa.URL)) else None
+        self._bind: Any = bind if self._own is None else self._own
+        self._ledger = ledger
+        self._keep = keep_on_failure
+        self._allow_production = allow_production
+        self._retry = retry
+        self._options = options
+        self.context = context or WorkerContext.current().for_test(test)
+
+    # -- what a test uses ----------------------------------------------------------------------
+
+    @property
+    def session(self) -> orm.Session:
+        """What factories use."""
+        return self.tracker.session
+
+    @property
+    def report(self) -> CleanupReport | None:
+        """What the cleanup did; None before it."""
+        return self.cleanup.report
+
+    # -- a framework's two places ----------------------------------------------------------------
+
+    def start(self) -> Self:
+        """Listen from now on.
+
+        Raises:
+            LedgerError: a ledger was asked for, and this role may not make it.
+            ProductionDatabaseError: the database looks like production.
+        """
+        ledger = self._wanted()
+        if self._is_new(ledger):
+            if is_async(self._bind):
+                raise SessionStateError(
+                    "The ledger of an asynchronous engine is installed by await: write async with "
+                    "Tidy(...), or await tidy.start_async()."
+                )
+            try:
+                ledger.install()
+            except LedgerError as error:
+                self._go_without(ledger, error)
+                ledger = None
+            else:
+                _installed[ledger.engine] = True
+        return self._start(ledger)
+
+    async def start_async(self) -> Self:
+        """As :meth:`start`, where the bind is asynchronous."""
+        ledger = self._wanted()
+        if self._is_new(ledger) and is_async(self._bind):
+            try:
+                await ledger.install_async()
+            except LedgerError as error:
+                self._go_without(ledger, error)
+            else:
+                _installed[ledger.engine] = True
+        return self.start()
+
+    def finish(self, *, failed: bool = False) -> str | None:
+        """Listen no more, and delete what the test made.
+
+        Args:
+            failed: the test has failed: its rows are kept where that was asked for.
+
+        Returns:
+            Where rows were kept, which, and what deletes them.
+
+        Raises:
+            CleanupError: rows are still there.
+        """
+        self.tracker.stop()
+        try:
+            if failed and self._keep:
+                return keep(self.tracker)
+            self.cleanup.cleanup()
+        finally:
+            self._dispose()
+        return None
+
+    async def finish_async(self, *, failed: bool = False) -> str | None:
+        """As :meth:`finish`, where the bind is asynchronous."""
+        self.tracker.stop()
+        try:
+            if failed and self._keep:
+                return await self.tracker.run_sync(keep)
+            await self.cleanup.cleanup_async()
+        finally:
+            self._dispose()
+        return None
+
+    # -- as a block ------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self.cleanup.__exit__(kind, error, traceback)
+        finally:
+            self._dispose()
+
+    async def __aenter__(self) -> Self:
+        return await self.start_async()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.cleanup.__aexit__(kind, error, traceback)
+        finally:
+            self._dispose()
+
+    # -- the ledger --------------------------------------------------------------------------------
+
+    def _wanted(self) -> Ledger | None:
+        """The ledger to write to, which may have to be installed."""
+        if isinstance(self._ledger, Ledger):
+            return self._ledger
+        several = self.context.worker_count > 1
+        engine = Binding(self._bind).engine() if self._ledger or several else None
+        if engine is None or self._ledger is False:
+            return None
+        if self._ledger is None and not _installed.get(engine, True):
+            return None
+        ledger = Ledger(engine, allow_production=self._allow_production)
+        return None if ledger.is_private else ledger
+
+    def _is_new(self, ledger: Ledger | None) -> TypeGuard[Ledger]:
+        return (
+            ledger is not None
+            and ledger is not self._ledger
+            and not _installed.get(ledger.engine, False)
+        )
+
+    def _go_without(self, ledger: Ledger, error: LedgerError) -> None:
+        """Where nobody has asked for it by name: say so once, and go on."""
+        if self._ledger:
+            raise error
+        _installed[ledger.engine] = False
+        warnings.warn(
+            f"Several workers share the database, and a killed one would leave its rows there: "
+            f"{error}",
+            TidyRowsWarning,
+            stacklevel=4,
+        )
+
+    def _start(self, ledger: Ledger | None) -> Self:
+        self.tracker = ResourceTracker(
+            self._bind,
+            context=self.context,
+            ledger=ledger,
+            allow_production=self._allow_production,
+            retry=self._retry,
+        )
+        self.cleanup = CleanupManager(
+            self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
+        )
+        self.tracker.start()
+        return self
+
+    def _dispose(self) -> None:
+        if self._own is not None:
+            self._own.dispose()
+
+
+def _made(url: str | sa.URL) -> sa.Engine:
+    engine = sa.create_engine(url)
+    if engine.dialect.is_async:
+        raise NotBoundError(
+            f"{engine.dialect.driver} is an asynchronous driver: write "
+            f"Tidy(create_async_engine(...)), or give the URL of a synchronous one."
+        )
+    return engine
