@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -35,6 +36,7 @@ from tidyrows import (
     Ledger,
     LedgerError,
     ResourceTracker,
+    RetryPolicy,
     TakenOverError,
     WorkerContext,
     external_handler,
@@ -42,6 +44,8 @@ from tidyrows import (
 from tidyrows import sweep as swept
 
 pytestmark = pytest.mark.slow
+
+sweeping = importlib.import_module("tidyrows.cleanup.sweep")  # the function has its name
 
 
 def empty(engine):
@@ -132,6 +136,52 @@ def test_a_sweep_takes_only_the_run_that_it_is_told(database, outside, ledgers):
     assert ids(outside, parents) == [1]
     assert sweep(outside, run="wednesday").total_deleted == 0
     assert sweep(outside).total_deleted == 1
+
+
+def test_a_sweep_takes_only_the_worker_that_it_is_told(database, outside, ledgers):
+    parents, _children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([1])), name="gw1")
+    dead_worker(database, ledgers, (parents, numbered([2])), name="gw11")
+    assert [each.worker for each in orphans(outside, worker="gw1")] == ["gw1"]
+    assert sweep(outside, worker="gw1").total_deleted == 1
+    assert ids(outside, parents) == [2]
+    assert sweep(outside, worker="gw1").total_deleted == 0
+    assert sweep(outside, worker="gw11").total_deleted == 1
+
+
+def test_the_lock_of_a_process_that_has_just_ended_is_waited_for(
+    database, outside, ledgers, monkeypatch
+):
+    """A server notices only after a moment that it is gone."""
+    parents, _children = family(outside)
+    worker = Worker(database, ledgers).writes((parents, numbered([1])))
+    monkeypatch.setattr(sweeping, "is_over", lambda process: True)
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        worker.dies()
+
+    assert sweep(outside, retry=RetryPolicy(sleep=wait)).total_deleted == 1
+    assert len(waits) == 1
+
+
+def test_a_lock_that_somebody_holds_on_to_is_not_waited_for_for_ever(
+    database, outside, ledgers, monkeypatch
+):
+    """A forked child may hold that of its parent."""
+    parents, _children = family(outside)
+    Worker(database, ledgers).writes((parents, numbered([1])))
+    monkeypatch.setattr(sweeping, "is_over", lambda process: True)
+    now = [0.0]
+
+    def wait(seconds):
+        now[0] += seconds
+
+    policy = RetryPolicy(sleep=wait, clock=lambda: now[0])
+    assert sweep(outside, retry=policy).total_deleted == 0
+    assert ids(outside, parents) == [1]
+    assert 4 < now[0] < 6
 
 
 def test_what_is_older_than_an_age_goes_though_its_worker_lives(database, outside, ledgers):

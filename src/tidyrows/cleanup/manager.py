@@ -99,7 +99,7 @@ class CleanupManager:
         verify: bool = True,
         lock_timeout: float = 5.0,
         deadline: float | None = None,
-        rows_per_transaction: int = 10_000,
+        rows_per_transaction: int = 25_000,
         on_progress: Callable[[Progress], None] | None = None,
         trust_keys: bool = False,
         keep_on_failure: bool = False,
@@ -118,7 +118,7 @@ class CleanupManager:
         if rows_per_transaction < 1:
             raise ValueError(
                 f"rows_per_transaction={rows_per_transaction!r} deletes nothing; give a number of "
-                f"rows, as in CleanupManager(tracker, rows_per_transaction=10_000)."
+                f"rows, as in CleanupManager(tracker, rows_per_transaction=25_000)."
             )
         if not isinstance(dependents, Dependents):
             raise TypeError(

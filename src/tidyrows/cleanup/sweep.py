@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -22,13 +22,13 @@ from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.book import Book
 from tidyrows.tracking.entries import MAKING
-from tidyrows.tracking.ledger import LEDGER, RUN, Ledger
+from tidyrows.tracking.ledger import LEDGER, RUN, WORKER, Ledger
 from tidyrows.tracking.owner import OWNER, Owner, forget_owner, is_kept, is_left, left_id
 from tidyrows.tracking.takeover import Logged, load, played, put_aside, take_over
 from tidyrows.tracking.whereabouts import is_over
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 
 PATIENCE = 15.0
 """Seconds without a heartbeat after which a worker whose lock is free is dead."""
+_LETS_GO = 5.0
+"""Seconds in which a server notices that a process has ended, and frees its lock."""
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +88,23 @@ class Wanted:
 
     Attributes:
         run: of this run only.
+        worker: of workers with this id only.
         older_than: whoever's, if nothing came since so many seconds.
         kept: what was kept for study too: all of it, or what has this name alone.
         patience: seconds without a heartbeat after which a worker is dead.
     """
 
-    run: str | None
-    older_than: float | None
-    kept: bool | str
-    patience: float
+    run: str | None = None
+    worker: str | None = None
+    older_than: float | None = None
+    kept: bool | str = False
+    patience: float = PATIENCE
+
+    def names(self, part: _Part) -> bool:
+        """Whether it is of the run and worker that were named, if any."""
+        return (self.run is None or part.run == self.run[:RUN]) and (
+            self.worker is None or part.worker == self.worker[:WORKER]
+        )
 
 
 @dataclass(slots=True)
@@ -125,6 +136,7 @@ def sweep(
     place: Place,
     *,
     run: str | None = None,
+    worker: str | None = None,
     older_than: float | None = None,
     kept: bool | str = False,
     patience: float = PATIENCE,
@@ -142,6 +154,7 @@ def sweep(
     Args:
         place: an engine, a URL, or a :class:`Ledger`.
         run: only what this run left.
+        worker: only what workers with this id left.
         older_than: instead of what is dead, take what nobody has added to for so many seconds,
             dead or alive; 0 for all, once you know that its workers have ended.
         kept: take rows that ``keep_on_failure`` kept, too; or only those of this name.
@@ -160,39 +173,83 @@ def sweep(
         >>> print(sweep("postgresql+psycopg://ci@db/app"))
         public.users 3 deleted (0.012 s)
     """
-    wanted = Wanted(run, older_than, kept, patience)
+    wanted = Wanted(run, worker, older_than, kept, patience)
     with _opened(place, ledger, schema, allow_production) as opened:
-        retry = options.get("retry") or RetryPolicy()
-        dialect = opened.dialect
+        custody = Custody(opened, options.get("retry"))
+        try:
+            custody.take(wanted)
+            return custody.clean(**options)
+        finally:
+            custody.close()
+            with suppress(sa.exc.SQLAlchemyError):
+                _forget(opened, _gone(opened, wanted))
+
+
+class Custody:
+    """Rows that were others', and are this process's to delete: an owner as any worker is.
+
+    Args:
+        ledger: where they are entered.
+        retry: how often and how patiently.
+
+    Raises:
+        LedgerError: there is no ledger, or one of another version.
+    """
+
+    def __init__(self, ledger: Ledger, retry: RetryPolicy | None = None) -> None:
+        with ledger.engine.connect() as connection:
+            ledger.check(connection)
+        self._ledger = ledger
+        self._retry = retry or RetryPolicy()
+        # Its own, and no other tracker's of this process: what it leaves is nobody's afterwards.
+        self._owner = Owner(ledger)
+
+    def take(self, wanted: Wanted) -> None:
+        """Take entries over, in one transaction."""
+        _let_locks_go(self._ledger, wanted, self._retry)
+        self._run(lambda: _take(self._book(), wanted))
+
+    def clean(self, **options: Any) -> CleanupReport:
+        """Delete the rows; what cannot be deleted is left to whoever sweeps next.
+
+        Args:
+            options: passed to :class:`CleanupManager`.
+
+        Raises:
+            CleanupError: rows are still there.
+        """
+        book = self._book()
+        tracker = self._run(lambda: _loaded(book))
+        try:
+            return CleanupManager(tracker, **options).cleanup()
+        finally:
+            # It is tidying up: what fails here, the next sweep does.
+            with suppress(sa.exc.SQLAlchemyError):
+                put_aside(book, left_id())
+
+    def close(self) -> None:
+        """Live no more: what is not deleted is anybody's to sweep."""
+        self._owner.close()
+
+    def _book(self) -> Book:
+        book = Book(self._ledger, self._owner, _refuse)
+        book.keeps_log = True
+        return book
+
+    def _run(self, transaction: Callable[[], T]) -> T:
+        dialect = self._ledger.dialect
 
         def is_transient(error: BaseException) -> bool:
             return dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
 
-        with opened.engine.connect() as connection:
-            opened.check(connection)
-        # Its own, and no other tracker's of this process: what it leaves is nobody's afterwards.
-        owner = Owner(opened)
-        book = Book(opened, owner, _refuse)
-        book.keeps_log = True
-        try:
-            retry.run(lambda: _take(book, wanted), is_transient=is_transient)
-            tracker = retry.run(lambda: _loaded(book), is_transient=is_transient)
-            try:
-                return CleanupManager(tracker, **options).cleanup()
-            finally:
-                # It is tidying up: what fails here, the next sweep does.
-                with suppress(sa.exc.SQLAlchemyError):
-                    put_aside(book, left_id())
-        finally:
-            owner.close()
-            with suppress(sa.exc.SQLAlchemyError):
-                _forget(opened, _gone(opened, wanted))
+        return self._retry.run(transaction, is_transient=is_transient)
 
 
 def find_orphans(
     place: Place,
     *,
     run: str | None = None,
+    worker: str | None = None,
     older_than: float | None = None,
     kept: bool | str = True,
     patience: float = PATIENCE,
@@ -205,6 +262,7 @@ def find_orphans(
     Args:
         place: as for :func:`sweep`, and so all others.
         run: only what this run left.
+        worker: only what workers with this id left.
         older_than: what nobody has added to for so many seconds, dead or alive.
         kept: show what was kept too; or only what has this name.
         patience: seconds without a heartbeat after which a worker is dead.
@@ -216,7 +274,7 @@ def find_orphans(
         LedgerError: there is no ledger, or one of another version.
         ProductionDatabaseError: the database looks like production.
     """
-    wanted = Wanted(run, older_than, kept, patience)
+    wanted = Wanted(run, worker, older_than, kept, patience)
     with (
         _opened(place, ledger, schema, allow_production) as opened,
         opened.engine.connect() as connection,
@@ -305,7 +363,7 @@ def _parts(ledger: Ledger, connection: sa.Connection, wanted: Wanted) -> list[_P
     for place, part in parts.items():
         part.idle = now - newest[place]
         part.age = min(now - part.beat, part.idle)
-        if wanted.run is not None and part.run != wanted.run[:RUN]:
+        if not wanted.names(part):
             continue
         if is_kept(part.owner):
             take = wanted.kept is True or wanted.kept == part.owner
@@ -350,6 +408,23 @@ def _is_dead(ledger: Ledger, connection: sa.Connection, part: _Part, patience: f
         since = dialect.file_beat_age(connection, number)
         age = age if since is None else min(age, since)
     return age > patience
+
+
+def _let_locks_go(ledger: Ledger, wanted: Wanted, retry: RetryPolicy) -> None:
+    """Wait for the locks of processes that have ended on this machine: it takes a moment."""
+    until = retry.clock() + _LETS_GO
+    everybody = replace(wanted, older_than=0.0, kept=False)
+    while True:
+        with ledger.engine.connect() as connection:
+            held = any(
+                is_over(part.process)
+                and not is_left(part.owner)
+                and ledger.dialect.is_alive(connection, int(part.owner, 16))
+                for part in _parts(ledger, connection, everybody)
+            )
+        if not held or retry.clock() >= until:
+            return
+        retry.sleep(0.02)
 
 
 def _take(book: Book, wanted: Wanted) -> None:

@@ -31,7 +31,7 @@ VERSION = 1
 """Of the table's form and of what its bodies say."""
 LEDGER = "tidyrows"
 """The maker of rows that are nobody's: the version, the next integers."""
-RUN, _WORKER, _TEST = 80, 40, 255
+RUN, WORKER, _TEST = 80, 40, 255
 """How much of a run's, a worker's and a test's id is written; a run is found by as much."""
 
 
@@ -139,7 +139,7 @@ class Ledger:
                 sa.Column("schema_name", sa.String(255)),
                 sa.Column("table_name", sa.String(255)),
                 sa.Column("run", sa.String(RUN)),
-                sa.Column("worker", sa.String(_WORKER)),
+                sa.Column("worker", sa.String(WORKER)),
                 sa.Column("test", sa.String(_TEST)),
                 sa.Column("body", text, nullable=False),
                 sa.Column("written", sa.Double, nullable=False),
@@ -333,7 +333,7 @@ class Ledger:
             "schema_name": schema,
             "table_name": table,
             "run": context.run_id[:RUN],
-            "worker": context.worker_id[:_WORKER],
+            "worker": context.worker_id[:WORKER],
             "test": context.test_id and context.test_id[:_TEST],
             "body": body,
         }
