@@ -43,6 +43,7 @@ OUTSIDE = {
     "_pytest": "testing",
     "xdist": "testing",
     "behave": "testing",
+    "filelock": "testing",
     "sqlite3": "dialects",
     "aiosqlite": "dialects",
     "psycopg": "dialects",

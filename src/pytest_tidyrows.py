@@ -1,0 +1,136 @@
+"""The door of the pytest plugin: pytest loads this module, and tidyrows only once a test asks.
+
+A suite in whose environment tidyrows is merely installed pays for a few options and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tidyrows.testing import Tidy
+    from tidyrows.testing.shared import Shared
+
+_MARK = (
+    "tidy(ledger=..., keep_on_failure=..., dependents=..., own=..., **options): how the `tidy` "
+    "fixture of this test treats its rows; all that CleanupManager takes, and ledger=, "
+    "allow_production=, retry= of the tracker."
+)
+_PLUGIN, _DOOR, _SAID = "tidyrows at work", "tidyrows at the door", "tidyrows"
+_KEY = pytest.StashKey[str]()
+"""What the controller and its workers alone know."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options, and their kin in the ini file."""
+    group = parser.getgroup("tidyrows", "test data that leaves no trace")
+    group.addoption(
+        "--tidy-url",
+        metavar="URL",
+        help="the database, where no fixture tidy_engine says so (ini: tidy_url)",
+    )
+    group.addoption(
+        "--tidy-keep",
+        action="store_true",
+        help="leave the rows of failed tests for study, and say what deletes them",
+    )
+    group.addoption(
+        "--tidy-sweep",
+        action="store_true",
+        help="before the first test, delete what dead runs left",
+    )
+    group.addoption(
+        "--tidy-report",
+        action="store_true",
+        help="at the end, say of each table what was created and deleted",
+    )
+    group.addoption(
+        "--tidy-verify",
+        choices=("on", "off"),
+        default="on",
+        help="off: do not look again, after the cleanup of each test, whether its rows are gone",
+    )
+    parser.addini("tidy_url", "the database, where no fixture tidy_engine says so")
+    parser.addini(
+        "tidy_ledger",
+        "on, off, or auto: enter rows into a ledger, by which killed workers are swept; auto does "
+        "where there is more than one worker",
+        default="auto",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the mark be known, and which process this run's values belong to."""
+    config.addinivalue_line("markers", _MARK)
+    given = getattr(config, "workerinput", None)
+    config.stash[_KEY] = secrets.token_hex(16) if given is None else given[_SAID]
+    if given is not None and not os.environ.get("TIDYROWS_RUN"):
+        # Children inherit xdist's variables: they shall not take its worker's values for theirs.
+        claim = f"{given['testrunuid']} {given['workerid'].removeprefix('gw')} {os.getpid()}"
+        os.environ["_TIDYROWS_CLAIM"] = claim
+    if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
+        _load(config)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the controller of pytest-xdist, before a worker starts."""
+    if not node.config.pluginmanager.has_plugin(_DOOR):
+        node.config.pluginmanager.register(_Door(node.config), _DOOR)
+    node.workerinput[_SAID] = node.config.stash[_KEY]
+
+
+class _Door:
+    """Lets the plugin in once a worker has something to say."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if hasattr(report, _SAID) and not self._config.pluginmanager.has_plugin(_PLUGIN):
+            _load(self._config).pytest_runtest_logreport(report)
+
+
+def _load(config: pytest.Config) -> Any:
+    """The plugin itself, registered with the first need of it."""
+    plugin = config.pluginmanager.get_plugin(_PLUGIN)
+    if plugin is None:
+        from tidyrows.testing.pytest_plugin import Plugin  # noqa: PLC0415 -- the whole point
+
+        plugin = Plugin(config, config.stash[_KEY])
+        config.pluginmanager.register(plugin, _PLUGIN)
+    return plugin
+
+
+@pytest.fixture(scope="session")
+def tidy_engine(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """What the tests' rows go to: define a fixture of this name that returns it.
+
+    An Engine, a sessionmaker, a Session, or one of their asynchronous kin. Without one it is an
+    engine for ``--tidy-url``, or for ``tidy_url`` in the ini file.
+    """
+    yield from _load(request.config).engine()
+
+
+@pytest.fixture
+def tidy(request: pytest.FixtureRequest) -> Iterator[Tidy]:
+    """This test's tracker, context, session and cleanup: what it creates is gone after it."""
+    yield from _load(request.config).for_test(request)
+
+
+@pytest.fixture(scope="session")
+def tidy_worker(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Rows that all tests of this process share: they go at its end."""
+    yield from _load(request.config).for_worker(request)
+
+
+@pytest.fixture(scope="session")
+def tidy_run(request: pytest.FixtureRequest) -> Iterator[Shared]:
+    """Rows that all tests of the run share, in whichever worker: they go at its end."""
+    yield from _load(request.config).for_run(request)

@@ -1,0 +1,218 @@
+"""The pytest plugin itself, loaded by :mod:`pytest_tidyrows` with the first need of it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from tidyrows.cleanup import CleanupManager, sweep
+from tidyrows.cleanup.verify import in_short
+from tidyrows.errors import LedgerError, TidyRowsError
+from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed
+from tidyrows.testing.shared import Shared
+from tidyrows.testing.tidy import Tidy
+from tidyrows.testing.totals import Totals, created_by, said_of
+from tidyrows.tracking.owner import kept_id
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+_FAILED = pytest.StashKey[bool]()
+_SAID, _KEPT = "tidyrows", "tidyrows_kept"
+_LEDGERS: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
+_OPTIONS = frozenset(
+    name
+    for made in (Tidy, CleanupManager)
+    for name, parameter in inspect.signature(made).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY
+) - {"test", "context"}
+
+
+class Plugin:
+    """One process of pytest: the only one, a worker of xdist's, or their controller.
+
+    Args:
+        config: pytest's.
+        key: what a worker of xdist's and the controller alone know.
+    """
+
+    def __init__(self, config: pytest.Config, key: str) -> None:
+        self._config = config
+        self._totals = Totals()
+        self._unsaid: list[dict[str, Any]] = []
+        self._swept: set[sa.engine.URL] = set()
+        self._held: list[tuple[str, Tidy]] = []
+        self._crew = Crew(self._totals, key)
+        self._key = key
+        self._is_worker = hasattr(config, "workerinput")
+
+    # -- fixtures ------------------------------------------------------------------------------
+
+    def engine(self) -> Iterator[sa.Engine]:
+        """An engine for the URL that was given."""
+        url = self._config.getoption("--tidy-url") or self._config.getini("tidy_url")
+        if not url:
+            pytest.fail(
+                "tidyrows does not know the database: define a session fixture tidy_engine in "
+                "conftest.py that returns the suite's Engine, or give --tidy-url (ini: tidy_url).",
+                pytrace=False,
+            )
+        engine = sa.create_engine(url)
+        yield engine
+        engine.dispose()
+
+    def for_test(self, request: pytest.FixtureRequest) -> Iterator[Tidy]:
+        """A test's own rows."""
+        item = request.node
+        item.stash[_FAILED] = False
+        bind = request.getfixturevalue("tidy_engine")
+        tidy = Tidy(bind, test=item.nodeid, **self._options(item))
+        self._begin(tidy)
+        yield tidy
+        note = self._finish(tidy, item.nodeid, failed=item.stash[_FAILED])
+        if note is not None:
+            item.add_report_section("teardown", "tidyrows", note)
+
+    def for_worker(self, request: pytest.FixtureRequest) -> Iterator[Shared]:
+        """Rows of this process."""
+        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        shared = Shared(tidy)
+        self._meet(tidy)
+        yield shared
+        self._finish(tidy, "tidy_worker")
+
+    def for_run(self, request: pytest.FixtureRequest) -> Iterator[Shared]:
+        """Rows of the run: where it has several workers, the controller deletes them."""
+        if not self._is_worker:
+            yield from self.for_worker(request)
+            return
+        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        tidy.context = of_the_run(tidy.context)
+        folder = request.getfixturevalue("tmp_path_factory").getbasetemp().parent / "tidy_run"
+        folder.mkdir(exist_ok=True)
+        shared = Shared(tidy, folder)
+        if not tidy.tracker.has_ledger:
+            pytest.fail(
+                "tidy_run needs a ledger where the run has several workers: its rows must outlive "
+                "the worker that made them. Set tidy_ledger = on in the ini file, or use "
+                "tidy_worker.",
+                pytrace=False,
+            )
+        self._meet(tidy)
+        yield shared
+        said = said_of("tidy_run", created_by(tidy.tracker), None)
+        name = kept_id()
+        for database in tidy.tracker.books():
+            if tidy.tracker.put_aside(database, name):
+                given_out = self._config.workeroutput  # type: ignore[attr-defined]  # xdist's
+                given_out.setdefault(_KEPT, []).append(name)
+        self._unsaid.append(said)
+
+    def _options(self, item: pytest.Item) -> dict[str, Any]:
+        """What the marks say; those closest to the test have the last word."""
+        options: dict[str, Any] = {
+            "ledger": self._ledger(),
+            "keep_on_failure": self._config.getoption("--tidy-keep"),
+            "verify": self._config.getoption("--tidy-verify") == "on",
+        }
+        for mark in reversed(list(item.iter_markers("tidy"))):
+            if mark.args or mark.kwargs.keys() - _OPTIONS:
+                said = [*map(repr, mark.args), *sorted(mark.kwargs.keys() - _OPTIONS)]
+                pytest.fail(
+                    f"@pytest.mark.tidy does not know {', '.join(said)}. It takes "
+                    f"{', '.join(sorted(_OPTIONS))}, by name.",
+                    pytrace=False,
+                )
+            options |= mark.kwargs
+        return options
+
+    def _ledger(self) -> bool | None:
+        said = self._config.getini("tidy_ledger")
+        if said not in _LEDGERS:
+            pytest.fail(f"tidy_ledger = {said} in the ini file is none of {', '.join(_LEDGERS)}.")
+        return _LEDGERS[said]
+
+    def _begin(self, tidy: Tidy) -> None:
+        tidy.start()
+        self._meet(tidy)
+
+    def _meet(self, tidy: Tidy) -> None:
+        """Sweep a database when it is first met, if asked; and let the controller know of it."""
+        engine = tidy.tracker.bound_engine
+        if engine is None or engine.url in self._swept:
+            return
+        self._swept.add(engine.url)
+        if self._config.getoption("--tidy-sweep"):
+            try:
+                report = sweep(engine)
+            except LedgerError:
+                pass  # no ledger, so nothing was ever entered
+            else:
+                self._unsaid.append({"swept": str(report)} if report.total_deleted else {})
+        if self._is_worker and tidy.tracker.has_ledger:
+            sent = sealed(address_of(engine), self._key)
+            self._unsaid.append({"url": sent, "run": tidy.context.run_id})
+
+    def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
+        created = created_by(tidy.tracker)
+        note = None
+        try:
+            note = tidy.finish(failed=failed)
+        finally:
+            said = said_of(test, created, tidy.report)
+            if note is not None:
+                said["kept"] = sum(created.values())
+            elif tidy.report is not None and tidy.report.held:
+                self._held.append((test, tidy))
+            self._unsaid.append(said)
+        return note
+
+    # -- hooks -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(
+        self, item: pytest.Item
+    ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+        """Remember a failure until the rows are cleaned; send along what there is to say."""
+        report = yield
+        if report.failed and _FAILED in item.stash:
+            item.stash[_FAILED] = True
+        if self._unsaid:
+            setattr(report, _SAID, [said for said in self._unsaid if said])
+            self._unsaid = []
+        return report
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Hear what a test, here or in a worker, has to say."""
+        if not self._is_worker:
+            for said in getattr(report, _SAID, ()):
+                self._crew.hear(said)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object | None) -> None:
+        """A worker has ended."""
+        output = getattr(node, "workeroutput", {})
+        kept = output.get(_KEPT, [])
+        self._crew.ended(node.gateway.id, kept, crashed=bool(error) or not output)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self) -> None:
+        """What waited for others' rows, and what a run's end leaves to do."""
+        for test, tidy in self._held:
+            try:
+                tidy.cleanup.cleanup()
+            except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
+                self._totals.notes.append(f"rows of {test} are still there: {in_short(error)}")
+        if not self._is_worker:
+            self._crew.finish()
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        """What there is to say, if anything."""
+        lines = list(self._totals.lines(tables=self._config.getoption("--tidy-report")))
+        if lines:
+            terminalreporter.write_sep("=", "tidyrows")
+            for line in lines:
+                terminalreporter.write_line(line)
