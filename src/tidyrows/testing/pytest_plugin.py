@@ -157,6 +157,7 @@ class Plugin:
             self._unsaid.append({"url": sent, "run": tidy.context.run_id})
 
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
+        tidy.tracker.stop()
         created = created_by(tidy.tracker)
         note = None
         try:
