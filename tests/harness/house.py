@@ -40,6 +40,7 @@ OUTSIDE = {
     "factory": "factories",
     "faker": "factories",
     "pytest": "testing",
+    "pytest_asyncio": "testing",
     "_pytest": "testing",
     "xdist": "testing",
     "behave": "testing",

@@ -69,6 +69,9 @@ def tidy_engine():
 """
 
 
+_WITHOUT = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:asyncio")
+
+
 @dataclass
 class Ended:
     """How a run has ended.
@@ -131,7 +134,7 @@ class Suite:
             if not name.startswith(("PYTEST_", "TIDYROWS_", "_TIDYROWS"))
         }
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments],
+            [sys.executable, "-m", "pytest", "-q", *_WITHOUT, *arguments],
             cwd=self.folder,
             env={**kept, "SUITE_URL": self.url, **environment},
             stdin=subprocess.DEVNULL,

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.cleanup import CleanupManager, sweep
+from tidyrows.cleanup import CleanupManager, sweep, sweep_async
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
+from tidyrows.testing.awaited import TURN, fixture_for
 from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed
 from tidyrows.testing.shared import Shared
 from tidyrows.testing.tidy import Tidy
 from tidyrows.testing.totals import Totals, created_by, said_of
+from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.owner import kept_id
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+    from tidyrows.cleanup import CleanupReport
 
 _FAILED = pytest.StashKey[bool]()
 _SAID, _KEPT = "tidyrows", "tidyrows_kept"
@@ -43,7 +49,7 @@ class Plugin:
         self._config = config
         self._totals = Totals()
         self._unsaid: list[dict[str, Any]] = []
-        self._swept: set[sa.engine.URL] = set()
+        self._met: set[sa.engine.URL] = set()
         self._held: list[tuple[str, Tidy]] = []
         self._crew = Crew(self._totals, key)
         self._key = key
@@ -70,11 +76,29 @@ class Plugin:
         item.stash[_FAILED] = False
         bind = request.getfixturevalue("tidy_engine")
         tidy = Tidy(bind, test=item.nodeid, **self._options(item))
-        self._begin(tidy)
+        if tidy.is_async:
+            yield from self._in_a_loop(request, tidy)
+            return
+        self.begin(tidy)
         yield tidy
-        note = self._finish(tidy, item.nodeid, failed=item.stash[_FAILED])
-        if note is not None:
-            item.add_report_section("teardown", "tidyrows", note)
+        self._show(item, self._finish(tidy, item.nodeid, failed=item.stash[_FAILED]))
+
+    def _in_a_loop(self, request: pytest.FixtureRequest, tidy: Tidy) -> Iterator[Tidy]:
+        """The same where the cleanup must be awaited, in the test's own loop if it has one."""
+        item = request.node
+        turn = item.stash[TURN] = _Turn(self, tidy, request.getfixturevalue("tidy_engine"), item)
+        name = fixture_for(item)
+        if name is not None:
+            request.getfixturevalue(name)  # it ends after this one, since this one asks for it
+            if not turn.begun:
+                self.begin(tidy)
+            yield tidy
+            tidy.tracker.stop()
+        else:
+            asyncio.run(turn.begin(start=False))
+            self.begin(tidy)
+            yield tidy
+            asyncio.run(turn.end())
 
     def for_worker(self, request: pytest.FixtureRequest) -> Iterator[Shared]:
         """Rows of this process."""
@@ -135,41 +159,64 @@ class Plugin:
             pytest.fail(f"tidy_ledger = {said} in the ini file is none of {', '.join(_LEDGERS)}.")
         return _LEDGERS[said]
 
-    def _begin(self, tidy: Tidy) -> None:
-        tidy.start()
-        self._meet(tidy)
+    def begin(self, tidy: Tidy) -> None:
+        """Listen; sweep, and say where, if need be."""
+        self._meet(tidy.start())
 
     def _meet(self, tidy: Tidy) -> None:
         """Sweep a database when it is first met, if asked; and let the controller know of it."""
         engine = tidy.tracker.bound_engine
-        if engine is None or engine.url in self._swept:
+        if engine is None or engine.url in self._met:
             return
-        self._swept.add(engine.url)
-        if self._config.getoption("--tidy-sweep"):
-            try:
-                report = sweep(engine)
-            except LedgerError:
-                pass  # no ledger, so nothing was ever entered
-            else:
-                self._unsaid.append({"swept": str(report)} if report.total_deleted else {})
+        self._met.add(engine.url)
+        if self._config.getoption("--tidy-sweep") and not tidy.is_async:
+            with suppress(LedgerError):  # without a ledger nothing was ever entered
+                self._swept(sweep(engine))
         if self._is_worker and tidy.tracker.has_ledger:
             sent = sealed(address_of(engine), self._key)
             self._unsaid.append({"url": sent, "run": tidy.context.run_id})
 
+    async def sweep_async(self, bind: Any) -> None:
+        """Sweep the database of an asynchronous bind, if asked and where it is not met yet."""
+        engine = Binding(bind).engine()
+        if self._config.getoption("--tidy-sweep") and engine and engine.url not in self._met:
+            with suppress(LedgerError):
+                self._swept(await sweep_async(engine))
+
+    def _swept(self, report: CleanupReport) -> None:
+        if report.total_deleted:
+            self._unsaid.append({"swept": str(report)})
+
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
         tidy.tracker.stop()
-        created = created_by(tidy.tracker)
-        note = None
+        created, note = created_by(tidy.tracker), None
         try:
             note = tidy.finish(failed=failed)
         finally:
-            said = said_of(test, created, tidy.report)
-            if note is not None:
-                said["kept"] = sum(created.values())
-            elif tidy.report is not None and tidy.report.held:
-                self._held.append((test, tidy))
-            self._unsaid.append(said)
+            self._say(tidy, test, created, note)
         return note
+
+    async def finish_async(self, tidy: Tidy, item: pytest.Item) -> None:
+        """As for a test that is not asynchronous."""
+        tidy.tracker.stop()
+        created, note = created_by(tidy.tracker), None
+        try:
+            note = await tidy.finish_async(failed=item.stash[_FAILED])
+        finally:
+            self._say(tidy, item.nodeid, created, note)
+        self._show(item, note)
+
+    def _say(self, tidy: Tidy, test: str, created: dict[str, int], note: str | None) -> None:
+        said = said_of(test, created, tidy.report)
+        if note is not None:
+            said["kept"] = sum(created.values())
+        elif tidy.report is not None and tidy.report.held and not tidy.is_async:
+            self._held.append((test, tidy))
+        self._unsaid.append(said)
+
+    def _show(self, item: pytest.Item, note: str | None) -> None:
+        if note is not None:
+            item.add_report_section("teardown", "tidyrows", note)
 
     # -- hooks -----------------------------------------------------------------------------------
 
@@ -217,3 +264,21 @@ class Plugin:
             terminalreporter.write_sep("=", "tidyrows")
             for line in lines:
                 terminalreporter.write_line(line)
+
+
+class _Turn:
+    """What an asynchronous test awaits."""
+
+    def __init__(self, plugin: Plugin, tidy: Tidy, bind: Any, item: pytest.Item) -> None:
+        self._plugin, self._tidy, self._bind, self._item = plugin, tidy, bind, item
+        self.begun = False
+
+    async def begin(self, *, start: bool) -> None:
+        await self._plugin.sweep_async(self._bind)
+        await self._tidy.prepare_async()
+        if start:
+            self._plugin.begin(self._tidy)
+            self.begun = True
+
+    async def end(self) -> None:
+        await self._plugin.finish_async(self._tidy, self._item)

@@ -85,6 +85,11 @@ class Tidy:
     # -- what a test uses ----------------------------------------------------------------------
 
     @property
+    def is_async(self) -> bool:
+        """Whether the bind is asynchronous."""
+        return is_async(self._bind)
+
+    @property
     def session(self) -> orm.Session:
         """What factories use."""
         return self.tracker.session
@@ -105,7 +110,7 @@ class Tidy:
         """
         ledger = self._wanted()
         if self._is_new(ledger):
-            if is_async(self._bind):
+            if self.is_async:
                 raise SessionStateError(
                     "The ledger of an asynchronous engine is installed by await: write async with "
                     "Tidy(...), or await tidy.start_async()."
@@ -121,15 +126,19 @@ class Tidy:
 
     async def start_async(self) -> Self:
         """As :meth:`start`, where the bind is asynchronous."""
+        await self.prepare_async()
+        return self.start()
+
+    async def prepare_async(self) -> None:
+        """What of :meth:`start` must be awaited: the ledger is installed."""
         ledger = self._wanted()
-        if self._is_new(ledger) and is_async(self._bind):
+        if self._is_new(ledger) and self.is_async:
             try:
                 await ledger.install_async()
             except LedgerError as error:
                 self._go_without(ledger, error)
             else:
                 _installed[ledger.engine] = True
-        return self.start()
 
     def finish(self, *, failed: bool = False) -> str | None:
         """Listen no more, and delete what the test made.
