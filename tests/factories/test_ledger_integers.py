@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import factory
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -62,6 +63,33 @@ def ledger(engine):
     made.close()
 
 
+class Line(Base):
+    __tablename__ = "lines"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    first: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("invoices.id"))
+    second: orm.Mapped[int] = orm.mapped_column(sa.ForeignKey("invoices.id"))
+
+
+class LineFactory(TrackedFactory[Line]):
+    class Meta:
+        model = Line
+
+    first = factory.LazyFunction(lambda: InvoiceFactory().id)
+    second = factory.LazyFunction(lambda: InvoiceFactory().id)
+
+
+def test_one_call_may_need_one_after_it_has_written(ledger):
+    """Where only one may write, as with SQLite, that is the call itself."""
+    with CleanupManager(ResourceTracker(ledger.engine, ledger=ledger)) as manager:
+        LineFactory()
+        with orm.Session(ledger.engine) as session:
+            session.add(Invoice(number=1))
+            session.flush()
+            assert InvoiceFactory.build().number
+            session.rollback()
+    assert manager.report.total_deleted == 3
+
+
 def test_processes_of_one_run_and_worker_never_have_the_same(ledger):
     """They share run and worker, so that without the ledger all would count alike."""
     env = {**os.environ, "TIDYROWS_RUN": "same", "TIDYROWS_WORKER": "gw1"}
@@ -107,16 +135,17 @@ def test_a_range_that_cannot_be_taken_now_is_said(sqlite_engine):
     with CleanupManager(tracker):
         with sqlite_engine.begin() as connection:
             connection.execute(sa.insert(Invoice).values(number=1))
+            assert [tracker.integer() for _ in range(RANGE)] == list(range(RANGE))
             with pytest.raises(ScopeError, match="Commit first"):
                 tracker.integer()
-        assert tracker.integer() == 0
+        assert tracker.integer() == RANGE
     ledger.close()
 
 
 def test_a_ledger_that_has_lost_the_row_says_so(ledger):
+    with ledger.engine.begin() as connection:
+        connection.execute(sa.text("DELETE FROM tidyrows_ledger WHERE kind = 'integers'"))
     tracker = ResourceTracker(ledger.engine, ledger=ledger)
-    with CleanupManager(tracker):
-        with ledger.engine.begin() as connection:
-            connection.execute(sa.text("DELETE FROM tidyrows_ledger WHERE kind = 'integers'"))
-        with pytest.raises(LedgerError, match="has lost the row"):
+    with pytest.raises(LedgerError, match="has lost the row"):  # where one only may write, at once
+        with CleanupManager(tracker):
             tracker.integer()

@@ -93,7 +93,7 @@ def test_a_ledger_is_installed_where_there_are_several_workers(suite):
 def test_a_plain_test_may_run_loops_of_its_own(suite):
     suite.write(
         "test_it.py",
-        TESTS.split("MARK")[0]
+        TESTS.split("MARK", maxsplit=1)[0]
         + """
     def test_it(tidy):
         asyncio.run(make(tidy))

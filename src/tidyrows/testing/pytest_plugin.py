@@ -18,6 +18,7 @@ from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed
 from tidyrows.testing.shared import Shared
 from tidyrows.testing.tidy import Tidy
 from tidyrows.testing.totals import Totals, created_by, said_of
+from tidyrows.tracking import Ledger
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.owner import kept_id
 
@@ -50,6 +51,7 @@ class Plugin:
         self._totals = Totals()
         self._unsaid: list[dict[str, Any]] = []
         self._met: set[sa.engine.URL] = set()
+        self._ledgers: list[Ledger] = []
         self._held: list[tuple[str, Tidy]] = []
         self._crew = Crew(self._totals, key)
         self._key = key
@@ -169,6 +171,7 @@ class Plugin:
         if engine is None or engine.url in self._met:
             return
         self._met.add(engine.url)
+        self._ledgers.append(Ledger(engine, allow_production=True))
         if self._config.getoption("--tidy-sweep") and not tidy.is_async:
             with suppress(LedgerError):  # without a ledger nothing was ever entered
                 self._swept(sweep(engine))
@@ -256,6 +259,8 @@ class Plugin:
                 self._totals.notes.append(f"rows of {test} are still there: {in_short(error)}")
         if not self._is_worker:
             self._crew.finish()
+        for ledger in self._ledgers:  # a worker of xdist's ends without a word
+            ledger.close()
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What there is to say, if anything."""

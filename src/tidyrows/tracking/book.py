@@ -246,6 +246,62 @@ class Book:
             count = self.ledger.run(connection, moved).rowcount
         return bool(count)
 
+    # -- from one process to another -----------------------------------------------------------
+
+    def handed_on(self, externals: Iterable[ExternalResource]) -> dict[str, Any] | None:
+        """What :meth:`adopt` needs to know, in JSON's types; None where nothing is entered.
+
+        Args:
+            externals: the tracker's resources.
+        """
+        numbers = sorted(self.numbers())
+        tied = [self.externals.get(resource) for resource in externals]
+        if not numbers and not any(tied):
+            return None
+        return {"owner": self.owner.id, "entries": numbers, "externals": tied}
+
+    def adopt(
+        self,
+        connection: sa.Connection,
+        given: Mapping[str, Any],
+        changes: Iterable[Change],
+        context: WorkerContext,
+        externals: Iterable[ExternalResource],
+    ) -> Page:
+        """Make another's entries this book's.
+
+        Args:
+            connection: in the transaction.
+            given: by :meth:`handed_on` of the other.
+            changes: what the entries say.
+            context: whose they are from now on.
+            externals: the tracker's resources, in the order in which they were given.
+
+        Raises:
+            TakenOverError: entries are missing.
+        """
+        table = self.ledger.table_on(connection)
+        numbers = {(maker, seq) for maker, seq in given["entries"]}
+        tied = {
+            r: tuple(number)
+            for r, number in zip(externals, given["externals"], strict=True)
+            if number is not None
+        }
+        gone = moved = 0
+        for part in self._mine(table, numbers, given["owner"]):
+            gone += self.ledger.run(connection, sa.delete(table).where(*part)).rowcount
+        for part in self._mine(table, set(tied.values()), given["owner"]):
+            mine = sa.update(table).where(*part).values(owner=self.owner.id, scope=self.scope)
+            moved += self.ledger.run(connection, mine).rowcount
+        if gone + moved < len(numbers) + len(tied):
+            raise TakenOverError(
+                f"These rows have been deleted since to_json() wrote them down, or a sweep has "
+                f"taken them over: {self.ledger!r} names them no longer, so they may be "
+                f"somebody else's by now. Nothing was deleted; there is nothing left to do."
+            )
+        self.externals |= tied
+        return Page(added=frozenset(self._add(connection, changes, context)))
+
     # -- with the rows' end --------------------------------------------------------------------
 
     def numbers(self) -> set[Number]:
@@ -325,9 +381,9 @@ class Book:
         return page.added <= found and not page.removed & found
 
     def _mine(
-        self, table: sa.Table, numbers: set[Number]
+        self, table: sa.Table, numbers: set[Number], owner: str | None = None
     ) -> Iterator[tuple[sa.ColumnElement[bool], ...]]:
-        """Which entries those are, as long as they are the tracker's."""
+        """Which entries those are, as long as they are the tracker's, or that owner's."""
         makers: dict[str, list[int]] = {}
         for maker, seq in sorted(numbers):
             makers.setdefault(maker, []).append(seq)
@@ -336,7 +392,7 @@ class Book:
                 yield (
                     table.c.maker == maker,
                     table.c.seq.in_(part),
-                    table.c.owner == self.owner.id,
+                    table.c.owner == (owner or self.owner.id),
                 )
 
     def _add(
@@ -376,9 +432,9 @@ class Book:
         if found < len(numbers):
             raise TakenOverError(
                 f"Entries of this worker are no longer its own in {self.ledger!r}: a sweep took "
-                f"them over, since the worker's lock was free and its heart had stopped. The "
-                f"sweep deletes their rows. If the process was stopped for that long, give "
-                f"sweep(patience=...) more seconds."
+                f"them over, since the worker's lock was free and its heart had stopped, or a "
+                f"process did with from_json(). They delete the rows. If the process was stopped "
+                f"for that long, give sweep(patience=...) more seconds."
             )
 
     def _row(self, seq: int, entry: entries.Entry, context: WorkerContext) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -20,7 +22,7 @@ class Integers:
     """What one process has taken and not given out."""
 
     def __init__(self) -> None:
-        self._next = self._end = 0
+        self._left: deque[int] = deque()
         self._lock = threading.Lock()
 
     def next(self, ledger: Ledger) -> int:
@@ -30,16 +32,25 @@ class Integers:
             ScopeError: another range is needed, and somebody holds the lock that it takes.
         """
         with self._lock:
-            if self._next == self._end:
-                self._next = self._taken(ledger) * RANGE
-                self._end = self._next + RANGE
-            self._next += 1
-            return self._next - 1
+            if not self._left:
+                self._take(ledger, lock_timeout=1.0)
+            return self._left.popleft()
 
-    def _taken(self, ledger: Ledger) -> int:
+    def stock(self, ledger: Ledger) -> None:
+        """Where few are left, take a range while no transaction of the caller's is in the way."""
+        with self._lock:
+            if len(self._left) < RANGE // 2:
+                with suppress(ScopeError):  # then it is tried again with the next need
+                    self._take(ledger, lock_timeout=0.2)
+
+    def _take(self, ledger: Ledger, *, lock_timeout: float) -> None:
+        first = self._taken(ledger, lock_timeout) * RANGE
+        self._left.extend(range(first, first + RANGE))
+
+    def _taken(self, ledger: Ledger, lock_timeout: float) -> int:
         try:
             # Its own transaction: where the caller's holds SQLite's only lock, waiting is in vain.
-            with ledger.alone(lock_timeout=1.0) as connection:
+            with ledger.alone(lock_timeout=lock_timeout) as connection:
                 table = ledger.table_on(connection)
                 row = (table.c.maker == "tidyrows", table.c.seq == 1)
                 asked = sa.select(table.c.body).where(*row).with_for_update()

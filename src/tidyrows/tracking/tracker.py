@@ -23,7 +23,7 @@ from tidyrows.errors import (
     UntrackedRowsWarning,
 )
 from tidyrows.retry import RetryPolicy
-from tidyrows.tracking import ambient, forgotten, tagged, ties, told, wire
+from tidyrows.tracking import ambient, entries, forgotten, tagged, ties, told, wire
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
 from tidyrows.tracking.book import Book
 from tidyrows.tracking.capture import Capture, capture_for, root_engine
@@ -209,6 +209,9 @@ class ResourceTracker:
                 book.reopen(ledger.open())
             elif book is None:
                 self._books[ledger.database] = Book(ledger, ledger.open(), self.say_unentered)
+            if not (ledger.dialect.locks_rows or (self.is_async and not in_greenlet())):
+                # Its one writer may be the test itself when it needs them.
+                self._books[ledger.database].owner.integers.stock(ledger)
         engine = self._binding.engine()
         if self._ledgers and engine is not None:
             mine = database_name(engine)
@@ -904,21 +907,50 @@ class ResourceTracker:
 
     @classmethod
     def from_json(
-        cls, text: str, bind: Bind, *, allow_production: bool | Collection[str] = False
+        cls,
+        text: str,
+        bind: Bind,
+        *,
+        allow_production: bool | Collection[str] = False,
+        ledger: Ledger | None = None,
     ) -> ResourceTracker:
         """A tracker that holds the rows of :meth:`to_json`, bound to ``bind``.
 
+        Args:
+            text: what ``to_json`` wrote.
+            bind: where the rows are.
+            allow_production: as for the class.
+            ledger: where they are entered. Their entries are this process's from now on: the
+                process that wrote the text can no longer delete the rows.
+
         Raises:
             UnknownTableError: the database has no such table.
+            LedgerError: the rows are entered into a ledger, and none was given.
+            TakenOverError: they have been deleted since, or taken over by a sweep.
         """
-        return wire.loads(cls, text, bind, allow_production=allow_production)
+        return wire.loads(cls, text, bind, allow_production=allow_production, ledger=ledger)
 
     @classmethod
-    async def from_json_async(
-        cls, text: str, bind: Bind, *, allow_production: bool | Collection[str] = False
-    ) -> ResourceTracker:
+    async def from_json_async(cls, text: str, bind: Bind, **options: Any) -> ResourceTracker:
         """As :meth:`from_json`, for something asynchronous."""
-        return await spawn(cls.from_json, text, bind, allow_production=allow_production)
+        return await spawn(cls.from_json, text, bind, **options)
+
+    def handed_on(self) -> dict[str, Any] | None:
+        """Which entries of a ledger name what it holds; None where there are none."""
+        engine = self.bound_engine
+        book = None if engine is None else self._books.get(database_name(engine))
+        return None if book is None else book.handed_on(self.externals())
+
+    def take_over(self, entered: dict[str, Any]) -> None:
+        """Make the entries its own that another process has made of what it holds."""
+        self._open_books()
+        (book,) = self._books.values()
+        database = book.ledger.database
+        with book.ledger.alone(lock_timeout=5.0) as connection:
+            page = book.adopt(
+                connection, entered, entries.each_of(self, database), self.context, self.externals()
+            )
+        book.turn(page)
 
     def __len__(self) -> int:
         if self.is_foreign:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
 
-from tidyrows.errors import NotBoundError, TidyRowsError, UnknownTableError
+from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.rows import KeyedTable, TableName
 from tidyrows.tracking.digests import CELL, UNCOMPARED, Prints
 from tidyrows.tracking.wire_ties import parts_of_entry, read_ties, write_ties
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.ledger import Ledger
     from tidyrows.tracking.tracker import ResourceTracker
 
 _VERSION = 1
@@ -73,6 +74,7 @@ def dumps(tracker: ResourceTracker) -> str:
         TidyRowsError: a value has no form in JSON. Nothing is written then, and all stay tracked.
     """
     tracker.settle()
+    tracker.catch_up()
     tables = []
     ties, held_now = tracker.ties(), tracker.snapshot()
     for held in held_now:
@@ -100,40 +102,27 @@ def dumps(tracker: ResourceTracker) -> str:
             "workers": context.worker_count,
             "tables": tables,
             "externals": write_ties(ties, held_now),
+            "ledger": tracker.handed_on(),
         }
     )
 
 
 def loads(
-    cls: type[ResourceTracker], text: str, bind: Bind, *, allow_production: bool | Collection[str]
+    cls: type[ResourceTracker],
+    text: str,
+    bind: Bind,
+    *,
+    allow_production: bool | Collection[str],
+    ledger: Ledger | None,
 ) -> ResourceTracker:
     """A tracker of what :func:`dumps` wrote."""
-    try:
-        data = json.loads(text)
-        version = data["tidyrows"]
-        if version == _VERSION:
-            tables = [
-                (
-                    (entry["schema"], entry["table"], entry["columns"]),
-                    (values_in(entry["keys"]), set(entry["told"]), _prints(entry["looks"])),
-                    entry.get("nameless"),
-                )
-                for entry in data["tables"]
-            ]
-            externals = [parts_of_entry(entry) for entry in data.get("externals", ())]
-            names = ("run", "worker", "worker_index", "test", "workers")
-            who = tuple(data[name] for name in names)
-    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-        raise TidyRowsError(
-            "This is not what ResourceTracker.to_json() writes; nothing was read."
-        ) from error
-    if version != _VERSION:
-        raise TidyRowsError(
-            f"This was written in format {version}, and this tidyrows reads format {_VERSION}. "
-            f"Use the same version of tidyrows on both sides."
+    tables, externals, context, entered = _parsed(text)
+    if entered is not None and ledger is None:
+        raise LedgerError(
+            "These rows are entered into a ledger, which must let go of them when they are "
+            "deleted. Write ResourceTracker.from_json(text, engine, ledger=Ledger(engine))."
         )
-    context = WorkerContext(*who)
-    tracker = cls(bind, context=context, allow_production=allow_production)
+    tracker = cls(bind, context=context, allow_production=allow_production, ledger=ledger)
     engine = tracker.bound_engine
     if engine is None:
         raise NotBoundError(
@@ -171,7 +160,38 @@ def loads(
         if nameless:
             _take_nameless(tracker, keyed, nameless)
     read_ties(tracker.external_resources, externals, held)
+    if entered is not None:
+        tracker.take_over(entered)
     return tracker
+
+
+def _parsed(text: str) -> tuple[list[Any], list[Any], WorkerContext, dict[str, Any] | None]:
+    """The tables, the external resources, whose they are, and their entries in a ledger."""
+    try:
+        data = json.loads(text)
+        version = data["tidyrows"]
+        if version == _VERSION:
+            tables = [
+                (
+                    (entry["schema"], entry["table"], entry["columns"]),
+                    (values_in(entry["keys"]), set(entry["told"]), _prints(entry["looks"])),
+                    entry.get("nameless"),
+                )
+                for entry in data["tables"]
+            ]
+            externals = [parts_of_entry(entry) for entry in data.get("externals", ())]
+            names = ("run", "worker", "worker_index", "test", "workers")
+            who = tuple(data[name] for name in names)
+    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+        raise TidyRowsError(
+            "This is not what ResourceTracker.to_json() writes; nothing was read."
+        ) from error
+    if version != _VERSION:
+        raise TidyRowsError(
+            f"This was written in format {version}, and this tidyrows reads format {_VERSION}. "
+            f"Use the same version of tidyrows on both sides."
+        )
+    return tables, externals, WorkerContext(*who), data.get("ledger")
 
 
 def _nameless(held: TableHoldings) -> dict[str, Any] | None:
