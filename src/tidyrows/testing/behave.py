@@ -1,0 +1,90 @@
+"""behave: every scenario has ``context.tidy``, and its rows are gone after it.
+
+All that stands in ``features/environment.py``::
+
+    from tidyrows.testing.behave import setup
+
+    def before_all(context):
+        setup(context, engine)
+
+behave has no hook that a library can register, so :func:`setup` puts its own in front of those
+of ``environment.py``: ``before_tag``, ``before_feature`` and ``before_scenario`` find ``context.tidy``.
+In ``before_feature`` it is the feature's, whose rows live until the feature ends; in a scenario,
+its Background and each row of an outline it is the scenario's, and the feature's is
+``context.tidy_feature``. Rows go after behave's own ``after_`` hooks and the cleanups they added.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from typing import TYPE_CHECKING, Any
+
+from behave.fixture import fixture, use_fixture
+
+from tidyrows.testing.tidy import Tidy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import sqlalchemy as sa
+
+    from tidyrows.tracking.binding import Bind
+
+_FAILED = frozenset({"failed", "error", "hook_error", "cleanup_error", "undefined"})
+
+
+def setup(context: Any, bind: Bind | str | sa.URL, **options: Any) -> None:
+    """Give every feature and every scenario a :class:`Tidy`; call it in ``before_all``.
+
+    Args:
+        context: behave's.
+        bind: where the rows go.
+        options: passed to :class:`Tidy`.
+    """
+    opened: list[Any] = []
+
+    def begin(context: Any) -> None:
+        statement = getattr(context, "scenario", None) or getattr(context, "feature", None)
+        if statement is None or any(each is statement for each in opened):
+            return
+        opened.append(statement)
+        context.add_cleanup(opened.remove, statement)
+        use_fixture(tidy_rows, context, bind, statement=statement, **options)
+
+    hooks = context._runner.hooks  # noqa: SLF001 -- the context tells its runner nowhere else
+    for name in ("before_tag", "before_feature", "before_scenario"):
+        hooks[name] = _after(begin, hooks.get(name))
+
+
+def _after(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> Callable[..., None]:
+    def begun(context: Any, statement: Any) -> None:
+        begin(context)
+        if hook is not None:
+            hook(context, statement)
+
+    return begun if hook is None else functools.wraps(hook)(begun)
+
+
+@fixture  # type: ignore[untyped-decorator]  # behave ships no types
+def tidy_rows(
+    context: Any, bind: Bind | str | sa.URL, *, statement: Any, **options: Any
+) -> Iterator[Tidy]:
+    """One feature's or scenario's rows, for behave's ``use_fixture``.
+
+    Args:
+        context: behave's; gets ``tidy``, and ``tidy_feature`` where the statement is a feature.
+        bind: where the rows go.
+        statement: the feature or scenario.
+        options: passed to :class:`Tidy`.
+    """
+    tidy = Tidy(bind, test=f"{statement.filename}:{statement.line}", **options)
+    tidy.start()
+    context.tidy = tidy
+    if statement.type == "feature":
+        context.tidy_feature = tidy
+    yield tidy
+    note = tidy.finish(failed=statement.status.name in _FAILED)
+    if note is not None:
+        # behave shows what a cleanup prints only where that fails.
+        print(note, file=sys.__stderr__)

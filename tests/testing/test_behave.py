@@ -1,0 +1,119 @@
+"""behave: a scenario's rows go after it, a feature's after the feature."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from harness.suites import STRANGERS, Suite
+
+FEATURE = """
+Feature: rows
+  Background:
+    Given a user
+
+  Scenario Outline: each row
+    Given a user
+    Then there are 2 users of mine
+    Examples:
+      | n |
+      | 1 |
+      | 2 |
+
+  Scenario: it fails
+    Given a fault
+"""
+
+STEPS = """
+from behave import given, then
+from models import *
+
+@given("a user")
+def a_user(context):
+    add(User(org_id=context.org.id))
+
+@then("there are 2 users of mine")
+def two(context):
+    assert len(context.tidy.tracker) == 2
+    assert count(f"users WHERE org_id = {context.org.id}") == 2
+
+@given("a fault")
+def fault(context):
+    if os.environ.get("FAULT"):
+        raise RuntimeError("the step's own")
+"""
+
+ENVIRONMENT = """
+from models import *
+from tidyrows.testing.behave import setup
+
+def before_all(context):
+    setup(context, engine, **eval(os.environ.get("OPTIONS", "{}")))
+
+def before_feature(context, feature):
+    context.org = add(Org(name="shared"))
+"""
+
+
+@pytest.fixture
+def suite(tmp_path, database):
+    made = Suite(tmp_path, database)
+    made.write("features/rows.feature", FEATURE)
+    made.write("features/steps/steps.py", STEPS)
+    made.write("features/environment.py", ENVIRONMENT)
+    return made
+
+
+def test_every_scenario_and_feature_leaves_nothing(suite):
+    code, said = suite.run("behave")
+    assert code == 0, said
+    assert suite.left() == STRANGERS
+
+
+def test_a_failing_step_leaves_nothing(suite, monkeypatch):
+    monkeypatch.setenv("FAULT", "1")
+    code, said = suite.run("behave")
+    assert code == 1
+    assert "the step's own" in said
+    assert suite.left() == STRANGERS
+
+
+def test_what_is_kept_is_said(suite, monkeypatch):
+    monkeypatch.setenv("FAULT", "1")
+    monkeypatch.setenv("OPTIONS", "{'keep_on_failure': True}")
+    code, said = suite.run("behave")
+    assert code == 1
+    assert "kept for study" in said
+    assert len(suite.left()["users"]) == 2
+
+
+def test_a_failed_cleanup_fails_the_run(suite, monkeypatch):
+    monkeypatch.setenv("OPTIONS", "{'protect': [User]}")
+    suite.write(
+        "features/environment.py",
+        ENVIRONMENT
+        + """
+def after_feature(context, feature):
+    import subprocess, sys
+    subprocess.run([sys.executable, "-c",
+        f"from models import *; add(User(org_id={context.org.id}))"], check=True)
+""",
+    )
+    code, said = suite.run("behave")
+    assert code == 1, said
+    assert "CleanupError" in said
+
+
+def test_two_processes_at_once(suite):
+    both = [suite.start("behave"), suite.start("behave")]
+    for process in both:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert suite.left() == STRANGERS
+
+
+def test_behave_is_not_imported_by_the_others():
+    code = "import sys, tidyrows, tidyrows.testing; assert 'behave' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
