@@ -8,7 +8,7 @@ All that stands in ``features/environment.py``::
         setup(context, engine)
 
 behave has no hook that a library can register: :func:`setup` puts its own in front of those
-of ``environment.py``. ``before_tag``, ``before_feature``, ``before_scenario`` find ``context.tidy``.
+of ``environment.py``. ``before_tag``, ``before_feature``, ``before_scenario`` see ``context.tidy``.
 In ``before_feature`` it is the feature's, whose rows live until the feature ends; in a scenario,
 its Background and each row of an outline it is the scenario's, and the feature's is
 ``context.tidy_feature``. Rows go after behave's own ``after_`` hooks and the cleanups they added.
