@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import textwrap
@@ -11,6 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from harness.databases import Database
+from harness.suites import fresh_environment
 
 MODELS = """
 import os
@@ -91,7 +91,7 @@ class Suite:
         return subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=self.folder,
-            env={**os.environ, "SUITE_URL": self.url, "PYTHONPATH": str(self.folder)},
+            env={**fresh_environment(), "SUITE_URL": self.url, "PYTHONPATH": str(self.folder)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

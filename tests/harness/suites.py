@@ -72,6 +72,12 @@ def tidy_engine():
 _WITHOUT = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:asyncio")
 
 
+def fresh_environment() -> dict[str, str]:
+    """This environment, without what tells whose run it is."""
+    ours = ("PYTEST_", "TIDYROWS_", "_TIDYROWS")
+    return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+
+
 @dataclass
 class Ended:
     """How a run has ended.
@@ -128,15 +134,10 @@ class Suite:
 
     def run(self, *arguments: str, **environment: str) -> Ended:
         """Run it with pytest."""
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if not name.startswith(("PYTEST_", "TIDYROWS_", "_TIDYROWS"))
-        }
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", *_WITHOUT, *arguments],
             cwd=self.folder,
-            env={**kept, "SUITE_URL": self.url, **environment},
+            env={**fresh_environment(), "SUITE_URL": self.url, **environment},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

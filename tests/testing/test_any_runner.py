@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness.suites import STRANGERS, Suite
+from harness.runners import STRANGERS, Suite
 
 
 def test_a_plain_script_has_blocks_and_hooks(tmp_path, database):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.suites import STRANGERS, Suite
+from harness.runners import STRANGERS, Suite
 
 FEATURE = """
 Feature: rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.suites import STRANGERS, Suite
+from harness.runners import STRANGERS, Suite
 
 HEAD = """
 import unittest
