@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.pool import NullPool
 
 from kills.files import FILE
-from kills.tables import PLACES, Currency, Note, Seat, Token, codes, log_lines
+from kills.tables import OTHER, Currency, Note, Seat, Token, free, log_lines, other_notes
 from storm import shop
-from tidyrows import ResourceTracker
+from tidyrows import ResourceTracker, UntrackedRowsWarning
 from tidyrows.dialects import Fault, dialect_for
 
 BULK = 200
@@ -30,6 +32,7 @@ class Maker:
         prefix: the worker's own, for names and natural keys.
         folder: where external files go.
         org: a bystander's.
+        schema: the real name of the other schema; None where there is none.
         say: tells the parent; see ``children.MARKS``.
     """
 
@@ -42,15 +45,18 @@ class Maker:
         prefix: str,
         folder: str,
         org: int,
+        schema: str | None,
         say: Callable[[bytes], None],
     ) -> None:
         self.engine, self.tracker, self.rng = engine, tracker, rng
         self.prefix, self.folder, self.org, self.say = prefix, folder, org, say
-        self.codes = codes(prefix)
-        self.seats = list(range(PLACES))
-        rng.shuffle(self.codes)
+        self.schema = schema
         self.session = orm.Session(engine)
         self.unheard = sa.create_engine(engine.url, poolclass=NullPool)
+        with self.unheard.connect() as connection:  # kept rows have theirs
+            self.codes, seats = free(connection, [prefix])
+        self.seats = [number for _hall, number in seats]
+        rng.shuffle(self.codes)
         self.dialect = dialect_for(engine)
 
     def some(self, count: int) -> None:
@@ -156,7 +162,7 @@ def renamed(maker: Maker) -> None:
     seat = Seat(hall=maker.prefix, number=maker.seats[-1], text=maker.text())
     session.add_all([currency, seat])
     session.commit()
-    seat.number += 100
+    seat.number = maker.rng.randrange(100, 10**9)
     session.commit()
     currency.code = new
     currency.text = maker.text()
@@ -179,6 +185,45 @@ def told(maker: Maker) -> None:
     waiting = any(maker.tracker.book(name)._waiting for name in maker.tracker.books())
     if not waiting:
         maker.say(b"(%d)" % name)
+
+
+def upserts(maker: Maker) -> None:
+    """A bystander's row is found; one of ours is new only where the database can prove it."""
+    orgs, currencies = shop.Org.__table__, Currency.__table__
+    name = maker.engine.dialect.name
+    found = {"name": f"bystander {maker.rng.randrange(5)}", "v": 0}
+    both = [{"name": f"org {maker.text()}", "v": 0}, found]
+    maker.rng.shuffle(both)
+    same = {"v": orgs.c.v}
+    again = {"code": "bystander", "text": "bystander"}
+    if name in {"postgresql", "sqlite"}:
+        made: Any = {"postgresql": postgresql, "sqlite": sqlite}[name].insert(orgs)
+        update = made.on_conflict_do_update(index_elements=["name"], set_=same)
+        nothing = made.on_conflict_do_nothing().values(both)
+        if name == "postgresql":
+            updates, replaces = update.values(both), nothing
+        else:
+            updates = update.values(found)
+            replaces = sa.insert(currencies).prefix_with("OR REPLACE").values(again)
+    else:
+        nothing = sa.insert(orgs).prefix_with("IGNORE").values(both)
+        updates = mysql.insert(orgs).on_duplicate_key_update(same).values(found)
+        replaces = sa.text("REPLACE INTO currencies VALUES (:code, :text)").bindparams(**again)
+    with maker.engine.begin() as connection, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UntrackedRowsWarning)
+        for each in maker.rng.sample([nothing, updates, replaces], 2):
+            connection.execute(each)
+
+
+def elsewhere(maker: Maker) -> None:
+    """Under the same table's name, and with the same keys, as in the first schema."""
+    if maker.schema is None:
+        return
+    there = maker.engine.execution_options(schema_translate_map={OTHER: maker.schema})
+    with there.begin() as connection:
+        connection.execute(sa.insert(other_notes).values(text=maker.text()))
+        connection.execute(sa.insert(other_notes), [{"text": maker.text()} for _ in range(3)])
+        connection.execute(sa.insert(Note).values(text=maker.text()))
 
 
 def external(maker: Maker) -> None:
@@ -204,5 +249,7 @@ ACTS = (
     deleted,
     renamed,
     told,
+    upserts,
+    elsewhere,
     external,
 )

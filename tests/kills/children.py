@@ -27,11 +27,13 @@ MARKS = {
     b"e": "is about to send a statement",
     b"b": "is about to send a COMMIT",
     b"a": "has had the answer to a COMMIT",
+    b"f": "keeps what it has made, since it has failed",
+    b"<7:3>": "keeps 3 things under the name kept000000000007; <7:> lets go of them",
     b"(7)": "owns the notes 'told 7', which were committed before",
     b"!": "is where it was to be struck",
     b"r": "has ended a round",
 }
-PHASES = {"o": "opening", "c": "creation", "k": "cleanup", "s": "sweep"}
+PHASES = {"o": "opening", "c": "creation", "k": "cleanup", "f": "keeping", "s": "sweep"}
 SINCE = {"b": "in COMMIT", "a": "after COMMIT", "e": "at a statement", "": "before anything"}
 SECONDS = 60
 
@@ -144,9 +146,15 @@ class Child:
     def told(self) -> set[int]:
         return {int(name) for name in re.findall(rb"\((\d+)\)", self.trail)}
 
+    @property
+    def kept(self) -> dict[str, int]:
+        """How many things are kept, by name."""
+        said = {int(n): count for n, count in re.findall(rb"<(\d+):(\d*)>", self.trail)}
+        return {f"kept{n:012x}": int(count) for n, count in said.items() if count}
+
     def where(self) -> str:
         """Where it was struck."""
-        marks = re.sub(r"\(\d*\)?|[!ir]", "", self.trail.decode())
+        marks = re.sub(r"\(\d*\)?|<[\d:]*>?|[!ir]", "", self.trail.decode())
         phase = max(PHASES, key=marks.rfind)
         since = marks[marks.rfind(phase) + 1 :][-1:]
         return f"{PHASES[phase]}, {SINCE[since]}"

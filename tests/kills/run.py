@@ -32,11 +32,23 @@ from harness.bystanders import Bystanders, snapshot
 from harness.databases import Homes
 from kills import files  # noqa: F401 -- it registers what removes them
 from kills.children import Child, strike
-from kills.tables import ALL, LEDGER, PLACES, Currency, Note, Seat, Token, codes, log_lines
+from kills.tables import (
+    ALL,
+    LEDGER,
+    OTHER,
+    Currency,
+    Note,
+    Seat,
+    Token,
+    free,
+    log_lines,
+    other_notes,
+)
 from storm import shop
-from tidyrows import Ledger, sweep
+from tidyrows import Ledger, find_orphans, sweep
 
 WORKERS = 4
+_KEPT = f"SELECT maker FROM {LEDGER} WHERE owner LIKE 'kept%'"
 PATIENT = 30.0
 """Seconds within which a sweep finds that all are dead."""
 LIMITS = (3, 10_000)
@@ -80,18 +92,30 @@ class Scene:
         folder: for files.
         result: what becomes of it.
         rng: what is drawn from.
+        schema: another one, as the database names it; None where there is none.
     """
 
-    def __init__(self, url: sa.URL, folder: Path, result: Result, rng: random.Random) -> None:
+    def __init__(
+        self,
+        url: sa.URL,
+        folder: Path,
+        result: Result,
+        rng: random.Random,
+        schema: str | None = None,
+    ) -> None:
         self.url = url.render_as_string(hide_password=False)
         self.result, self.rng = result, rng
         self.engine = sa.create_engine(url, poolclass=NullPool)
         self.folder = folder / "files"
         self.folder.mkdir()
+        self.schema = schema
         self._number = 0
         self._lock = threading.Lock()
         for metadata in ALL:
             metadata.create_all(self.engine)
+        there = self.engine.execution_options(schema_translate_map={OTHER: schema})
+        if schema is not None:
+            other_notes.metadata.create_all(there)
         Ledger(self.engine).install()
         self.bystanders = Bystanders(self.engine)
         self.bystanders.insert(shop.Org, *({"name": f"bystander {n}", "v": n} for n in range(5)))
@@ -103,6 +127,7 @@ class Scene:
             self.users = connection.scalars(sa.select(shop.User.id)).all()
         self.bystanders.insert(shop.Tag, {"name": "bystander"})
         self.bystanders.insert(Token, {"text": "bystander"})
+        self.bystanders.insert(Currency, {"code": "bystander", "text": "bystander"})
         self.bystanders.insert(log_lines, *({"text": "line", "n": n % 3} for n in range(6)))
         self.strangers([])
         (self.folder / "bystander").touch()
@@ -116,6 +141,7 @@ class Scene:
             "prefix": f"w{self._number}",
             "folder": str(self.folder),
             "org": self.rng.choice(self.orgs),
+            "schema": self.schema,
             "blow": blow,
         })  # fmt: skip  # a line each
 
@@ -123,24 +149,23 @@ class Scene:
         """They come at once, and take every natural key that is free."""
         prefixes = [worker.given["prefix"] for worker in workers]
         with self.engine.connect() as connection:
-            taken = {*connection.scalars(sa.select(Currency.code))}
-            seats = {tuple(row) for row in connection.execute(sa.select(Seat.hall, Seat.number))}
-        free = [code for prefix in prefixes for code in codes(prefix) if code not in taken]
-        places = [(hall, n) for hall in prefixes for n in range(PLACES) if (hall, n) not in seats]
+            codes, places = free(connection, prefixes)
         insert = self.bystanders.insert
-        insert(Currency, *({"code": code, "text": "stranger"} for code in free))
+        insert(Currency, *({"code": code, "text": "stranger"} for code in codes))
         insert(Seat, *({"hall": h, "number": n, "text": "stranger"} for h, n in places))
         insert(Note, *({"text": "stranger"} for _ in range(3)))
+        if self.schema is not None:
+            insert(other_notes.to_metadata(sa.MetaData(), schema=self.schema), {"text": "stranger"})
         self._number += 1
         insert(shop.Org, {"name": f"stranger {self._number}", "v": 0})
         insert(shop.Order, {"user_id": self.users[0]})
 
     # -- sweeping ------------------------------------------------------------------------------
 
-    def sweep(self) -> None:
+    def sweep(self, *, kept: bool | str = False) -> None:
         """Once; what it deleted counts."""
         try:
-            report = sweep(self.url, rows_per_transaction=self.rng.choice(LIMITS))
+            report = sweep(self.url, kept=kept, rows_per_transaction=self.rng.choice(LIMITS))
         except Exception as error:  # noqa: BLE001 -- whatever it is, it must not be
             self.result.wrong.append(f"a sweep raised {error!r}")
             return
@@ -200,14 +225,25 @@ class Scene:
         while True:
             times += 1
             self.sweep()
-            if not self._entries() or time.monotonic() > until or self.result.wrong:
+            if not self._entries(kept=False) or time.monotonic() > until or self.result.wrong:
                 break
             pause.wait(0.1)
         self.result.again = max(self.result.again, times)
 
-    def _entries(self) -> list[str]:
-        """All but the ledger's own rows."""
-        asked = sa.text(f"SELECT * FROM {LEDGER} WHERE maker <> 'tidyrows'")
+    def kept(self, workers: list[Child]) -> None:
+        """What a worker has kept is there yet, all of it, until it is asked for by its name."""
+        for name, count in [pair for worker in workers for pair in worker.kept.items()]:
+            found = find_orphans(self.url, kept=name)
+            things = sum(sum({**each.rows, **each.external}.values()) for each in found)
+            if things != count:
+                self.result.wrong.append(f"{name}: {count} were kept, and {things} are: {found}")
+            self.sweep(kept=name)
+        self.sweep(kept=True)  # kept, and killed before it could tell
+
+    def _entries(self, *, kept: bool = True) -> list[str]:
+        """All but the ledger's own rows, and those of owners that are only kept if not wanted."""
+        those = "" if kept else f" AND maker NOT IN ({_KEPT}) AND owner NOT LIKE 'kept%'"
+        asked = sa.text(f"SELECT * FROM {LEDGER} WHERE maker <> 'tidyrows'{those}")
         with self.engine.connect() as connection:
             return [str(row) for row in connection.execute(asked)]
 
@@ -243,7 +279,7 @@ def blow_of(rng: random.Random, *, longest: float = 0.3, sweeping: bool = False)
     if not sweeping and rng.random() < 0.1:  # while another thread takes the lock
         return _blow("o", "o", 1, rng.uniform(0, 0.05))
     mark = rng.choice("bae" if sweeping else "bbaae")
-    phase = "s" if sweeping else rng.choice("ck")
+    phase = "s" if sweeping else rng.choice("cckkf")
     number = rng.randint(1, 60 if mark == "e" else 4 if sweeping else 8)
     return _blow(phase, mark, number, rng.choice((None, 0, rng.uniform(0, 0.01))))
 
@@ -255,7 +291,13 @@ def _blow(phase: str, mark: str, number: int, linger: float | None) -> dict[str,
 
 
 def kills(
-    url: sa.URL, folder: Path, *, count: int, workers: int = WORKERS, seed: int | None = None
+    url: sa.URL,
+    folder: Path,
+    *,
+    count: int,
+    workers: int = WORKERS,
+    seed: int | None = None,
+    schema: str | None = None,
 ) -> Result:
     """Run it.
 
@@ -265,12 +307,13 @@ def kills(
         count: how many processes to kill, at least.
         workers: how many work at once.
         seed: of what is drawn; the instants of the kills are the machine's all the same.
+        schema: another one of the database, where it has one.
     """
     began = time.monotonic()
     seed = random.randrange(10**6) if seed is None else seed
     rng = random.Random(seed)
     result = Result()
-    scene = Scene(url, folder, result, rng)
+    scene = Scene(url, folder, result, rng, schema)
     longest = _round_of(scene) * 3
     kinds = list(SWEEPS)
     rng.shuffle(kinds)
@@ -283,6 +326,7 @@ def kills(
         wave = [scene.worker(_to_child(blow)) for blow in blows]  # they import meanwhile
         scene.strangers(dead)
         scene.swept(kinds[0])
+        scene.kept(dead)
         kinds.append(kinds.pop(0))
         scene.compared(dead)
     for each in wave:
@@ -314,6 +358,7 @@ def _round_of(scene: Scene) -> float:
     scene.result.struck[worker.where()] += 1
     scene.strangers([worker])
     scene.swept("plain")
+    scene.kept([worker])
     scene.compared([worker])
     return took
 
@@ -330,10 +375,12 @@ def main() -> None:
         stack.callback(homes.drop_all)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if given.backend == "sqlite":
-            url = sa.URL.create("sqlite", database=str(folder / "kills.db"))
+            url, schema = sa.URL.create("sqlite", database=str(folder / "kills.db")), None
         else:
-            url = homes.home(given.backend).url
-        result = kills(url, folder, count=given.kills, workers=given.workers, seed=given.seed)
+            home = homes.home(given.backend)
+            url, schema = home.url, home.extra_schema(OTHER)
+        options = {"workers": given.workers, "seed": given.seed, "schema": schema}
+        result = kills(url, folder, count=given.kills, **options)
     print(result)
     print(f"{len(result.wrong)} wrong")
     print("\n".join(result.wrong[:40]))

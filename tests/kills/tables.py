@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -52,6 +53,16 @@ log_lines = sa.Table(
     sa.Column("n", sa.Integer),
 )
 
+OTHER = "other"
+other_notes = sa.Table(
+    Note.__tablename__,
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("text", sa.String(80)),
+    schema=OTHER,
+)
+"""As those of the first schema, keys too; its real name is given to each child."""
+
 ALL = (shop.Base.metadata, Base.metadata)
 LEDGER = "tidyrows_ledger"
 PLACES = 6
@@ -61,3 +72,15 @@ PLACES = 6
 def codes(prefix: str) -> list[str]:
     """The currencies that a worker makes."""
     return [f"{prefix}-{number}" for number in range(PLACES)]
+
+
+def free(
+    connection: sa.Connection, prefixes: Iterable[str]
+) -> tuple[list[str], list[tuple[str, int]]]:
+    """The codes and seats of some workers that nobody has."""
+    taken = {*connection.scalars(sa.select(Currency.code))}
+    seats = {tuple(row) for row in connection.execute(sa.select(Seat.hall, Seat.number))}
+    return (
+        [code for prefix in prefixes for code in codes(prefix) if code not in taken],
+        [(hall, n) for hall in prefixes for n in range(PLACES) if (hall, n) not in seats],
+    )

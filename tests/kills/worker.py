@@ -1,7 +1,8 @@
 """One worker that will be killed: ``python worker.py '{"url": ..., "seed": ...}'``.
 
-It waits for a line, then makes rows and cleans up, round after round, until there is another line;
-or it sweeps once. All the while it tells by single bytes where it is: see ``children.MARKS``.
+It waits for a line, then makes rows and cleans up, or fails and keeps them, round after round,
+until there is another line; or it sweeps once. All the while it tells by single bytes where it is:
+see ``children.MARKS``.
 """
 
 from __future__ import annotations
@@ -9,9 +10,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,10 @@ class Marks:
         self._blow = blow
         self._phase = b""
         self._main = threading.main_thread()
+        self.listen(engine)
+
+    def listen(self, engine: sa.Engine) -> None:
+        """To this engine too."""
         sa.event.listen(engine, "before_cursor_execute", lambda *_: self.mark(b"e"))
         commit = engine.dialect.do_commit
 
@@ -80,9 +89,12 @@ def main(
     prefix: str = "",
     folder: str = "",
     org: int = 0,
+    schema: str | None = None,
 ) -> None:
     if rows_per_transaction is None:
-        from kills.acts import Maker  # noqa: PLC0415 -- a sweep starts sooner without factories
+        # a sweep starts sooner without them
+        from kills import awaited  # noqa: PLC0415
+        from kills.acts import Maker  # noqa: PLC0415
     say(b"i")
     os.read(IN, 64)
     engine = engine_of(url)
@@ -95,27 +107,56 @@ def main(
     marks.phase(b"o")
     ledger = Ledger(engine)
     while not select.select([IN], [], [], 0)[0]:
-        tracker = ResourceTracker(engine, ledger=ledger)
-        cleanup = CleanupManager(tracker, rows_per_transaction=rng.choice((3, 40, 10_000)))
-        with cleanup:
-            marks.phase(b"c")
-            maker = Maker(
-                engine,
-                tracker=tracker,
-                rng=rng,
-                prefix=prefix,
-                folder=folder,
-                org=org,
-                say=say,
-            )
-            maker.some(rng.randint(2, 5))
-            marks.phase(b"k")
-        maker.end()
-        report = cleanup.report
-        assert report is not None
-        assert not report.already_gone, report  # nobody else may take a living worker's rows
+        limit = rng.choice((3, 40, 10_000))
+        acts = partial(
+            Maker, engine, rng=rng, prefix=prefix, folder=folder, org=org, schema=schema, say=say
+        )
+        turn = rng.choice((cleaned, cleaned, failed, awaited.cleaned))
+        turn(marks, ledger, acts, limit)
         say(b"r")
     engine.dispose()
+
+
+def cleaned(marks: Marks, ledger: Ledger, acts: Callable[..., Any], limit: int) -> None:
+    """A round that cleans up."""
+    tracker = ResourceTracker(ledger.engine, ledger=ledger)
+    cleanup = CleanupManager(tracker, rows_per_transaction=limit)
+    with cleanup:
+        marks.phase(b"c")
+        maker = acts(tracker=tracker)
+        maker.some(maker.rng.randint(2, 5))
+        marks.phase(b"k")
+    maker.end()
+    report = cleanup.report
+    assert report is not None
+    assert not report.already_gone, report  # nobody else may take a living worker's rows
+
+
+class FailedError(Exception):
+    """What a test has raised."""
+
+
+def failed(marks: Marks, ledger: Ledger, acts: Callable[..., Any], limit: int) -> None:
+    """A round whose rows are kept; half of them are swept at once."""
+    tracker = ResourceTracker(ledger.engine, ledger=ledger)
+    with suppress(FailedError), CleanupManager(tracker, keep_on_failure=True):
+        marks.phase(b"c")
+        maker = acts(tracker=tracker)
+        maker.some(maker.rng.randint(2, 5))
+        marks.phase(b"f")
+        error = FailedError()
+        raise error
+    maker.end()
+    (note,) = error.__notes__
+    if "no rows to keep" in note:
+        return
+    things, name = re.search(r"(\d+) row.*kept='kept(\w+)'", note, re.DOTALL).groups()
+    say(b"<%d:%s>" % (int(name, 16), things.encode()))
+    if maker.rng.random() < 0.5:
+        say(b"<%d:>" % int(name, 16))
+        marks.phase(b"s")
+        report = sweep(ledger, kept=f"kept{name}", rows_per_transaction=limit)
+        assert not report.already_gone, report
 
 
 if __name__ == "__main__":
