@@ -73,6 +73,24 @@ def test_a_failed_test_without_rows_says_so(database, outside, ledgers):
     assert orphans(outside) == []
 
 
+def test_rows_without_a_key_are_kept_and_counted(database, outside, ledgers):
+    metadata = sa.MetaData()
+    lines = sa.Table("lines", metadata, sa.Column("text", sa.String(9)))
+    metadata.create_all(outside)
+    insert(outside, (lines, [{"text": "theirs"}]))
+    worker = Worker(database, ledgers)
+    note = failed(worker.tracker, worker.engine, (lines, [{"text": "ours"}] * 2))
+    assert "2 row(s)" in note
+    assert "2 of " in note
+    worker.dies()
+    sweep(outside)
+    (kept,) = orphans(outside)
+    assert list(kept.rows.values()) == [2]
+    assert sweep(outside, kept=True).total_deleted == 2
+    with outside.connect() as connection:
+        assert connection.scalars(sa.select(lines)).all() == ["theirs"]
+
+
 def test_resources_are_kept_beside_their_rows(database, outside, ledgers):
     parents, _children = family(outside)
     removed = []

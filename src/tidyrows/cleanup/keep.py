@@ -23,14 +23,21 @@ def keep(tracker: ResourceTracker) -> str:
     """
     tracker.release_session()
     tracker.settle()
-    rows = [str(row) for row in tracker.rows()]
-    things = [*rows, *(str(resource) for resource in tracker.externals())]
-    if not things:
+    held = tracker.snapshot()
+    things = [
+        str(each.table.row(key)) for each in held for key in (*each.keys.in_order(), *each.doubtful)
+    ]
+    count = len(things) + sum(each.nameless for each in held)
+    things += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
+    resources = [str(resource) for resource in tracker.externals()]
+    things += resources
+    count += len(resources)
+    if not count:
         return "tidyrows: there are no rows to keep."
     tracker.said()
     name = kept_id()
     aside = [each for each in tracker.books() if tracker.put_aside(each, name)]
-    lines = [f"tidyrows: {len(things)} row(s) and resources are kept for study:"]
+    lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
     lines += [f"  {each}" for each in things[:_SHOWN]]
     if len(things) > _SHOWN:
         lines.append(f"  ... and {len(things) - _SHOWN} more")
