@@ -14,9 +14,16 @@ import sqlalchemy as sa
 import tidyrows
 from harness.blocks import insert
 from harness.ledgers import Worker, entries, family, ids, numbered, orphans, sweep
-from tidyrows import CleanupManager, ResourceTracker, external_handler
+from tidyrows import CleanupManager, Ledger, ResourceTracker, external_handler
 
 pytestmark = pytest.mark.slow
+
+HELD = {
+    "sqlite": "BEGIN IMMEDIATE",
+    "postgresql": "LOCK TABLE tidyrows_ledger IN EXCLUSIVE MODE",
+    "mysql": "SELECT * FROM tidyrows_ledger FOR UPDATE",
+}
+"""Nobody else can write into the ledger."""
 
 
 def failed(tracker, engine, *batches):
@@ -89,6 +96,35 @@ def test_rows_without_a_key_are_kept_and_counted(database, outside, ledgers):
     assert sweep(outside, kept=True).total_deleted == 2
     with outside.connect() as connection:
         assert connection.scalars(sa.select(lines)).all() == ["theirs"]
+
+
+def test_rows_that_were_told_and_not_yet_entered_are_kept(database, outside, ledgers, monkeypatch):
+    """Somebody holds the ledger's lock, until the rows are put aside."""
+    parents, _children = family(outside)
+    worker = Worker(database, ledgers)
+    insert(outside, (parents, numbered([1, 2])))
+    alone = Ledger.alone
+    holder = outside.connect()
+
+    def free(ledger, *, lock_timeout):
+        if lock_timeout > 1:
+            holder.rollback()
+        return alone(ledger, lock_timeout=lock_timeout)
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        with CleanupManager(worker.tracker, keep_on_failure=True):
+            insert(worker.engine, (parents, numbered([3])))
+            holder.exec_driver_sql(HELD[database.backend])
+            worker.tracker.track_rows(parents, [1])
+            monkeypatch.setattr(Ledger, "alone", free)
+            raise ZeroDivisionError
+    holder.close()
+    assert "2 row(s)" in caught.value.__notes__[0]
+    worker.dies()
+    assert sweep(outside).total_deleted == 0
+    assert sweep(outside, kept=True).total_deleted == 2
+    assert ids(outside, parents) == [2]
+    assert not entries(outside)
 
 
 def test_resources_are_kept_beside_their_rows(database, outside, ledgers):

@@ -237,13 +237,17 @@ class Book:
             self.is_log = self.is_log or any(change.kind not in _MAKING for change in true)
         return true, false
 
-    def put_aside(self, name: str) -> bool:
-        """Make the entries those of an owner of this name; whether there were any."""
+    def put_aside(self, name: str, context: WorkerContext) -> bool:
+        """Make the entries, and what waits, those of an owner of this name; whether any are."""
+        with self._lock:
+            waiting = list(self._waiting)
         with self.ledger.alone(lock_timeout=5.0) as connection:
+            self.enter(connection, (), context)
             table = self.ledger.table_on(connection)
             mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
             moved = sa.update(table).where(*mine).values(owner=name)
             count = self.ledger.run(connection, moved).rowcount
+        self.confirm(waiting)
         return bool(count)
 
     # -- from one process to another -----------------------------------------------------------

@@ -260,8 +260,7 @@ class ResourceTracker:
     def put_aside(self, database: str, name: str) -> bool:
         """Keep the rows of a database for study, under this name; whether there were any."""
         book = self._books[database]
-        book.catch_up(self.context)
-        if not book.put_aside(name):
+        if not book.put_aside(name, self.context):
             return False
         self.let_go(database)
         for resource in list(book.externals):
