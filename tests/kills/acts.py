@@ -14,7 +14,18 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.pool import NullPool
 
 from kills.files import FILE
-from kills.tables import OTHER, Currency, Note, Seat, Token, free, log_lines, other_notes
+from kills.tables import (
+    OTHER,
+    Currency,
+    Node,
+    Note,
+    Pin,
+    Seat,
+    Token,
+    free,
+    log_lines,
+    other_notes,
+)
 from storm import shop
 from tidyrows import ResourceTracker, UntrackedRowsWarning
 from tidyrows.dialects import Fault, dialect_for
@@ -226,6 +237,26 @@ def elsewhere(maker: Maker) -> None:
         connection.execute(sa.insert(Note).values(text=maker.text()))
 
 
+def entangled(maker: Maker) -> None:
+    """With whatever nodes there are, and with each other; one that has gone forbids it."""
+    session = maker.session
+    there = session.scalars(sa.select(Node.id)).all() or [None]
+    session.rollback()
+    nodes = [Node(text=maker.text(), next_id=maker.rng.choice(there)) for _ in range(2)]
+    try:
+        session.add_all(nodes)
+        session.commit()
+        pins = [node for node in there if node is not None][-2:]
+        session.add_all(Pin(node_id=node) for node in [*pins, nodes[0].id])
+        session.commit()
+        there = session.scalars(sa.select(Node.id)).all()
+        nodes[0].next_id = nodes[1].id
+        nodes[1].next_id = maker.rng.choice(there)
+        session.commit()
+    except sa.exc.IntegrityError:
+        session.rollback()
+
+
 def external(maker: Maker) -> None:
     """A file: entered, then made; one goes after a row."""
     note = Note(text=maker.text())
@@ -251,5 +282,6 @@ ACTS = (
     told,
     upserts,
     elsewhere,
+    entangled,
     external,
 )

@@ -48,7 +48,6 @@ from storm import shop
 from tidyrows import Ledger, find_orphans, sweep
 
 WORKERS = 4
-_KEPT = f"SELECT maker FROM {LEDGER} WHERE owner LIKE 'kept%'"
 PATIENT = 30.0
 """Seconds within which a sweep finds that all are dead."""
 LIMITS = (3, 10_000)
@@ -202,15 +201,17 @@ class Scene:
                 self.result.kills += 1
                 self.result.struck[child.where()] += 1
 
-    def swept(self, kind: str) -> None:
-        """Sweep in one of these ways until nobody's rows are entered any more."""
+    def swept(self, kind: str, workers: list[Child]) -> None:
+        """Sweep in one of these ways, then until nobody's rows are entered any more."""
         if kind == "two at once":
             both = [threading.Thread(target=self.sweep) for _ in range(2)]
             for each in both:
                 each.start()
             for each in both:
                 each.join()
-        elif kind != "plain":
+        elif kind == "plain":
+            self.sweep()
+        else:
             blow = blow_of(self.rng, sweeping=True)
             child = self.sweep_in_child(blow)
             child.wait_for(b"i")
@@ -220,12 +221,13 @@ class Scene:
             self.killed([child], [blow])
             if beside.ident is not None:
                 beside.join()
+        self.kept(workers)
         until = time.monotonic() + PATIENT
         times, pause = 0, threading.Event()
         while True:
             times += 1
-            self.sweep()
-            if not self._entries(kept=False) or time.monotonic() > until or self.result.wrong:
+            self.sweep(kept=True)  # kept, and killed before it could tell
+            if not self._entries() or time.monotonic() > until or self.result.wrong:
                 break
             pause.wait(0.1)
         self.result.again = max(self.result.again, times)
@@ -238,12 +240,10 @@ class Scene:
             if things != count:
                 self.result.wrong.append(f"{name}: {count} were kept, and {things} are: {found}")
             self.sweep(kept=name)
-        self.sweep(kept=True)  # kept, and killed before it could tell
 
-    def _entries(self, *, kept: bool = True) -> list[str]:
-        """All but the ledger's own rows, and those of owners that are only kept if not wanted."""
-        those = "" if kept else f" AND maker NOT IN ({_KEPT}) AND owner NOT LIKE 'kept%'"
-        asked = sa.text(f"SELECT * FROM {LEDGER} WHERE maker <> 'tidyrows'{those}")
+    def _entries(self) -> list[str]:
+        """All but the ledger's own rows."""
+        asked = sa.text(f"SELECT * FROM {LEDGER} WHERE maker <> 'tidyrows'")
         with self.engine.connect() as connection:
             return [str(row) for row in connection.execute(asked)]
 
@@ -280,7 +280,8 @@ def blow_of(rng: random.Random, *, longest: float = 0.3, sweeping: bool = False)
         return _blow("o", "o", 1, rng.uniform(0, 0.05))
     mark = rng.choice("bae" if sweeping else "bbaae")
     phase = "s" if sweeping else rng.choice("cckkf")
-    number = rng.randint(1, 60 if mark == "e" else 4 if sweeping else 8)
+    most = {"s": (4, 60), "f": (1, 6)}.get(phase, (8, 60))[mark == "e"]
+    number = rng.randint(1, most)
     return _blow(phase, mark, number, rng.choice((None, 0, rng.uniform(0, 0.01))))
 
 
@@ -325,8 +326,7 @@ def kills(
         blows = [blow_of(rng, longest=longest) for _ in range(min(workers, count - result.kills))]
         wave = [scene.worker(_to_child(blow)) for blow in blows]  # they import meanwhile
         scene.strangers(dead)
-        scene.swept(kinds[0])
-        scene.kept(dead)
+        scene.swept(kinds[0], dead)
         kinds.append(kinds.pop(0))
         scene.compared(dead)
     for each in wave:
@@ -357,8 +357,7 @@ def _round_of(scene: Scene) -> float:
     scene.result.kills += 1
     scene.result.struck[worker.where()] += 1
     scene.strangers([worker])
-    scene.swept("plain")
-    scene.kept([worker])
+    scene.swept("plain", [worker])
     scene.compared([worker])
     return took
 

@@ -53,6 +53,26 @@ log_lines = sa.Table(
     sa.Column("n", sa.Integer),
 )
 
+
+class Node(Base):
+    """Workers hang theirs on each other's, in circles too."""
+
+    __tablename__ = "nodes"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    text: orm.Mapped[str] = orm.mapped_column(sa.String(80))
+    next_id: orm.Mapped[int | None] = orm.mapped_column(sa.ForeignKey("nodes.id"), index=True)
+
+
+class Pin(Base):
+    """It goes with its node, if nobody has entered it."""
+
+    __tablename__ = "pins"
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    node_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey("nodes.id", ondelete="CASCADE"), index=True
+    )
+
+
 OTHER = "other"
 other_notes = sa.Table(
     Note.__tablename__,

@@ -35,7 +35,7 @@ def test_a_sweep_takes_nothing_of_workers_that_live(database, tmp_path):
         sweep(scene.url, patience=0.0)
     assert [each.leave() for each in workers] == ["", ""]
     assert all(each.trail.count(b"r") >= 9 for each in workers)
-    scene.kept(workers)
+    scene.swept("plain", workers)
     scene.compared(workers)
     scene.engine.dispose()
     assert result.wrong == []
