@@ -258,6 +258,31 @@ def test_a_cleanup_waits_for_its_turn_too(world):
 
 
 @one_each
+@pytest.mark.parametrize("keep", [False, True])
+def test_so_does_the_end_of_the_block(world, keep):
+    """What that task makes is tracked, be it cleaned up or kept."""
+
+    async def main(engine):
+        began = asyncio.Event()
+        sa.event.listen(engine.sync_engine, "before_cursor_execute", lambda *_: began.set())
+        tracker = ResourceTracker(engine)
+        cleanup = CleanupManager(tracker, keep_on_failure=keep)
+        with pytest.raises(ZeroDivisionError) as caught:
+            async with cleanup:
+                creating = asyncio.create_task(UserFactory.create_async())
+                await began.wait()
+                raise ZeroDivisionError
+        await asyncio.wait_for(creating, 30)
+        if keep:
+            assert "2 row(s)" in caught.value.__notes__[0]
+            await cleanup.cleanup_async()
+        assert cleanup.report.total_deleted == 2
+
+    world.run(main)
+    world.bystanders.assert_untouched()
+
+
+@one_each
 def test_a_tracker_may_outlive_its_loop(world):
     made = []
 

@@ -184,9 +184,14 @@ class CleanupManager:
         _traceback: TracebackType | None,
     ) -> None:
         try:
-            self.tracker.stop()
+            try:
+                async with self.tracker.turn():  # what a task is creating yet, is seen
+                    self.tracker.stop()
+            finally:
+                self.tracker.stop()
             if error is not None and self._keep_on_failure:
-                error.add_note(await spawn(keep, self.tracker))
+                async with self.tracker.turn():
+                    error.add_note(await spawn(keep, self.tracker))
             else:
                 await self.cleanup_async()
         except Exception as failure:
