@@ -64,6 +64,18 @@ def test_the_line_of_the_message_deletes_them_in_another_process(database, outsi
     assert not entries(outside)
 
 
+def test_the_line_of_the_message_names_another_ledger(database, outside, ledgers):
+    parents, _children = family(outside)
+    engine = database.engine()
+    ledger = ledgers.installed(engine, name="elsewhere")
+    tracker = ResourceTracker(engine, ledger=ledger)
+    note = failed(tracker, engine, (parents, numbered([1])))
+    (given,) = re.findall(r"sweep\(os.environ\['DATABASE_URL'\], (.*)\)", note)
+    ledger.close()
+    assert eval(f"sweep(outside, {given})").total_deleted == 1
+    assert not ids(outside, parents)
+
+
 def test_a_test_that_succeeds_keeps_nothing(database, outside, ledgers):
     parents, _children = family(outside)
     worker = Worker(database, ledgers)

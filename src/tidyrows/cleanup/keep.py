@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from tidyrows.tracking.ledger import NAME
 from tidyrows.tracking.owner import kept_id
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ def keep(tracker: ResourceTracker) -> str:
     lines += [f"  {each}" for each in things[:_SHOWN]]
     if len(things) > _SHOWN:
         lines.append(f"  ... and {len(things) - _SHOWN} more")
-    if aside:
+    books = [book for each in aside if (book := tracker.known_book(each)) is not None]
+    for ledger, schema in dict.fromkeys(book.ledger.place for book in books):
+        where = "" if ledger == NAME else f", ledger={ledger!r}"
+        where += f", schema={schema!r}" if schema else ""
         lines.append(
             f'They are deleted by: python -c "import os, tidyrows; '
-            f"tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}')\""
+            f"tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where})\""
         )
-    else:
+    if not aside:
         lines.append(
             "They are deleted by manager.cleanup() in this process. With "
             "ResourceTracker(..., ledger=Ledger(engine)) another process can delete them too."

@@ -22,7 +22,7 @@ from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.book import Book
 from tidyrows.tracking.entries import MAKING
-from tidyrows.tracking.ledger import LEDGER, RUN, WORKER, Ledger
+from tidyrows.tracking.ledger import LEDGER, NAME, RUN, WORKER, Ledger
 from tidyrows.tracking.owner import OWNER, Owner, forget_owner, is_kept, is_left, left_id
 from tidyrows.tracking.takeover import Logged, load, played, put_aside, take_over
 from tidyrows.tracking.whereabouts import is_over
@@ -140,7 +140,7 @@ def sweep(
     older_than: float | None = None,
     kept: bool | str = False,
     patience: float = PATIENCE,
-    ledger: str = "tidyrows_ledger",
+    ledger: str = NAME,
     schema: str | None = None,
     allow_production: bool | Collection[str] = False,
     **options: Any,
@@ -253,7 +253,7 @@ def find_orphans(
     older_than: float | None = None,
     kept: bool | str = True,
     patience: float = PATIENCE,
-    ledger: str = "tidyrows_ledger",
+    ledger: str = NAME,
     schema: str | None = None,
     allow_production: bool | Collection[str] = False,
 ) -> list[Orphans]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Of the table's form and of what its bodies say."""
+NAME = "tidyrows_ledger"
+"""The table, unless it is told otherwise."""
 LEDGER = "tidyrows"
 """The maker of rows that are nobody's: the version, the next integers."""
 RUN, WORKER, _TEST = 80, 40, 255
@@ -63,7 +65,7 @@ class Ledger:
         self,
         engine: sa.Engine | AsyncEngine,
         *,
-        name: str = "tidyrows_ledger",
+        name: str = NAME,
         schema: str | None = None,
         beat: float = 2.0,
         allow_production: bool | Collection[str] = False,
