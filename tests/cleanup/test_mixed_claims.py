@@ -159,3 +159,21 @@ def test_whatever_hangs_on_whatever_no_row_that_stays_is_changed(
     sweep(outside)
     assert not ids(outside, nodes)
     assert not entries(outside)
+
+
+@pytest.mark.parametrize("limit", [1, 100])
+def test_what_a_held_row_needs_is_held_too_in_whichever_transaction(
+    database, outside, ledgers, limit
+):
+    metadata = sa.MetaData()
+    nodes = table(metadata, "nodes", reference("next_id", "nodes.id", nullable=True))
+    metadata.create_all(outside)
+    mine, theirs = (Worker(database, ledgers, name=name) for name in ("gw0", "gw1"))
+    mine.writes((nodes, [{"id": 1}, {"id": 2, "next_id": 1}, {"id": 3, "next_id": 2}]))
+    theirs.writes((nodes, numbered([9], next_id=3)))
+    manager = CleanupManager(mine.tracker, rows_per_transaction=limit)
+    report = manager.cleanup()
+    assert held(report) == [("nodes", 1), ("nodes", 2), ("nodes", 3)]
+    assert all("gw1" in each.by for each in report.held)
+    assert CleanupManager(theirs.tracker).cleanup().total_deleted == 1
+    assert manager.cleanup().total_deleted == 3

@@ -94,6 +94,7 @@ class Deletion:
         rules: what becomes of rows that reference ours.
         tracked: all our rows, by place.
         stay: rows that are known not to go.
+        before: rows that transactions before this one have kept, and why.
         claimed: of rows of a table, who else tracks them.
         identity: of rows with these keys, which may not be ours any more, and why.
         limit: how many untracked rows may go with more than one row of ours.
@@ -107,6 +108,7 @@ class Deletion:
     rules: Rules
     tracked: Mapping[Place, KeySet]
     stay: Kept
+    before: Kept
     claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
     identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]] | None
     limit: int
@@ -186,6 +188,7 @@ class Deletion:
             tracked=tracked,
             claimed=self.claimed,
             kept={place: dict(kept) for place, kept in self.stay.items()},
+            before=self.before,
             limit=self.limit,
         )
         found = discovery.look({place: keys for place, (_table, keys) in rows.items()})

@@ -94,6 +94,7 @@ class Discovery:
         claimed: of rows of a table, who else tracks them; of a table without a primary key, who
             else tracks any row, under the key ``()``.
         kept: rows that are known to stay; grows.
+        before: rows that transactions before this one have kept, and why.
         limit: how many dependents may be found, unless all of them are one row's.
     """
 
@@ -107,6 +108,7 @@ class Discovery:
         tracked: Mapping[Place, Container[Any]],
         claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]],
         kept: Kept,
+        before: Kept,
         limit: int,
     ) -> None:
         self._connection = connection
@@ -117,6 +119,7 @@ class Discovery:
         self._claimed = claimed
         self._limit = limit
         self._enforced = dialect.enforces_foreign_keys(connection)
+        self._before = before
         self.kept = kept
 
     def fate(self, key: ForeignKey) -> Fate:
@@ -275,7 +278,9 @@ class Discovery:
         if tracked is not None:
             ours = [row for row in rows if row in tracked]
             cause = "is tracked too, could not be deleted and references it"
-            blocks.append(_Block(key, ours, lambda row: Reason(f"{row} {cause}")))
+            before = self._before.get(key.child, {})
+            whose = {table.row(row): before[row].by for row in ours if row in before}
+            blocks.append(_Block(key, ours, lambda row: Reason(f"{row} {cause}", whose.get(row))))
             rows = [row for row in rows if row not in tracked]
         claims = self._claimed(self._connection, table, rows)
         if not claims:

@@ -313,6 +313,7 @@ class Executor:
             self._rules,
             tracked=self._tracked,
             stay=self._stay,
+            before={place_of(name): kept for name, kept in self.outcome.kept.items()},
             claimed=self._claimed,
             identity=self._identity,
             limit=limit,
