@@ -17,7 +17,11 @@ PYTEST = ["-m", "pytest", "-p", "no:cacheprovider"]
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.parametrize("shared", ["sqlite_engine", "postgresql_engine"], indirect=True),
+    pytest.mark.parametrize(
+        "shared",
+        [pytest.param("sqlite_engine", marks=pytest.mark.soak), "postgresql_engine"],
+        indirect=True,
+    ),
 ]
 
 
@@ -45,8 +49,8 @@ def left_after(engine, *command, options=()):
     return done.returncode, done.stdout
 
 
-def test_four_workers_on_one_database_leave_nothing(shared):
-    status, said = left_after(shared, *PYTEST, "tests_pytest", "-n", "4")
+def test_three_workers_on_one_database_leave_nothing(shared):
+    status, said = left_after(shared, *PYTEST, "tests_pytest", "-n", "3")
     assert status == 0, said
     assert said.endswith("\n0 rows left\n"), said
 

@@ -302,7 +302,11 @@ print("done", flush=True)
 
 
 @pytest.mark.slow
-@on("postgresql+psycopg", "mysql+pymysql")  # SQLite has one writer
+@pytest.mark.parametrize(  # SQLite has one writer
+    "database",
+    ["postgresql+psycopg", pytest.param("mysql+pymysql", marks=pytest.mark.soak)],
+    indirect=True,
+)
 def test_sixteen_processes_that_attach_rows_to_each_others_take_none(database, outside, ledgers):
     """Each looks, before its own cleanup, whether every row of its own stands as it was made."""
     metadata = sa.MetaData()

@@ -247,10 +247,12 @@ def is_quiet(statement, kind):
         (SQLITE, TIMEOUT, WHOLE),
         (SQLITE, TIMEOUT, PARTED),
         *((target, kind, size) for target in (POSTGRESQL, MYSQL) for kind, size in (
-            (DEADLOCK, WHOLE), (TIMEOUT, PARTED), (UNANSWERED, WHOLE), (UNANSWERED, PARTED),
+            (DEADLOCK, WHOLE), (UNANSWERED, WHOLE), (UNANSWERED, PARTED),
         )),
+        (POSTGRESQL, TIMEOUT, PARTED),
         *((POSTGRESQL, KILLED, size) for size in (WHOLE, PARTED)),
         # over a minute each
+        pytest.param(MYSQL, TIMEOUT, PARTED, marks=pytest.mark.soak),
         *(pytest.param(MYSQL, KILLED, size, marks=pytest.mark.soak) for size in (WHOLE, PARTED)),
     ],
     indirect=["database"],

@@ -120,7 +120,7 @@ def test_so_does_one_of_not_null_keys_that_are_deferred(database, outside, ledge
 
 
 @pytest.mark.parametrize("ondelete", [None, "SET NULL", "CASCADE"])
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_whatever_hangs_on_whatever_no_row_that_stays_is_changed(
     database, outside, ledgers, seed, ondelete
 ):

@@ -26,3 +26,12 @@ def on(*targets: str, fixture: str = "database") -> pytest.MarkDecorator:
         ... def test_only_there(engine): ...
     """
     return pytest.mark.parametrize(fixture, targets, indirect=True)
+
+
+def mostly_on(*targets: str) -> pytest.MarkDecorator:
+    """Run a test on these targets always, and on the other databases with ``-m soak``.
+
+    For what costs a process or more, and does not ask which database it is.
+    """
+    others = [pytest.param(each, marks=pytest.mark.soak) for each in DEFAULT if each not in targets]
+    return pytest.mark.parametrize("database", [*targets, *others], indirect=True)

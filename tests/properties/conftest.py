@@ -1,6 +1,6 @@
 """How many examples hypothesis tries, and whether they are the same each time.
 
-By default 40 per database, the same in every run: a red build must be red again. With
+By default 24 per database, the same in every run: a red build must be red again. With
 ``TIDYROWS_EXAMPLES=1000`` that many, and new ones each time; a failure then prints the
 ``@reproduce_failure`` line that brings it back.
 """
@@ -16,7 +16,7 @@ WANTED = os.environ.get(VARIABLE, "")
 
 settings.register_profile(
     "tidyrows",
-    max_examples=int(WANTED or 40),
+    max_examples=int(WANTED or 24),
     stateful_step_count=40,
     deadline=None,  # a server on a busy machine keeps none
     derandomize=not WANTED,

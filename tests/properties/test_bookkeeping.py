@@ -11,7 +11,7 @@ from harness.targets import on
 from properties.examples import emptied
 from properties.machine import TransactionMachine
 
-TIMES = 3
+TIMES = 2
 """Sequences are short and many matter: so many times the examples of other tests."""
 
 

@@ -11,6 +11,8 @@ from harness.own_servers import own_server
 from harness.servers import AbsentError, everything_required
 from storm.run import ALL, possible, storm, with_database
 
+ROUNDS = 40
+
 
 def run(backend, tmp_path, **options):
     with ExitStack() as stack:
@@ -35,16 +37,16 @@ def run(backend, tmp_path, **options):
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql", "mysql"])
 def test_a_storm_of_eight_workers_leaks_nothing_and_no_error_reaches_a_test(backend, tmp_path):
     faults = possible(backend, own=True)
-    result = run(backend, tmp_path, workers=8, rounds=96, faults=faults, seconds=150)
-    assert result.rounds == 96
+    result = run(backend, tmp_path, workers=8, rounds=ROUNDS, faults=faults, seconds=150)
+    assert result.rounds == ROUNDS
     assert result.met.total() > 0  # or nothing was in the way
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["postgresql", "mysql"])
 def test_without_faults_no_cleanup_deadlocks_with_another(backend, tmp_path):
-    result = run(backend, tmp_path, workers=8, rounds=96, faults=(), seconds=150)
-    assert result.rounds == 96
+    result = run(backend, tmp_path, workers=8, rounds=ROUNDS, faults=(), seconds=150)
+    assert result.rounds == ROUNDS
     assert result.met["deadlocks in cleanup"] == 0
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from harness.runners import STRANGERS, Suite
+from harness.targets import mostly_on
 
 FEATURE = """
 Feature: rows
@@ -72,6 +73,7 @@ def test_every_scenario_and_feature_leaves_nothing(suite):
     assert suite.left() == STRANGERS
 
 
+@mostly_on("sqlite")
 def test_a_failing_step_leaves_nothing(suite, monkeypatch):
     monkeypatch.setenv("FAULT", "1")
     code, said = suite.run("behave")
@@ -80,6 +82,7 @@ def test_a_failing_step_leaves_nothing(suite, monkeypatch):
     assert suite.left() == STRANGERS
 
 
+@mostly_on("sqlite")
 def test_what_is_kept_is_said(suite, monkeypatch):
     monkeypatch.setenv("FAULT", "1")
     monkeypatch.setenv("OPTIONS", "{'keep_on_failure': True}")
@@ -89,6 +92,7 @@ def test_what_is_kept_is_said(suite, monkeypatch):
     assert len(suite.left()["users"]) == 2
 
 
+@mostly_on("postgresql+psycopg")
 def test_a_failed_cleanup_fails_the_run(suite, monkeypatch):
     monkeypatch.setenv("OPTIONS", "{'protect': [User]}")
     suite.write(
@@ -106,6 +110,7 @@ def after_feature(context, feature):
     assert "CleanupError" in said
 
 
+@mostly_on("mysql+pymysql")
 def test_two_processes_at_once(suite):
     both = [suite.start("behave"), suite.start("behave")]
     for process in both:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.suites import Suite
-from harness.targets import on
+from harness.targets import mostly_on
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +61,7 @@ def suite(tmp_path, outside):
     return made
 
 
+@mostly_on("postgresql+psycopg")
 @pytest.mark.parametrize(
     ("plugin", "mark"),
     [
@@ -83,6 +84,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
     assert ended.summary == ["12 row(s) created in 4 test(s), 12 deleted"]
 
 
+@mostly_on("mysql+pymysql")
 def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     suite.write("test_it.py", TESTS.replace("MARK", "@pytest.mark.asyncio"))
     ended = suite.run("-p", "asyncio", "-n", "2")
@@ -90,6 +92,7 @@ def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     assert suite.rows() == suite.before
 
 
+@mostly_on("sqlite")
 def test_a_plain_test_may_run_loops_of_its_own(suite):
     suite.write(
         "test_it.py",
@@ -127,7 +130,7 @@ BESIDE = """
 """
 
 
-@on("sqlite", "postgresql+psycopg")
+@mostly_on("postgresql+psycopg")
 def test_plugins_that_other_suites_have_work_beside_it(tmp_path, outside):
     folder = tmp_path / "suite"
     folder.mkdir()

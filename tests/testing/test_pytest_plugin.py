@@ -7,7 +7,7 @@ import re
 import pytest
 
 from harness.suites import Suite
-from harness.targets import on
+from harness.targets import mostly_on, on
 from tidyrows import find_orphans, sweep
 
 pytestmark = pytest.mark.slow
@@ -48,6 +48,7 @@ def test_what_a_test_creates_is_gone_after_it(suite):
     assert ended.summary == ["40 row(s) created in 10 test(s), 40 deleted"]
 
 
+@mostly_on("postgresql+psycopg")
 def test_what_the_application_made_in_another_process_is_gone_too(suite):
     suite.write(
         "app.py",
@@ -79,6 +80,7 @@ def test_what_the_application_made_in_another_process_is_gone_too(suite):
     ]
 
 
+@mostly_on("sqlite")
 def test_a_test_that_fails_is_cleaned_and_fails_as_itself(suite):
     suite.write(
         "test_users.py",
@@ -96,6 +98,7 @@ def test_a_test_that_fails_is_cleaned_and_fails_as_itself(suite):
     assert suite.rows() == suite.before
 
 
+@mostly_on("postgresql+psycopg")
 def test_a_cleanup_that_fails_is_an_error_of_its_own_beside_the_tests(suite):
     suite.write(
         "test_users.py",
@@ -224,6 +227,7 @@ def test_a_mark_that_is_misspelt_is_said(suite):
 
 
 @pytest.mark.parametrize("by", ["option", "mark"])
+@mostly_on("postgresql+psycopg")
 def test_rows_of_a_failed_test_are_kept_where_asked_and_only_those(suite, by):
     mark = "@pytest.mark.tidy(keep_on_failure=True, ledger=True)" if by == "mark" else ""
     suite.write(
@@ -296,13 +300,14 @@ SHARED = """
 
 
 @pytest.mark.parametrize("scope", ["worker", "run"])
-@pytest.mark.parametrize("processes", [0, 3])
+@pytest.mark.parametrize("processes", [0, 2])
+@mostly_on("postgresql+psycopg")
 def test_shared_rows_stay_until_the_end_and_no_longer(suite, scope, processes):
     suite.write("test_shared.py", SHARED.replace("SCOPE", scope))
     ended = suite.run("-n", str(processes))
     assert ended.outcomes == {"passed": 6}
     assert suite.rows() == suite.before
-    made = 6 + (1 if scope == "run" or not processes else 3)
+    made = 6 + (1 if scope == "run" or not processes else 2)
     assert re.match(rf"{made} row\(s\) created", ended.summary[0])
     if processes:
         assert tracked_away(suite)
@@ -320,17 +325,24 @@ def test_what_is_no_json_is_refused_where_other_workers_must_be_told(suite):
 # --- several processes
 
 
-@pytest.mark.parametrize("dist", ["load", "loadfile", "worksteal"])
+@pytest.mark.parametrize("dist", ["loadfile", "worksteal"])
+@mostly_on("mysql+pymysql")
 def test_workers_leave_nothing_however_tests_are_dealt_out(suite, dist):
     suite.write("test_users.py", TEN)
     suite.write("test_more.py", TEN)
-    ended = suite.run("-n", "3", "--dist", dist)
+    ended = suite.run("-n", "2", "--dist", dist)
     assert ended.outcomes == {"passed": 20}
     assert ended.summary == ["80 row(s) created in 20 test(s), 80 deleted"]
     assert tracked_away(suite)
 
 
-@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("os._exit(3)", marks=pytest.mark.soak),
+        "os.kill(os.getpid(), signal.SIGKILL)",
+    ],
+)
 def test_what_a_crashed_worker_left_is_swept_when_it_goes_down(suite, end):
     suite.write(
         "test_crash.py",
@@ -345,6 +357,7 @@ def test_what_a_crashed_worker_left_is_swept_when_it_goes_down(suite, end):
     assert tracked_away(suite)
 
 
+@mostly_on("sqlite")
 def test_a_run_that_is_interrupted_leaves_nothing(suite):
     """Ctrl-C: pytest tears down what is set up."""
     suite.write(
@@ -362,6 +375,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(suite):
     assert tracked_away(suite)
 
 
+@mostly_on("postgresql+psycopg")
 def test_what_dead_runs_left_goes_before_the_first_test_if_asked(suite):
     suite.write(
         "test_dies.py",

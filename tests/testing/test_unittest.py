@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from harness.runners import STRANGERS, Suite
+from harness.targets import mostly_on
 
 HEAD = """
 import unittest
@@ -24,6 +25,7 @@ def suite(tmp_path, database):
 RUNNERS = [("unittest",), ("pytest", "-q", "-p", "no:cacheprovider"), ("unittest_parallel", "-j2")]
 
 
+@mostly_on("postgresql+psycopg")
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner[0])
 def test_rows_of_class_and_test_are_gone_and_setups_need_no_super(suite, runner):
     suite.write(
@@ -76,6 +78,7 @@ FAULTS = {
 }
 
 
+@mostly_on("sqlite")
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 def test_a_failure_is_told_and_leaves_nothing(suite, fault):
     suite.write("test_it.py", HEAD + fault)
@@ -85,6 +88,7 @@ def test_a_failure_is_told_and_leaves_nothing(suite, fault):
     assert suite.left() == STRANGERS
 
 
+@mostly_on("mysql+pymysql")
 def test_an_interrupt_leaves_nothing(suite):
     suite.write(
         "test_it.py",
@@ -104,6 +108,7 @@ def test_an_interrupt_leaves_nothing(suite):
     assert suite.left() == STRANGERS
 
 
+@mostly_on("postgresql+psycopg")
 def test_a_failed_cleanup_stands_beside_the_failure(suite):
     suite.write(
         "test_it.py",
@@ -126,6 +131,7 @@ def test_a_failed_cleanup_stands_beside_the_failure(suite):
     assert "failures=1, errors=1" in said
 
 
+@mostly_on("sqlite")
 @pytest.mark.parametrize("runner", RUNNERS, ids=lambda runner: runner[0])
 def test_what_is_kept_is_said_with_the_failure(suite, runner):
     suite.write(
@@ -187,6 +193,7 @@ class Case(AsyncTidyTestCase):
     assert suite.left() == STRANGERS
 
 
+@mostly_on("mysql+pymysql")
 def test_two_processes_at_once_delete_their_own_rows_only(suite):
     suite.write(
         "test_it.py",

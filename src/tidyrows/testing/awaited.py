@@ -5,7 +5,7 @@ Connections of an asynchronous engine belong to a loop, so the cleanup must run 
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
@@ -52,7 +52,9 @@ def _default(config: pytest.Config) -> str:
 def _offered(config: pytest.Config, name: str, make: Any) -> str:
     """Let pytest know of a fixture, once."""
     if not config.pluginmanager.has_plugin(name):
-        config.pluginmanager.register(SimpleNamespace(**{name: make()}), name)
+        holder = ModuleType(name)  # pytest looks for fixtures in modules and classes
+        setattr(holder, name, make())
+        config.pluginmanager.register(holder, name)
     return name
 
 
