@@ -167,6 +167,10 @@ class Dialect:
         """Whether an error ended a wait: for a lock, or for the statement itself."""
         return False
 
+    def lacks_right(self, error: BaseException) -> bool:
+        """Whether an error says that the role may not do what it was told to."""
+        return False
+
     asks_for_blockers: ClassVar[bool] = True
     """Whether :meth:`blockers` needs a cursor."""
 
@@ -542,6 +546,10 @@ class Dialect:
     def is_private(self, engine: sa.Engine) -> bool:
         """Whether no other process can ever see the database."""
         return False
+
+    def missing_file(self, engine: sa.Engine) -> str | None:
+        """The database's file, where it is not there, and connecting would make an empty one."""
+        return None
 
     def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
         """Whether anybody holds this worker's lock now; None where nobody can tell.

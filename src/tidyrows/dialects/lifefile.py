@@ -9,6 +9,7 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 from weakref import ref
 
 from tidyrows.awaiting import sleep
@@ -128,6 +129,18 @@ def is_in_memory(url: sa.URL) -> bool:
     # SQLite names a file for its memdb, which is none.
     said = (url.query.get("mode"), url.query.get("vfs"), *re.split("[?&]", str(url.database))[1:])
     return not {"memory", "memdb", "mode=memory", "vfs=memdb"}.isdisjoint(map(str, said))
+
+
+def missing_file(url: sa.URL) -> str | None:
+    """The file that a URL names, where it is not there; None where nothing can be said."""
+    if url.host or is_in_memory(url):
+        return None
+    name = str(url.database)
+    named = [name, unquote(urlsplit(name).path)] if name.startswith("file:") else [name]
+    try:
+        return None if any(Path(each).exists() for each in named) else named[-1]
+    except OSError:  # it may not be looked at: connecting will say why
+        return None
 
 
 def database_file(cursor: Any) -> str | None:

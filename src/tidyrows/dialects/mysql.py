@@ -43,6 +43,7 @@ _TRANSIENT |= {3572, 3024}
 _WAITED = frozenset({1205, 1969, 3572, 3024})
 # The first four are the drivers' own; 1927 is what MariaDB says to whom it ends, 4031 MySQL 8.
 _LOST = frozenset({2002, 2003, 2006, 2013, 1927, 4031})
+_NO_RIGHT = frozenset({1044, 1142, 1143})
 _CONSTRAINT = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
@@ -91,6 +92,10 @@ class MySQL(Dialect):
     def waited(self, error: BaseException) -> bool:
         """A lock timeout, NOWAIT, or a statement timeout."""
         return _code(error) in _WAITED
+
+    def lacks_right(self, error: BaseException) -> bool:
+        """Access denied to a database, a table or a column."""
+        return _code(error) in _NO_RIGHT
 
     def _server_id(self, raw: Any) -> int | None:
         return int(raw.thread_id())

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
 _WAITED = frozenset({"55P03", "57014"})
 _IN_ERROR = "25P02"
+_NO_RIGHT = "42501"
 # libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
@@ -181,6 +182,10 @@ class PostgreSQL(Dialect):
     def waited(self, error: BaseException) -> bool:
         """A lock timeout, NOWAIT, or a statement timeout."""
         return _code(error) in _WAITED
+
+    def lacks_right(self, error: BaseException) -> bool:
+        """insufficient_privilege."""
+        return _code(error) == _NO_RIGHT
 
     def _server_id(self, raw: Any) -> int | None:
         if self.driver == "psycopg":

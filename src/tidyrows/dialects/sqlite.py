@@ -34,6 +34,7 @@ from tidyrows.dialects.lifefile import (
     is_held,
     is_in_memory,
     life_file,
+    missing_file,
     remove,
     remove_all,
 )
@@ -92,6 +93,10 @@ class SQLite(Dialect):
     def is_private(self, engine: sa.Engine) -> bool:
         """In memory."""
         return is_in_memory(engine.url)
+
+    def missing_file(self, engine: sa.Engine) -> str | None:
+        """By the URL, since a look through a connection would be too late."""
+        return missing_file(engine.url)
 
     def _server_id(self, raw: Any) -> int | None:
         """Locks are the process's: its own id, for a connection that is in a transaction."""
