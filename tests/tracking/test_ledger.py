@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import random
+import secrets
 import subprocess
 import sys
 import warnings
@@ -32,6 +33,7 @@ from harness.ledgers import (
 from harness.servers import prepares
 from harness.targets import on
 from tidyrows import (
+    CleanupError,
     CleanupManager,
     Ledger,
     LedgerError,
@@ -139,6 +141,74 @@ def test_who_may_not_make_the_table_is_told_what_to_have_run(database, engine, l
             connection.exec_driver_sql("DROP ROLE ledger_guest")
 
 
+@pytest.fixture
+def clerk(database):
+    """An engine of a role with no rights, and what gives it some on a table."""
+    owner = database.engine()
+    role = f"clerk_{secrets.token_hex(4)}"
+    with owner.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD 'clerk'")
+    engine = sa.create_engine(database.url.set(username=role, password="clerk"))
+
+    def grant(rights, table):
+        with owner.begin() as connection:
+            connection.exec_driver_sql(f"GRANT {rights} ON {table} TO {role}")
+
+    yield engine, grant
+    engine.dispose()
+    with owner.begin() as connection:
+        connection.exec_driver_sql(f"DROP OWNED BY {role}")
+        connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@on(POSTGRESQL)  # whose roles are easily made
+@pytest.mark.parametrize(
+    ("rights", "refused"),
+    [
+        ("REFERENCES", {"install", "orphans", "start", "sweep"}),
+        ("INSERT", {"install", "orphans", "start", "sweep"}),
+        ("SELECT", {"start", "sweep"}),
+        ("SELECT, INSERT", {"integer", "cleanup", "sweep"}),
+        ("SELECT, INSERT, UPDATE", {"cleanup", "sweep"}),
+        ("SELECT, INSERT, UPDATE, DELETE", set()),
+    ],
+)
+def test_a_role_that_lacks_a_right_on_the_table_is_told_which_it_needs(
+    engine, ledgers, clerk, rights, refused
+):
+    ledgers.installed(engine)
+    parents, _children = family(engine)
+    guest, grant = clerk
+    grant(rights, "tidyrows_ledger")
+    grant("ALL", "parents, children")
+    ledger = Ledger(guest)
+    tracker = ResourceTracker(guest, ledger=ledger)
+    told = {}
+
+    def attempt(name, deed):
+        try:
+            deed()
+        except LedgerError as error:
+            told[name] = str(error)
+            assert "GRANT SELECT, INSERT, UPDATE, DELETE ON public.tidyrows_ledger" in told[name]
+        except CleanupError as error:
+            told[name] = str(error)
+            assert "permission denied for table tidyrows_ledger" in told[name]
+
+    attempt("install", ledger.install)
+    attempt("start", tracker.start)
+    if tracker.active:
+        insert(guest, (parents, numbered([1])))
+        attempt("integer", tracker.integer)
+        tracker.stop()
+        attempt("cleanup", CleanupManager(tracker).cleanup)
+        ledger.close()
+        tracker.said()
+    attempt("orphans", lambda: orphans(guest))
+    attempt("sweep", lambda: sweep(guest))
+    assert set(told) == refused
+
+
 @pytest.mark.parametrize("version", ["0", "2"])
 def test_a_ledger_of_another_version_is_left_alone(engine, ledgers, version):
     ledgers.installed(engine)
@@ -164,8 +234,11 @@ def test_a_tracker_without_its_table_does_not_start(engine):
 
 
 def test_what_is_no_ledger_is_refused(engine):
-    with pytest.raises(LedgerError):
-        Ledger("sqlite://")
+    for url in ("sqlite://", engine.url):
+        with pytest.raises(LedgerError, match=r"Write Ledger\(create_engine\(url\)\)\."):
+            Ledger(url)
+    with pytest.raises(LedgerError, match=r"Write Ledger\(engine\)\."):
+        Ledger(None)
     with pytest.raises(LedgerError):
         ResourceTracker(engine, ledger=["here"])
 

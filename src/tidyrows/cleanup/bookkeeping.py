@@ -157,7 +157,8 @@ class Bookkeeping:
                 added = book.replace(connection, kept, left, self._tracker.context)
                 return Page(frozenset(kept), frozenset(added))
 
-        page = patiently(rewrite)
+        with book.ledger.naming_rights():
+            page = patiently(rewrite)
         book.turn(page)
         if page.removed:
             book.is_log = False

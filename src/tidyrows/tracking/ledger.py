@@ -72,9 +72,10 @@ class Ledger:
     ) -> None:
         bind = synchronous(engine) if is_async(engine) else engine
         if not isinstance(bind, sa.Engine):
+            is_url = isinstance(engine, (str, sa.URL))
             raise LedgerError(
                 f"A ledger is reached by an engine, not by a {type(engine).__name__}. Write "
-                f"Ledger(engine)."
+                f"{'Ledger(create_engine(url))' if is_url else 'Ledger(engine)'}."
             )
         if beat <= 0:
             raise ValueError(f"beat={beat!r} is no time between heartbeats; give seconds, as 2.0.")
@@ -174,13 +175,35 @@ class Ledger:
     def _version(self, connection: sa.Connection) -> str | None:
         """The version of the table; None where there is none."""
         table = self.table_on(connection)
-        if not sa.inspect(connection).has_table(table.name, schema=table.schema):
-            return None
-        found = connection.execute(
-            sa.select(table.c.body).where(table.c.maker == LEDGER, table.c.seq == 0),
-            execution_options=OPTIONS,
-        ).scalar()
+        with self.naming_rights():
+            if not sa.inspect(connection).has_table(table.name, schema=table.schema):
+                return None
+            found = connection.execute(
+                sa.select(table.c.body).where(table.c.maker == LEDGER, table.c.seq == 0),
+                execution_options=OPTIONS,
+            ).scalar()
         return None if found is None else str(found)
+
+    @contextmanager
+    def naming_rights(self) -> Iterator[None]:
+        """Say which rights a role needs, where the database refuses it the ledger.
+
+        Raises:
+            LedgerError: this role lacks one of them.
+        """
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            if not self.dialect.lacks_right(error):
+                raise
+            name = self.name if self._table is None else self._table.fullname
+            raise LedgerError(
+                f"This role may not use the ledger {name} in {self.database} as it has to: "
+                f"{type(error.orig).__name__}. A tracker needs the rights SELECT, INSERT and "
+                f"UPDATE on it, a cleanup and a sweep DELETE too, find_orphans SELECT alone. Have "
+                f"somebody who may run GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO this "
+                f"role; print(Ledger(engine).ddl()) shows what makes the table."
+            ) from error
 
     def _statements(self, table: sa.Table) -> list[str]:
         dialect = self.engine.dialect
@@ -255,9 +278,16 @@ class Ledger:
 
     @contextmanager
     def alone(self, *, lock_timeout: float) -> Iterator[sa.Connection]:
-        """A transaction about the ledger only, committed at its end."""
+        """A transaction about the ledger only, committed at its end.
+
+        Raises:
+            LedgerError: this role lacks a right.
+        """
         dialect = self.dialect
-        with self.engine.connect().execution_options(**OPTIONS) as connection:
+        with (
+            self.naming_rights(),
+            self.engine.connect().execution_options(**OPTIONS) as connection,
+        ):
             try:
                 dialect.begin_cleanup(
                     connection, lock_timeout=lock_timeout, statement_timeout=lock_timeout + 5.0

@@ -135,7 +135,8 @@ class Owner:
             ended=ended,
             every=ledger.beat,
         )
-        heart.start()
+        with ledger.naming_rights():
+            heart.start()
         return heart
 
 
