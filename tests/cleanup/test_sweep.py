@@ -33,8 +33,10 @@ from harness.targets import on
 from tidyrows import (
     CleanupError,
     CleanupManager,
+    Dependents,
     Ledger,
     LedgerError,
+    Orphans,
     ResourceTracker,
     RetryPolicy,
     TakenOverError,
@@ -209,8 +211,66 @@ def test_rows_kept_for_study_go_only_when_they_are_asked_for(database, outside, 
     (found,) = orphans(outside)
     assert found.kept
     assert found.kept in caught.value.__notes__[0]
-    assert sweep(outside, kept="kept0000").total_deleted == 0
+    for asked in (sweep, orphans):
+        with pytest.raises(LedgerError, match=f"kept as 'kept0000'.*What is kept: {found.kept}"):
+            asked(outside, kept="kept0000")
     assert sweep(outside, kept=found.kept).total_deleted == 1
+    with pytest.raises(LedgerError, match=r"swept already\. Nothing else"):
+        sweep(outside, kept=found.kept)
+
+
+# --- what is asked for
+
+
+@pytest.mark.parametrize("asked", [sweep, orphans])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"older_than": -1}, "older_than=-1 is no length of time; give seconds"),
+        ({"older_than": float("nan")}, "older_than=nan"),
+        ({"patience": -0.5}, "patience=-0.5"),
+        ({"kept": ""}, "kept='' names nothing; a shell variable that is not set"),
+        ({"run": ""}, "run='' names nothing"),
+        ({"worker": ""}, "worker='' names nothing"),
+    ],
+)
+def test_a_time_or_a_name_that_cannot_be_meant_is_refused(asked, options, said):
+    with pytest.raises(ValueError, match=said):
+        asked("sqlite://", **options)
+
+
+def test_an_argument_that_there_is_not_is_named_with_those_that_there_are():
+    with pytest.raises(TypeError) as caught:
+        swept("sqlite://", keep="kept0000", dependents=Dependents.DELETE)
+    said = str(caught.value)
+    assert said.startswith("sweep() does not take keep=.")
+    assert all(f" {name}," in said for name in ("run", "kept", "dependents", "protect"))
+    assert "tracker," not in said
+
+
+@pytest.mark.parametrize("form", ["{}", "file:{}?uri=true", "file:{}?mode=rwc&uri=true"])
+def test_a_file_that_is_not_there_is_not_made(tmp_path, form):
+    """Connecting would make it, and "has no ledger" would send the reader the wrong way."""
+    file = tmp_path / "missing.db"
+    url = f"sqlite:///{form.format(file)}"
+    engine = sa.create_engine(url)
+    for place in (url, engine, Ledger(engine)):
+        for asked in (sweep, orphans):
+            with pytest.raises(LedgerError, match=r"no file .*missing\.db"):
+                asked(place)
+    assert not list(tmp_path.iterdir())
+    file.touch()
+    with pytest.raises(LedgerError, match="has no ledger"):
+        sweep(url)
+
+
+def test_orphans_in_words_name_the_first_tests():
+    def told(count):
+        return str(Orphans("r", "gw0", tuple("abcdefg"[:count]), "ci", 7, 12.3, {"users": 2}))
+
+    assert told(0) == "worker gw0 of run r on ci, 12 s ago: users 2"
+    assert told(3).endswith("users 2, made in a, b, c")
+    assert told(5).endswith("users 2, made in a, b, c and 2 more")
 
 
 def test_a_worker_that_was_taken_for_dead_takes_no_row_of_its_heir(database, outside, ledgers):
@@ -509,7 +569,10 @@ def test_an_unknown_kind_of_resource_stays_and_so_does_its_entry(database, outsi
     worker.dies()
     with pytest.raises(CleanupError) as caught:
         sweep(outside)
-    assert kind in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert lines[0] == "1 row(s) and resources are still there; they stay in the ledger:"
+    assert kind in lines[1]
+    assert lines[-1] == "Remove the cause, then run sweep() again."
     assert [each["kind"] for each in entries(outside)] == ["external"]
     removed: list[Any] = []
     external_handler(kind)(removed.append)
@@ -561,6 +624,7 @@ def test_secrets_of_the_url_are_in_no_entry_report_or_error(database, outside, l
 
 
 def test_a_database_without_a_ledger_is_said_to_have_none(outside):
+    family(outside)
     with pytest.raises(LedgerError, match=r"has no ledger .*install\(\)"):
         swept(outside)
     with pytest.raises(LedgerError, match=r"has no ledger .*install\(\)"):

@@ -267,16 +267,20 @@ class CleanupManager:
             self.tracker.said()
         if self._refusal is not None:
             if leftovers:
-                self._refusal.add_note(describe_leftovers(leftovers))
+                self._refusal.add_note(self._described(leftovers))
             raise self._refusal
         if leftovers:
-            error = CleanupError(describe_leftovers(leftovers), leftovers=leftovers, report=report)
+            told = self._described(leftovers)
+            error = CleanupError(told, leftovers=leftovers, report=report)
             for failure in failures:
                 error.add_note(f"and besides: {failure!r}")
             raise error from self._failure
         for failure in failures:
             raise failure
         return report
+
+    def _described(self, leftovers: Sequence[Leftover]) -> str:
+        return describe_leftovers(leftovers)
 
     async def cleanup_async(self) -> CleanupReport:
         """As :meth:`cleanup`, for a tracker that is bound to something asynchronous.

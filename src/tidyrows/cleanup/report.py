@@ -148,13 +148,22 @@ class CleanupReport:
         return "\n".join([text, *slow, *(f"waited for {each}" for each in self.blockers)])
 
 
-def describe_leftovers(leftovers: Iterable[Leftover]) -> str:
-    """The message of a CleanupError: every row with its cause, up to a screen of them."""
+def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) -> str:
+    """The message of a CleanupError: every row with its cause, up to a screen of them.
+
+    Args:
+        leftovers: what is still there.
+        swept: a sweep was to delete them, so that no tracker is at hand.
+    """
     leftovers = list(leftovers)
     count = sum(leftover.count for leftover in leftovers)
-    lines = [f"{count} tracked row(s) are still there; they stay tracked:"]
+    things = "row(s) and resources" if any(each.resource for each in leftovers) else "row(s)"
+    start, where, again = (
+        ("", "in the ledger", "run sweep()") if swept else ("tracked ", "tracked", "call cleanup()")
+    )
+    lines = [f"{count} {start}{things} are still there; they stay {where}:"]
     lines += [f"  {leftover}" for leftover in leftovers[:_SHOWN]]
     if len(leftovers) > _SHOWN:
         lines.append(f"  ... and {len(leftovers) - _SHOWN} more in error.leftovers")
-    lines.append("Remove the cause, then call cleanup() again.")
+    lines.append(f"Remove the cause, then {again} again.")
     return "\n".join(lines)

@@ -11,12 +11,15 @@ import json
 from collections import defaultdict
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
 from tidyrows.awaiting import in_greenlet, spawn
+from tidyrows.cleanup.asked import refuse_missing, refuse_unkept, refuse_unknown, some
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.report import describe_leftovers
 from tidyrows.dialects import Fault
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.retry import RetryPolicy
@@ -28,11 +31,11 @@ from tidyrows.tracking.takeover import Logged, load, played, put_aside, take_ove
 from tidyrows.tracking.whereabouts import is_over
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-    from tidyrows.cleanup.report import CleanupReport
+    from tidyrows.cleanup.report import CleanupReport, Leftover
     from tidyrows.rows import TableName
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -42,6 +45,8 @@ PATIENCE = 15.0
 """Seconds without a heartbeat after which a worker whose lock is free is dead."""
 _LETS_GO = 5.0
 """Seconds in which a server notices that a process has ended, and frees its lock."""
+_TESTS = 3
+"""How many tests an orphan shows."""
 T = TypeVar("T")
 
 
@@ -76,9 +81,10 @@ class Orphans:
         things += [f"{kind} {count}" for kind, count in self.external.items()]
         where = f" on {self.host}" if self.host else ""
         kept = f", kept as {self.kept}" if self.kept else ""
+        tests = f", made in {some(self.tests, _TESTS)}" if self.tests else ""
         return (
             f"worker {self.worker} of run {self.run}{where}, {self.age:.0f} s ago{kept}: "
-            f"{', '.join(things) or 'nothing'}"
+            f"{', '.join(things) or 'nothing'}{tests}"
         )
 
 
@@ -92,6 +98,9 @@ class Wanted:
         older_than: whoever's, if nothing came since so many seconds.
         kept: what was kept for study too: all of it, or what has this name alone.
         patience: seconds without a heartbeat after which a worker is dead.
+
+    Raises:
+        ValueError: a time is negative, or a name empty.
     """
 
     run: str | None = None
@@ -99,6 +108,26 @@ class Wanted:
     older_than: float | None = None
     kept: bool | str = False
     patience: float = PATIENCE
+
+    def __post_init__(self) -> None:
+        for name, seconds, example in (
+            ("older_than", self.older_than, "older_than=3600, or older_than=0 for all"),
+            ("patience", self.patience, "patience=15"),
+        ):
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(
+                    f"{name}={seconds!r} is no length of time; give seconds, as in {example}."
+                )
+        for name, text, others in (
+            ("run", self.run, "leave run= out for all runs"),
+            ("worker", self.worker, "leave worker= out for all workers"),
+            ("kept", self.kept, "write kept=True for all that is kept"),
+        ):
+            if text == "":
+                raise ValueError(
+                    f"{name}='' names nothing; a shell variable that is not set gives that. Give "
+                    f"the name, as find_orphans(engine) shows it, or {others}."
+                )
 
     def names(self, part: _Part) -> bool:
         """Whether it is of the run and worker that were named, if any."""
@@ -166,23 +195,36 @@ def sweep(
 
     Raises:
         CleanupError: rows are still there; they stay in the ledger, for a later sweep.
-        LedgerError: there is no ledger, or one of another version.
+        LedgerError: there is no ledger, or one of another version, or one that this role may not
+            use; or nothing is kept under the name that ``kept`` gives.
         ProductionDatabaseError: the database looks like production.
+        TypeError: an argument has a name that neither this nor ``CleanupManager`` knows.
+        ValueError: a time is negative, or a name empty.
 
     Example:
         >>> print(sweep("postgresql+psycopg://ci@db/app"))
         public.users 3 deleted (0.012 s)
     """
+    refuse_unknown(options, signature(sweep).parameters)
     wanted = Wanted(run, worker, older_than, kept, patience)
     with _opened(place, ledger, schema, allow_production) as opened:
         custody = Custody(opened, options.get("retry"))
         try:
+            with opened.engine.connect() as connection:
+                refuse_unkept(opened, connection, kept)
             custody.take(wanted)
             return custody.clean(**options)
         finally:
             custody.close()
-            with suppress(sa.exc.SQLAlchemyError):
+            with suppress(sa.exc.SQLAlchemyError, LedgerError):
                 _forget(opened, _gone(opened, wanted))
+
+
+class _Sweeping(CleanupManager):
+    """Says of what is left that it stands in the ledger: nobody has its tracker."""
+
+    def _described(self, leftovers: Sequence[Leftover]) -> str:
+        return describe_leftovers(leftovers, swept=True)
 
 
 class Custody:
@@ -193,7 +235,7 @@ class Custody:
         retry: how often and how patiently.
 
     Raises:
-        LedgerError: there is no ledger, or one of another version.
+        LedgerError: there is no ledger, or one of another version, or that this role may not use.
     """
 
     def __init__(self, ledger: Ledger, retry: RetryPolicy | None = None) -> None:
@@ -221,10 +263,10 @@ class Custody:
         book = self._book()
         tracker = self._run(lambda: _loaded(book))
         try:
-            return CleanupManager(tracker, **options).cleanup()
+            return _Sweeping(tracker, **options).cleanup()
         finally:
             # It is tidying up: what fails here, the next sweep does.
-            with suppress(sa.exc.SQLAlchemyError):
+            with suppress(sa.exc.SQLAlchemyError, LedgerError):
                 put_aside(book, left_id())
 
     def close(self) -> None:
@@ -271,8 +313,9 @@ def find_orphans(
         allow_production: as for :class:`ResourceTracker`.
 
     Raises:
-        LedgerError: there is no ledger, or one of another version.
+        LedgerError: as for :func:`sweep`.
         ProductionDatabaseError: the database looks like production.
+        ValueError: a time is negative, or a name empty.
     """
     wanted = Wanted(run, worker, older_than, kept, patience)
     with (
@@ -280,6 +323,7 @@ def find_orphans(
         opened.engine.connect() as connection,
     ):
         opened.check(connection)
+        refuse_unkept(opened, connection, kept)
         logs: dict[str, dict[int, Logged]] = {}
         found = []
         for part in _parts(opened, connection, wanted):
@@ -307,6 +351,7 @@ def _opened(
 ) -> Iterator[Ledger]:
     """The ledger; an engine that was made for it is disposed of."""
     if isinstance(place, Ledger):
+        refuse_missing(place)
         yield place
         return
     if isinstance(place, (str, sa.URL)):
@@ -317,7 +362,9 @@ def _opened(
                     f"{engine.dialect.driver} is an asynchronous driver. Give the URL of a "
                     f"synchronous one, or write await sweep_async(create_async_engine(...))."
                 )
-            yield Ledger(engine, name=name, schema=schema, allow_production=allow_production)
+            ledger = Ledger(engine, name=name, schema=schema, allow_production=allow_production)
+            refuse_missing(ledger)
+            yield ledger
         finally:
             engine.dispose()
         return
@@ -327,6 +374,7 @@ def _opened(
             "This engine is asynchronous: write await sweep_async(engine), or await "
             "find_orphans_async(engine)."
         )
+    refuse_missing(ledger)
     yield ledger
 
 
