@@ -21,7 +21,6 @@ from harness.ledgers import (
     orphans,
     sweep,
 )
-from harness.targets import on
 from tidyrows import CleanupManager
 from tidyrows import sweep as swept
 

@@ -54,12 +54,15 @@ def test_the_line_of_the_message_deletes_them_in_another_process(database, outsi
     (code,) = re.findall(r'python -c "(.*)"', note)
     url = database.url.render_as_string(hide_password=False)
     source = str(Path(tidyrows.__file__).parent.parent)
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": source},
+        stdout=subprocess.PIPE,
+        text=True,
         check=True,
         timeout=60,
     )
+    assert "parents 2 deleted" in done.stdout
     assert ids(outside, parents) == [900]
     assert not entries(outside)
 

@@ -48,7 +48,7 @@ def keep(tracker: ResourceTracker) -> str:
         where += f", schema={schema!r}" if schema else ""
         lines.append(
             f'They are deleted by: python -c "import os, tidyrows; '
-            f"tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where})\""
+            f"print(tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where}))\""
         )
     if not aside:
         lines.append(
