@@ -206,9 +206,9 @@ def test_the_error_says_where_it_is_and_what_to_write():
         "The host 'prod-1' looks like production (it contains 'prod'); the database 'app_live' "
         "looks like production (it contains 'live'); the environment variable "
         "DJANGO_SETTINGS_MODULE='shop.settings.production' looks like production (it contains "
-        "'production'), and tidyrows deletes rows. If it is for tests all the same, write "
-        "ResourceTracker(..., allow_production=['prod-1', 'app_live', "
-        "'DJANGO_SETTINGS_MODULE=shop.settings.production']), or set "
+        "'production'), and tidyrows deletes rows. If it is for tests all the same, add "
+        "allow_production=['prod-1', 'app_live', "
+        "'DJANGO_SETTINGS_MODULE=shop.settings.production'] to the call that was refused, or set "
         "TIDYROWS_ALLOW_PRODUCTION=prod-1,app_live,"
         "DJANGO_SETTINGS_MODULE=shop.settings.production; allow_production=True allows everything."
     )
@@ -221,7 +221,7 @@ def test_what_the_error_says_to_write_is_enough():
     with pytest.raises(ProductionDatabaseError) as caught:
         refuse_production(url, environ=environ)
     told = str(caught.value)
-    listed = eval(told.partition("allow_production=")[2].partition(")")[0])
+    listed = eval(told.partition("allow_production=")[2].partition(" to ")[0])
     refuse_production(url, listed, environ)
     variable = told.partition(f"{ALLOW}=")[2].partition(";")[0]
     refuse_production(url, environ={**environ, ALLOW: variable})

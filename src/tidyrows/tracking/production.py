@@ -102,8 +102,8 @@ def refuse_production(
     )
     needed = list(dict.fromkeys(_permission(where, value) for where, value, _word in found))
     raise ProductionDatabaseError(
-        f"The {told}, and tidyrows deletes rows. If it is for tests all the same, write "
-        f"ResourceTracker(..., allow_production={needed!r}), or set "
+        f"The {told}, and tidyrows deletes rows. If it is for tests all the same, add "
+        f"allow_production={needed!r} to the call that was refused, or set "
         f"{ALLOW_VARIABLE}={','.join(needed)}; allow_production=True allows everything.",
         matched=found[0][2],
         found=[(where, value) for where, value, _word in found],
