@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -51,6 +52,39 @@ def test_rows_and_resources_are_named(things):
     assert "not shown" not in said
 
 
+@pytest.mark.parametrize("way", ["start", "with", "stack", "again"])
+def test_the_line_that_started_it_is_named(things, way):
+    """The tag alone does not tell one tracker of a test from another."""
+    lines = []
+
+    def forget():
+        tracker = ResourceTracker(things)
+        here = sys._getframe()
+        if way == "again":
+            tracker.start().stop()
+        with contextlib.ExitStack() as stack:
+            if way == "stack":
+                stack.enter_context(Unclean(tracker)), lines.append(here.f_lineno)
+            elif way == "with":
+                with Unclean(tracker), contextlib.nullcontext(lines.append(here.f_lineno)):
+                    insert(things, (THINGS, [{"id": 1}]))
+                return
+            else:
+                tracker.start(), lines.append(here.f_lineno)
+            insert(things, (THINGS, [{"id": 1}]))
+            tracker.stop()
+
+    (said,) = said_of(forget)
+    assert f", started at {__file__}:{lines[0]}, is gone" in said
+
+
+class Unclean(CleanupManager):
+    """Deletes nothing."""
+
+    def __exit__(self, *_):
+        self.tracker.stop()
+
+
 def test_with_a_ledger_a_sweep_is_the_remedy(things):
     ledger = Ledger(things)
     ledger.install()
@@ -62,7 +96,7 @@ def test_with_a_ledger_a_sweep_is_the_remedy(things):
         tracker.stop()
 
     (said,) = said_of(forget)
-    assert "sweep(engine) deletes them" in said
+    assert "sweep(engine) deletes them once this process has ended" in said
     ledger.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 import weakref
 from typing import TYPE_CHECKING
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
     from tidyrows.tracking.tracker import ResourceTracker
 
 _SHOWN = 5
+_LOOKED_UP = 12
+_NOT_THE_USERS = {"tidyrows", "pytest_tidyrows", "contextlib", "unittest", "_pytest", "pluggy"}
+
+
+def started_here() -> list[str]:
+    """The nearest line of code that is the user's, as ``file:line``; none where it is far away."""
+    frame = sys._getframe(1)  # noqa: SLF001 -- a traceback or inspect.stack() would read files
+    for _ in range(_LOOKED_UP):
+        if str(frame.f_globals.get("__name__")).partition(".")[0] not in _NOT_THE_USERS:
+            return [f"{frame.f_code.co_filename}:{frame.f_lineno}"]
+        if frame.f_back is None:
+            break
+        frame = frame.f_back
+    return []
 
 
 def watch(tracker: ResourceTracker) -> weakref.finalize[..., ResourceTracker]:
@@ -27,12 +42,21 @@ def watch(tracker: ResourceTracker) -> weakref.finalize[..., ResourceTracker]:
         tracker.holdings,
         tracker.external_resources,
         tracker.context.tag,
+        tracker.started_at,
         os.getpid(),
         entered=tracker.has_ledger,
     )
 
 
-def _say(holdings: Holdings, externals: Externals, tag: str, pid: int, *, entered: bool) -> None:
+def _say(
+    holdings: Holdings,
+    externals: Externals,
+    tag: str,
+    started: list[str],
+    pid: int,
+    *,
+    entered: bool,
+) -> None:
     if pid != os.getpid():
         return  # a forked child owns nothing of its parent's
     held = holdings.copy()
@@ -45,13 +69,14 @@ def _say(holdings: Holdings, externals: Externals, tag: str, pid: int, *, entere
     rows += [str(tie.resource) for tie in externals]
     named = ", ".join(rows[:_SHOWN]) + (", ..." if count > _SHOWN else "")
     remedy = (
-        "They stand in the ledger: sweep(engine) deletes them."
+        "They stand in the ledger: sweep(engine) deletes them once this process has ended."
         if entered
         else "Nobody will delete them now. Write with CleanupManager(tracker): ... around what "
         "makes them, or give the tracker a ledger, so that a sweep can."
     )
     warnings.warn(
-        f"The tracker {tag} is gone while it held {count} row(s) or resources: {named}. {remedy}",
+        f"The tracker {tag}{''.join(f', started at {place},' for place in started)} is gone while "
+        f"it held {count} row(s) or resources: {named}. {remedy}",
         ResourceWarning,
         stacklevel=2,
     )

@@ -128,6 +128,7 @@ class ResourceTracker:
         self._late: list[Callable[[], int]] = []
         self._lock = threading.RLock()
         self._pid = os.getpid()
+        self.started_at: list[str] = []
         self._forgotten = forgotten.watch(self)
         engine = self._binding.engine()
         if engine is not None:
@@ -156,6 +157,7 @@ class ResourceTracker:
         if not self._forgotten.alive:
             self._forgotten = forgotten.watch(self)
         self._open_books()
+        self.started_at[:] = forgotten.started_here()
         self._undo = self._binding.listen(self)
         self._active = True
         ambient.enter(self)
