@@ -11,7 +11,6 @@ from app.models import connect, create_schema
 from client import Customer
 from factories import SignedInUserFactory
 from serving import running_payments, running_shop
-from tidyrows.testing.tidy import Tidy
 
 
 @pytest.fixture(scope="session")
@@ -30,15 +29,6 @@ def tidy_engine(database_url):
     create_schema(engine)
     yield engine
     engine.dispose()
-
-
-# provided by the plugin
-@pytest.fixture
-def tidy(request, tidy_engine):
-    mark = request.node.get_closest_marker("tidy")
-    options = mark.kwargs if mark else {}
-    with Tidy(tidy_engine, test=request.node.nodeid, **options) as tidy:
-        yield tidy
 
 
 @pytest.fixture(scope="session")

@@ -13,13 +13,15 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from tidyrows.awaiting import spawn
+from tidyrows.cleanup.choice import named_tables
+from tidyrows.cleanup.rules import Dependents
 from tidyrows.cleanup.sweep import Custody, Wanted, sweep
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import TidyRowsError
 from tidyrows.tracking import Ledger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from tidyrows.cleanup import CleanupReport
     from tidyrows.testing.totals import Totals
@@ -56,6 +58,17 @@ def _with_stream(data: bytes, key: str, nonce: bytes) -> bytes:
     return bytes(one ^ other for one, other in zip(data, stream, strict=True))
 
 
+def wishes_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a test wants of its cleanup, in JSON's types, as far as the deletes depend on it."""
+    said: dict[str, Any] = {}
+    for name in ("own", "protect"):
+        tables = sorted(named_tables(name, options.get(name, ())), key=str)
+        said[name] = [f"{schema}.{table}" if schema else table for schema, table in tables]
+    if "dependents" in options:
+        said["dependents"] = options["dependents"].name
+    return said
+
+
 class Crew:
     """What the controller of a run knows of its workers, and deletes when they cannot.
 
@@ -68,6 +81,7 @@ class Crew:
         self._totals = totals
         self._key = key
         self._posts: dict[str, Post] = {}
+        self._wanted: dict[str, dict[str, Any]] = {}
 
     def hear(self, said: dict[str, Any]) -> None:
         """What a worker, or this process, has to say."""
@@ -75,6 +89,8 @@ class Crew:
             url = opened(said["url"], self._key)
             if url not in self._posts:
                 self._posts[url] = Post(url, said["run"])
+        elif "wanted" in said:
+            self._wanted[said["worker"]] = said["wanted"]
         elif "swept" in said:
             self._totals.notes.append(f"swept before the first test: {said['swept']}")
         else:
@@ -94,7 +110,11 @@ class Crew:
                 wanted.append(Wanted(run=post.run, worker=worker + _OF_THE_RUN))
             self._try(f"worker {worker}", partial(post.take, wanted))
             if crashed:
-                self._try(f"worker {worker} crashed", partial(post.sweep, worker), say=True)
+                self._try(
+                    f"worker {worker} crashed",
+                    partial(post.sweep, worker, self._wanted.get(worker, {})),
+                    say=True,
+                )
 
     def finish(self) -> None:
         """All workers have ended: nothing of the run is to stay."""
@@ -141,9 +161,12 @@ class Post:
 
         self._call(all_of_it)
 
-    def sweep(self, worker: str) -> CleanupReport:
-        """Delete what a worker left."""
-        return self._call(lambda: sweep(self._ledger, run=self.run, worker=worker))
+    def sweep(self, worker: str, wanted: Mapping[str, Any]) -> CleanupReport:
+        """Delete what a worker left, as its last test wanted it."""
+        options = dict(wanted)
+        if "dependents" in options:
+            options["dependents"] = Dependents[options["dependents"]]
+        return self._call(lambda: sweep(self._ledger, run=self.run, worker=worker, **options))
 
     def finish(self) -> CleanupReport:
         """Delete what is left of the run."""

@@ -14,7 +14,7 @@ from tidyrows.cleanup import CleanupManager, sweep, sweep_async
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.testing.awaited import TURN, fixture_for
-from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed
+from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed, wishes_of
 from tidyrows.testing.shared import Shared
 from tidyrows.testing.tidy import Tidy
 from tidyrows.testing.totals import Totals, created_by, said_of
@@ -77,7 +77,11 @@ class Plugin:
         item = request.node
         item.stash[_FAILED] = False
         bind = request.getfixturevalue("tidy_engine")
-        tidy = Tidy(bind, test=item.nodeid, **self._options(item))
+        options = self._options(item)
+        tidy = Tidy(bind, test=item.nodeid, **options)
+        if self._is_worker:  # if it crashes, its controller cleans up in its place
+            worker = tidy.context.worker_id
+            self._unsaid.append({"worker": worker, "wanted": wishes_of(options)})
         if tidy.is_async:
             yield from self._in_a_loop(request, tidy)
             return
