@@ -131,7 +131,10 @@ class ExternalResourceError(TidyRowsError, ValueError):
 
 
 class LedgerError(TidyRowsError):
-    """The ledger's table is not there, has another version, cannot be made or cannot be used."""
+    """The ledger's table is not there, has another version, cannot be made or cannot be used.
+
+    Also where a sweep is asked for a name that nothing is kept under.
+    """
 
 
 class LifeTakenError(TidyRowsError):

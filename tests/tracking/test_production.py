@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -122,6 +124,14 @@ def test_the_users_name_and_the_folders_of_a_file_say_nothing():
 def test_the_parameters_of_a_files_uri_say_nothing():
     """One of them may be the key of an encrypted database."""
     assert not refused(sa.URL.create("sqlite", database="file:/srv/test.db?key=live"))
+
+
+@pytest.mark.parametrize("page", ["guide.md", "errors.md"])
+def test_the_docs_name_every_variable(page):
+    said = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    assert [
+        each for each in (*ENVIRONMENT_VARIABLES, ALLOW) if not re.search(rf"\b{each}\b", said)
+    ] == []
 
 
 # --- allowed
