@@ -36,11 +36,12 @@ def run_page(page):
     """Run the page's blocks in order in one namespace, and close what they leave open."""
     module = types.ModuleType("__page__")
     sys.modules[module.__name__] = module  # models look up their annotations there
+    sys.modules["conftest"] = module  # where a page shows a suite in several files
     try:
         for code in blocks(page):
             exec(compile(code, str(page), "exec"), module.__dict__)
     finally:
-        del sys.modules[module.__name__]
+        del sys.modules[module.__name__], sys.modules["conftest"]
         left = list(vars(module).values())
         for session in left:
             if isinstance(session, (Session, scoped_session)):

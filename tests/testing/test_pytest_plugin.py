@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from harness.suites import Suite
 from harness.targets import mostly_on, on
@@ -179,6 +181,44 @@ def test_without_a_database_it_says_what_to_write(suite):
     assert ended.outcomes == {"error": 10}
     assert "define a session fixture tidy_engine" in ended.text
     assert "Traceback" not in ended.text
+
+
+@sqlite_only
+def test_the_suite_of_the_page_runs(suite):
+    """The blocks of docs/pytest.md that begin with a file's name, together."""
+    page = Path(__file__).parent.parent.parent / "docs" / "pytest.md"
+    files = {}
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL):
+        files[name] = files.get(name, "") + code
+    assert files.keys() == {"conftest.py", "test_users.py", "test_async.py"}
+    del files["test_async.py"]
+    for name, code in files.items():
+        suite.write(name, code)
+    assert suite.run().outcomes == {"passed": 2}
+    assert suite.run("-n", "2").outcomes == {"passed": 2}
+    with sa.create_engine(f"sqlite:///{suite.folder}/suite.db").connect() as connection:
+        for table in ("users", "orgs"):
+            assert not connection.exec_driver_sql(f"SELECT * FROM {table}").all()
+
+
+@sqlite_only
+@pytest.mark.parametrize("scope", ["worker", "run"])
+def test_shared_rows_over_an_asynchronous_engine_are_refused(suite, scope):
+    suite.write("test_shared.py", SHARED.replace("SCOPE", scope))
+    suite.write(
+        "conftest.py",
+        """
+        import pytest
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        @pytest.fixture(scope="session")
+        def tidy_engine():
+            return create_async_engine("sqlite+aiosqlite:///other.db")
+        """,
+    )
+    ended = suite.run()
+    assert ended.outcomes == {"error": 6}
+    assert f"tidy_{scope} cannot await" in ended.text
 
 
 # --- marks and options

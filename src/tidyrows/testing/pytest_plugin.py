@@ -108,7 +108,7 @@ class Plugin:
 
     def for_worker(self, request: pytest.FixtureRequest) -> Iterator[Shared]:
         """Rows of this process."""
-        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        tidy = self._shared(request)
         shared = Shared(tidy)
         self._meet(tidy)
         yield shared
@@ -119,7 +119,7 @@ class Plugin:
         if not self._is_worker:
             yield from self.for_worker(request)
             return
-        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        tidy = self._shared(request)
         tidy.context = of_the_run(tidy.context)
         folder = request.getfixturevalue("tmp_path_factory").getbasetemp().parent / "tidy_run"
         folder.mkdir(exist_ok=True)
@@ -140,6 +140,17 @@ class Plugin:
                 given_out = self._config.workeroutput  # type: ignore[attr-defined]  # xdist's
                 given_out.setdefault(_KEPT, []).append(name)
         self._unsaid.append(said)
+
+    def _shared(self, request: pytest.FixtureRequest) -> Tidy:
+        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        if tidy.is_async:
+            pytest.fail(
+                f"{request.fixturename} cannot await, and tidy_engine is asynchronous. Make shared "
+                f"rows with tidyrows.testing.Tidy(create_engine(...)) in a session fixture of your "
+                f"own.",
+                pytrace=False,
+            )
+        return tidy
 
     def _options(self, item: pytest.Item) -> dict[str, Any]:
         """What the marks say; those closest to the test have the last word."""
