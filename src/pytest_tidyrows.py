@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Let the mark be known, and which process this run's values belong to."""
     config.addinivalue_line("markers", _MARK)
     given = getattr(config, "workerinput", None)
-    config.stash[_KEY] = secrets.token_hex(16) if given is None else given[_SAID]
+    config.stash[_KEY] = (given or {}).get(_SAID) or secrets.token_hex(16)
     if given is not None and not os.environ.get("TIDYROWS_RUN"):
         # Children inherit xdist's variables: they shall not take its worker's values for theirs.
         claim = f"{given['testrunuid']} {given['workerid'].removeprefix('gw')} {os.getpid()}"

@@ -163,7 +163,8 @@ class Tidy:
 
     async def finish_async(self, *, failed: bool = False) -> str | None:
         """As :meth:`finish`, where the bind is asynchronous."""
-        self.tracker.stop()
+        async with self.tracker.turn():  # what a task is creating yet, is seen
+            self.tracker.stop()
         try:
             if failed and self._keep:
                 return await self.tracker.run_sync(keep)
