@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from harness.ledgers import Worker
 from harness.suites import Suite
 from harness.targets import mostly_on, on
 from tidyrows import find_orphans, sweep
@@ -436,6 +437,24 @@ def test_what_dead_runs_left_goes_before_the_first_test_if_asked(suite):
     assert ended.outcomes == {"passed": 10}
     assert any("swept before the first test" in line for line in ended.summary)
     assert tracked_away(suite)
+
+
+@sqlite_only
+def test_what_such_a_sweep_cannot_delete_is_said_and_fails_no_test(suite, database, ledgers):
+    dead = Worker(database, ledgers)
+    with dead, dead.engine.begin() as connection:
+        connection.exec_driver_sql("SELECT 1")
+        users = sa.Table("users", sa.MetaData(), autoload_with=connection)
+        row = {"email": "dead", "org_id": 900000}
+        key = connection.execute(sa.insert(users), row).inserted_primary_key[0]
+    dead.dies()
+    with suite.engine.begin() as connection:  # a stranger's by now, since it looks otherwise
+        change = f"UPDATE users SET email = 'changed' WHERE id = {key}"
+        connection.exec_driver_sql(change)
+    suite.write("test_users.py", TEN)
+    ended = suite.run("--tidy-sweep")
+    assert ended.outcomes == {"passed": 10}
+    assert any("not all that dead runs left" in line for line in ended.summary)
 
 
 @on("postgresql+psycopg")
