@@ -50,18 +50,20 @@ def left_after(engine, *command):
     return done.returncode, done.stdout
 
 
-def test_three_workers_on_one_database_leave_nothing(shared):
-    status, said = left_after(shared, *PYTEST, "tests_pytest", "-n", "3")
+def test_two_workers_on_one_database_leave_nothing(shared):
+    status, said = left_after(shared, *PYTEST, "tests_pytest", "-n", "2")
     assert status == 0, said
     assert said.endswith("\n0 rows left\n"), said
 
 
+@pytest.mark.soak
 def test_unittest_leaves_nothing(shared):
     status, said = left_after(shared, "-m", "unittest", "discover", "-s", "tests_unittest")
     assert status == 0, said
     assert said.endswith("\n0 rows left\n"), said
 
 
+@pytest.mark.soak
 def test_what_a_killed_worker_left_is_swept(shared):
     broken = (*PYTEST, "tests_pytest/broken.py", "-n", "2")
     status, said = left_after(shared, *broken)

@@ -73,7 +73,7 @@ def test_the_line_of_the_message_names_another_ledger(database, outside, ledgers
     ledger = ledgers.installed(engine, name="elsewhere")
     tracker = ResourceTracker(engine, ledger=ledger)
     note = failed(tracker, engine, (parents, numbered([1])))
-    (given,) = re.findall(r"sweep\(os.environ\['DATABASE_URL'\], (.*)\)", note)
+    (given,) = re.findall(r"sweep\(os.environ\['DATABASE_URL'\], (.*?)\)\)", note)
     ledger.close()
     assert eval(f"sweep(outside, {given})").total_deleted == 1
     assert not ids(outside, parents)

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from harness.blocks import INTEGER, reference, table
 from harness.bystanders import snapshot
 from harness.ledgers import NAME, Worker, entries, ids, numbered, sweep
-from harness.targets import on
+from harness.targets import mostly_on, on
 from tidyrows import CleanupManager
 
 pytestmark = pytest.mark.slow
@@ -105,6 +105,7 @@ def go_in_the_end(database, outside, ledgers, a, b):
     assert not entries(outside)
 
 
+@mostly_on("postgresql+psycopg")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_circle_of_two_workers_stays_whole_until_both_have_ended(
     database, outside, ledgers, form
@@ -119,6 +120,7 @@ def test_so_does_one_of_not_null_keys_that_are_deferred(database, outside, ledge
     go_in_the_end(database, outside, ledgers, a, b)
 
 
+@mostly_on("postgresql+psycopg")
 @pytest.mark.parametrize("ondelete", [None, "SET NULL", "CASCADE"])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_whatever_hangs_on_whatever_no_row_that_stays_is_changed(

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from harness.targets import mostly_on
 from kills.run import Result, Scene, kills
 from tidyrows import sweep
 
@@ -21,6 +22,7 @@ def test_whatever_is_killed_a_sweep_leaves_nothing_and_touches_no_stranger(datab
     assert result.kills >= KILLS
 
 
+@mostly_on("postgresql+psycopg")
 def test_a_sweep_takes_nothing_of_workers_that_live(database, tmp_path):
     """They raise where a row of theirs has gone before their own cleanup, or was taken over."""
     result = Result()

@@ -43,7 +43,7 @@ def test_a_storm_of_eight_workers_leaks_nothing_and_no_error_reaches_a_test(back
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["postgresql", "mysql"])
+@pytest.mark.parametrize("backend", ["postgresql", pytest.param("mysql", marks=pytest.mark.soak)])
 def test_without_faults_no_cleanup_deadlocks_with_another(backend, tmp_path):
     result = run(backend, tmp_path, workers=8, rounds=ROUNDS, faults=(), seconds=150)
     assert result.rounds == ROUNDS

@@ -84,7 +84,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
     assert ended.summary == ["12 row(s) created in 4 test(s), 12 deleted"]
 
 
-@mostly_on("mysql+pymysql")
+@pytest.mark.soak
 def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     suite.write("test_it.py", TESTS.replace("MARK", "@pytest.mark.asyncio"))
     ended = suite.run("-p", "asyncio", "-n", "2")

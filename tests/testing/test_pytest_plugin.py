@@ -195,7 +195,6 @@ def test_the_suite_of_the_page_runs(suite):
     del files["test_async.py"]
     for name, code in files.items():
         suite.write(name, code)
-    assert suite.run().outcomes == {"passed": 2}
     assert suite.run("-n", "2").outcomes == {"passed": 2}
     with sa.create_engine(f"sqlite:///{suite.folder}/suite.db").connect() as connection:
         for table in ("users", "orgs"):
@@ -366,7 +365,7 @@ def test_what_is_no_json_is_refused_where_other_workers_must_be_told(suite):
 # --- several processes
 
 
-@pytest.mark.parametrize("dist", ["loadfile", "worksteal"])
+@pytest.mark.parametrize("dist", ["worksteal", pytest.param("loadfile", marks=pytest.mark.soak)])
 @mostly_on("mysql+pymysql")
 def test_workers_leave_nothing_however_tests_are_dealt_out(suite, dist):
     suite.write("test_users.py", TEN)
@@ -377,6 +376,7 @@ def test_workers_leave_nothing_however_tests_are_dealt_out(suite, dist):
     assert tracked_away(suite)
 
 
+@mostly_on("postgresql+psycopg")
 @pytest.mark.parametrize(
     "end",
     [

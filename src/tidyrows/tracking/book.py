@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -363,10 +362,15 @@ class Book:
             TakenOverError: entries are missing.
         """
         table = self.ledger.table_on(connection)
-        one = set(islice(numbers, 1))  # a sweep takes over all of a tracker's, or none
-        for part in self._mine(table, one):
+        # Whoever takes over takes all that there is, and the oldest have always been there.
+        oldest: dict[str, int] = {}
+        for maker, seq in numbers:
+            oldest[maker] = min(seq, oldest.get(maker, seq))
+        held = 0
+        for part in self._mine(table, set(oldest.items())):
             asked = sa.select(table.c.seq).where(*part).with_for_update()
-            self._refuse_loss(len(self.ledger.run(connection, asked).all()), one)
+            held += len(self.ledger.run(connection, asked).all())
+        self._refuse_loss(held, set(oldest.items()))
         return self._add(connection, changes, context)
 
     def turn(self, page: Page) -> None:
