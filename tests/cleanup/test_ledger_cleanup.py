@@ -21,7 +21,7 @@ from harness.ledgers import (
     sweep,
 )
 from harness.targets import on
-from tidyrows import CleanupError, CleanupManager, RetryPolicy
+from tidyrows import CleanupError, CleanupManager, RetryPolicy, TakenOverError
 from tidyrows.tracking.entries import keys_in
 
 pytestmark = pytest.mark.slow
@@ -241,6 +241,21 @@ def test_a_lost_commit_about_rows_without_a_key_takes_no_strangers_row(
     with outside.connect() as connection:
         left = connection.execute(sa.select(sa.func.count()).select_from(notes)).scalar()
     assert left >= 2
+
+
+@pytest.mark.parametrize("limit", [1, 10_000])
+def test_what_came_after_a_take_over_does_not_make_the_rest_ours(worker, outside, limit):
+    parents, children = family(outside)
+    worker.writes((parents, numbered([1, 2])))
+    with outside.begin() as connection:
+        connection.execute(
+            sa.text("UPDATE tidyrows_ledger SET owner = 'somebody' WHERE kind = 'rows'")
+        )
+    for number in range(3):
+        worker.writes((children, numbered([number])))
+    with pytest.raises(TakenOverError):
+        CleanupManager(worker.tracker, rows_per_transaction=limit).cleanup()
+    assert ids(outside, parents) == [1, 2]
 
 
 # --- a lost answer while rows are made

@@ -94,9 +94,7 @@ def snapshot(engine: sa.Engine) -> Snapshot:
             name = ".".join(_quoted(engine, part) for part in (schema, table))
             cursor.execute(f"SELECT * FROM {only}{name}")
             rows = [tuple(map(_plain, row)) for row in cursor.fetchall()]
-            if (
-                table == "tidyrows_ledger"
-            ):  # a count of integers is no row of anybody
+            if table == "tidyrows_ledger":  # a count of integers is no row of anybody
                 rows = [row for row in rows if "integers" not in row]
             taken[f"{schema}.{table}"] = _sorted(rows)
     return taken
