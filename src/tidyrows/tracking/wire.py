@@ -161,7 +161,11 @@ def loads(
             _take_nameless(tracker, keyed, nameless)
     read_ties(tracker.external_resources, externals, held)
     if entered is not None:
-        tracker.take_over(entered)
+        try:
+            tracker.take_over(entered)
+        except BaseException:
+            tracker.said()  # its rows are another's: that it is gone is nothing to warn of
+            raise
     return tracker
 
 
