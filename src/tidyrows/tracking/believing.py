@@ -11,6 +11,7 @@ from tidyrows.tracking.digests import UNCOMPARED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from tidyrows.tracking.changes import Touch
     from tidyrows.tracking.tracker import ResourceTracker
 
 
@@ -23,7 +24,9 @@ def believe(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> No
     """
     said: list[Callable[[], None]] = []
     for change in changes:
-        if not change.certain:
+        if change.touch is not None:
+            _touched(change, change.touch, holders)
+        elif not change.certain:
             doubt([change], holders)
         elif change.owner is not None:
             _owned(change, change.owner)
@@ -49,6 +52,21 @@ def _owned(change: Change, owner: ResourceTracker) -> None:
         owner.take_told(change.table, change.keys)
     else:
         owner.hold(change.table, change.keys, prints=change.prints, generated=change.generated)
+
+
+def _touched(change: Change, touch: Touch, holders: Sequence[ResourceTracker]) -> None:
+    """Tell who watches of the rows that are not its own, nor those of a block within its."""
+    name, watcher = change.table.name, touch.watcher
+    own = [holder for holder in holders if holder is watcher or not holder.is_shared]
+    keys = set(change.keys)
+    for holder in own:
+        keys.difference_update(holder.those_held(name, change.keys))
+    if change.keys:
+        count = min(touch.count, len(keys))
+    else:  # the statement does not say which: as many as cannot be its own
+        count = touch.count - sum(holder.count_of(name) for holder in own)
+    if count > 0:
+        watcher.note_touched(change.table, sorted(keys, key=repr), touch.verb, count)
 
 
 def _deleted(change: Change, holders: Sequence[ResourceTracker]) -> None:
@@ -77,6 +95,8 @@ def _doubt_table(change: Change, holders: Sequence[ResourceTracker]) -> None:
 def doubt(changes: Iterable[Change], holders: Sequence[ResourceTracker]) -> None:
     """Nobody knows whether the database has committed these."""
     for change in changes:
+        if change.touch is not None:
+            continue  # what may not have happened is not said
         if change.kind is Kind.INSERTED and change.owner is not None:
             change.owner.take_in_doubt(
                 change.table, change.keys, prints=change.prints, generated=change.generated

@@ -15,6 +15,7 @@ from tidyrows.tracking.asynchronous import (
     is_async,
     synchronous,
 )
+from tidyrows.tracking.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +43,7 @@ Synchronous: TypeAlias = (
     | orm.scoped_session[Any]
     | AsyncMaker
     | AsyncRegistry
+    | Turns
 )
 
 
@@ -50,17 +52,19 @@ class Binding:
 
     Attributes:
         owns_session: the session of :meth:`open_session` is the tracker's own, to be closed by it.
+        is_ambient: factories find the tracker by it.
         is_async: what asks the database must run inside of SQLAlchemy's greenlet.
         bind: what is synchronous under it.
     """
 
     def __init__(self, bind: Any) -> None:
         self.is_async = is_async(bind)
+        self.is_ambient = not isinstance(bind, Turns)
         if self.is_async:
             bind = synchronous(bind)
         if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker, AsyncMaker)):
             self.owns_session = True
-        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry)):
+        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry, Turns)):
             self.owns_session = False
         else:
             raise NotBoundError(
@@ -122,6 +126,11 @@ class Binding:
     def open_session(self) -> orm.Session:
         """The session that factories use."""
         bind = self.bind
+        if isinstance(bind, Turns):
+            raise NotBoundError(
+                "A tracker of whatever the process writes has no session of its own. Bind one to "
+                "an engine: ResourceTracker(engine)."
+            )
         if isinstance(bind, orm.Session):
             return bind
         if isinstance(bind, (orm.scoped_session, orm.sessionmaker, AsyncMaker, AsyncRegistry)):
@@ -137,6 +146,8 @@ class Binding:
         """
         self.refuse_unusable()
         bind = self.bind
+        if isinstance(bind, Turns):
+            return [bind.hand_over(tracker)]
         if isinstance(bind, sa.Engine):
             return [tracker.capture(bind).listen(tracker)]
         if isinstance(bind, sa.Connection):

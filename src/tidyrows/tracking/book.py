@@ -496,6 +496,8 @@ def enter(
 
 def _concern(change: Change, tracker: ResourceTracker, *, pending: bool) -> Change | None:
     """The change, or what of it concerns a tracker."""
+    if change.touch is not None:
+        return None
     if change.owner is not None:
         return change if change.owner is tracker else None
     if not pending and not tracker.holds(change.table.name):

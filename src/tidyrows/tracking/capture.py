@@ -61,6 +61,13 @@ def capture_for(engine: sa.Engine) -> Capture:
         return capture
 
 
+def share_capture(twin: sa.Engine, engine: sa.Engine) -> None:
+    """Let another engine to the same database stand for this one; it is not listened to."""
+    capture = capture_for(engine)
+    with _captures_lock:
+        _captures[twin] = weakref.ref(capture)
+
+
 class Capture:
     """What is heard on one engine.
 
@@ -107,6 +114,11 @@ class Capture:
         """Let a tracker hear all that is written through the engine; returns what undoes it."""
         self.add_holder(tracker)
         return self._listeners.listen(tracker)
+
+    def listen_last(self, owner: Callable[[], ResourceTracker | None] | None) -> None:
+        """Let somebody say whose rows are that no tracker listens for; None for nobody."""
+        self._listeners.otherwise = owner
+        self._transactions.attended = owner is not None
 
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""
@@ -342,8 +354,24 @@ class Capture:
         if found is None:
             return
         target = found[0]
-        if rewrite is None and not self._is_held(target, log):
-            return
+        watcher = self._listeners.watcher
+        if watcher is not None:  # first, while rows that go with this are known as whose they were
+            touch = written.touched(statement, result, target, rewrite, watcher)
+            if touch is not None:
+                self._transactions.add(connection, log, touch)
+        if rewrite is not None or self._is_held(target, log):
+            self._follow(connection, log, target, rewrite, statement, result)
+
+    def _follow(  # noqa: PLR0917 -- one statement, and where it ran
+        self,
+        connection: sa.Connection,
+        log: TransactionLog,
+        target: KeyedTable,
+        rewrite: Rewrite | None,
+        statement: Update | Delete,
+        result: sa.CursorResult[Any],
+    ) -> None:
+        """What a statement did to rows that are tracked, or are pending."""
         if not target.key_columns:
             rows = _taken_rows(statement, rewrite, result)
             if rows:

@@ -28,6 +28,22 @@ class Kind(Enum):
     RENAMED = auto()  # keys holds (old, new) pairs
     MOVED = auto()  # keys were changed, and nobody knows which: keys is empty
     UPDATED = auto()  # other columns were set; keys is empty where it may have been any row
+    TOUCHED = auto()  # updated or deleted, whosever they are: for who watches, and no ledger
+
+
+@dataclass(frozen=True, slots=True)
+class Touch:
+    """What a statement did to rows, whosever they are.
+
+    Attributes:
+        watcher: who wants to know.
+        verb: ``updated`` or ``deleted``.
+        count: how many rows.
+    """
+
+    watcher: ResourceTracker
+    verb: str
+    count: int
 
 
 @dataclass(slots=True)
@@ -44,6 +60,7 @@ class Change:
         prints: what inserted rows look like, if keys may come back.
         patches: what was set, per key, or once for any row.
         told: the user named the rows.
+        touch: what was done to rows that may be others', where somebody watches.
         entered: it stands in every ledger that it concerns.
         entries: where it stands there.
     """
@@ -57,6 +74,7 @@ class Change:
     prints: Prints | None = None
     patches: Sequence[Patch] = ()
     told: bool = False
+    touch: Touch | None = None
     entered: bool = False
     entries: list[tuple[Book, Number]] = field(default_factory=list)
 

@@ -84,6 +84,11 @@ class Holdings:
         held = self._tables.get(name)
         return [] if held is None else [key for key in keys if key in held.keys]
 
+    def count_of(self, name: TableName) -> int:
+        """How many rows of one table are held, those without a name too."""
+        held = self._tables.get(name)
+        return 0 if held is None else len(held.keys) + held.nameless
+
     def forget(self, name: TableName, keys: Iterable[Any]) -> None:
         """Take rows out; those not held change nothing."""
         held = self._tables.get(name)

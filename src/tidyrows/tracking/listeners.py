@@ -16,9 +16,14 @@ if TYPE_CHECKING:
 
 
 class Listeners:
-    """The trackers that listen on one engine, or to single connections of it."""
+    """The trackers that listen on one engine, or to single connections of it.
+
+    Attributes:
+        otherwise: says whose it is where none of them hears it; None where nobody does.
+    """
 
     def __init__(self) -> None:
+        self.otherwise: Callable[[], ResourceTracker | None] | None = None
         self._everywhere: tuple[ResourceTracker, ...] = ()  # replaced, never changed: threads read
         self._sessions: weakref.WeakKeyDictionary[
             sa.Connection, weakref.WeakSet[ResourceTracker]
@@ -28,6 +33,11 @@ class Listeners:
         """After a fork: whoever listens, listens in the parent."""
         self._everywhere = ()
         self._sessions = weakref.WeakKeyDictionary()
+
+    @property
+    def watcher(self) -> ResourceTracker | None:
+        """Who wants to know which rows of others are changed, if anybody does."""
+        return self.otherwise() if self.otherwise is not None else None
 
     def listen(self, tracker: ResourceTracker) -> Callable[[], None]:
         """Let a tracker hear all that is written through the engine; returns what undoes it."""
@@ -66,4 +76,5 @@ class Listeners:
                 "listen on this engine, so nobody knows whose they are and none will delete them. "
                 "In that thread write UserFactory.scoped_to(tracker).create().",
             )
-        return None
+            return None
+        return self.watcher

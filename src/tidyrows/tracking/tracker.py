@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tidyrows.tracking.external import ExternalResource
     from tidyrows.tracking.holdings import TableHoldings
     from tidyrows.tracking.tagged import Whose
+    from tidyrows.tracking.turns import Turns
 
 _ASYNC = "await tracker.run_sync(lambda tracker: tracker.{})"
 
@@ -96,9 +97,12 @@ class ResourceTracker:
         1
     """
 
+    is_shared = False
+    """Whether its rows are for several tests, so that a change of one is worth a word."""
+
     def __init__(
         self,
-        bind: Bind,
+        bind: Bind | Turns,
         *,
         context: WorkerContext | None = None,
         allow_production: bool | Collection[str] = False,
@@ -160,7 +164,8 @@ class ResourceTracker:
         self.started_at[:] = forgotten.started_here()
         self._undo = self._binding.listen(self)
         self._active = True
-        ambient.enter(self)
+        if self._binding.is_ambient:
+            ambient.enter(self)
         return self
 
     def stop(self) -> None:
@@ -211,7 +216,8 @@ class ResourceTracker:
                 book.reopen(ledger.open())
             elif book is None:
                 self._books[ledger.database] = Book(ledger, ledger.open(), self.say_unentered)
-            if not (ledger.dialect.locks_rows or (self.is_async and not in_greenlet())):
+            awaits = ledger.engine.dialect.is_async and not in_greenlet()
+            if not (ledger.dialect.locks_rows or awaits):
                 # Its one writer may be the test itself when it needs them.
                 self._books[ledger.database].owner.integers.stock(ledger)
         engine = self._binding.engine()
@@ -229,6 +235,12 @@ class ResourceTracker:
             book = self.book(change.table.name.database)
             if book is not None:
                 book.wait_for(change)
+
+    def add_ledger(self, ledger: Ledger) -> None:
+        """Enter what is committed in the ledger's database from now on."""
+        self._ledgers = (*self._ledgers, ledger)
+        if self.active:
+            self._open_books()
 
     @property
     def has_ledger(self) -> bool:
@@ -556,6 +568,14 @@ class ResourceTracker:
         """Rows without a primary key that a statement deleted; those that were not held."""
         with self._lock:
             return self.holdings.drop_equal(table.name, rows, unsure=unsure)
+
+    def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
+        """Rows of others were changed: for a tracker that watches."""
+
+    def count_of(self, name: TableName) -> int:
+        """How many rows of this table are held."""
+        with self._lock:
+            return self.holdings.count_of(name)
 
     def holds(self, name: TableName) -> bool:
         """Whether rows of this table are held."""

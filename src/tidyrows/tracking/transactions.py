@@ -55,6 +55,7 @@ class Transactions:
         )
         self._announced = Announced(dialect)
         self._prepared: dict[Any, list[Change]] = {}
+        self.attended = False  # somebody will take what no tracker listens for
         self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
         self._pid = os.getpid()
@@ -63,6 +64,8 @@ class Transactions:
     def idle(self) -> bool:
         """Whether nobody needs to know; so in a forked child, which owns nothing."""
         if self._pid == os.getpid():
+            if self.attended:
+                return False
             for ref in self._holders:  # a loop, since every statement asks
                 if ref() is not None:
                     return False

@@ -9,13 +9,14 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import Delete, Update
 
 from tidyrows.tracking import returning
-from tidyrows.tracking.changes import Change, Kind
+from tidyrows.tracking.changes import Change, Kind, Touch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.rows import KeyedTable
     from tidyrows.tracking.returning import Rewrite
+    from tidyrows.tracking.tracker import ResourceTracker
 
 
 def change_of(
@@ -42,6 +43,30 @@ def change_of(
         return None
     removed = [key[0] for key in keys] if single else keys
     return Change(Kind.DELETED, target, removed, certain=context.rowcount == len(keys))
+
+
+def touched(
+    statement: Update | Delete,
+    result: sa.CursorResult[Any],
+    target: KeyedTable,
+    rewrite: Rewrite | None,
+    watcher: ResourceTracker,
+) -> Change | None:
+    """Which rows a statement has updated or deleted, whosever they are; None where it did none."""
+    context: Any = result.context
+    keys: list[tuple[Any, ...]] | None = None
+    if not target.key_columns:
+        pass
+    elif rewrite is not None:
+        keys = returning.keys_from_rewritten(result, rewrite)
+    else:
+        keys = matched_keys(statement, context, target) or _fetched_keys(context, target)
+    count = len(keys or ()) if context.rowcount < 0 else context.rowcount
+    if not count:
+        return None
+    stored = [key[0] if len(key) == 1 else key for key in keys or ()]
+    verb = "updated" if isinstance(statement, Update) else "deleted"
+    return Change(Kind.TOUCHED, target, stored, touch=Touch(watcher, verb, count))
 
 
 def _fetched_keys(context: Any, target: KeyedTable) -> list[tuple[Any, ...]] | None:

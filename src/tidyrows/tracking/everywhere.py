@@ -1,0 +1,82 @@
+"""Every engine that this process opens, whoever makes it and when.
+
+SQLAlchemy tells of each Connection of each engine (``engine_connect``, listened to on the class):
+so an engine is met before its first statement, also one that the application makes in the middle
+of a test.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from tidyrows.tracking.capture import capture_for, root_engine
+from tidyrows.tracking.strings import INTERNAL
+from tidyrows.tracking.turns import Turns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tidyrows.tracking.tracker import ResourceTracker
+
+
+class Everywhere(Turns):
+    """What a tracker is bound to that takes all rows which no other tracker listens for.
+
+    Args:
+        met: told of each engine once, before its first statement; whether to listen to it.
+    """
+
+    def __init__(self, met: Callable[[sa.Engine], bool]) -> None:
+        super().__init__()
+        self._tell = met
+        self._met: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+        self._heard: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+        self._given: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
+        self._given = weakref.WeakKeyDictionary()
+
+    @property
+    def engines(self) -> list[sa.Engine]:
+        """Those that are listened to, and still there."""
+        return list(self._heard)
+
+    # -- listening -----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen to every engine, those that are made later included."""
+        event.listen(sa.Engine, "engine_connect", self._meet)
+
+    def stop(self) -> None:
+        """Listen no more."""
+        event.remove(sa.Engine, "engine_connect", self._meet)
+        for engine in self.engines:
+            capture_for(engine).listen_last(None)
+        self._met.clear()
+        self._heard.clear()
+
+    def pass_by(self, engine: sa.Engine) -> None:
+        """Do not listen to an engine that is not the suite's."""
+        self._met.add(engine)
+
+    def _meet(self, connection: sa.Connection) -> None:
+        engine = root_engine(connection.engine)
+        if engine in self._met or INTERNAL in engine.get_execution_options():
+            return
+        self._met.add(engine)  # first: what is told of it may connect too
+        if self._tell(engine):
+            self._heard.add(engine)
+            capture_for(engine).listen_last(partial(self._owner, weakref.ref(engine)))
+
+    def _owner(self, reference: weakref.ref[sa.Engine]) -> ResourceTracker | None:
+        engine, tracker = reference(), self.whose
+        if engine is None or tracker is None:
+            return None
+        given = self._given.get(engine)
+        if given is None or given() is not tracker:
+            tracker.capture(engine)
+            self._given[engine] = weakref.ref(tracker)
+        return tracker
