@@ -22,6 +22,10 @@ _MARK = (
     "fixture of this test treats its rows; all that CleanupManager takes, and ledger=, "
     "allow_production=, retry= of the tracker."
 )
+_AUTOUSE = "tidyrows, whatever the suite does"
+_ALL = {"true": False, "yes": False, "on": False, "1": False, "session": True}
+"""What tidy_autouse may say: whether rows of session fixtures are deleted as well."""
+_NONE = frozenset({"", "false", "no", "off", "0"})
 _PLUGIN, _DOOR, _SAID = "tidyrows at work", "tidyrows at the door", "tidyrows"
 _KEY = pytest.StashKey[str]()
 """What the controller and its workers alone know."""
@@ -63,6 +67,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "where there is more than one worker",
         default="auto",
     )
+    parser.addini(
+        "tidy_autouse",
+        "true: what any test commits, through whatever engine, is deleted after it; session: and "
+        "at the end what session fixtures have made",
+        default="false",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Before any conftest.py, so that its fixtures are set up after ours."""
+    said = str(early_config.getini("tidy_autouse")).strip().lower()
+    if said in _NONE:
+        return
+    if said not in _ALL:
+        raise pytest.UsageError(
+            f"tidy_autouse = {said} in the ini file is none of true, session, false."
+        )
+    from tidyrows.testing.autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
+
+    early_config.pluginmanager.register(Autouse(early_config, everything=_ALL[said]), _AUTOUSE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -76,6 +101,14 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["_TIDYROWS_CLAIM"] = claim
     if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Listen to all, if asked; the controller of pytest-xdist runs no test."""
+    autouse = session.config.pluginmanager.get_plugin(_AUTOUSE)
+    if autouse is not None and not session.config.pluginmanager.has_plugin("dsession"):
+        autouse.begin(_load(session.config))
 
 
 @pytest.hookimpl(optionalhook=True)

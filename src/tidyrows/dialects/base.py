@@ -171,6 +171,10 @@ class Dialect:
         """Whether an error says that the role may not do what it was told to."""
         return False
 
+    def lacks_database(self, error: BaseException) -> bool:
+        """Whether an error says that there is no such database any more."""
+        return False
+
     asks_for_blockers: ClassVar[bool] = True
     """Whether :meth:`blockers` needs a cursor."""
 

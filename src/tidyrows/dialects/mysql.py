@@ -50,7 +50,8 @@ _ROLLED_BACK = frozenset({1213, 1020})
 _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
 # The server hangs up after it; PyMySQL and SQLAlchemy take the connection for usable.
 _PACKET_TOO_BIG = 1153
-_NO_SUCH_TABLE = frozenset({1146, 1049})
+_NO_DATABASE = 1049
+_NO_SUCH_TABLE = frozenset({1146, _NO_DATABASE})
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _JSON_KEYS = 20_000
 _INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
@@ -96,6 +97,10 @@ class MySQL(Dialect):
     def lacks_right(self, error: BaseException) -> bool:
         """Access denied to a database, a table or a column."""
         return _code(error) in _NO_RIGHT
+
+    def lacks_database(self, error: BaseException) -> bool:
+        """Unknown database."""
+        return _code(error) == _NO_DATABASE
 
     def _server_id(self, raw: Any) -> int | None:
         return int(raw.thread_id())

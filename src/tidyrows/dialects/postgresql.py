@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,8 @@ _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
 _WAITED = frozenset({"55P03", "57014"})
 _IN_ERROR = "25P02"
 _NO_RIGHT = "42501"
+_NO_DATABASE = "3D000"
+_NO_DATABASE_TEXT = re.compile(r'FATAL: +database ".*" does not exist')
 # libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
@@ -186,6 +189,11 @@ class PostgreSQL(Dialect):
     def lacks_right(self, error: BaseException) -> bool:
         """insufficient_privilege."""
         return _code(error) == _NO_RIGHT
+
+    def lacks_database(self, error: BaseException) -> bool:
+        """invalid_catalog_name; libpq tells of a refused connection in words only."""
+        code = _code(error)
+        return code == _NO_DATABASE if code else bool(_NO_DATABASE_TEXT.search(str(error)))
 
     def _server_id(self, raw: Any) -> int | None:
         if self.driver == "psycopg":

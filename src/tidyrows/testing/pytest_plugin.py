@@ -23,9 +23,10 @@ from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.owner import kept_id
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from tidyrows.cleanup import CleanupReport
+    from tidyrows.worker import WorkerContext
 
 _FAILED = pytest.StashKey[bool]()
 _SAID, _KEPT = "tidyrows", "tidyrows_kept"
@@ -50,6 +51,7 @@ class Plugin:
         self._config = config
         self._totals = Totals()
         self._unsaid: list[dict[str, Any]] = []
+        self.before_the_end: list[Callable[[], None]] = []
         self._met: set[sa.engine.URL] = set()
         self._ledgers: list[Ledger] = []
         self._held: list[tuple[str, Tidy]] = []
@@ -151,6 +153,30 @@ class Plugin:
                 pytrace=False,
             )
         return tidy
+
+    def hear(self, said: dict[str, Any]) -> None:
+        """What is to be told at the end of the run."""
+        self._unsaid.append(said)
+
+    def options_of(self, item: pytest.Item) -> tuple[dict[str, Any], Callable[[], bool]]:
+        """What a test's marks say of its cleanup, and how to ask whether to keep its rows."""
+        options = self._options(item)
+        keeps = options.pop("keep_on_failure")
+        for name in ("ledger", "allow_production"):
+            options.pop(name, None)
+        item.stash[_FAILED] = False
+        return options, lambda: keeps and item.stash[_FAILED]
+
+    def ledger_wanted(self) -> bool | None:
+        """What the ini file says of the ledger; None where that depends on the run."""
+        return self._ledger()
+
+    def enter(self, ledger: Ledger, context: WorkerContext) -> None:
+        """Rows are entered into a ledger; the controller must know where."""
+        self._ledgers.append(ledger)
+        if self._is_worker:
+            sent = sealed(address_of(ledger.engine), self._key)
+            self._unsaid.append({"url": sent, "run": context.run_id})
 
     def _options(self, item: pytest.Item) -> dict[str, Any]:
         """What the marks say; those closest to the test have the last word."""
@@ -276,6 +302,8 @@ class Plugin:
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
         """A worker has ended."""
         output = getattr(node, "workeroutput", {})
+        for said in output.get(_SAID, ()):
+            self._crew.hear(said)
         kept = output.get(_KEPT, [])
         self._crew.ended(node.gateway.id, kept, crashed=bool(error) or not output)
 
@@ -287,7 +315,14 @@ class Plugin:
                 tidy.cleanup.cleanup()
             except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
                 self._totals.notes.append(f"rows of {test} are still there: {in_short(error)}")
-        if not self._is_worker:
+        for deed in self.before_the_end:
+            deed()
+        if self._is_worker:
+            given_out = self._config.workeroutput  # type: ignore[attr-defined]  # xdist's
+            given_out[_SAID] = self._unsaid
+        else:
+            for said in self._unsaid:
+                self._crew.hear(said)
             self._crew.finish()
         for ledger in self._ledgers:  # a worker of xdist's ends without a word
             ledger.close()

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.testing.found import Found
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 _SLOW = 1.0
 """Seconds from which on a cleanup is worth a line."""
 _SHOWN = 3
+_ALL_SAY = ("test", "leaked", "held", "kept", "retries", "seconds")
 
 
 def created_by(tracker: ResourceTracker) -> dict[str, int]:
@@ -58,6 +61,7 @@ class Totals:
         retries: transactions that were run again.
         slowest: seconds and tests, the slowest first.
         notes: what else there is to say.
+        suite: what tests that do not use tidyrows would have left.
     """
 
     created: Counter[str] = field(default_factory=Counter)
@@ -70,9 +74,13 @@ class Totals:
     retries: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    suite: Found = field(default_factory=Found)
 
     def add(self, said: dict[str, Any]) -> None:
         """Add what was said of one cleanup."""
+        if "suite" in said:
+            self.suite.add(said)
+            said = {name: said[name] for name in _ALL_SAY if name in said}
         self.created.update(said.get("created", {}))
         self.deleted.update(said.get("deleted", {}))
         self.tests += bool(said.get("created"))
@@ -106,4 +114,5 @@ class Totals:
         for seconds, test in self.slowest:
             if tables or seconds >= _SLOW:
                 yield f"  cleanup took {seconds:.2f} s: {test}"
+        yield from self.suite.lines(everything=tables)
         yield from self.notes

@@ -50,11 +50,19 @@ class Opened:
             driver = record.dbapi_connection
             if driver is not None and driver is not own and self._is_busy(driver):
                 self._add(found, driver, "a connection that was not given back to the engine")
-        for session in _sessions():
+        for session in open_sessions():
             for connection in open_connections(session):
                 if connection.engine.url == self._url and not connection.closed:
                     self._add(found, driver_of(connection), f"the session {session!r}")
         return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection that is in use is in a transaction."""
+        drivers = [record.dbapi_connection for record in list(self._out)]
+        return any(
+            self._dialect.in_transaction(driver) is True for driver in drivers if driver is not None
+        )
 
     def _is_busy(self, driver: Any) -> bool:
         return self._dialect.in_transaction(driver) is not False
@@ -65,7 +73,8 @@ class Opened:
             found[number] = words
 
 
-def _sessions() -> Iterator[orm.Session]:
+def open_sessions() -> Iterator[orm.Session]:
+    """Every session of this process."""
     # The references, not the values: other threads make sessions while we look.
     for reference in orm.session._sessions.valuerefs():  # noqa: SLF001 -- as close_all_sessions() does
         session = reference()

@@ -184,6 +184,11 @@ class ResourceTracker:
             self._watched.clear()
             self._said.clear()
 
+    def rest(self) -> None:
+        """Listen no more, but in turns that are given to it: what it is bound to knows when."""
+        while self._undo:
+            self._undo.pop()()
+
     @property
     def active(self) -> bool:
         """Whether it listens: started, not stopped, and not inherited by a forked child."""

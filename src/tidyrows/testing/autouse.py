@@ -1,0 +1,87 @@
+"""``tidy_autouse`` in the ini file: a whole suite, as it is, leaves no trace."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tidyrows.testing.suite import Suite
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tidyrows.testing.pytest_plugin import Plugin
+    from tidyrows.testing.suite import SuiteTracker
+
+
+class Autouse:
+    """Pytest's fixtures and tests, told to a :class:`Suite`.
+
+    Args:
+        config: pytest's.
+        everything: rows of session fixtures go too, at the end.
+    """
+
+    def __init__(self, config: pytest.Config, *, everything: bool) -> None:
+        self._config = config
+        self._everything = everything
+        self._plugin: Plugin | None = None
+        self._suite: Suite | None = None
+        self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
+
+    def begin(self, plugin: Plugin) -> None:
+        """Listen, where tests are run: not in the controller of xdist's workers."""
+        self._plugin = plugin
+        wanted = plugin.ledger_wanted()
+        several = WorkerContext.current().worker_count > 1
+        self._suite = Suite(
+            plugin.hear,
+            with_ledger=several if wanted is None else wanted,
+            entered=plugin.enter,
+            everything=self._everything,
+        )
+        self._suite.start()
+        plugin.before_the_end.append(self._end)
+
+    def _end(self) -> None:
+        if self._suite is not None:
+            self._suite.end()
+            self._suite = None
+
+    @pytest.fixture(autouse=True)
+    def _tidy_autouse(self, request: pytest.FixtureRequest) -> Iterator[None]:
+        """Set up before the test's other fixtures, and so torn down after them."""
+        if self._suite is None or self._plugin is None:
+            yield
+            return
+        item = request.node
+        options, fails = self._plugin.options_of(item)
+        with self._suite.test(item.nodeid, options, fails) as shown:
+            yield
+        for text in shown:
+            item.add_report_section("teardown", "tidyrows", text)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """What a fixture of a wider scope makes lives as long as that scope."""
+        if request.scope == "function" or self._suite is None:
+            return (yield)
+        with self._suite.everywhere.turn(self._tracker_of(self._suite, request.node)):
+            return (yield)
+
+    def _tracker_of(self, suite: Suite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
+        if isinstance(node, pytest.Session):
+            return suite.outside
+        tracker = self._shared.get(node)
+        if tracker is None:
+            tracker = self._shared[node] = suite.shared(node.nodeid)
+            node.addfinalizer(partial(self._end_shared, suite, node))
+        return tracker
+
+    def _end_shared(self, suite: Suite, node: pytest.Item | pytest.Collector) -> None:
+        suite.finish(self._shared.pop(node), {})

@@ -1,0 +1,101 @@
+"""What a suite would have left behind, added up over its tests and workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_SHOWN = 10
+
+
+@dataclass(slots=True)
+class Found:
+    """The sum of what was said of tests that do not use tidyrows themselves.
+
+    Attributes:
+        left: rows that tests had left when they ended, by table.
+        tests: the same, by test.
+        stays: rows that are not a test's, by table.
+        touched: which tests changed rows that they had not made: by table, keys and verb.
+        unheard: what could not be told, and where first.
+        unpaid: what could not be deleted, and why.
+    """
+
+    left: Counter[str] = field(default_factory=Counter)
+    tests: Counter[str] = field(default_factory=Counter)
+    deleted: int = 0
+    others: int = 0
+    stays: Counter[str] = field(default_factory=Counter)
+    touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
+    unheard: dict[str, str] = field(default_factory=dict)
+    unpaid: list[str] = field(default_factory=list)
+
+    def add(self, said: dict[str, Any]) -> None:
+        """Add what was said of one test, or of what is no test's."""
+        test = str(said["test"])
+        created: dict[str, int] = said.get("created", {})
+        self.left.update(created)
+        if created:
+            self.tests[test] += sum(created.values())
+        self.deleted += sum(said.get("deleted", {}).values())
+        self.others += said.get("others", 0)
+        self.stays.update(said.get("stays", {}))
+        for table, verb, rows in said.get("touched", ()):
+            self.touched.setdefault((table, rows, verb), {})[test] = None
+        for text in said.get("unheard", ()):
+            self.unheard.setdefault(text, test)
+        self.unpaid += said.get("unpaid", ())
+
+    def lines(self, *, everything: bool) -> Iterator[str]:
+        """The summary; nothing where there is nothing to say.
+
+        Args:
+            everything: every test and row, not only the first few.
+        """
+        most = None if everything else _SHOWN
+        if self.left:
+            ours = f" ({self.others} of them made by the application)" if self.others else ""
+            yield (
+                f"without tidyrows {self.left.total()} row(s) of {len(self.tests)} test(s) would "
+                f"have stayed; {self.deleted} deleted{ours}"
+            )
+            yield from (f"  {table}: {count}" for table, count in self.left.most_common(most))
+            worst = [f"{count} by {test}" for test, count in self.tests.most_common(most)]
+            yield from _some("most of them", worst, len(self.tests))
+        if self.stays:
+            told = [f"{table} {count}" for table, count in sorted(self.stays.items())]
+            yield (
+                f"rows that stay, made before the first test or by session fixtures: "
+                f"{', '.join(told)}"
+            )
+        if self.touched:
+            told = [
+                f"{table} {rows} {verb} by {_tests(tests, everything=everything)}"
+                for (table, rows, verb), tests in sorted(self.touched.items())
+            ]
+            yield from _some(
+                "rows that tests changed though they had not made them", told[:most], len(told)
+            )
+        if self.unheard:
+            told = [f"{text} ({test})" for text, test in self.unheard.items()]
+            yield from _some("not tracked", told[:most], len(told))
+        if self.unpaid:
+            yield from _some("still there", self.unpaid[:most], len(self.unpaid))
+
+
+def _some(title: str, lines: list[str], count: int) -> Iterator[str]:
+    yield f"{title}:"
+    yield from (f"  {line}" for line in lines)
+    if count > len(lines):
+        yield f"  ... and {count - len(lines)} more (--tidy-report shows all)"
+
+
+def _tests(tests: dict[str, None], *, everything: bool) -> str:
+    names = list(tests)
+    if everything or len(names) == 1:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} other test(s)"

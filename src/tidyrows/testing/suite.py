@@ -1,0 +1,404 @@
+"""A suite as it is: what each of its tests commits is gone after it, whoever writes it, and how.
+
+For every test, module, class and package there is a tracker, and they take turns. What is made
+outside of them (before the first test, by fixtures of the session) has one too, and stays.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.cleanup import CleanupManager
+from tidyrows.cleanup.keep import keep
+from tidyrows.cleanup.verify import in_short
+from tidyrows.dialects import database_name, dialect_for
+from tidyrows.errors import (
+    CleanupError,
+    LedgerError,
+    ProductionDatabaseError,
+    SessionStateError,
+    TidyRowsError,
+)
+from tidyrows.retry import RetryPolicy
+from tidyrows.testing.totals import created_by, said_of
+from tidyrows.tracking import Ledger, ResourceTracker
+from tidyrows.tracking.capture import capture_for
+from tidyrows.tracking.everywhere import Everywhere
+from tidyrows.tracking.identities import expunge_rows
+from tidyrows.tracking.production import refuse_production
+from tidyrows.tracking.twins import engine_at_hand, has_vanished, run_for, twin_of
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from tidyrows.cleanup import CleanupReport
+    from tidyrows.rows import KeyedTable
+
+_QUICK = RetryPolicy(deadline=1.0)
+"""Where a transaction of this process is open, it may be what we would wait for."""
+_QUICK_LOCK = 0.2
+_SHOWN = 3
+OUTSIDE = "outside of any test"
+
+
+class SuiteTracker(ResourceTracker):
+    """Takes what no other tracker does; what it would warn of, it keeps for the end.
+
+    Args:
+        suite: whose.
+        test: the test, or what else the rows are made for.
+        is_shared: for several tests.
+        ledgers: where they are entered.
+    """
+
+    def __init__(
+        self, suite: Suite, test: str, *, is_shared: bool, ledgers: Sequence[Ledger]
+    ) -> None:
+        self._suite = suite
+        self.test = test
+        self.is_shared = is_shared
+        self.touched: dict[tuple[str, str, str], None] = {}
+        self.unheard: dict[str, None] = {}
+        super().__init__(
+            suite.everywhere,
+            context=WorkerContext.current().for_test(test),
+            ledger=ledgers or None,
+            allow_production=True,  # the suite has looked at each engine
+        )
+
+    def engine_of(self, database: str) -> sa.Engine:
+        """One that can be used now."""
+        return engine_at_hand(super().engine_of(database))
+
+    def own_engine_of(self, database: str) -> sa.Engine:
+        """The suite's own."""
+        return super().engine_of(database)
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Keep it: a suite that knows nothing of this makes warnings its errors, perhaps."""
+        self.unheard[_in_brief(subject, message)] = None
+
+    def say_late(self, table: KeyedTable) -> None:
+        """What a test left open is committed: it can be deleted now."""
+        self._suite.wake(self)
+
+    def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
+        """A row that several tests share was changed."""
+        told = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
+        if len(keys) > _SHOWN:
+            told += f" and {count - _SHOWN} more"
+        self.touched[_place(table), verb, told] = None
+
+
+@dataclass(eq=False)
+class Owed:
+    """What is to be deleted when it can be.
+
+    Attributes:
+        tracker: whose rows.
+        options: for ``CleanupManager``.
+        why: what it waits for.
+    """
+
+    tracker: SuiteTracker
+    options: Mapping[str, Any]
+    why: str = ""
+
+
+class Suite:
+    """The rows of a suite that knows nothing of tidyrows.
+
+    Args:
+        say: told, in JSON's types, what became of each test's rows.
+        with_ledger: whether rows are entered into a ledger, which is installed in every database
+            that other processes can see.
+        entered: told of each database that has one, and of whose rows they are.
+        everything: delete in the end what was made outside of tests, too.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[dict[str, Any]], None],
+        *,
+        with_ledger: bool,
+        entered: Callable[[Ledger, WorkerContext], None],
+        everything: bool = False,
+    ) -> None:
+        self._say = say
+        self._with_ledger = with_ledger
+        self._entered = entered
+        self._everything = everything
+        self._ledgers: dict[str, Ledger | None] = {}
+        self._later: dict[str, sa.Engine] = {}
+        self._started: list[SuiteTracker] = []
+        self._due: list[Owed] = []
+        self._asleep: dict[SuiteTracker, Owed] = {}
+        self._refused: list[str] = []
+        self.everywhere = Everywhere(self._met)
+
+    # -- the suite's life ----------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Listen to every engine from now on."""
+        self.everywhere.start()
+        self.outside = self._begun(OUTSIDE, is_shared=True, ledger=self._everything)
+
+    def end(self) -> None:
+        """Listen no more; delete what had to wait, and say what could not be deleted."""
+        self.outside.stop()
+        owed = [*self._due, *self._asleep.values()]
+        self._due, self._asleep = [], {}
+        said: dict[str, Any] = {"suite": True, "test": OUTSIDE, "unheard": self._refused}
+        if self._everything:
+            owed.append(Owed(self.outside, {}))
+        else:
+            said["stays"] = _counted(self.outside)
+            self.outside.said()
+        said |= _observed(self.outside, said["unheard"])
+        unpaid = [text for each in owed if (text := self._unpaid(each)) is not None]
+        self._say(said | {"unpaid": unpaid})
+        self.everywhere.stop()
+
+    def _unpaid(self, owed: Owed) -> str | None:
+        try:
+            self._delete(owed, {})
+        except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
+            owed.tracker.said()
+            waited = f" (it {owed.why})" if owed.why else ""
+            told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
+            return f"{owed.tracker.test}{waited}: {told}"
+        return None
+
+    # -- tests, modules, classes -----------------------------------------------------------------
+
+    @contextmanager
+    def test(
+        self, test: str, options: Mapping[str, Any], kept: Callable[[], bool]
+    ) -> Iterator[list[str]]:
+        """In the block all rows are this test's; they are gone after it.
+
+        Args:
+            test: its id.
+            options: for ``CleanupManager``.
+            kept: asked in the end whether its rows are to be left for study.
+
+        Returns:
+            What is to be shown of it afterwards is added to this list.
+        """
+        self._install_those_met()
+        tracker = self._begun(test, is_shared=False)
+        shown: list[str] = []
+        try:
+            yield shown
+        finally:
+            self.finish(tracker, options, shown if kept() else None)
+
+    def shared(self, name: str) -> SuiteTracker:
+        """A tracker for rows of several tests, until :meth:`finish`; it takes no turn yet."""
+        tracker = self._begun(name, is_shared=True)
+        tracker.rest()
+        return tracker
+
+    def _begun(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:
+        ledgers = [each for each in self._ledgers.values() if each is not None] if ledger else []
+        tracker = SuiteTracker(self, test, is_shared=is_shared, ledgers=ledgers)
+        tracker.start()
+        self._started.append(tracker)
+        return tracker
+
+    def finish(
+        self, tracker: SuiteTracker, options: Mapping[str, Any], kept: list[str] | None = None
+    ) -> None:
+        """Delete a tracker's rows.
+
+        Raises:
+            CleanupError: some are still there.
+        """
+        tracker.stop()
+        self._started.remove(tracker)
+        owed = Owed(tracker, options)
+        if any(tracker.pending_changes()):
+            owed.why = "left a transaction open"
+            self._asleep[tracker] = owed
+        try:
+            if kept is not None and tracker.snapshot():
+                kept.append(keep(tracker))
+            else:
+                self._settle(owed)
+        finally:
+            self._pay()
+
+    def wake(self, tracker: SuiteTracker) -> None:
+        """Rows of a tracker that had ended are being committed."""
+        owed = self._asleep.get(tracker)
+        if owed is not None and owed not in self._due:
+            self._due.append(owed)
+
+    # -- deleting --------------------------------------------------------------------------------
+
+    def _settle(self, owed: Owed) -> None:
+        """Delete now, or later if something of this process itself is in the way."""
+        busy = self._is_busy(owed.tracker)
+        quick = {"retry": _QUICK, "lock_timeout": _QUICK_LOCK} if busy else {}
+        try:
+            report = self._delete(owed, quick)
+        except (CleanupError, SessionStateError):
+            if not busy:
+                raise
+            owed.why = "left a transaction open"
+            self._due.append(owed)
+        else:
+            if report is not None and report.held:
+                owed.why = "waited for rows of others"
+                self._due.append(owed)
+
+    def _pay(self) -> None:
+        """What had to wait, where nothing is in its way any more."""
+        due, self._due = self._due, []
+        for owed in due:
+            owed.tracker.settle()
+            if self._is_busy(owed.tracker) or owed.why.startswith("waited"):
+                self._due.append(owed)
+                continue
+            try:
+                self._delete(owed, {"retry": _QUICK, "lock_timeout": _QUICK_LOCK})
+            except (TidyRowsError, sa.exc.SQLAlchemyError):
+                self._due.append(owed)  # the end is early enough to say so
+
+    def _delete(self, owed: Owed, how: Mapping[str, Any]) -> CleanupReport | None:
+        tracker = owed.tracker
+        tracker.settle()
+        self._forget_vanished(tracker)
+        before = {held.table: held.keys for held in tracker.snapshot()}
+        created, report = created_by(tracker), None
+        if not before:
+            self._tell(tracker, created, None)
+            return None
+        manager = CleanupManager(tracker, **{**owed.options, **how})
+        engines = [tracker.own_engine_of(name) for name in _databases(tracker)]
+        try:
+            report = run_for(engines, manager.cleanup)
+        except CleanupError:
+            if not self._are_no_more(tracker):
+                raise
+        finally:
+            left = {held.table: held.keys for held in tracker.snapshot()}
+            gone = {
+                table.table: {key for key in keys if table not in left or key not in left[table]}
+                for table, keys in before.items()
+                if table.key_columns
+            }
+            expunge_rows(gone)
+            self._tell(tracker, created, manager.report)
+        return report
+
+    def _tell(
+        self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
+    ) -> None:
+        said = {**said_of(tracker.test, created, report), **_observed(tracker, []), "suite": True}
+        if created or said["touched"] or said["unheard"]:
+            self._say(said)
+        tracker.touched, tracker.unheard = {}, {}
+
+    def _is_busy(self, tracker: SuiteTracker) -> bool:
+        """Whether a transaction of this process is open where the rows are."""
+        engines = [tracker.own_engine_of(name) for name in _databases(tracker)]
+        urls = {engine.url for engine in engines}
+        return any(
+            capture_for(engine).opened.is_busy
+            for engine in self.everywhere.engines
+            if engine.url in urls
+        )
+
+    def _forget_vanished(self, tracker: SuiteTracker) -> None:
+        for name in _databases(tracker):
+            if has_vanished(tracker.own_engine_of(name)):
+                tracker.let_go(name)
+
+    def _are_no_more(self, tracker: SuiteTracker) -> bool:
+        """Whether what could not be deleted is gone with its whole database."""
+        for name in _databases(tracker):
+            engine = tracker.own_engine_of(name)
+            try:
+                run_for([engine], partial(_connect, twin_of(engine)))
+            except sa.exc.DBAPIError as error:
+                if dialect_for(engine).lacks_database(error):
+                    tracker.let_go(name)
+        return not tracker.snapshot()
+
+    # -- engines ---------------------------------------------------------------------------------
+
+    def _met(self, engine: sa.Engine) -> bool:
+        """An engine connects for the first time."""
+        try:
+            refuse_production(engine.url)
+        except ProductionDatabaseError as error:
+            self._refused.append(str(error))
+            return False
+        name = database_name(engine)
+        dialect = dialect_for(engine)
+        if self._with_ledger and name not in self._ledgers and not dialect.is_private(engine):
+            if dialect.locks_rows:
+                self._install(name, engine)
+            else:  # a transaction of the suite's may be open, and it would be waited for
+                self._later[name] = engine
+        return True
+
+    def _install_those_met(self) -> None:
+        later, self._later = self._later, {}
+        for name, engine in later.items():
+            if name not in self._ledgers and not has_vanished(engine):
+                run_for([engine], partial(self._install, name, engine))
+
+    def _install(self, name: str, engine: sa.Engine) -> None:
+        ledger = Ledger(twin_of(engine), allow_production=True)
+        try:
+            ledger.install()
+        except (LedgerError, sa.exc.DBAPIError) as error:
+            self._ledgers[name] = None
+            self._refused.append(f"rows of {name} in a ledger: {error}")
+            return
+        self._ledgers[name] = ledger
+        for tracker in self._started:
+            if self._everything or tracker is not self.outside:
+                tracker.add_ledger(ledger)
+        self._entered(ledger, WorkerContext.current())
+
+
+def _connect(engine: sa.Engine) -> None:
+    with engine.connect():
+        pass
+
+
+def _databases(tracker: ResourceTracker) -> list[str]:
+    return sorted({held.table.name.database for held in tracker.snapshot()})
+
+
+def _place(table: KeyedTable) -> str:
+    return str(table.name)
+
+
+def _counted(tracker: ResourceTracker) -> dict[str, int]:
+    tracker.settle()
+    return created_by(tracker)
+
+
+def _observed(tracker: SuiteTracker, unheard: list[str]) -> dict[str, Any]:
+    return {
+        "touched": [[table, verb, rows] for table, verb, rows in tracker.touched],
+        "unheard": [*unheard, *tracker.unheard],
+    }
+
+
+def _in_brief(subject: Any, message: str) -> str:
+    """The first sentence: its remedy is for a test that has a tracker."""
+    kinds: dict[str, str] = defaultdict(lambda: message.partition(". ")[0])
+    kinds["raw"] = f"rows that raw SQL inserted into {subject[1]}"
+    return kinds[subject[0]]
