@@ -37,10 +37,10 @@ class Found:
     def add(self, said: dict[str, Any]) -> None:
         """Add what was said of one test, or of what is no test's."""
         test = str(said["test"])
-        created: dict[str, int] = said.get("created", {})
+        created = Counter(said.get("created", {})) - Counter(said.get("gone", {}))
         self.left.update(created)
         if created:
-            self.tests[test] += sum(created.values())
+            self.tests[test] += created.total()
         self.deleted += sum(said.get("deleted", {}).values())
         self.others += said.get("others", 0)
         self.stays.update(said.get("stays", {}))

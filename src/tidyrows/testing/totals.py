@@ -37,6 +37,7 @@ def said_of(test: str, created: dict[str, int], report: CleanupReport | None) ->
         others = Counter({str(table): len(rows) for table, rows in report.dependents.items()})
         said |= {
             "deleted": dict(deleted + others),
+            "gone": {str(table): count for table, count in report.already_gone.items()},
             "others": others.total(),
             "leaked": sum(leftover.count for leftover in report.leftovers),
             "held": len(report.held),

@@ -354,36 +354,32 @@ class Capture:
         if found is None:
             return
         target = found[0]
+        changes: list[Change] = []
+        if rewrite is not None or self._is_held(target, log):
+            changes = self._followed(target, rewrite, statement, result)
         watcher = self._listeners.watcher
         if watcher is not None:  # first, while rows that go with this are known as whose they were
-            touch = written.touched(statement, result, target, rewrite, watcher)
-            if touch is not None:
-                self._transactions.add(connection, log, touch)
-        if rewrite is not None or self._is_held(target, log):
-            self._follow(connection, log, target, rewrite, statement, result)
+            touch = written.touched(statement, result, target, changes, watcher)
+            changes = [touch, *changes] if touch is not None else changes
+        for change in changes:
+            self._transactions.add(connection, log, change)
 
-    def _follow(  # noqa: PLR0917 -- one statement, and where it ran
+    def _followed(
         self,
-        connection: sa.Connection,
-        log: TransactionLog,
         target: KeyedTable,
         rewrite: Rewrite | None,
         statement: Update | Delete,
         result: sa.CursorResult[Any],
-    ) -> None:
+    ) -> list[Change]:
         """What a statement did to rows that are tracked, or are pending."""
         if not target.key_columns:
             rows = _taken_rows(statement, rewrite, result)
-            if rows:
-                self._transactions.add(connection, log, Change(Kind.TAKEN, target, rows))
-            return
+            return [Change(Kind.TAKEN, target, rows)] if rows else []
+        changes: list[Change | None] = []
         if self._recorder is not None and isinstance(statement, Update):
-            update = self._recorder.updated(statement, result.context, target)
-            if update is not None:
-                self._transactions.add(connection, log, update)
-        change = written.change_of(statement, result, target, rewrite)
-        if change is not None:
-            self._transactions.add(connection, log, change)
+            changes.append(self._recorder.updated(statement, result.context, target))
+        changes.append(written.change_of(statement, result, target, rewrite))
+        return [change for change in changes if change is not None]
 
     def _is_held(self, target: KeyedTable, log: TransactionLog) -> bool:
         """Whether rows of a table are tracked, or are pending here."""

@@ -49,22 +49,26 @@ def touched(
     statement: Update | Delete,
     result: sa.CursorResult[Any],
     target: KeyedTable,
-    rewrite: Rewrite | None,
+    changes: list[Change],
     watcher: ResourceTracker,
 ) -> Change | None:
-    """Which rows a statement has updated or deleted, whosever they are; None where it did none."""
+    """Which rows a statement has updated or deleted, whosever they are; None where it did none.
+
+    Args:
+        statement: the statement.
+        result: its result.
+        target: its table.
+        changes: what is known of it already.
+        watcher: who wants to know.
+    """
     context: Any = result.context
-    keys: list[tuple[Any, ...]] | None = None
-    if not target.key_columns:
-        pass
-    elif rewrite is not None:
-        keys = returning.keys_from_rewritten(result, rewrite)
-    else:
+    stored = [key for change in changes if change.kind is Kind.DELETED for key in change.keys]
+    if target.key_columns and not stored:
         keys = matched_keys(statement, context, target) or _fetched_keys(context, target)
-    count = len(keys or ()) if context.rowcount < 0 else context.rowcount
+        stored = [key[0] if len(key) == 1 else key for key in keys or ()]
+    count = len(stored) if context.rowcount < 0 else context.rowcount
     if not count:
         return None
-    stored = [key[0] if len(key) == 1 else key for key in keys or ()]
     verb = "updated" if isinstance(statement, Update) else "deleted"
     return Change(Kind.TOUCHED, target, stored, touch=Touch(watcher, verb, count))
 

@@ -1,0 +1,372 @@
+"""``tidy_autouse``: suites that know nothing of tidyrows, run by pytest in a process of their own."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.suites import Suite
+from harness.targets import mostly_on, on
+from tidyrows import find_orphans
+
+pytestmark = pytest.mark.slow
+
+INI = "[pytest]\ntidy_autouse = true\n"
+
+PLAIN = """
+    import os
+    import pytest
+    import sqlalchemy as sa
+    from sqlalchemy import orm
+    from models import Org, User
+
+    engine = sa.create_engine(os.environ["SUITE_URL"])
+    Session = orm.scoped_session(orm.sessionmaker(engine))
+
+    def names():
+        outside = sa.create_engine(os.environ["SUITE_URL"], poolclass=sa.NullPool)
+        with outside.connect() as connection:
+            return sorted(connection.scalars(sa.select(Org.name)))
+
+    @pytest.fixture(scope="session", autouse=True)
+    def seeds():
+        session = Session()
+        session.add(Org(name="seed"))
+        session.commit()
+        yield
+        Session.remove()
+        with engine.begin() as connection:
+            connection.execute(sa.delete(Org).where(Org.name == "seed"))
+        engine.dispose()
+"""
+
+
+@pytest.fixture
+def suite(tmp_path, outside):
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    suite = Suite(folder, outside)
+    suite.write("pytest.ini", INI)
+    suite.write("plain.py", PLAIN)
+    suite.write("conftest.py", "from plain import *  # noqa\n")
+    return suite
+
+
+STORY = """
+    import asyncio
+    import threading
+    import unittest
+
+    import factory
+    from conftest import *
+
+    class OrgFactory(factory.alchemy.SQLAlchemyModelFactory):
+        class Meta:
+            model = Org
+            sqlalchemy_session = Session
+
+        name = factory.Sequence("org-{}".format)
+
+        @classmethod
+        def _create(cls, model, *args, **kwargs):
+            made = model(**kwargs)
+            Session.add(made)
+            Session.commit()
+            return made
+
+    @pytest.fixture(scope="module")
+    def of_the_module():
+        session = Session()
+        session.add(Org(name="module"))
+        session.commit()
+
+    @pytest.fixture
+    def of_the_test():
+        yield
+        session = Session()
+        session.add(Org(name="made while torn down"))
+        session.commit()
+
+    def test_a_factory_that_overrides_create():
+        OrgFactory.create_batch(2)
+        assert len(names()) == 4
+
+    def test_fixtures_live_as_long_as_their_scope(of_the_module, of_the_test):
+        assert names() == ["module", "seed", "stranger"]
+
+    def test_the_module_s_rows_are_there_yet():
+        assert names() == ["module", "seed", "stranger"]
+
+    class TestClass(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            with orm.Session(engine) as session:
+                session.add(Org(name="class"))
+                session.commit()
+
+        def test_one(self):
+            self.assertEqual(names(), ["class", "module", "seed", "stranger"])
+
+        def test_two(self):
+            self.assertEqual(names(), ["class", "module", "seed", "stranger"])
+
+    def test_the_class_s_rows_are_gone():
+        assert names() == ["module", "seed", "stranger"]
+
+    def test_an_engine_made_late_and_not_pooled():
+        late = sa.create_engine(os.environ["SUITE_URL"], poolclass=sa.NullPool)
+        with late.begin() as connection:
+            connection.execute(sa.insert(Org), [{"name": "one"}, {"name": "two"}])
+
+    def test_a_pool_that_has_no_connection_left():
+        small = sa.create_engine(os.environ["SUITE_URL"], poolclass=sa.QueuePool,
+                                 pool_size=1, max_overflow=0)
+        test_a_pool_that_has_no_connection_left.kept = connection = small.connect()
+        connection.execute(sa.insert(Org).values(name="small"))
+        connection.commit()
+
+    def test_a_thread():
+        def work():
+            with orm.Session(engine) as session:
+                session.add(Org(name="thread"))
+                session.commit()
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def test_a_loop():
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        async def work():
+            slow = create_async_engine(os.environ["ASYNC_URL"])
+            async with slow.begin() as connection:
+                await connection.execute(sa.insert(Org).values(name="loop"))
+
+        asyncio.run(work())
+
+    def test_what_is_rolled_back_was_never_there():
+        with orm.Session(engine) as session:
+            session.add(Org(name="never"))
+            session.flush()
+            session.rollback()
+
+    def test_what_is_deleted_again():
+        with orm.Session(engine) as session:
+            org = Org(name="short")
+            session.add(org)
+            session.commit()
+            session.delete(org)
+            session.commit()
+
+    def test_a_shared_row_is_changed():
+        session = Session()
+        session.scalars(sa.select(Org).where(Org.name == "seed")).one().name = "changed"
+        session.commit()
+        with engine.begin() as connection:
+            connection.execute(sa.update(Org).where(Org.name == "changed").values(name="seed"))
+
+    def test_its_own_row_is_changed():
+        session = Session()
+        org = OrgFactory()
+        org.name = "other"
+        session.commit()
+        session.execute(sa.update(Org).where(Org.name == "other").values(name="yet another"))
+        session.commit()
+
+    def test_raw_sql():
+        with engine.begin() as connection:
+            connection.exec_driver_sql("INSERT INTO orgs (name) VALUES ('raw')")
+            connection.exec_driver_sql("DELETE FROM orgs WHERE name = 'raw'")
+
+    def test_a_private_database():
+        private = sa.create_engine("sqlite://")
+        Org.metadata.create_all(private)
+        with orm.Session(private) as session:
+            session.add(Org(name="private"))
+            session.commit()
+        private.dispose()
+
+    def test_a_table_that_is_dropped(tmp_path):
+        own = sa.create_engine(f"sqlite:///{tmp_path}/own.db")
+        Org.metadata.create_all(own)
+        with orm.Session(own) as session:
+            session.add(Org(name="own"))
+            session.commit()
+        Org.metadata.drop_all(own)
+
+    def test_a_file_that_is_deleted(tmp_path):
+        own = sa.create_engine(f"sqlite:///{tmp_path}/own.db")
+        Org.metadata.create_all(own)
+        with orm.Session(own) as session:
+            session.add(Org(name="own"))
+            session.commit()
+        own.dispose()
+        (tmp_path / "own.db").unlink()
+
+    def test_a_session_that_outlives_the_test():
+        global kept
+        kept = OrgFactory()
+
+    def test_does_not_give_out_rows_that_are_gone():
+        assert kept not in Session()
+        assert Session().scalars(sa.select(Org).where(Org.name.like("org-%"))).all() == []
+
+    def test_a_transaction_that_is_left_open():
+        session = Session()
+        session.add(Org(name="left open"))
+        session.flush()
+
+    def test_is_committed_by_the_next_one():
+        Session.commit()
+        assert "left open" in names()
+
+    def test_and_is_gone_then():
+        assert names() == ["module", "seed", "stranger"]
+"""
+
+
+@pytest.fixture
+def async_url(suite):
+    drivers = {"sqlite": "aiosqlite", "postgresql": "asyncpg", "mysql": "aiomysql"}
+    url = suite.engine.url
+    name = url.get_backend_name()
+    return url.set(drivername=f"{name}+{drivers[name]}").render_as_string(hide_password=False)
+
+
+def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, async_url):
+    suite.write("test_story.py", STORY)
+    ended = suite.run("-W", "error", ASYNC_URL=async_url)
+    assert ended.outcomes == {"passed": 23}, ended.text
+    assert suite.rows() == suite.before
+    orgs = next(table for table in suite.before if "orgs" in str(table))
+    schema = "main" if suite.engine.dialect.name == "sqlite" else str(orgs).split(".")[0]
+    said = "\n".join(ended.summary)
+    assert "\n  most of them:" not in said
+    assert f"made before the first test or by session fixtures: {schema}.orgs 1" not in said
+    assert "updated by test_story.py::test_a_shared_row_is_changed" in said
+    assert "test_its_own_row_is_changed" not in said.partition("not made them:")[2]
+    assert "rows that raw SQL inserted into orgs (test_story.py::test_raw_sql)" in said
+    assert "without tidyrows 13 row(s) of 11 test(s) would have stayed; 13 deleted" in said
+
+
+@mostly_on("sqlite")
+def test_without_it_the_same_suite_leaves_its_rows(suite):
+    """So the tests above and below can fail."""
+    suite.write("test_orgs.py", LEAVES)
+    assert suite.run("-o", "tidy_autouse=false").outcomes == {"passed": 1}
+    assert suite.rows() != suite.before
+
+
+LEAVES = """
+    from conftest import *
+
+    def test_leaves_a_row():
+        Session.add(Org(name="left"))
+        Session.commit()
+"""
+
+
+@mostly_on("postgresql+psycopg")
+def test_a_worker_that_is_killed_leaves_nothing(suite):
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        @pytest.mark.parametrize("n", range(4))
+        def test_dies(n):
+            Session.add(Org(name=f"left {n}"))
+            Session.commit()
+            if n == 1:
+                os._exit(3)
+        """,
+    )
+    suite.write(
+        "conftest.py",
+        PLAIN.replace("seeds", "nothing").replace('name="seed"', "name=os.urandom(4).hex()"),
+    )
+    ended = suite.run("-n", "2")
+    assert ended.outcomes == {"passed": 3, "failed": 1}, ended.text
+    left = [row for row in str(suite.rows()).split("'") if row.startswith("left")]
+    assert left == []
+    assert not find_orphans(suite.url)
+
+
+@on("sqlite")
+def test_rows_of_session_fixtures_stay_unless_they_are_to_go_too(suite):
+    suite.write(
+        "conftest.py",
+        """
+        from plain import *
+
+        @pytest.fixture(scope="session", autouse=True)
+        def seeds():
+            Session.add(Org(name="stays"))
+            Session.commit()
+        """,
+    )
+    suite.write("test_orgs.py", LEAVES)
+    ended = suite.run()
+    assert ended.summary[-1] == (
+        "rows that stay, made before the first test or by session fixtures: main.orgs 1"
+    )
+    assert suite.rows() != suite.before
+    with suite.engine.begin() as connection:
+        connection.exec_driver_sql("DELETE FROM orgs WHERE name = 'stays'")
+    ended = suite.run("-o", "tidy_autouse=session")
+    assert ended.outcomes == {"passed": 1}
+    assert suite.rows() == suite.before
+
+
+@on("sqlite")
+def test_a_word_that_it_does_not_know_is_refused(suite):
+    suite.write("test_orgs.py", LEAVES)
+    ended = suite.run("-o", "tidy_autouse=always")
+    assert ended.code == 4
+    assert "tidy_autouse = always in the ini file is none of true, session, false" in ended.text
+
+
+@on("sqlite")
+def test_a_database_that_looks_like_production_is_not_listened_to(suite):
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        def test_commits(tmp_path):
+            live = sa.create_engine(f"sqlite:///{tmp_path}/production.db")
+            Org.metadata.create_all(live)
+            with orm.Session(live) as session:
+                session.add(Org(name="stays"))
+                session.commit()
+            test_commits.live = live
+
+        def test_still_there():
+            with test_commits.live.connect() as connection:
+                assert connection.scalars(sa.select(Org.name)).all() == ["stays"]
+        """,
+    )
+    ended = suite.run()
+    assert ended.outcomes == {"passed": 2}, ended.text
+    assert "looks like production" in "\n".join(ended.summary)
+
+
+@mostly_on("sqlite")
+def test_a_failed_test_is_cleaned_or_kept_as_asked(suite):
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        def test_fails():
+            Session.add(Org(name="left"))
+            Session.commit()
+            raise LookupError("mine")
+        """,
+    )
+    ended = suite.run()
+    assert ended.outcomes == {"failed": 1}
+    assert suite.rows() == suite.before
+    ended = suite.run("--tidy-keep")
+    assert ended.outcomes == {"failed": 1}
+    assert "kept for study" in ended.text
+    assert suite.rows() != suite.before
