@@ -1,4 +1,4 @@
-"""``tidy_autouse``: suites that know nothing of tidyrows, run by pytest in a process of their own."""
+"""``tidy_autouse``: suites that know nothing of tidyrows, run in a process of their own."""
 
 from __future__ import annotations
 
