@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, registry
+from sqlalchemy.orm import Session, registry, relationship
 
 from harness.blocks import table
 from harness.bystanders import Bystanders, snapshot
@@ -447,3 +447,53 @@ def lose_the_answer(database, engine, monkeypatch):
 
     monkeypatch.setattr(engine.dialect, "do_commit", without_an_answer)
     return lost
+
+
+def test_rows_of_a_table_that_was_dropped_are_gone_with_it(engine, log):
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup:
+        with engine.begin() as connection:
+            connection.execute(
+                sa.insert(log), [{"line": "one", "number": 1}, {"line": "two", "number": 2}]
+            )
+            connection.execute(sa.insert(log).values(line=sa.func.lower("THREE"), number=3))
+        with engine.begin() as connection:  # several at once tell nothing of which they took
+            some = sa.delete(log).where(log.c.number == sa.bindparam("n"))
+            connection.execute(some, [{"n": 1}, {"n": 7}])
+        log.drop(engine)
+    assert cleanup.report.leftovers == ()
+    assert not tracker.snapshot()
+
+
+def test_what_the_orm_takes_from_an_association_table_is_known_row_by_row(engine):
+    """It deletes in one statement with many parameters, which returns nothing."""
+    mapper = registry()
+    between = sa.Table(
+        "post_tags",
+        mapper.metadata,
+        sa.Column("post_id", sa.ForeignKey("posts.id")),
+        sa.Column("tag_id", sa.ForeignKey("tags.id")),
+    )
+
+    @mapper.mapped
+    class Tag:
+        __tablename__ = "tags"
+        id = sa.Column(sa.Integer, primary_key=True)
+
+    @mapper.mapped
+    class Post:
+        __tablename__ = "posts"
+        id = sa.Column(sa.Integer, primary_key=True)
+        tags = relationship(Tag, secondary=between)
+
+    mapper.metadata.create_all(engine)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup, Session(engine) as session:
+        post = Post(tags=[Tag(), Tag(), Tag()])
+        session.add(post)
+        session.commit()
+        del post.tags[1:]
+        session.commit()
+        assert len(rows_of(engine, between)) == 1
+    assert cleanup.report.leftovers == ()
+    assert rows_of(engine, between) == []

@@ -108,12 +108,19 @@ class Cleaning:
                 for name, rows in found.items():
                     add_rows(into, rows, name)
         self._advise()
-        return leftovers + [
-            Leftover(held.table.name, None, cause, count)
-            for held in self._held()
-            for cause, count in ((_UNKEYED, held.unkeyed), (UNSURE, held.unsure))
-            if count
-        ]
+        return leftovers + self._unnamed()
+
+    def _unnamed(self) -> list[Leftover]:
+        """The rows that no DELETE can name, unless they are gone with their table."""
+        leftovers: list[Leftover] = []
+        for held in self._held():
+            counts = ((_UNKEYED, held.unkeyed), (UNSURE, held.unsure))
+            found = [Leftover(held.table.name, None, why, count) for why, count in counts if count]
+            if found and self._database.has_table(held.table.name):
+                leftovers += found
+            elif found:
+                self._tracker.forget_counted(held.table)
+        return leftovers
 
     def _advise(self) -> None:
         """Where deletes were slow, say which index would have helped."""

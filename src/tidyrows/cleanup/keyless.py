@@ -127,8 +127,7 @@ class Keyless:
         dialect = self._database.dialect
         try:
             with self._database.writing() as connection:
-                self._refuse_unseen_columns(connection, table)
-                for equal in _equal(rows):
+                for equal in _equal(rows) if self._is_told_apart(connection, table) else ():
                     count = dialect.delete_rows(connection, table, equal[0], len(equal))
                     _refuse_more(count, equal)
                     deleted += count
@@ -151,9 +150,16 @@ class Keyless:
         self._tracker.forget_whole(table, gone)
         return deleted, silent
 
-    def _refuse_unseen_columns(self, connection: sa.Connection, table: KeyedTable) -> None:
-        """Rows that differ in a column which the Table does not have would look equal."""
-        found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
+    def _is_told_apart(self, connection: sa.Connection, table: KeyedTable) -> bool:
+        """Whether the table is there yet: a row that is gone with it need not be deleted.
+
+        Raises:
+            LookupError: rows that differ in a column which the Table does not have look equal.
+        """
+        try:
+            found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
+        except sa.exc.NoSuchTableError:
+            return False
         known = {column.name.lower() for column in table.table.columns}
         unseen = [each["name"] for each in found if each["name"].lower() not in known]
         if unseen:
@@ -161,6 +167,7 @@ class Keyless:
                 f"the Table of {table.name} lacks the column {unseen[0]!r}, so its rows cannot be "
                 f"told from others; add the column, or give the table a primary key"
             )
+        return True
 
 
 def _refuse_more(count: int, equal: Rows) -> None:

@@ -278,7 +278,7 @@ class Suite:
         self._forget_vanished(tracker)
         before = {held.table: held.keys for held in tracker.snapshot()}
         created, report = created_by(tracker), None
-        if not before:
+        if not (before or tracker.has_entries):
             self._tell(tracker, created, None)
             return None
         manager = CleanupManager(tracker, **{**owed.options, **how})

@@ -373,7 +373,7 @@ class Capture:
     ) -> list[Change]:
         """What a statement did to rows that are tracked, or are pending."""
         if not target.key_columns:
-            rows = _taken_rows(statement, rewrite, result)
+            rows = _taken_rows(statement, rewrite, result, target)
             return [Change(Kind.TAKEN, target, rows)] if rows else []
         changes: list[Change | None] = []
         if self._recorder is not None and isinstance(statement, Update):
@@ -405,12 +405,19 @@ class Capture:
 
 
 def _taken_rows(
-    statement: Update | Delete, rewrite: Rewrite | None, result: sa.CursorResult[Any]
+    statement: Update | Delete,
+    rewrite: Rewrite | None,
+    result: sa.CursorResult[Any],
+    target: KeyedTable,
 ) -> list[Any]:
     """The rows that a DELETE took from a table without a primary key; None where not known."""
     if rewrite is not None:
         return returning.keys_from_rewritten(result, rewrite)
-    return [None] if isinstance(statement, Delete) and result.context.rowcount else []
+    context: Any = result.context
+    if not (isinstance(statement, Delete) and context.rowcount):
+        return []
+    rows: list[Any] | None = written.matched_rows(statement, context, target)
+    return rows or [None]
 
 
 def _whole_rows(

@@ -121,6 +121,14 @@ class Holdings:
         if not held:
             del self._tables[name]
 
+    def forget_counted(self, name: TableName) -> None:
+        """Rows of which only the number is known are gone."""
+        held = self._tables.get(name)
+        if held is not None:
+            held.unkeyed = held.unsure = 0
+            if not held:
+                del self._tables[name]
+
     def drop_equal(
         self, name: TableName, rows: Sequence[tuple[Any, ...] | None], *, unsure: bool
     ) -> Sequence[tuple[Any, ...] | None]:

@@ -252,6 +252,11 @@ class ResourceTracker:
         """Whether what it holds is entered into a ledger."""
         return any(not ledger.is_private for ledger in self._ledgers) or bool(self._books)
 
+    @property
+    def has_entries(self) -> bool:
+        """Whether anything stands in a ledger for it, be it that rows are gone again."""
+        return any(book.committed or book.doubtful for book in self._books.values())
+
     def said(self) -> None:
         """What it holds has been reported: no warning need say it again, once it is forgotten."""
         self._forgotten.detach()
@@ -566,6 +571,11 @@ class ResourceTracker:
         """Rows of a table without a primary key that are gone, or may be gone."""
         with self._lock:
             self.holdings.forget_whole(table.name, rows, unsure=unsure)
+
+    def forget_counted(self, table: KeyedTable) -> None:
+        """The rows of a table of which only the number is known are gone."""
+        with self._lock:
+            self.holdings.forget_counted(table.name)
 
     def drop_equal(
         self, table: KeyedTable, rows: Sequence[tuple[Any, ...] | None], *, unsure: bool

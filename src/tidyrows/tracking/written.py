@@ -90,7 +90,8 @@ def matched_keys(
     Returns:
         None where the clause is no plain comparison of the whole primary key with values.
     """
-    conditions = _conditions(context.compiled.statement, target, context.compiled.bind_names)
+    compiled = context.compiled
+    conditions = _conditions(compiled.statement, target, compiled.bind_names, target.key_names)
     key = target.key_columns
     if conditions is None:
         return None
@@ -106,18 +107,46 @@ def matched_keys(
     return keys
 
 
+def matched_rows(
+    statement: sa.Delete, context: Any, target: KeyedTable
+) -> list[tuple[Any, ...]] | None:
+    """The rows of a table without a primary key that a DELETE took, by its WHERE clause.
+
+    So the ORM deletes from an association table.
+
+    Returns:
+        None where the clause does not compare every column with a value, or equal rows went too.
+    """
+    names = [column.key for column in target.table.columns]
+    compiled = context.compiled
+    conditions = _conditions(compiled.statement, target, compiled.bind_names, names)
+    if conditions is None or any(op is not operators.eq for op, _ in conditions.values()):
+        return None
+    rows = [
+        tuple(parameters[conditions[name][1]] for name in names)
+        for parameters in context.compiled_parameters
+    ]
+    return rows if context.rowcount == len(rows) else None
+
+
 def names_its_rows(statement: sa.Update | sa.Delete, target: KeyedTable) -> bool:
     """Whether the WHERE clause compares the whole primary key with values."""
-    conditions = _conditions(statement, target, None)
+    conditions = _conditions(statement, target, None, target.key_names)
     if conditions is None:
         return False
     return len(conditions) == 1 or all(op is operators.eq for op, _ in conditions.values())
 
 
 def _conditions(
-    statement: Any, target: KeyedTable, names: Mapping[Any, str] | None
+    statement: Any,
+    target: KeyedTable,
+    names: Mapping[Any, str] | None,
+    wanted: Iterable[str],
 ) -> dict[str, tuple[Any, str]] | None:
-    """By key column, the operator and the name of the bound value (any, without ``names``)."""
+    """By column, the operator and the name of the bound value (any, without ``names``).
+
+    None where not all wanted columns are compared.
+    """
     conditions: dict[str, tuple[Any, str]] = {}
     for clause in _conjuncts(getattr(statement, "_where_criteria", ())):
         column = getattr(clause, "left", None)
@@ -132,7 +161,7 @@ def _conditions(
         name = bind.key if names is None else names.get(bind)
         if name is not None and clause.operator in {operators.eq, operators.in_op}:
             conditions[column.key] = (clause.operator, name)
-    return conditions if all(name in conditions for name in target.key_names) else None
+    return conditions if all(name in conditions for name in wanted) else None
 
 
 def _conjuncts(clauses: Iterable[Any]) -> Iterable[Any]:
