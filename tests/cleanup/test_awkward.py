@@ -165,3 +165,20 @@ def test_a_key_that_changes_by_cascade_takes_its_lines_along(engine):
                 sa.update(products).where(products.c.code == "ours").values(code="renamed")
             )
     assert snapshot(engine) == before
+
+
+def test_a_table_that_was_dropped_is_not_asked_for_its_rows(engine):
+    """A suite that makes and drops its tables in every test has to pay for nothing more."""
+    items = sa.Table("items", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    items.create(engine)
+    tracker = ResourceTracker(engine)
+    sent = []
+    with CleanupManager(tracker) as cleanup:
+        with engine.begin() as connection:
+            connection.execute(sa.insert(items), [{"id": number} for number in range(1, 101)])
+        items.drop(engine)
+        sa.event.listen(engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
+    assert cleanup.report.already_gone == {name: 100 for name in cleanup.report.already_gone}
+    assert sum(cleanup.report.already_gone.values()) == 100
+    assert len(tracker) == 0
+    assert not [sql for sql in sent if "DELETE" in sql]

@@ -84,6 +84,7 @@ class Cleaning:
         """
         keyless = Keyless(self._tracker, self._database, self._executor, self._report, self._books)
         try:
+            self._forget_dropped()
             leftovers = self._settle_doubts()
             keyless.run(self._held())
             leftovers += self._delete()
@@ -140,6 +141,16 @@ class Cleaning:
             if held.table.name.database == self._database.capture.database
         ]
         return held if self._part is None else self._part.of(held)
+
+    def _forget_dropped(self) -> None:
+        """Where tables may have been dropped, do not ask for their rows one by one."""
+        if not self._tracker.saw_ddl(self._database.capture):
+            return
+        for held in self._held():
+            name = held.table.name
+            if len(held.keys) and not self._database.has_table(name):
+                _add(self._report.already_gone, name, len(held.keys))
+                self._tracker.forget(held.table, held.keys)
 
     def _settle_doubts(self) -> list[Leftover]:
         leftovers: list[Leftover] = []

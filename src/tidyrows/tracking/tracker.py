@@ -121,7 +121,7 @@ class ResourceTracker:
         self.external_resources = Externals()
         self.preserved = Preserved(self)
         self._engines: dict[str, sa.Engine] = {}
-        self._captures: list[Capture] = []
+        self._captures: dict[Capture, int] = {}  # and how often their schema had changed by then
         self._sessions: dict[int, orm.Session] = {}
         self._turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
         self._turns = weakref.WeakKeyDictionary()
@@ -452,9 +452,13 @@ class ResourceTracker:
         capture = capture_for(engine)
         capture.add_holder(self)
         if capture not in self._captures:
-            self._captures.append(capture)
+            self._captures[capture] = capture.schema_version
             self._engines.setdefault(capture.database, root_engine(engine))
         return capture
+
+    def saw_ddl(self, capture: Capture) -> bool:
+        """Whether the schema was changed through an engine since this may hold rows of it."""
+        return self._captures.get(capture) != capture.schema_version
 
     def watch(self, session: orm.Session) -> None:
         """Hear what this session writes too, whatever it is bound to."""
