@@ -178,7 +178,7 @@ def test_a_table_that_was_dropped_is_not_asked_for_its_rows(engine):
             connection.execute(sa.insert(items), [{"id": number} for number in range(1, 101)])
         items.drop(engine)
         sa.event.listen(engine, "before_cursor_execute", lambda *given: sent.append(given[2]))
-    assert cleanup.report.already_gone == {name: 100 for name in cleanup.report.already_gone}
+    assert cleanup.report.already_gone == dict.fromkeys(cleanup.report.already_gone, 100)
     assert sum(cleanup.report.already_gone.values()) == 100
     assert len(tracker) == 0
     assert not [sql for sql in sent if "DELETE" in sql]

@@ -370,3 +370,38 @@ def test_a_failed_test_is_cleaned_or_kept_as_asked(suite):
     assert ended.outcomes == {"failed": 1}
     assert "kept for study" in ended.text
     assert suite.rows() != suite.before
+
+
+@mostly_on("postgresql+psycopg")
+def test_what_cannot_be_deleted_in_the_end_is_named_and_the_run_has_failed(suite):
+    """A transaction that a test leaves open holds the lock of a row that another has made."""
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        def test_leaves_a_row_and_a_lock():
+            Session.add(Org(name="left"))
+            Session.commit()
+            other = sa.create_engine(os.environ["SUITE_URL"], poolclass=sa.NullPool)
+            connection = test_leaves_a_row_and_a_lock.kept = other.connect()
+            connection.exec_driver_sql("UPDATE orgs SET name = 'locked' WHERE name = 'left'")
+
+        def test_passes():
+            pass
+        """,
+    )
+    suite.write("conftest.py", PLAIN.partition("@pytest.fixture")[0])
+    suite.write("pytest.ini", INI)
+    ended = suite.run()
+    assert ended.outcomes == {"passed": 2}, ended.text
+    assert ended.code == 1
+    (*_, title, told) = [
+        line
+        for line in ended.summary
+        if "left a transaction open" in line or line == "still there:"
+    ]
+    assert title == "still there:"
+    assert told.startswith(
+        "  test_orgs.py::test_leaves_a_row_and_a_lock (it left a transaction open): "
+    )

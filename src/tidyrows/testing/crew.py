@@ -129,6 +129,7 @@ class Crew:
         except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
             told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
             self._totals.notes.append(f"{what}: not all of its rows could be deleted: {told}")
+            self._totals.failed = True
             return
         if report is not None:
             self._totals.add({"deleted": {str(t): n for t, n in report.deleted.items()}})

@@ -19,6 +19,9 @@ class Found:
     Attributes:
         left: rows that tests had left when they ended, by table.
         tests: the same, by test.
+        deleted: rows that were deleted.
+        others: how many of these nobody had seen being made.
+        retries: transactions that were run again.
         stays: rows that are not a test's, by table.
         touched: which tests changed rows that they had not made: by table, keys and verb.
         unheard: what could not be told, and where first.
@@ -29,6 +32,7 @@ class Found:
     tests: Counter[str] = field(default_factory=Counter)
     deleted: int = 0
     others: int = 0
+    retries: int = 0
     stays: Counter[str] = field(default_factory=Counter)
     touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
     unheard: dict[str, str] = field(default_factory=dict)
@@ -43,6 +47,7 @@ class Found:
             self.tests[test] += created.total()
         self.deleted += sum(said.get("deleted", {}).values())
         self.others += said.get("others", 0)
+        self.retries += said.get("retries", 0)
         self.stays.update(said.get("stays", {}))
         for table, verb, rows in said.get("touched", ()):
             self.touched.setdefault((table, rows, verb), {})[test] = None
@@ -58,11 +63,15 @@ class Found:
         """
         most = None if everything else _SHOWN
         if self.left:
-            ours = f" ({self.others} of them made by the application)" if self.others else ""
-            yield (
+            text = (
                 f"without tidyrows {self.left.total()} row(s) of {len(self.tests)} test(s) would "
-                f"have stayed; {self.deleted} deleted{ours}"
+                f"have stayed; {self.deleted} deleted"
             )
+            if self.others:
+                text += f" ({self.others} of them made by the application)"
+            if self.retries:
+                text += f"; {self.retries} transaction(s) run again"
+            yield text
             yield from (f"  {table}: {count}" for table, count in self.left.most_common(most))
             worst = [f"{count} by {test}" for test, count in self.tests.most_common(most)]
             yield from _some("most of them", worst, len(self.tests))

@@ -308,13 +308,14 @@ class Plugin:
         self._crew.ended(node.gateway.id, kept, crashed=bool(error) or not output)
 
     @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self) -> None:
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """What waited for others' rows, and what a run's end leaves to do."""
         for test, tidy in self._held:
             try:
                 tidy.cleanup.cleanup()
             except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
                 self._totals.notes.append(f"rows of {test} are still there: {in_short(error)}")
+                self._totals.failed = True
         for deed in self.before_the_end:
             deed()
         if self._is_worker:
@@ -324,6 +325,8 @@ class Plugin:
             for said in self._unsaid:
                 self._crew.hear(said)
             self._crew.finish()
+        if self._totals.failed and session.exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         for ledger in self._ledgers:  # a worker of xdist's ends without a word
             ledger.close()
 

@@ -41,9 +41,12 @@ if TYPE_CHECKING:
     from tidyrows.cleanup import CleanupReport
     from tidyrows.rows import KeyedTable
 
-_QUICK = RetryPolicy(deadline=1.0)
-"""Where a transaction of this process is open, it may be what we would wait for."""
-_QUICK_LOCK = 0.2
+_LAST = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
+_HURRIED = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
+"""Where a transaction of this process is open, it may be what we would wait for: less patiently.
+
+In the end nobody will end it any more, and the first that waits there waits for all.
+"""
 _SHOWN = 3
 OUTSIDE = "outside of any test"
 
@@ -162,13 +165,17 @@ class Suite:
             said["stays"] = _counted(self.outside)
             self.outside.said()
         said |= _observed(self.outside, said["unheard"])
-        unpaid = [text for each in owed if (text := self._unpaid(each)) is not None]
+        unpaid: list[str] = []
+        for each in owed:
+            text = self._unpaid(each, _HURRIED if unpaid else _LAST)
+            unpaid += [] if text is None else [text]
         self._say(said | {"unpaid": unpaid})
         self.everywhere.stop()
 
-    def _unpaid(self, owed: Owed) -> str | None:
+    def _unpaid(self, owed: Owed, how: Mapping[str, Any]) -> str | None:
+        owed.tracker.settle()
         try:
-            self._delete(owed, {})
+            self._delete(owed, how if self._is_busy(owed.tracker) else {})
         except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
             owed.tracker.said()
             waited = f" (it {owed.why})" if owed.why else ""
@@ -246,9 +253,8 @@ class Suite:
     def _settle(self, owed: Owed) -> None:
         """Delete now, or later if something of this process itself is in the way."""
         busy = self._is_busy(owed.tracker)
-        quick = {"retry": _QUICK, "lock_timeout": _QUICK_LOCK} if busy else {}
         try:
-            report = self._delete(owed, quick)
+            report = self._delete(owed, _HURRIED if busy else {})
         except (CleanupError, SessionStateError):
             if not busy:
                 raise
@@ -268,7 +274,7 @@ class Suite:
                 self._due.append(owed)
                 continue
             try:
-                self._delete(owed, {"retry": _QUICK, "lock_timeout": _QUICK_LOCK})
+                self._delete(owed, _HURRIED)
             except (TidyRowsError, sa.exc.SQLAlchemyError):
                 self._due.append(owed)  # the end is early enough to say so
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _SLOW = 1.0
 """Seconds from which on a cleanup is worth a line."""
 _SHOWN = 3
-_ALL_SAY = ("test", "leaked", "held", "kept", "retries", "seconds")
+_ALL_SAY = ("test", "seconds")
 
 
 def created_by(tracker: ResourceTracker) -> dict[str, int]:
@@ -62,6 +62,7 @@ class Totals:
         retries: transactions that were run again.
         slowest: seconds and tests, the slowest first.
         notes: what else there is to say.
+        failed: rows are left that no test's own error has told of.
         suite: what tests that do not use tidyrows would have left.
     """
 
@@ -75,12 +76,14 @@ class Totals:
     retries: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    failed: bool = False
     suite: Found = field(default_factory=Found)
 
     def add(self, said: dict[str, Any]) -> None:
         """Add what was said of one cleanup."""
         if "suite" in said:
             self.suite.add(said)
+            self.failed = self.failed or bool(said.get("unpaid"))
             said = {name: said[name] for name in _ALL_SAY if name in said}
         self.created.update(said.get("created", {}))
         self.deleted.update(said.get("deleted", {}))

@@ -69,7 +69,9 @@ class Everywhere(Turns):
         self._met.add(engine)  # first: what is told of it may connect too
         if self._tell(engine):
             self._heard.add(engine)
-            capture_for(engine).listen_last(partial(self._owner, weakref.ref(engine)))
+            capture = capture_for(engine)
+            capture.opened.add(connection)
+            capture.listen_last(partial(self._owner, weakref.ref(engine)))
 
     def _owner(self, reference: weakref.ref[sa.Engine]) -> ResourceTracker | None:
         engine, tracker = reference(), self.whose

@@ -36,6 +36,12 @@ class Opened:
         """A connection leaves the pool."""
         self._out.add(record)
 
+    def add(self, connection: sa.Connection) -> None:
+        """A connection left the pool before anybody listened."""
+        record = getattr(connection.connection, "_connection_record", None)  # no public name
+        if record is not None:
+            self._out.add(record)
+
     def _checkin(self, _driver: Any, record: Any) -> None:
         self._out.discard(record)
 
