@@ -140,6 +140,7 @@ STORY = """
             slow = create_async_engine(os.environ["ASYNC_URL"])
             async with slow.begin() as connection:
                 await connection.execute(sa.insert(Org).values(name="loop"))
+            await slow.dispose()
 
         asyncio.run(work())
 
