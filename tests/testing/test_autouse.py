@@ -78,6 +78,9 @@ STORY = """
         session = Session()
         session.add(Org(name="module"))
         session.commit()
+        yield
+        with engine.begin() as connection:
+            connection.execute(sa.delete(Org).where(Org.name == "module"))
 
     @pytest.fixture
     def of_the_test():
@@ -245,8 +248,9 @@ def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, 
     assert f"made before the first test or by session fixtures: {schema}.orgs 1" not in said
     assert "updated by test_story.py::test_a_shared_row_is_changed" in said
     assert "test_its_own_row_is_changed" not in said.partition("not made them:")[2]
+    assert "deleted by" not in said
     assert "rows that raw SQL inserted into orgs (test_story.py::test_raw_sql)" in said
-    assert "without tidyrows 13 row(s) of 11 test(s) would have stayed; 13 deleted" in said
+    assert "without tidyrows 12 row(s) of 10 test(s) would have stayed; 12 deleted" in said
 
 
 @mostly_on("sqlite")

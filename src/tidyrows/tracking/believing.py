@@ -55,9 +55,16 @@ def _owned(change: Change, owner: ResourceTracker) -> None:
 
 
 def _touched(change: Change, touch: Touch, holders: Sequence[ResourceTracker]) -> None:
-    """Tell who watches of the rows that are not its own, nor those of a block within its."""
+    """Tell who watches of the rows that are not its own, nor those of a block within its.
+
+    What wider fixtures do to each other's rows, and when they are torn down, is their own affair.
+    """
     name, watcher = change.table.name, touch.watcher
-    own = [holder for holder in holders if holder is watcher or not holder.is_shared]
+    own = [
+        holder
+        for holder in holders
+        if holder is watcher or watcher.is_shared or not holder.is_shared
+    ]
     keys = set(change.keys)
     for holder in own:
         keys.difference_update(holder.those_held(name, change.keys))
