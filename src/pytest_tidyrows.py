@@ -5,6 +5,7 @@ A suite in whose environment tidyrows is merely installed pays for a few options
 
 from __future__ import annotations
 
+import argparse
 import os
 import secrets
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="on",
         help="off: do not look again, after the cleanup of each test, whether its rows are gone",
     )
+    group.addoption(
+        "--tidy-audit",
+        action="store_true",
+        help="find the tests that leave rows, touch those of others, or pass in one order only",
+    )
+    group.addoption(
+        "--tidy-audit-seeds",
+        metavar="N",
+        type=int,
+        default=3,
+        help="in how many random orders the audit runs the suite again; 0: it runs once",
+    )
+    group.addoption("--tidy-audit-json", metavar="PATH", help="write what the audit found as JSON")
+    group.addoption("--tidy-audit-html", metavar="PATH", help="write it as one page of HTML")
+    group.addoption(
+        "--tidy-audit-order",
+        metavar="SEED",
+        type=int,
+        help="run the tests in the order in which an audit saw one fail",
+    )
+    group.addoption("--tidy-audit-again", help=argparse.SUPPRESS)
     parser.addini("tidy_url", "the database, where no fixture tidy_engine says so")
     parser.addini(
         "tidy_ledger",
@@ -101,6 +123,10 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["_TIDYROWS_CLAIM"] = claim
     if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
+    if any(config.getoption(f"--tidy-audit{kind}") is not None for kind in ("-order", "-again")):
+        _order(config)
+    elif config.getoption("--tidy-audit"):
+        _audit(config)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -139,6 +165,26 @@ def _load(config: pytest.Config) -> Any:
         plugin = Plugin(config, config.stash[_KEY])
         config.pluginmanager.register(plugin, _PLUGIN)
     return plugin
+
+
+def _audit(config: pytest.Config) -> None:
+    """Look at the suite as it is."""
+    if hasattr(config, "workerinput") or getattr(config.option, "tx", None):
+        raise pytest.UsageError(
+            "--tidy-audit looks at the database after each test, and with several workers it could "
+            "not tell whose row is whose: add -n0."
+        )
+    from tidyrows.testing.audit.hooks import Audit  # noqa: PLC0415 -- as above
+
+    config.pluginmanager.register(Audit(config), "tidyrows audit")
+
+
+def _order(config: pytest.Config) -> None:
+    """Run the tests in an order that an audit has drawn."""
+    from tidyrows.testing.audit.again import Again  # noqa: PLC0415 -- as above
+
+    again = Again(config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again"))
+    config.pluginmanager.register(again, "tidyrows order")
 
 
 @pytest.fixture(scope="session")

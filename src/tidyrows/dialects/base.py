@@ -575,6 +575,30 @@ class Dialect:
     def remove_lives(self, connection: sa.Connection) -> None:
         """The same of all workers, those too that died before they had said their number."""
 
+    # ----- what has changed --------------------------------------------------------------------
+
+    def identity(self, engine: sa.Engine) -> tuple[Any, ...] | None:
+        """What two engines on one database have in common, and a new one in its place has not.
+
+        None where there is no database yet, or no longer.
+        """
+        return (database_name(engine),)
+
+    def change_mark(self, connection: sa.Connection) -> Any | None:
+        """What stays the same on this connection as long as nobody commits a change; cheap to ask.
+
+        It may change without a reason. None where the database does not tell.
+        """
+        return None
+
+    def usual_schema(self, bind: sa.Engine | sa.Connection) -> str:
+        """The schema of tables that are named without one (known after the first connect)."""
+        return str(bind.dialect.default_schema_name or "")
+
+    def own_schemas(self, connection: sa.Connection) -> list[str]:
+        """The schemas in which an application keeps its tables."""
+        return [self.usual_schema(connection)]
+
     # ----- rows without a key ------------------------------------------------------------------
 
     def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:

@@ -135,12 +135,27 @@ def missing_file(url: sa.URL) -> str | None:
     """The file that a URL names, where it is not there; None where nothing can be said."""
     if url.host or is_in_memory(url):
         return None
-    name = str(url.database)
-    named = [name, unquote(urlsplit(name).path)] if name.startswith("file:") else [name]
+    named = _named(url)
     try:
         return None if any(Path(each).exists() for each in named) else named[-1]
     except OSError:  # it may not be looked at: connecting will say why
         return None
+
+
+def file_identity(url: sa.URL) -> tuple[str, int, int] | None:
+    """The file that a URL names, as its path, device and inode; None where it is not there."""
+    for each in _named(url):
+        try:
+            found = Path(each).stat()
+        except OSError:
+            continue
+        return str(Path(each).absolute()), found.st_dev, found.st_ino
+    return None
+
+
+def _named(url: sa.URL) -> list[str]:
+    name = str(url.database)
+    return [name, unquote(urlsplit(name).path)] if name.startswith("file:") else [name]
 
 
 def database_file(cursor: Any) -> str | None:

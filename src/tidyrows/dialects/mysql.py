@@ -59,6 +59,10 @@ _INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"}
 # integers alone survive for sure. An OR gets slower with its length.
 _IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
 _SAVED = "tidyrows.mysql.session"
+_LOG = (
+    "SHOW GLOBAL STATUS WHERE Variable_name IN "
+    "('Innodb_lsn_current', 'Innodb_redo_log_current_lsn')"
+)
 
 
 class MySQL(Dialect):
@@ -456,6 +460,17 @@ class MySQL(Dialect):
         return bool(held)
 
     # ----- raw SQL -----------------------------------------------------------------------------
+
+    # ----- what has changed --------------------------------------------------------------------
+
+    def change_mark(self, connection: sa.Connection) -> Any | None:
+        """How far InnoDB's log is written, by MariaDB's name or MySQL's; None for either's lack."""
+        return self._ask(connection, _LOG) or None
+
+    def own_schemas(self, connection: sa.Connection) -> list[str]:
+        """The connection's database."""
+        ((database,),) = self._ask(connection, "SELECT DATABASE()")
+        return [] if database is None else [str(database)]
 
     def _ask(self, connection: sa.Connection, sql: str) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""

@@ -154,6 +154,14 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.objid = CAST('{low}' AS pg_catalog.oid)
       AND d.datname = pg_catalog.current_database()"""
 
+# Its older name, which all versions know.
+_SNAPSHOT = "SELECT CAST(pg_catalog.txid_current_snapshot() AS pg_catalog.text)"
+_OWN_SCHEMAS = """
+SELECT nspname FROM pg_catalog.pg_namespace
+WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+      AND pg_catalog.has_schema_privilege(oid, 'USAGE')
+ORDER BY nspname"""
+
 
 class PostgreSQL(Dialect):
     """Codes are SQLSTATEs; a transaction that saw an error persists nothing and says nothing."""
@@ -656,6 +664,16 @@ class PostgreSQL(Dialect):
         return bool(self._ask(connection, _ALIVE.format(high=high, low=low)))
 
     # ----- raw SQL -----------------------------------------------------------------------------
+
+    # ----- what has changed --------------------------------------------------------------------
+
+    def change_mark(self, connection: sa.Connection) -> Any | None:
+        """Which transactions are over: whoever changes anything, in any database, has a number."""
+        return self._ask(connection, _SNAPSHOT)
+
+    def own_schemas(self, connection: sa.Connection) -> list[str]:
+        """All but the system's own."""
+        return [_text(name) for (name,) in self._ask(connection, _OWN_SCHEMAS)]
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""

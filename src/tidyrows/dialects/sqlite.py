@@ -31,6 +31,7 @@ from tidyrows.dialects.lifefile import (
     FileLife,
     beat_age,
     database_file,
+    file_identity,
     is_held,
     is_in_memory,
     life_file,
@@ -38,6 +39,7 @@ from tidyrows.dialects.lifefile import (
     remove,
     remove_all,
 )
+from tidyrows.dialects.places import database_name
 from tidyrows.dialects.wholerows import same_row
 
 if TYPE_CHECKING:
@@ -455,6 +457,28 @@ class SQLite(Dialect):
         with closing(connection.connection.cursor()) as cursor:
             database = database_file(cursor)
         return None if database is None else life_file(database, number)
+
+    # ----- what has changed --------------------------------------------------------------------
+
+    def identity(self, engine: sa.Engine) -> tuple[Any, ...] | None:
+        """The file and its inode: a file that was deleted and made anew is another database."""
+        return (database_name(engine),) if self.is_private(engine) else file_identity(engine.url)
+
+    def change_mark(self, connection: sa.Connection) -> Any | None:
+        """What counts the commits of all other connections, of other processes too."""
+        attached = [
+            name for _n, name, path in self._ask(connection, "PRAGMA database_list") if path
+        ]
+        return [self._ask(connection, f"PRAGMA {_quoted(name)}.data_version") for name in attached]
+
+    def usual_schema(self, bind: sa.Engine | sa.Connection) -> str:
+        """The file that was opened, not one that was attached."""
+        return "main"
+
+    def own_schemas(self, connection: sa.Connection) -> list[str]:
+        """What is attached, too."""
+        listed = self._ask(connection, "PRAGMA database_list")
+        return [name for _number, name, _path in listed if name != "temp"]
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""

@@ -1,0 +1,108 @@
+"""The audit's own way to a database: one connection, in a thread that asks for nothing else.
+
+An asynchronous driver's connection belongs to a loop, and SQLite's to a thread; and the suite's own
+loop runs while it connects for the first time. A thread with a loop of its own suits them all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import sqlalchemy as sa
+
+from tidyrows.awaiting import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+PATIENCE = 30.0
+"""Seconds that one look may take."""
+
+
+class LookThread:
+    """The thread, and its loop.
+
+    Args:
+        begin: called there first.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, "tidyrows audit", begin)
+        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+
+    def call(self, work: Callable[..., T], *arguments: Any, is_async: bool) -> T:
+        """What the work returned, in the thread; in a greenlet that may await if asked.
+
+        Raises:
+            TimeoutError: it takes too long.
+        """
+        if is_async:
+            return self._pool.submit(self._await, work, *arguments).result(PATIENCE)
+        return self._pool.submit(work, *arguments).result(PATIENCE)
+
+    def _await(self, work: Callable[..., T], *arguments: Any) -> T:
+        return self._runner.run(spawn(work, *arguments))
+
+    def close(self) -> None:
+        """End it; a look that hangs is not waited for."""
+        self._pool.submit(self._runner.close)
+        self._pool.shutdown(wait=False)
+
+
+class Reach:
+    """A connection to the database of an engine, opened as the engine opens its own.
+
+    Args:
+        engine: the suite's; nothing is taken from its pool.
+        thread: where the connection lives.
+    """
+
+    def __init__(self, engine: sa.Engine, thread: LookThread) -> None:
+        self._thread = thread
+        self._is_async = engine.dialect.is_async
+        self._engine = sa.Engine(
+            engine.pool.recreate(),
+            engine.dialect,
+            engine.url,
+            hide_parameters=engine.hide_parameters,
+        )
+        self._connection: sa.Connection | None = None
+
+    def call(self, work: Callable[[sa.Connection], T]) -> T:
+        """What the work returned.
+
+        Raises:
+            TimeoutError: it takes too long.
+            Exception: what the work, or the connection, has raised.
+        """
+        done: T = self._thread.call(self._work, work, is_async=self._is_async)
+        return done
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+        if self._connection is not None:
+            self._thread.call(self._close, is_async=self._is_async)
+
+    def _work(self, work: Callable[[sa.Connection], T]) -> T:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+        try:
+            done = work(self._connection)
+            self._connection.rollback()
+        except BaseException:
+            self._close()
+            raise
+        return done
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                connection.invalidate()
+                connection.close()
+            finally:
+                self._engine.dispose()

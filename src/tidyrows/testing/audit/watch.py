@@ -1,0 +1,216 @@
+"""One database: what has changed in it since the last look, whoever changed it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.dialects import dialect_for
+from tidyrows.testing.audit.heard import HeardThere
+from tidyrows.testing.audit.reach import Reach
+from tidyrows.testing.audit.tables import SMALL, TOGETHER, Difference, Table, reflected
+from tidyrows.tracking.ledger import NAME as LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tidyrows.rows import TableName
+    from tidyrows.testing.audit.reach import LookThread
+    from tidyrows.testing.audit.spoken import Name
+
+_LOCK_WAIT = 1.0
+"""Seconds to wait for a table that somebody has locked: the suite shall not wait for the audit."""
+_STATEMENT = 20.0
+_LOST = (
+    *(sa.exc.SQLAlchemyError, OSError, TimeoutError, concurrent.futures.TimeoutError),
+    *(ModuleNotFoundError, RuntimeError),
+)
+"""What a look may end with without being a fault of the audit's own."""
+
+
+class Watch:
+    """What is known of one database.
+
+    Args:
+        engine: of the suite.
+        name: how its rows are named.
+        thread: where it is looked at.
+        say: takes what could not be looked at, and why.
+
+    Attributes:
+        fresh: it had no table when it was first met.
+        gone: it is no longer there.
+    """
+
+    def __init__(
+        self, engine: sa.Engine, name: str, thread: LookThread, say: Callable[[str], None]
+    ) -> None:
+        self.name = name
+        self.fresh = True
+        self.gone = False
+        self._engine = engine
+        self._dialect = dialect_for(engine)
+        self._identity = self._dialect.identity(engine)
+        self._thread, self._say = thread, say
+        self._reach = Reach(engine, thread)
+        self._tables: dict[TableName, Table] = {}
+        self._mark: Any = None
+        self._known = False
+
+    @property
+    def usual_schema(self) -> str:
+        """Where tables are that are named without a schema."""
+        return self._dialect.usual_schema(self._engine)
+
+    def sees(self, row_table: TableName, key: Any) -> bool:
+        """Whether a look would show what became of a row."""
+        table = self._tables.get(row_table)
+        return table is not None and table.sees(key)
+
+    def key_of(self, name: TableName) -> tuple[str, ...]:
+        """The primary key of a table, or nothing."""
+        table = self._tables.get(name)
+        return () if table is None else table.key
+
+    def release(self) -> None:
+        """Close the connection: somebody may want to drop the database."""
+        try:
+            self._reach.close()
+        except _LOST as error:
+            self._say(f"{self.name}: the audit's connection could not be closed ({_short(error)})")
+
+    def look(self, heard: HeardThere | None = None) -> list[Difference]:
+        """What has changed since the last look; at the first nothing.
+
+        Args:
+            heard: what was heard of the database meanwhile; None for nothing.
+        """
+        identity = self._dialect.identity(self._engine)
+        if identity != self._identity:
+            return self._another(identity)
+        try:
+            return self._reach.call(lambda connection: self._look(connection, heard))
+        except _LOST as error:
+            self._mark = None
+            self._say(f"{self.name} could not be looked at: {_short(error)}")
+            return []
+
+    def _another(self, identity: tuple[Any, ...] | None) -> list[Difference]:
+        """The database was dropped, or made anew in its place."""
+        self.release()
+        self._identity, self._mark = identity, None
+        self.gone = identity is None
+        lost = [_all_gone(table) for table in self._tables.values() if table.rows]
+        self._tables = {}
+        self._known = not self.gone
+        return lost if self.gone else [*lost, *self.look(HeardThere(ddl=True))]
+
+    def _look(self, connection: sa.Connection, heard: HeardThere | None) -> list[Difference]:
+        mark = self._dialect.change_mark(connection)
+        same = mark is not None and mark == self._mark
+        connection.rollback()
+        connection.connection.rollback()  # what the mark was asked in, the driver has begun
+        if same and not (heard and heard.ddl):
+            return []
+        try:
+            self._dialect.begin_reading(
+                connection, lock_timeout=_LOCK_WAIT, statement_timeout=_STATEMENT
+            )
+            found = list(self._changes(connection, heard))
+        finally:
+            connection.rollback()
+            self._dialect.end_cleanup(connection)
+        self._mark = mark
+        return found
+
+    def _changes(self, connection: sa.Connection, heard: HeardThere | None) -> Iterator[Difference]:
+        if not self._known:
+            self._tables = {table.name: table for table in self._reflect(connection)}
+            for table in self._tables.values():
+                table.begin(connection)
+                self._say_unseen(table)
+            self.fresh, self._known = not self._tables, True
+            return
+        # Where a change is there that nobody was heard to make, it is another process's.
+        stranger = heard is None or not heard.writes or heard.unclear
+        if stranger or (heard and heard.ddl):
+            yield from self._schema_changes(connection)
+        written = {*heard.written} if heard and not stranger else None
+        closely = [table for table in self._tables.values() if _is_among(table.name, written)]
+        others = [table for table in self._tables.values() if table not in closely]
+        for table in (*closely, *_suspicious(connection, others)):
+            unseen = table.unseen
+            difference = table.look(connection)
+            if table.unseen and not unseen:
+                self._say_unseen(table)
+            if difference:
+                yield difference
+
+    def _schema_changes(self, connection: sa.Connection) -> Iterator[Difference]:
+        """Tables that were dropped, made, or changed."""
+        now = {table.name: table for table in self._reflect(connection)}
+        for name in self._tables.keys() - now.keys():
+            dropped = self._tables.pop(name)
+            if dropped.rows:
+                yield _all_gone(dropped)
+        for name, table in now.items():
+            known = self._tables.get(name)
+            if known is None:
+                self._tables[name] = table
+            elif (known.columns, known.key) != (table.columns, table.key):
+                table.begin(connection)
+                self._tables[name] = table
+
+    def _reflect(self, connection: sa.Connection) -> Iterable[Table]:
+        with warnings.catch_warnings():
+            # A column of a type that SQLAlchemy does not know is read as the driver reads it.
+            warnings.simplefilter("ignore", sa.exc.SAWarning)
+            for schema in self._dialect.own_schemas(connection):
+                for table in reflected(connection, self.name, schema):
+                    if not table.name.name.startswith(LEDGER):
+                        yield table
+
+    def _say_unseen(self, table: Table) -> None:
+        if table.unseen:
+            self._say(
+                f"{table.name} has more than {SMALL} rows and no number for a key: of its rows "
+                f"only what this process did to them by key is known"
+            )
+
+
+def _suspicious(connection: sa.Connection, tables: list[Table]) -> Iterator[Table]:
+    """The tables to which, at a glance, rows were added, or from which some were taken."""
+    seen = [table for table in tables if not table.unseen]
+    for start in range(0, len(seen), TOGETHER):
+        few = seen[start : start + TOGETHER]
+        looks = [look for table in few for look in table.glance()]
+        row = connection.execute(
+            sa.select(*looks), execution_options={"schema_translate_map": None}
+        ).one()
+        told = iter(row)
+        for table in few:
+            expected = table.expected()
+            if [next(told) for _each in expected] != expected:
+                yield table
+
+
+def _is_among(name: TableName, written: set[Name] | None) -> bool:
+    """Whether a table may be one of those named; a name without its schema may be any schema's."""
+    if written is None:
+        return True
+    return any(
+        table.lower() == name.name.lower() and schema in {None, name.schema}
+        for schema, table in written
+    )
+
+
+def _all_gone(table: Table) -> Difference:
+    return Difference(table.name, gone=frozenset(table.rows))
+
+
+def _short(error: BaseException) -> str:
+    told = getattr(error, "orig", None) or error
+    return f"{type(told).__name__}: {str(told).strip().partition(chr(10))[0][:200]}"

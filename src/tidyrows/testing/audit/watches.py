@@ -1,0 +1,114 @@
+"""All databases that the suite met, and what was different in them after each stretch of time."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.dialects import database_name, dialect_for
+from tidyrows.testing.audit.reach import LookThread
+from tidyrows.testing.audit.watch import Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import sqlalchemy as sa
+
+    from tidyrows.rows import TableName
+    from tidyrows.testing.audit.heard import Heard
+    from tidyrows.testing.audit.makers import Maker
+    from tidyrows.testing.audit.tables import Difference
+
+
+class Watches:
+    """The databases of a run.
+
+    Args:
+        begin: called first in the thread that looks.
+
+    Attributes:
+        notes: what could not be looked at, and why.
+    """
+
+    def __init__(self, begin: Callable[[], None]) -> None:
+        self.notes: dict[str, None] = {}
+        self._thread = LookThread(begin)
+        self._lock = threading.Lock()
+        self._watches: dict[str, Watch] = {}
+        self._names: dict[Any, str] = {}
+        self._met: dict[str, set[Maker]] = {}
+        self._private = 0
+
+    def meet(self, engine: sa.Engine) -> str | None:
+        """The name of an engine's database, which is looked at first if it is new.
+
+        None where it is in memory, and nobody else's.
+        """
+        dialect = dialect_for(engine)
+        if dialect.is_private(engine):
+            self._private += 1
+            self.notes["databases in memory were not looked at"] = None
+            return None
+        identity = dialect.identity(engine)
+        place = None if identity is None else identity[0]
+        with self._lock:
+            name = self._names.get(place)
+            if name is None:
+                name = database_name(engine)
+                self._names[place] = name
+            if name not in self._watches:
+                watch = Watch(engine, name, self._thread, self._say)
+                self._watches[name] = watch
+                watch.look()
+        return name
+
+    def sees(self, table: TableName, key: Any) -> bool:
+        """Whether a look would show what became of a row."""
+        watch = self._watches.get(table.database)
+        return watch is not None and watch.sees(table, key)
+
+    def is_keyless(self, table: TableName) -> bool:
+        """Whether a table has no primary key."""
+        watch = self._watches.get(table.database)
+        return watch is not None and not watch.key_of(table)
+
+    def look(self, who: Maker, heard: Heard) -> list[Difference]:
+        """What is different since the last look.
+
+        Args:
+            who: whose doing it is.
+            heard: what was heard meanwhile.
+        """
+        found: list[Difference] = []
+        for name, watch in list(self._watches.items()):
+            there = heard.there.get(name)
+            if there is not None:
+                self._met.setdefault(name, set()).add(who)
+            elif watch.gone or self._is_own(name, watch):
+                continue  # a test's own, which no other has met
+            found += watch.look(there)
+            if self._is_own(name, watch):
+                watch.release()
+        return found
+
+    def release(self) -> None:
+        """Close all connections: somebody may want to drop a database."""
+        for watch in list(self._watches.values()):
+            watch.release()
+
+    def close(self) -> None:
+        """Look no more."""
+        self.release()
+        self._thread.close()
+
+    @property
+    def own(self) -> set[str]:
+        """The databases that one test alone has made for itself."""
+        return {name for name, watch in self._watches.items() if self._is_own(name, watch)}
+
+    def _is_own(self, name: str, watch: Watch) -> bool:
+        met = self._met.get(name, set())
+        return watch.fresh and len(met) == 1 and next(iter(met)).is_test
+
+    def _say(self, note: str) -> None:
+        self.notes[note] = None
