@@ -119,7 +119,7 @@ def of_rows(book: Book, known: Known) -> Iterator[Finding]:
         groups: dict[tuple[Touch, TableName, str], _Group] = defaultdict(_Group)
         for (touch, table, maker), keys in touched.items():
             if table.database not in known.own:
-                # All tests' rows in one line; each shared fixture's, and what was there, in its own.
+                # All tests' rows in one line, those of each shared fixture in another.
                 groups[touch, table, "" if maker.is_test else maker.name].add(maker, keys)
         for (touch, table, _name), group in groups.items():
             yield _touched(who, touch, table, group, known)
@@ -184,8 +184,9 @@ def _left(
         said = f"leaves {there} row(s) of {table}{_listed(keys, there)} at the end of the run"
         cure = "make them with tidy_worker or tidy_run, which delete them at the end"
         return Finding(who.name, Fault.SHARED, said, cure, there, str(table), keys)
-    gone = "" if there == count else f"; {there} still there at the end of the run"
-    said = f"leaves {count} row(s) of {table}{_listed(keys, count)}{gone}"
+    said = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
+    if there != count:
+        said += f", of which {there or 'none'} are there at the end of the run"
     cure = known.take_tidy(who.name)
     return Finding(who.name, Fault.LEAVES, said, cure, count, str(table), keys)
 

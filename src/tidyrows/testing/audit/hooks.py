@@ -156,8 +156,11 @@ class Audit:
     def _kept_apart(self, folder: Path) -> Iterator[str]:
         """What keeps the further runs from the files that the first has written."""
         plugins = self._config.pluginmanager
-        if plugins.has_plugin("randomly"):
+        given = map(str, (*self._config.invocation_params.args, *self._config.getini("addopts")))
+        if plugins.has_plugin("randomly") and not any("--randomly" in each for each in given):
             yield from ("-p", "no:randomly")  # it would draw other data in each run, too
+        if plugins.has_plugin("cacheprovider"):
+            yield from ("-o", f"cache_dir={folder / 'cache'}")
         if self._config.getoption("xmlpath", None):
             yield f"--junitxml={folder / 'junit.xml'}"
         if plugins.has_plugin("pytest_cov"):

@@ -101,7 +101,8 @@ class Book:
         table = difference.table
         self._touch(who, Touch.CHANGED, (RowKey(table, key) for key in difference.changed))
         gone = [RowKey(table, key) for key in difference.gone]
-        self._touch(who, Touch.DELETED, gone)
+        if not difference.dropped:
+            self._touch(who, Touch.DELETED, gone)
         for row in gone:
             self._forget(who, row)
         new.update(RowKey(table, key) for key in difference.appeared)

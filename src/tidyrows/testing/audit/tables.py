@@ -38,6 +38,7 @@ class Difference:
         gone: keys of rows that are no longer there.
         changed: keys of rows that look otherwise.
         more: how many more are new, whose keys were not read.
+        dropped: the table itself is gone, and its rows with it.
     """
 
     table: TableName
@@ -45,6 +46,7 @@ class Difference:
     gone: frozenset[Key] = frozenset()
     changed: frozenset[Key] = frozenset()
     more: int = 0
+    dropped: bool = False
 
     def __bool__(self) -> bool:
         return bool(self.appeared or self.gone or self.changed or self.more)

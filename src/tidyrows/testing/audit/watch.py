@@ -43,6 +43,7 @@ class Watch:
     Attributes:
         fresh: it had no table when it was first met.
         gone: it is no longer there.
+        keyless: the tables without a primary key, those too that were dropped meanwhile.
     """
 
     def __init__(
@@ -51,29 +52,21 @@ class Watch:
         self.name = name
         self.fresh = True
         self.gone = False
+        self.keyless: set[TableName] = set()
         self._engine = engine
         self._dialect = dialect_for(engine)
         self._identity = self._dialect.identity(engine)
         self._thread, self._say = thread, say
         self._reach = Reach(engine, thread)
         self._tables: dict[TableName, Table] = {}
+        self._glances: dict[tuple[Any, ...], str] = {}
         self._mark: Any = None
         self._known = False
-
-    @property
-    def usual_schema(self) -> str:
-        """Where tables are that are named without a schema."""
-        return self._dialect.usual_schema(self._engine)
 
     def sees(self, row_table: TableName, key: Any) -> bool:
         """Whether a look would show what became of a row."""
         table = self._tables.get(row_table)
         return table is not None and table.sees(key)
-
-    def key_of(self, name: TableName) -> tuple[str, ...]:
-        """The primary key of a table, or nothing."""
-        table = self._tables.get(name)
-        return () if table is None else table.key
 
     def release(self) -> None:
         """Close the connection: somebody may want to drop the database."""
@@ -140,14 +133,39 @@ class Watch:
             yield from self._schema_changes(connection)
         written = {*heard.written} if heard and not stranger else None
         closely = [table for table in self._tables.values() if _is_among(table.name, written)]
-        others = [table for table in self._tables.values() if table not in closely]
-        for table in (*closely, *_suspicious(connection, others)):
+        close = {table.name for table in closely}
+        others = [table for table in self._suspicious(connection) if table.name not in close]
+        for table in (*closely, *others):
             unseen = table.unseen
             difference = table.look(connection)
             if table.unseen and not unseen:
                 self._say_unseen(table)
             if difference:
                 yield difference
+
+    def _suspicious(self, connection: sa.Connection) -> list[Table]:
+        """The tables to which, at a glance, rows were added, or from which some were taken."""
+        found: list[Table] = []
+        seen = [table for table in self._tables.values() if not table.unseen]
+        for start in range(0, len(seen), TOGETHER):
+            few = seen[start : start + TOGETHER]
+            told = iter(connection.exec_driver_sql(self._glance(connection, few)).one())
+            for table in few:
+                expected = table.expected()
+                if [next(told) for _each in expected] != expected:
+                    found.append(table)
+        return found
+
+    def _glance(self, connection: sa.Connection, tables: list[Table]) -> str:
+        """The statement that glances at these tables; to write it takes longer than to run it."""
+        key = tuple((table.name, table.above) for table in tables)
+        if key not in self._glances:
+            statement = sa.select(*(look for table in tables for look in table.glance()))
+            compiled = statement.compile(connection, compile_kwargs={"literal_binds": True})
+            if len(self._glances) >= TOGETHER:
+                self._glances.clear()
+            self._glances[key] = str(compiled)
+        return self._glances[key]
 
     def _schema_changes(self, connection: sa.Connection) -> Iterator[Difference]:
         """Tables that were dropped, made, or changed."""
@@ -171,6 +189,8 @@ class Watch:
             for schema in self._dialect.own_schemas(connection):
                 for table in reflected(connection, self.name, schema):
                     if not table.name.name.startswith(LEDGER):
+                        if not table.key:
+                            self.keyless.add(table.name)
                         yield table
 
     def _say_unseen(self, table: Table) -> None:
@@ -179,22 +199,6 @@ class Watch:
                 f"{table.name} has more than {SMALL} rows and no number for a key: of its rows "
                 f"only what this process did to them by key is known"
             )
-
-
-def _suspicious(connection: sa.Connection, tables: list[Table]) -> Iterator[Table]:
-    """The tables to which, at a glance, rows were added, or from which some were taken."""
-    seen = [table for table in tables if not table.unseen]
-    for start in range(0, len(seen), TOGETHER):
-        few = seen[start : start + TOGETHER]
-        looks = [look for table in few for look in table.glance()]
-        row = connection.execute(
-            sa.select(*looks), execution_options={"schema_translate_map": None}
-        ).one()
-        told = iter(row)
-        for table in few:
-            expected = table.expected()
-            if [next(told) for _each in expected] != expected:
-                yield table
 
 
 def _is_among(name: TableName, written: set[Name] | None) -> bool:
@@ -208,7 +212,7 @@ def _is_among(name: TableName, written: set[Name] | None) -> bool:
 
 
 def _all_gone(table: Table) -> Difference:
-    return Difference(table.name, gone=frozenset(table.rows))
+    return Difference(table.name, gone=frozenset(table.rows), dropped=True)
 
 
 def _short(error: BaseException) -> str:

@@ -70,7 +70,7 @@ class Watches:
     def is_keyless(self, table: TableName) -> bool:
         """Whether a table has no primary key."""
         watch = self._watches.get(table.database)
-        return watch is not None and not watch.key_of(table)
+        return watch is not None and table in watch.keyless
 
     def look(self, who: Maker, heard: Heard) -> list[Difference]:
         """What is different since the last look.
