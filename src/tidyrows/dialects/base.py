@@ -584,10 +584,14 @@ class Dialect:
         """
         return (database_name(engine),)
 
-    def change_mark(self, connection: sa.Connection) -> Any | None:
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """What stays the same on this connection as long as nobody commits a change; cheap to ask.
 
         It may change without a reason. None where the database does not tell.
+
+        Args:
+            connection: one that nobody else uses; a transaction may be begun on it.
+            lock_timeout: how long to wait where even that is locked, in seconds.
         """
         return None
 

@@ -463,7 +463,7 @@ class MySQL(Dialect):
 
     # ----- what has changed --------------------------------------------------------------------
 
-    def change_mark(self, connection: sa.Connection) -> Any | None:
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """How far InnoDB's log is written, by MariaDB's name or MySQL's; None for either's lack."""
         return self._ask(connection, _LOG) or None
 

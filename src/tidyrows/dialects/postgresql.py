@@ -667,7 +667,7 @@ class PostgreSQL(Dialect):
 
     # ----- what has changed --------------------------------------------------------------------
 
-    def change_mark(self, connection: sa.Connection) -> Any | None:
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """Which transactions are over: whoever changes anything, in any database, has a number."""
         return self._ask(connection, _SNAPSHOT)
 

@@ -464,8 +464,9 @@ class SQLite(Dialect):
         """The file and its inode: a file that was deleted and made anew is another database."""
         return (database_name(engine),) if self.is_private(engine) else file_identity(engine.url)
 
-    def change_mark(self, connection: sa.Connection) -> Any | None:
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """What counts the commits of all other connections, of other processes too."""
+        self._ask(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
         attached = [
             name for _n, name, path in self._ask(connection, "PRAGMA database_list") if path
         ]

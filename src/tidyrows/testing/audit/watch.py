@@ -28,7 +28,7 @@ _LOST = (
     *(sa.exc.SQLAlchemyError, OSError, TimeoutError, concurrent.futures.TimeoutError),
     *(ModuleNotFoundError, RuntimeError),
 )
-"""What a look may end with without being a fault of the audit's own."""
+"""What a look may end with, besides the driver's own errors, and the suite shall not."""
 
 
 class Watch:
@@ -56,6 +56,7 @@ class Watch:
         self._engine = engine
         self._dialect = dialect_for(engine)
         self._identity = self._dialect.identity(engine)
+        self._lost = (*_LOST, engine.dialect.loaded_dbapi.Error)
         self._thread, self._say = thread, say
         self._reach = Reach(engine, thread)
         self._tables: dict[TableName, Table] = {}
@@ -72,7 +73,7 @@ class Watch:
         """Close the connection: somebody may want to drop the database."""
         try:
             self._reach.close()
-        except _LOST as error:
+        except self._lost as error:
             self._say(f"{self.name}: the audit's connection could not be closed ({_short(error)})")
 
     def look(self, heard: HeardThere | None = None) -> list[Difference]:
@@ -86,7 +87,7 @@ class Watch:
             return self._another(identity)
         try:
             return self._reach.call(lambda connection: self._look(connection, heard))
-        except _LOST as error:
+        except self._lost as error:
             self._mark = None
             self._say(f"{self.name} could not be looked at: {_short(error)}")
             return []
@@ -102,7 +103,7 @@ class Watch:
         return lost if self.gone else [*lost, *self.look(HeardThere(ddl=True))]
 
     def _look(self, connection: sa.Connection, heard: HeardThere | None) -> list[Difference]:
-        mark = self._dialect.change_mark(connection)
+        mark = self._dialect.change_mark(connection, lock_timeout=_LOCK_WAIT)
         same = mark is not None and mark == self._mark
         connection.rollback()
         connection.connection.rollback()  # what the mark was asked in, the driver has begun

@@ -1,0 +1,252 @@
+"""What the audit makes of SQL strings, of runs in other orders, and of names in HTML."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from tidyrows.rows import RowKey, TableName
+from tidyrows.testing.audit.findings import Fault, Finding, Known, of_rows
+from tidyrows.testing.audit.heard import Heard
+from tidyrows.testing.audit.makers import Book, Maker
+from tidyrows.testing.audit.orders import of_orders, rerun
+from tidyrows.testing.audit.page import html
+from tidyrows.testing.audit.report import reported
+from tidyrows.testing.audit.runs import Run, without_ours
+from tidyrows.testing.audit.shuffled import as_listed, shuffled
+from tidyrows.testing.audit.spoken import spoken
+from tidyrows.testing.audit.tables import Difference
+from tidyrows.testing.audit.text import lines
+
+ORGS = TableName("here", "main", "orgs")
+
+
+@pytest.mark.parametrize(
+    ("sql", "written", "read"),
+    [
+        ("SELECT a FROM orgs JOIN app.users u ON true", "", "orgs app.users"),
+        ("INSERT INTO orgs (id) SELECT id FROM old", "orgs", "old"),
+        ('INSERT OR REPLACE INTO "odd ""name"""', 'odd "name"', ""),
+        ("INSERT IGNORE INTO `orgs` VALUES (1)", "orgs", ""),
+        ("REPLACE INTO orgs VALUES (1)", "orgs", ""),
+        ("update only app . orgs set x = 1", "app.orgs", ""),
+        ("DELETE FROM [orgs] WHERE id IN (SELECT org FROM users)", "orgs", "users"),
+        ("TRUNCATE TABLE orgs", "orgs", ""),
+        ("WITH made AS (INSERT INTO orgs VALUES (1)) SELECT * FROM made", "orgs", "made"),
+        ("/* DELETE */ SELECT 1", "", ""),
+    ],
+)
+def test_an_sql_string_names_its_tables(sql, written, read):
+    said = spoken(sql)
+    assert {".".join(filter(None, name)) for name in said.written} == set(
+        [written] if '"' in written else written.split()
+    )
+    assert {".".join(filter(None, name)) for name in said.read} == set(read.split())
+
+
+def test_an_sql_string_says_what_else_may_happen():
+    assert spoken("CREATE TABLE orgs (id int)").ddl
+    assert spoken("CALL make_orgs()").unclear
+    assert spoken("DROP DATABASE app").drops
+    assert not spoken("SELECT 1 FROM orgs").unclear
+
+
+# --- orders
+
+TESTS = [
+    *(f"test_a.py::test_{n}" for n in range(6)),
+    *(f"test_a.py::TestOne::test_{n}" for n in range(6)),
+    *(f"test_b.py::TestTwo::test_{n}[{m}]" for n in range(3) for m in range(3)),
+]
+
+
+def groups(names):
+    """The modules and classes in the order in which they are met, each time they begin."""
+    found = []
+    for name in names:
+        group = name.split("::")[:-1]
+        if len(group) == 1:
+            group.append("")
+        if not found or found[-1] != group:
+            found.append(group)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_modules_and_classes_stay_together_in_every_order(seed):
+    """Or else their fixtures would be set up again and again, which no run of the suite does."""
+    order = shuffled(TESTS, seed, str)
+    assert sorted(order) == sorted(TESTS)
+    modules = [name.split("::")[0] for name in order]
+    assert modules == sorted(modules, key=modules.index)
+    classes = [group for group in groups(order) if group[1]]
+    assert len(classes) == len({tuple(group) for group in classes})
+
+
+def test_another_seed_is_another_order_and_a_few_tests_keep_theirs():
+    order = shuffled(TESTS, 1, str)
+    assert order != shuffled(TESTS, 2, str)
+    few = random.Random(0).sample(TESTS, 8)
+    assert shuffled(few, 1, str) == [name for name in order if name in few]
+
+
+def test_a_listed_order_leaves_out_what_is_not_listed():
+    assert as_listed(["a", "b", "c"], ["c", "a"], str) == ["c", "a"]
+
+
+def ran(name, *tests, seed=None):
+    """A run of tests, of which those with an exclamation mark failed."""
+    return Run(name, {test.strip("!"): test.endswith("!") for test in tests}, seed)
+
+
+def found(*runs, book=None):
+    book = book or Book(lambda _table, _key: True)
+    return {each.test: (each.fault, each.said) for each in of_orders(runs, book)}
+
+
+def test_what_fails_in_one_order_only_is_told_with_the_seed():
+    own, again = ran("as it is", "a", "b"), ran("once more", "a", "b")
+    other = ran("seed 2", "b!", "a", seed=2)
+    told = found(own, again, ran("seed 1", "a", "b", seed=1), other)
+    assert told == {
+        "b": (Fault.ORDER, "passes in its own order, fails with --tidy-audit-order 2"),
+    }
+
+
+def test_what_fails_in_its_own_order_only_is_told_too():
+    own, again = ran("as it is", "a", "b!"), ran("once more", "a", "b!")
+    told = found(own, again, ran("seed 1", "b", "a", seed=1))
+    assert told["b"][1] == "fails in its own order, passes with --tidy-audit-order 1"
+
+
+def test_what_fails_the_second_time_needs_no_other_order():
+    own, again = ran("as it is", "a", "b"), ran("once more", "a", "b!")
+    told = found(own, again, ran("seed 1", "b!", "a", seed=1))
+    assert told == {"b": (Fault.TWICE, "passes the first time, fails once more")}
+
+
+def test_what_always_fails_is_no_matter_of_order():
+    assert found(ran("as it is", "a!"), ran("once more", "a!"), ran("1", "a!", seed=1)) == {}
+
+
+def test_the_own_order_is_run_at_last_only_where_it_can_tell_something():
+    """A test that fails there fails over what the runs have left, not over the order."""
+
+    def runs(last):
+        def run(name, seed):
+            return (
+                last if name.startswith("at last") else ran(name, "b!" if seed else "b", seed=seed)
+            )
+
+        return rerun(ran("as it is", "b"), [1], run)
+
+    at_last = ran("at last in its own order", "b!")
+    assert found(*runs(at_last)) == {
+        "b": (Fault.TWICE, "passes the first time, fails at last in its own order"),
+    }
+    assert found(*runs(ran("at last", "b")))["b"][0] is Fault.ORDER
+    assert (
+        len(rerun(ran("as it is", "a"), [1, 2], lambda name, seed: ran(name, "a", seed=seed))) == 4
+    )
+
+
+def test_the_test_whose_rows_it_read_is_suspected_if_it_stood_on_the_other_side():
+    book = Book(lambda _table, _key: True)
+    for maker in ("a", "c"):
+        book.enter(Maker(maker), [Difference(ORGS, appeared=frozenset({(ord(maker),)}))], Heard())
+    book.enter(Maker("b"), [], Heard(loaded={RowKey(ORGS, (97,)), RowKey(ORGS, (99,))}))
+    told = found(
+        ran("as it is", "c", "a", "b"),
+        ran("once more", "c", "a", "b"),
+        ran("seed 1", "c", "b!", "a", seed=1),
+        book=book,
+    )
+    assert told["b"][1].endswith("perhaps because of a")
+
+
+def test_a_further_run_is_not_asked_for_an_audit():
+    given = ["-q", "--tidy-audit", "--tidy-audit-seeds", "5", "--tidy-audit-json=x", "tests"]
+    assert list(without_ours(given)) == ["-q", "tests"]
+
+
+# --- who made what
+
+
+def known(book, **more):
+    told = Known({"orgs": "Org"}, (), more.pop("own", ()), lambda _table: False)
+    return {(each.test, each.fault): each for each in of_rows(book, told)}
+
+
+def test_shared_fixtures_may_be_read_and_not_changed():
+    book = Book(lambda _table, _key: True)
+    row = RowKey(ORGS, (1,))
+    book.enter(Maker("fixture org", is_test=False), [Difference(ORGS, frozenset({(1,)}))], Heard())
+    book.enter(Maker("reads"), [], Heard(loaded={row}))
+    book.enter(Maker("changes"), [Difference(ORGS, changed=frozenset({(1,)}))], Heard(loaded={row}))
+    told = known(book)
+    assert set(told) == {("changes", Fault.CHANGES), ("fixture org", Fault.SHARED)}
+    assert "preserve(select(Org))" in told["changes", Fault.CHANGES].cure
+
+
+def test_rows_that_were_there_before_may_be_read():
+    book = Book(lambda _table, _key: True)
+    book.enter(Maker("reads"), [], Heard(loaded={RowKey(ORGS, (1,))}))
+    assert known(book) == {}
+
+
+def test_a_key_that_comes_again_is_the_row_of_who_inserted_it():
+    """SQLite gives the key of a deleted row to the next; a row that is rolled back has one too."""
+    book = Book(lambda _table, _key: True)
+    book.enter(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Heard())
+    row = RowKey(ORGS, (1,))
+    book.enter(Maker("b"), [], Heard(loaded={row}, inserted={row}))
+    assert set(known(book)) == {("a", Fault.LEAVES)}
+
+
+def test_what_no_look_shows_is_believed_as_it_was_heard():
+    book = Book(lambda _table, _key: False)
+    row, other = RowKey(ORGS, (1,)), RowKey(ORGS, (2,))
+    book.enter(Maker("a"), [], Heard(committed=[("inserted", row), ("updated", row)]))
+    book.enter(Maker("b"), [], Heard(committed=[("updated", row), ("deleted", other)]))
+    book.enter(Maker("c"), [], Heard(committed=[("inserted", other), ("deleted", other)]))
+    assert set(known(book)) == {("a", Fault.LEAVES), ("b", Fault.CHANGES), ("b", Fault.DELETES)}
+
+
+def test_a_database_of_ones_own_is_nobodys_business():
+    book = Book(lambda _table, _key: True)
+    book.enter(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Heard())
+    assert known(book, own={"here"}) == {}
+
+
+# --- the report
+
+
+def report():
+    many = [(f"k{n}" * 99,) for n in range(9)]
+    book = Book(lambda _table, _key: True)
+    book.enter(Maker("t.py::test_<b>"), [Difference(ORGS, frozenset(many), more=5)], Heard())
+    findings = [*known(book).values(), Finding("worse", Fault.ORDER, "<i>", "& cure")]
+    return reported(findings, 3, [ran("as it is", "worse!")], ["<note>"])
+
+
+def test_the_worst_comes_first():
+    assert [culprit.test for culprit in report().culprits] == ["worse", "t.py::test_<b>"]
+    assert next(lines(report())) == "2 culprit(s), 3 test(s): 1 needs an order, 1 leaves rows"
+
+
+def test_json_has_the_first_few_keys_cut_and_the_count():
+    said = json.loads(json.dumps(report().as_json()))
+    (left,) = said["culprits"][1]["findings"]
+    assert left["rows"] == 14
+    assert len(left["keys"]) == 5
+    assert max(map(len, left["keys"])) <= 60
+
+
+def test_html_escapes_every_name():
+    page = html(report())
+    for text in ("test_<b>", "<i>", "& cure", "<note>"):
+        assert text not in page
+    assert "t.py::test_&lt;b&gt;" in page
+    assert "<script" not in page
