@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
 
 MOST = 30
 """Culprits in the terminal; JSON and HTML have them all."""
-_FINDINGS = 5
+_TABLES = 4
 _NOTES = 10
 
 
@@ -22,11 +23,11 @@ def lines(report: Report) -> Iterator[str]:
     for culprit in report.culprits[:MOST]:
         yield ""
         yield culprit.test
-        for each in culprit.findings[:_FINDINGS]:
-            yield f"  {each.fault.words:<{width}}  {each.said}"
-            yield f"  {'':<{width}}    cure: {each.cure}"
-        if len(culprit.findings) > _FINDINGS:
-            yield f"  {'':<{width}}  and {len(culprit.findings) - _FINDINGS} more"
+        for (fault, cure), alike in groupby(culprit.findings, lambda f: (f.fault, f.cure)):
+            said = [each.said for each in alike]
+            more = [f"and {len(said) - _TABLES} more tables"] if len(said) > _TABLES else []
+            yield f"  {fault.words:<{width}}  {'; '.join([*said[:_TABLES], *more])}"
+            yield f"  {'':<{width}}  cure: {cure}"
     hidden = len(report.culprits) - MOST
     if hidden > 0:
         yield ""

@@ -60,6 +60,7 @@ class Watch:
         self._thread, self._say = thread, say
         self._reach = Reach(engine, thread)
         self._tables: dict[TableName, Table] = {}
+        self._list: list[list[str]] = []
         self._glances: dict[tuple[Any, ...], str] = {}
         self._mark: Any = None
         self._known = False
@@ -130,7 +131,7 @@ class Watch:
             return
         # Where a change is there that nobody was heard to make, it is another process's.
         stranger = heard is None or not heard.writes or heard.unclear
-        if stranger or (heard and heard.ddl):
+        if (heard and heard.ddl) or (stranger and self._listed(connection) != self._list):
             yield from self._schema_changes(connection)
         written = {*heard.written} if heard and not stranger else None
         closely = [table for table in self._tables.values() if _is_among(table.name, written)]
@@ -183,7 +184,14 @@ class Watch:
                 table.begin(connection)
                 self._tables[name] = table
 
+    def _listed(self, connection: sa.Connection) -> list[list[str]]:
+        """The names of all tables: cheaper than to reflect them."""
+        inspector = sa.inspect(connection)
+        schemas = self._dialect.own_schemas(connection)
+        return [sorted(inspector.get_table_names(schema)) for schema in schemas]
+
     def _reflect(self, connection: sa.Connection) -> Iterable[Table]:
+        self._list = self._listed(connection)
         with warnings.catch_warnings():
             # A column of a type that SQLAlchemy does not know is read as the driver reads it.
             warnings.simplefilter("ignore", sa.exc.SAWarning)
