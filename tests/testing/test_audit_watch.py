@@ -13,7 +13,7 @@ from harness.asynchronous import ONE_EACH
 from harness.targets import DEFAULT, on
 from tidyrows.testing.audit import tables
 from tidyrows.testing.audit.heard import HeardThere
-from tidyrows.testing.audit.reach import LookThread
+from tidyrows.testing.audit.reach import LookThread, Reach
 from tidyrows.testing.audit.watch import Watch
 from tidyrows.tracking import Ledger
 
@@ -49,7 +49,7 @@ def watched(engine, thread):
         connection.execute(notes.insert(), {"id": uuid.UUID(int=1), "text": "was there"})
         connection.execute(bare.insert(), {"x": 1})
     said = []
-    watch = Watch(engine, "here", thread, said.append)
+    watch = Watch(engine, "here", Reach(engine, thread), said.append)
     assert watch.look() == []
     watch.said = said
     yield watch
@@ -191,7 +191,7 @@ def test_a_file_that_is_made_anew_is_another_database(database, thread, tmp_path
     made = sa.create_engine(f"sqlite:///{file}")
     metadata.create_all(made)
     do(made, orgs.insert().values(id=1))
-    watch = Watch(made, "here", thread, pytest.fail)
+    watch = Watch(made, "here", Reach(made, thread), pytest.fail)
     watch.look()
     made.dispose()
     file.rename(tmp_path / "kept.db")  # its inode must not be given again
@@ -215,7 +215,7 @@ def test_an_asynchronous_engine_is_looked_at_in_a_loop_of_its_own(database, driv
     engine = database.engine()
     metadata.create_all(engine)
     made = create_async_engine(database.url.set(drivername=driver))
-    watch = Watch(made.sync_engine, "here", thread, pytest.fail)
+    watch = Watch(made.sync_engine, "here", Reach(made.sync_engine, thread), pytest.fail)
 
     async def first_look():
         return watch.look()

@@ -465,12 +465,17 @@ class SQLite(Dialect):
         return (database_name(engine),) if self.is_private(engine) else file_identity(engine.url)
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
-        """What counts the commits of all other connections, of other processes too."""
+        """What counts the commits of all other connections, and the changes of this one.
+
+        In memory this one is the suite's own.
+        """
         self._ask(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
         attached = [
             name for _n, name, path in self._ask(connection, "PRAGMA database_list") if path
         ]
-        return [self._ask(connection, f"PRAGMA {_quoted(name)}.data_version") for name in attached]
+        raw: Any = connection.connection.driver_connection
+        told = [self._ask(connection, f"PRAGMA {_quoted(name)}.data_version") for name in attached]
+        return told, getattr(raw, "total_changes", 0)
 
     def usual_schema(self, bind: sa.Engine | sa.Connection) -> str:
         """The file that was opened, not one that was attached."""

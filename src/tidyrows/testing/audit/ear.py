@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -20,7 +21,7 @@ from tidyrows.tracking import returning, statements, written
 from tidyrows.tracking.strings import INTERNAL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 Pending = list[tuple[Deed, RowKey] | str]
 """What an open transaction has done, and the names of its savepoints between."""
@@ -30,17 +31,18 @@ _MANY = 10_000
 
 
 class Ear:
-    """Hears all engines, those that are made later too, until it is closed.
+    """Hears all engines, those that are made later too, from open to close.
 
-    Args:
-        meet: called with each engine when one of its connections is taken.
-        leave: called before a statement that waits for all other connections to go.
+    Attributes:
+        heard: what was heard since the last time that it was taken.
+        models: the names of the mapped classes that were met, by table.
     """
 
-    def __init__(self, meet: Callable[[sa.Engine], str | None], leave: Callable[[], None]) -> None:
+    def __init__(self) -> None:
         self.heard = Heard()
         self.models: dict[str, str] = {}
-        self._meet, self._leave = meet, leave
+        self._meet: Callable[[sa.Connection], str | None]
+        self._leave: Callable[[], None]
         self._deaf: set[int] = set()
         self._names: weakref.WeakKeyDictionary[sa.Engine, str | None] = weakref.WeakKeyDictionary()
         self._pending: weakref.WeakKeyDictionary[sa.Connection, Pending]
@@ -48,8 +50,14 @@ class Ear:
         self._keyed: dict[tuple[str, sa.Table], KeyedTable] = {}
         self._hung: list[tuple[Any, str, Any]] = []
 
-    def open(self) -> None:
-        """Begin to listen."""
+    def open(self, meet: Callable[[sa.Connection], str | None], leave: Callable[[], None]) -> None:
+        """Begin to listen.
+
+        Args:
+            meet: called with each connection that is taken; returns how its database is named.
+            leave: called before a statement that waits for all other connections to go.
+        """
+        self._meet, self._leave = meet, leave
         for name in (
             *("engine_connect", "before_cursor_execute", "after_execute", "commit", "rollback"),
             *("savepoint", "rollback_savepoint", "commit_twophase", "rollback_twophase"),
@@ -67,6 +75,15 @@ class Ear:
         """What is asked here is the audit's own."""
         self._deaf.add(threading.get_ident())
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """What this thread asks in the block is the audit's own."""
+        self.be_deaf_to_this_thread()
+        try:
+            yield
+        finally:
+            self._deaf.discard(threading.get_ident())
+
     def take(self) -> Heard:
         """What was heard since the last time."""
         heard, self.heard = self.heard, Heard()
@@ -80,19 +97,16 @@ class Ear:
         """The name of a connection's database; None where it is nobody's business."""
         if threading.get_ident() in self._deaf or INTERNAL in connection.get_execution_options():
             return None
-        return self._of_engine(connection.engine)
-
-    def _of_engine(self, engine: sa.Engine) -> str | None:
-        if engine not in self._names:
-            self._names[engine] = self._meet(engine)
-        return self._names[engine]
+        if connection.engine not in self._names:  # it was taken before the ear was opened
+            self._names[connection.engine] = self._meet(connection)
+        return self._names[connection.engine]
 
     # -- what SQLAlchemy calls -------------------------------------------------------------------
 
     def _engine_connect(self, connection: sa.Connection) -> None:
         if threading.get_ident() in self._deaf:
             return
-        self._names[connection.engine] = name = self._meet(connection.engine)
+        self._names[connection.engine] = name = self._meet(connection)
         if name is not None:
             self.heard.of(name)
 
@@ -190,7 +204,7 @@ class Ear:
             bind = session.get_bind(mapper)
         except sa.exc.InvalidRequestError:  # a session that is told its bind otherwise
             return
-        name = self._of_engine(bind.engine)
+        name = self._names.get(bind.engine)
         if name is not None:
             target = self._named(bind.engine, name, table, table.schema)
             key = sent_key(mapper.primary_key, state.key[1], bind.dialect)
@@ -206,7 +220,9 @@ class Ear:
     def _rollback(self, connection: sa.Connection) -> None:
         self._pending.pop(connection, None)
 
-    def _savepoint(self, connection: sa.Connection, name: str) -> None:
+    def _savepoint(self, connection: sa.Connection, name: str | None) -> None:
+        if name is None:  # SQLAlchemy names it right after this event, by this counter
+            name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
         if connection in self._pending:
             self._pending[connection].append(name)
 

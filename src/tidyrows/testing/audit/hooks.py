@@ -42,15 +42,15 @@ class Audit:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._watches = Watches(lambda: self._ear.be_deaf_to_this_thread())  # noqa: PLW0108 -- made below
-        self._ear = Ear(self._watches.meet, self._watches.release)
+        self._ear = Ear()
+        self._watches = Watches(self._ear.be_deaf_to_this_thread, self._ear.deaf)
         self._book = Book(self._watches.sees)
         self._outcomes = Outcomes()
         self._who = Maker("what was done before the first test", is_test=False)
         self._unittests: set[str] = set()
         self._began = time.monotonic()
         self._report: Report | None = None
-        self._ear.open()
+        self._ear.open(self._watches.meet, self._watches.release)
 
     # -- stretches of time ---------------------------------------------------------------------
 

@@ -83,11 +83,16 @@ class Book:
     def enter(self, who: Maker, differences: Iterable[Difference], heard: Heard) -> None:
         """What was different after a test or a shared fixture, and what was heard meanwhile."""
         new: set[RowKey] = set()
-        for difference in differences:
+        seen = list(differences)
+        for difference in seen:
             self._seen(who, difference, new)
         for deed, row in heard.committed:
             if not self._sees(row.table, row.key):
                 self._believe(who, deed, row, new)
+        for each in seen:
+            if each.more:  # some of those whose keys were not read were heard of
+                told = sum(row.table == each.table for row in new) - len(each.appeared)
+                self.left[who][each.table].more += max(0, each.more - told)
         self._read(who, new, heard)
         for row in new:
             self.left[who][row.table].keys.add(row.key)
@@ -106,8 +111,6 @@ class Book:
         for row in gone:
             self._forget(who, row)
         new.update(RowKey(table, key) for key in difference.appeared)
-        if difference.more:
-            self.left[who][table].more += difference.more
 
     def _believe(self, who: Maker, deed: Deed, row: RowKey, new: set[RowKey]) -> None:
         """What was heard of a row that no look shows."""

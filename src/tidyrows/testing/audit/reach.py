@@ -16,6 +16,7 @@ from tidyrows.awaiting import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
 T = TypeVar("T")
 
@@ -106,3 +107,29 @@ class Reach:
                 connection.close()
             finally:
                 self._engine.dispose()
+
+
+class SharedReach:
+    """A database in memory, which can be reached through the suite's own connection only.
+
+    Args:
+        connection: of the suite.
+        deaf: a block in which nobody listens to what is asked.
+    """
+
+    def __init__(
+        self, connection: sa.Connection, deaf: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        self._deaf = deaf
+        # Given back, the connection is left as it is: the suite's own pool looks after it.
+        pool = sa.StaticPool(lambda: driver, reset_on_return=None)
+        self._engine = sa.Engine(pool, connection.dialect, connection.engine.url)
+
+    def call(self, work: Callable[[sa.Connection], T]) -> T:
+        """What the work returned, here and now."""
+        with self._deaf(), self._engine.connect() as connection:
+            return work(connection)
+
+    def close(self) -> None:
+        """Nothing: the connection is the suite's."""

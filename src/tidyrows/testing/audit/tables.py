@@ -84,10 +84,8 @@ class Table:
 
     def glance(self) -> list[sa.ScalarSelect[Any]]:
         """What shows cheaply whether rows were added or taken away: how many, and the highest."""
-        some: sa.Select[Any] = (
-            sa.select(sa.literal_column("1")).select_from(self._clause).limit(SMALL + 1)
-        )
-        inner = (self._restricted(some)).subquery()
+        some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._clause)
+        inner = self._limited(some).subquery()
         looks: list[sa.ScalarSelect[Any]] = [
             sa.select(sa.func.count()).select_from(inner).scalar_subquery()
         ]
@@ -145,7 +143,7 @@ class Table:
     def _read(self, connection: sa.Connection) -> dict[Key, int]:
         """All rows that are looked at, or one more than a small table has."""
         chosen = sa.select(*(self._clause.c[name] for name in self.columns))
-        sql = self._restricted(chosen).limit(SMALL + 1)
+        sql = self._limited(chosen)
         found = connection.execute(sql, execution_options=_AS_WRITTEN).all()
         places = [self.columns.index(name) for name in self.key]
         if places:
@@ -161,6 +159,13 @@ class Table:
 
     def _ask(self, connection: sa.Connection, statement: sa.Select[Any]) -> Any:
         return connection.execute(statement, execution_options=_AS_WRITTEN).scalar()
+
+    def _limited(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        """One row more than a small table has."""
+        if self.above is not None:
+            # By the index: a planner without statistics would read the whole table for a LIMIT.
+            statement = self._restricted(statement).order_by(self._first)
+        return statement.limit(SMALL + 1)
 
     def _restricted(self, statement: sa.Select[Any]) -> sa.Select[Any]:
         return statement if self.above is None else statement.where(self._first > self.above)

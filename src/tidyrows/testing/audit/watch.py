@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from tidyrows.dialects import dialect_for
 from tidyrows.testing.audit.heard import HeardThere
-from tidyrows.testing.audit.reach import Reach
 from tidyrows.testing.audit.tables import SMALL, TOGETHER, Difference, Table, reflected
 from tidyrows.tracking.ledger import NAME as LEDGER
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from tidyrows.rows import TableName
-    from tidyrows.testing.audit.reach import LookThread
+    from tidyrows.testing.audit.reach import Reach, SharedReach
     from tidyrows.testing.audit.spoken import Name
 
 _LOCK_WAIT = 1.0
@@ -37,7 +36,7 @@ class Watch:
     Args:
         engine: of the suite.
         name: how its rows are named.
-        thread: where it is looked at.
+        reach: how it is looked at.
         say: takes what could not be looked at, and why.
 
     Attributes:
@@ -47,18 +46,24 @@ class Watch:
     """
 
     def __init__(
-        self, engine: sa.Engine, name: str, thread: LookThread, say: Callable[[str], None]
+        self,
+        engine: sa.Engine,
+        name: str,
+        reach: Reach | SharedReach,
+        say: Callable[[str], None],
     ) -> None:
         self.name = name
         self.fresh = True
         self.gone = False
         self.keyless: set[TableName] = set()
-        self._engine = engine
         self._dialect = dialect_for(engine)
+        # An engine on a database in memory is not kept alive, and so neither is the database.
+        self._engine = None if self._dialect.is_private(engine) else engine
         self._identity = self._dialect.identity(engine)
+        self._sqlalchemy = engine.dialect
         self._lost = (*_LOST, engine.dialect.loaded_dbapi.Error)
-        self._thread, self._say = thread, say
-        self._reach = Reach(engine, thread)
+        self._say = say
+        self._reach: Reach | SharedReach | None = reach
         self._tables: dict[TableName, Table] = {}
         self._list: list[list[str]] = []
         self._glances: dict[tuple[Any, ...], str] = {}
@@ -70,12 +75,23 @@ class Watch:
         table = self._tables.get(row_table)
         return table is not None and table.sees(key)
 
+    def go_by(self, reach: Reach | SharedReach) -> None:
+        """Look by this way from now on."""
+        self._reach = reach
+
     def release(self) -> None:
         """Close the connection: somebody may want to drop the database."""
-        try:
-            self._reach.close()
-        except self._lost as error:
-            self._say(f"{self.name}: the audit's connection could not be closed ({_short(error)})")
+        if self._reach is not None:
+            try:
+                self._reach.close()
+            except self._lost as error:
+                self._say(f"{self.name}: the audit's connection does not close ({_short(error)})")
+
+    def let_go(self) -> None:
+        """Keep nothing alive, until the database is met again."""
+        self.release()
+        if self._engine is None:
+            self._reach = None
 
     def look(self, heard: HeardThere | None = None) -> list[Difference]:
         """What has changed since the last look; at the first nothing.
@@ -83,15 +99,26 @@ class Watch:
         Args:
             heard: what was heard of the database meanwhile; None for nothing.
         """
-        identity = self._dialect.identity(self._engine)
+        identity = self._identity
+        if self._engine is not None:
+            identity = self._dialect.identity(self._engine)
         if identity != self._identity:
             return self._another(identity)
+        if self._reach is None:
+            return []
         try:
             return self._reach.call(lambda connection: self._look(connection, heard))
         except self._lost as error:
             self._mark = None
+            if self._engine is None and self._is_closed(error):
+                self.gone = True
+                return []
             self._say(f"{self.name} could not be looked at: {_short(error)}")
             return []
+
+    def _is_closed(self, error: BaseException) -> bool:
+        """Whether a database in memory has ended with its connection."""
+        return self._sqlalchemy.is_disconnect(error, None, None)  # type: ignore[arg-type]
 
     def _another(self, identity: tuple[Any, ...] | None) -> list[Difference]:
         """The database was dropped, or made anew in its place."""
@@ -104,6 +131,9 @@ class Watch:
         return lost if self.gone else [*lost, *self.look(HeardThere(ddl=True))]
 
     def _look(self, connection: sa.Connection, heard: HeardThere | None) -> list[Difference]:
+        if self._engine is None and self._dialect.is_begun(connection.connection.dbapi_connection):
+            self._say(f"{self.name}: a transaction was open when it was to be looked at")
+            return []
         mark = self._dialect.change_mark(connection, lock_timeout=_LOCK_WAIT)
         same = mark is not None and mark == self._mark
         connection.rollback()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
+import weakref
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects import database_name, dialect_for
-from tidyrows.testing.audit.reach import LookThread
+from tidyrows.testing.audit.reach import LookThread, Reach, SharedReach
 from tidyrows.testing.audit.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
@@ -25,30 +28,35 @@ class Watches:
 
     Args:
         begin: called first in the thread that looks.
+        deaf: a block in which nobody listens to what this thread asks.
 
     Attributes:
         notes: what could not be looked at, and why.
     """
 
-    def __init__(self, begin: Callable[[], None]) -> None:
+    def __init__(
+        self, begin: Callable[[], None], deaf: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._deaf = deaf
         self.notes: dict[str, None] = {}
         self._thread = LookThread(begin)
         self._lock = threading.Lock()
         self._watches: dict[str, Watch] = {}
         self._names: dict[Any, str] = {}
         self._met: dict[str, set[Maker]] = {}
-        self._private = 0
+        self._numbers = count(1)
+        self._private: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
+        self._private = weakref.WeakKeyDictionary()
 
-    def meet(self, engine: sa.Engine) -> str | None:
-        """The name of an engine's database, which is looked at first if it is new.
+    def meet(self, connection: sa.Connection) -> str | None:
+        """The name of a connection's database, which is looked at first if it is new.
 
-        None where it is in memory, and nobody else's.
+        None where it cannot be looked at.
         """
+        engine = connection.engine
         dialect = dialect_for(engine)
         if dialect.is_private(engine):
-            self._private += 1
-            self.notes["databases in memory were not looked at"] = None
-            return None
+            return self._meet_private(connection)
         identity = dialect.identity(engine)
         place = None if identity is None else identity[0]
         with self._lock:
@@ -57,10 +65,28 @@ class Watches:
                 name = database_name(engine)
                 self._names[place] = name
             if name not in self._watches:
-                watch = Watch(engine, name, self._thread, self._say)
-                self._watches[name] = watch
-                watch.look()
+                self._add(engine, name, Reach(engine, self._thread))
         return name
+
+    def _meet_private(self, connection: sa.Connection) -> str | None:
+        """A database in memory, which is another with each connection of the driver."""
+        if connection.dialect.is_async:
+            self._say("databases in memory were not looked at where their driver is asynchronous")
+            return None
+        reach = SharedReach(connection, self._deaf)
+        driver = connection.connection.dbapi_connection
+        known, name = self._private.get(connection.engine, (None, ""))
+        if known is driver:
+            self._watches[name].go_by(reach)
+            return name
+        name = f"in memory {next(self._numbers)}"
+        self._private[connection.engine] = driver, name
+        self._add(connection.engine, name, reach)
+        return name
+
+    def _add(self, engine: sa.Engine, name: str, reach: Reach | SharedReach) -> None:
+        watch = self._watches[name] = Watch(engine, name, reach, self._say)
+        watch.look()
 
     def sees(self, table: TableName, key: Any) -> bool:
         """Whether a look would show what became of a row."""
@@ -88,7 +114,7 @@ class Watches:
                 continue  # a test's own, which no other has met
             found += watch.look(there)
             if self._is_own(name, watch):
-                watch.release()
+                watch.let_go()
         return found
 
     def release(self) -> None:

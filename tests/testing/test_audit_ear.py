@@ -1,0 +1,186 @@
+"""What the audit hears in this process, and what it makes of it with what it sees."""
+
+from __future__ import annotations
+
+import gc
+import uuid
+import weakref
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import StaticPool
+
+from harness.targets import on
+from tidyrows.testing.audit import tables
+from tidyrows.testing.audit.ear import Ear
+from tidyrows.testing.audit.findings import Known, of_rows
+from tidyrows.testing.audit.makers import Book, Maker
+from tidyrows.testing.audit.watches import Watches
+
+
+class Base(DeclarativeBase):
+    pass
+
+
+class Org(Base):
+    __tablename__ = "orgs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(40), default="")
+
+
+class Note(Base):
+    __tablename__ = "notes"
+    id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True, default=uuid.uuid4)
+    text: Mapped[str] = mapped_column(sa.String(40), default="")
+
+
+class Audited:
+    """An audit without pytest: the block of each test is what it did."""
+
+    def __init__(self):
+        self.ear = Ear()
+        self.watches = Watches(self.ear.be_deaf_to_this_thread, self.ear.deaf)
+        self.book = Book(self.watches.sees)
+        self.ear.open(self.watches.meet, self.watches.release)
+
+    def test(self, name, *, is_test=True):
+        who = Maker(name, is_test=is_test)
+        heard = self.ear.take()
+        self.book.enter(who, self.watches.look(who, heard), heard)
+
+    @property
+    def found(self):
+        known = Known(self.ear.models, (), self.watches.own, self.watches.is_keyless)
+        return {
+            (each.test, each.fault.name.lower(), each.table.rpartition(".")[2], each.count)
+            for each in of_rows(self.book, known)
+        }
+
+
+@pytest.fixture
+def audited():
+    made = Audited()
+    yield made
+    made.ear.close()
+    made.watches.close()
+
+
+@pytest.fixture
+def made(engine):
+    """An engine on a database with the tables, which the audit has not met."""
+    Base.metadata.create_all(engine)
+    return engine
+
+
+def test_keys_are_the_same_whether_they_were_loaded_or_seen(made, audited):
+    """A UUID is bytes, text or a value of its own, as the driver has it."""
+    with Session(made) as session:
+        session.add_all([Note(), Org(name="a")])
+        session.commit()
+    audited.test("leaves")
+    with Session(made) as session:
+        session.scalars(sa.select(Note)).one()
+        session.scalars(sa.select(Org)).one()
+    audited.test("loads")
+    with Session(made) as session:
+        session.execute(sa.select(Note.id)).all()
+        session.execute(sa.select(Org.id)).all()
+    audited.test("reads columns")
+    assert audited.found == {
+        ("leaves", "leaves", "notes", 1),
+        ("leaves", "leaves", "orgs", 1),
+        ("loads", "reads", "notes", 1),
+        ("loads", "reads", "orgs", 1),
+    }
+
+
+def test_of_a_large_table_what_was_committed_by_key_is_believed(made, audited, monkeypatch):
+    monkeypatch.setattr(tables, "SMALL", 3)
+    with made.begin() as connection:
+        connection.execute(sa.insert(Org), [{"id": n, "name": "old"} for n in range(1, 11)])
+    audited.test("fixture", is_test=False)
+    table = Org.__table__
+    with made.begin() as connection:
+        connection.execute(sa.update(table).where(table.c.id == 1).values(name="changed"))
+        with connection.begin_nested() as inner:
+            connection.execute(sa.delete(table).where(table.c.id == 2))
+            inner.rollback()
+    audited.test("commits")
+    with made.connect() as connection:
+        connection.execute(sa.delete(table).where(table.c.id == 3))
+        connection.rollback()
+    audited.test("rolls back")
+    with Session(made) as session:
+        session.delete(session.get(Org, 4))
+        session.commit()
+    audited.test("deletes")
+    assert audited.found == {
+        ("fixture", "shared", "orgs", 9),
+        ("commits", "changes", "orgs", 1),
+        ("deletes", "deletes", "orgs", 1),
+    }
+
+
+def test_rows_of_other_processes_count_as_those_of_the_test_that_ran(made, audited):
+    with made.connect() as connection:
+        connection.execute(sa.select(Org.__table__)).all()
+    audited.test("before", is_test=False)
+    with audited.ear.deaf(), made.begin() as connection:
+        connection.execute(sa.insert(Org).values(name="by the application"))
+    audited.test("calls it")
+    assert audited.found == {("calls it", "leaves", "orgs", 1)}
+
+
+@on("sqlite")
+def test_a_database_in_memory_that_tests_share_is_looked_at(database, audited):
+    shared = sa.create_engine("sqlite://", poolclass=StaticPool)
+    Base.metadata.create_all(shared)
+    audited.test("fixture", is_test=False)
+    with Session(shared) as session:
+        session.add(Org(name="left"))
+        session.commit()
+        session.add(Org(name="rolled back"))
+        session.flush()
+        audited.test("leaves, and has a transaction open")
+        assert session.in_transaction()
+        session.rollback()
+    audited.test("next")
+    assert {each[1:] for each in audited.found} == {("leaves", "orgs", 1)}
+    with shared.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Org)) == 1
+    assert "a transaction was open" in next(iter(audited.watches.notes))
+    shared.dispose()
+
+
+@on("sqlite")
+def test_a_database_that_one_test_has_made_for_itself_is_not_kept_alive(
+    audited, database, tmp_path
+):
+    engines = []
+    for url in ("sqlite://", f"sqlite:///{tmp_path}/own.db"):
+        own = sa.create_engine(url)
+        engines.append(weakref.ref(own))
+        Base.metadata.create_all(own)
+        with Session(own) as session:
+            session.add(Org())
+            session.commit()
+        own.dispose()
+    del own, session
+    audited.test("makes its own")
+    assert audited.found == set()
+    assert audited.watches.notes == {}
+    gc.collect()
+    assert engines[0]() is None
+
+
+def test_a_closed_ear_hears_nothing(made):
+    ear = Ear()
+    ear.open(lambda _connection: "here", lambda: None)
+    ear.close()
+    with Session(made) as session:
+        session.add(Org())
+        session.commit()
+        session.scalars(sa.select(Org)).all()
+    assert ear.take().there == {}
+    assert ear.take().loaded == set()
