@@ -205,6 +205,15 @@ def test_a_key_that_comes_again_is_the_row_of_who_inserted_it():
     assert set(known(book)) == {("a", Fault.LEAVES)}
 
 
+def test_what_a_test_does_to_its_own_rows_is_no_fault():
+    """Also with a look between, as where a shared fixture is set up in the middle of a test."""
+    book = Book(lambda _table, _key: True)
+    key = frozenset({(1,)})
+    for did in ("appeared", "changed", "gone"):
+        book.enter(Maker("a"), [Difference(ORGS, **{did: key})], Heard())
+    assert known(book) == {}
+
+
 def test_what_no_look_shows_is_believed_as_it_was_heard():
     book = Book(lambda _table, _key: False)
     row, other = RowKey(ORGS, (1,)), RowKey(ORGS, (2,))
