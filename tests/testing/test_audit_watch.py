@@ -104,8 +104,12 @@ def test_what_is_rolled_back_is_not_seen(engine, watched):
     assert seen(watched) == {}
 
 
+@on("sqlite")
 def test_where_nobody_has_committed_no_table_is_read(engine, watched, monkeypatch):
-    """The promise on large databases: a test that writes nothing costs one question."""
+    """The promise on large databases: a test that writes nothing costs one question.
+
+    The servers' marks are those of all their databases, in which other tests are at work.
+    """
 
     def read(*_anything):
         raise AssertionError
@@ -183,6 +187,39 @@ def test_a_database_can_be_dropped_once_the_connection_is_released(engine, watch
     watched.release()
     do(engine, orgs.insert().values(id=3))
     assert seen(watched) == {"orgs": (1, 0, 0)}
+
+
+@on("postgresql+psycopg", "mysql+pymysql")
+def test_a_table_that_the_role_may_not_read_is_said_and_the_others_are_looked_at(
+    database, engine, thread
+):
+    """SQLite has no roles."""
+    metadata.create_all(engine)
+    role = f"audit_{uuid.uuid4().hex[:12]}"
+    quoted = {"postgresql": role, "mysql": f"{role}@'%%'"}[database.backend]
+    make = {
+        "postgresql": f"CREATE ROLE {quoted} LOGIN PASSWORD 'secret'",
+        "mysql": f"CREATE USER {quoted} IDENTIFIED BY 'secret'",
+    }[database.backend]
+    limited = sa.create_engine(database.url.set(username=role, password="secret"))
+    said = []
+    with engine.begin() as connection:
+        connection.exec_driver_sql(make)
+        connection.exec_driver_sql(f"GRANT SELECT, INSERT ON orgs TO {quoted}")
+        connection.exec_driver_sql(f"GRANT INSERT ON notes TO {quoted}")
+    try:
+        watch = Watch(limited, "here", Reach(limited, thread), said.append)
+        watch.look()
+        do(engine, orgs.insert().values(id=1), notes.insert().values(id=uuid.uuid4()))
+        assert seen(watch) == {"orgs": (1, 0, 0)}
+        assert any("notes: this role may not read it" in each for each in said)
+        watch.release()
+    finally:
+        limited.dispose()
+        with engine.begin() as connection:
+            if database.backend == "postgresql":
+                connection.exec_driver_sql(f"DROP OWNED BY {quoted}")
+            connection.exec_driver_sql(f"DROP {'USER' if '@' in quoted else 'ROLE'} {quoted}")
 
 
 @on("sqlite")

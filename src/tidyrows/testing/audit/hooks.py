@@ -50,6 +50,7 @@ class Audit:
         self._unittests: set[str] = set()
         self._began = time.monotonic()
         self._report: Report | None = None
+        self._written: list[str] = []
         self._ear.open(self._watches.meet, self._watches.release)
 
     # -- stretches of time ---------------------------------------------------------------------
@@ -84,6 +85,13 @@ class Audit:
         item.teardown = self._teardown(usual, last=last)  # type: ignore[method-assign]
         with self._at_work(Maker(item.nodeid)):
             return (yield)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+        """Another plugin may run a test again after its end."""
+        if self._who == _ENDED:
+            self._enter()
+            self._who = Maker(item.nodeid)
 
     def _teardown(self, usual: Callable[[], None], *, last: bool) -> Callable[[], None]:
         def teardown() -> None:
@@ -130,7 +138,7 @@ class Audit:
         )
         findings = [*of_rows(self._book, known), *of_orders(runs, self._book)]
         self._report = reported(findings, len(failed), runs, list(self._watches.notes))
-        self._write(self._report)
+        self._written = list(self._write(self._report))
 
     def _in_other_orders(self, first: Run, seeds: int) -> list[Run]:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
@@ -166,18 +174,26 @@ class Audit:
         if plugins.has_plugin("pytest_cov"):
             yield "--no-cov"
 
-    def _write(self, report: Report) -> None:
+    def _write(self, report: Report) -> Iterator[str]:
+        """Write what was asked for; what cannot be written is said."""
         texts = {"json": json.dumps(report.as_json(), indent=1), "html": html(report)}
         for kind, text in texts.items():
-            path = self._config.getoption(f"--tidy-audit-{kind}")
-            if path:
-                Path(self._config.invocation_params.dir, path).write_text(text, encoding="utf-8")
+            given = self._config.getoption(f"--tidy-audit-{kind}")
+            if given:
+                path = Path(self._config.invocation_params.dir, given)
+                try:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_text(text, encoding="utf-8")
+                except OSError as error:
+                    yield f"--tidy-audit-{kind}: {path} could not be written ({error.strerror})"
+                else:
+                    yield f"written to {path}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """The table of culprits."""
-        if self._report is not None:
+        if self._report is not None and self._report.tests:
             terminalreporter.write_sep("=", "tidyrows audit")
-            for line in lines(self._report):
+            for line in (*lines(self._report), *self._written):
                 terminalreporter.write_line(line)
 
 

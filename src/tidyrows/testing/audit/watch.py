@@ -155,8 +155,7 @@ class Watch:
         if not self._known:
             self._tables = {table.name: table for table in self._reflect(connection)}
             for table in self._tables.values():
-                table.begin(connection)
-                self._say_unseen(table)
+                self._begin(connection, table)
             self.fresh, self._known = not self._tables, True
             return
         # Where a change is there that nobody was heard to make, it is another process's.
@@ -211,8 +210,21 @@ class Watch:
             if known is None:
                 self._tables[name] = table
             elif (known.columns, known.key) != (table.columns, table.key):
-                table.begin(connection)
+                self._begin(connection, table)
                 self._tables[name] = table
+
+    def _begin(self, connection: sa.Connection, table: Table) -> None:
+        """The first look at a table, which this role may not be allowed."""
+        try:
+            with connection.begin_nested():
+                table.begin(connection)
+        except sa.exc.DBAPIError as error:
+            if not self._dialect.lacks_right(error):
+                raise
+            table.unseen = True
+            self._say(f"{table.name}: this role may not read it ({_short(error)})")
+        else:
+            self._say_unseen(table)
 
     def _listed(self, connection: sa.Connection) -> list[list[str]]:
         """The names of all tables: cheaper than to reflect them."""
