@@ -186,7 +186,7 @@ def _left(
         return Finding(who.name, Fault.SHARED, said, cure, there, str(table), keys)
     said = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
     if there != count:
-        said += f", of which {there or 'none'} are there at the end of the run"
+        said += f", {there or 'none'} of them still there at the end of the run"
     cure = known.take_tidy(who.name)
     return Finding(who.name, Fault.LEAVES, said, cure, count, str(table), keys)
 
