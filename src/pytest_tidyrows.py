@@ -8,6 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import secrets
+import tempfile
+from importlib import import_module
+from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,8 +32,9 @@ _ALL = {"true": False, "yes": False, "on": False, "1": False, "session": True}
 """What tidy_autouse may say: whether rows of session fixtures are deleted as well."""
 _NONE = frozenset({"", "false", "no", "off", "0"})
 _PLUGIN, _DOOR, _SAID = "tidyrows at work", "tidyrows at the door", "tidyrows"
-_KEY = pytest.StashKey[str]()
-"""What the controller and its workers alone know."""
+_PLACE = "tidyrows_board"
+_KEY, _BOARD = pytest.StashKey[str](), pytest.StashKey[str]()
+"""What the controller and its workers alone know, and a folder that they make if need be."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -117,6 +122,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", _MARK)
     given = getattr(config, "workerinput", None)
     config.stash[_KEY] = (given or {}).get(_SAID) or secrets.token_hex(16)
+    config.stash[_BOARD] = (given or {}).get(_PLACE) or str(
+        Path(tempfile.gettempdir()) / f"tidyrows-{secrets.token_hex(8)}"
+    )
     if given is not None and not os.environ.get("TIDYROWS_RUN"):
         # Children inherit xdist's variables: they shall not take its worker's values for theirs.
         claim = f"{given['testrunuid']} {given['workerid'].removeprefix('gw')} {os.getpid()}"
@@ -143,26 +151,49 @@ def pytest_configure_node(node: Any) -> None:
     if not node.config.pluginmanager.has_plugin(_DOOR):
         node.config.pluginmanager.register(_Door(node.config), _DOOR)
     node.workerinput[_SAID] = node.config.stash[_KEY]
+    node.workerinput[_PLACE] = node.config.stash[_BOARD]
 
 
 class _Door:
-    """Lets the plugin in once a worker has something to say."""
+    """Lets the plugin in once a worker has something to say, or has left a note of it."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if hasattr(report, _SAID) and not self._config.pluginmanager.has_plugin(_PLUGIN):
-            _load(self._config).pytest_runtest_logreport(report)
+        if hasattr(report, _SAID) and not self._is_in():
+            self._let_in().pytest_runtest_logreport(report)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any, error: object | None) -> None:
+        if self._is_noted() and not self._is_in():
+            self._let_in().pytest_testnodedown(node, error)
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._is_noted() and not self._is_in():
+            self._let_in().pytest_sessionfinish(session)
+
+    def _let_in(self) -> Any:
+        # Ctrl-C in the middle of an import leaves half a module, which the end of the run needs
+        # whole; it comes to the main thread only.
+        importing = Thread(target=_import)
+        importing.start()
+        importing.join()
+        return _load(self._config)
+
+    def _is_in(self) -> bool:
+        return self._config.pluginmanager.has_plugin(_PLUGIN)
+
+    def _is_noted(self) -> bool:
+        return Path(self._config.stash[_BOARD]).exists()
 
 
 def _load(config: pytest.Config) -> Any:
     """The plugin itself, registered with the first need of it."""
     plugin = config.pluginmanager.get_plugin(_PLUGIN)
     if plugin is None:
-        from tidyrows.testing.pytest_plugin import Plugin  # noqa: PLC0415 -- the whole point
-
-        plugin = Plugin(config, config.stash[_KEY])
+        plugin = _import().Plugin(config, config.stash[_KEY], config.stash[_BOARD])
         config.pluginmanager.register(plugin, _PLUGIN)
     return plugin
 
@@ -185,6 +216,10 @@ def _order(config: pytest.Config) -> None:
 
     again = Again(config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again"))
     config.pluginmanager.register(again, "tidyrows order")
+
+
+def _import() -> Any:
+    return import_module("tidyrows.testing.pytest_plugin")
 
 
 @pytest.fixture(scope="session")

@@ -44,6 +44,7 @@ from tidyrows import (
     external_handler,
 )
 from tidyrows import sweep as swept
+from tidyrows.tracking.owner import handed_id
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +218,19 @@ def test_rows_kept_for_study_go_only_when_they_are_asked_for(database, outside, 
     assert sweep(outside, kept=found.kept).total_deleted == 1
     with pytest.raises(LedgerError, match=r"swept already\. Nothing else"):
         sweep(outside, kept=found.kept)
+
+
+@on("sqlite")
+def test_rows_handed_to_a_controller_are_anybodys_once_it_has_not_come(database, outside, ledgers):
+    """It may have been killed. Kept rows would stay for ever."""
+    parents, _children = family(outside)
+    worker = Worker(database, ledgers).writes((parents, numbered([1])))
+    (place,) = worker.tracker.books()
+    assert worker.tracker.put_aside(place, handed_id())
+    worker.dies()
+    assert swept(outside).total_deleted == 0
+    assert swept(outside, patience=0).total_deleted == 1
+    assert not ids(outside, parents)
 
 
 # --- what is asked for

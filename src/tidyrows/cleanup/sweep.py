@@ -26,7 +26,7 @@ from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.book import Book
 from tidyrows.tracking.entries import MAKING
 from tidyrows.tracking.ledger import LEDGER, NAME, RUN, WORKER, Ledger
-from tidyrows.tracking.owner import OWNER, Owner, forget_owner, is_kept, is_left, left_id
+from tidyrows.tracking.owner import OWNER, Owner, forget_owner, is_handed, is_kept, is_left, left_id
 from tidyrows.tracking.takeover import Logged, load, played, put_aside, take_over
 from tidyrows.tracking.whereabouts import is_over
 
@@ -98,6 +98,8 @@ class Wanted:
         older_than: whoever's, if nothing came since so many seconds.
         kept: what was kept for study too: all of it, or what has this name alone.
         patience: seconds without a heartbeat after which a worker is dead.
+        handed: what a worker has handed to its controller too, which is who asks; to others it
+            is there once nobody has come for it in those seconds.
 
     Raises:
         ValueError: a time is negative, or a name empty.
@@ -108,6 +110,7 @@ class Wanted:
     older_than: float | None = None
     kept: bool | str = False
     patience: float = PATIENCE
+    handed: bool = False
 
     def __post_init__(self) -> None:
         for name, seconds, example in (
@@ -421,7 +424,7 @@ def _parts(ledger: Ledger, connection: sa.Connection, wanted: Wanted) -> list[_P
             take = part.idle >= wanted.older_than
         else:
             if part.owner not in dead:
-                dead[part.owner] = _is_dead(ledger, connection, part, wanted.patience)
+                dead[part.owner] = _is_dead(ledger, connection, part, wanted)
             take = dead[part.owner]
         if take:
             found.append(part)
@@ -442,10 +445,12 @@ def _owners(ledger: Ledger, connection: sa.Connection) -> dict[str, tuple[float,
     }
 
 
-def _is_dead(ledger: Ledger, connection: sa.Connection, part: _Part, patience: float) -> bool:
+def _is_dead(ledger: Ledger, connection: sa.Connection, part: _Part, wanted: Wanted) -> bool:
     """Whether the owner's lock is free and its heart has stopped."""
     if is_left(part.owner):
         return True
+    if is_handed(part.owner):
+        return wanted.handed or part.age > wanted.patience
     dialect, number = ledger.dialect, int(part.owner, 16)
     if dialect.is_alive(connection, number):
         return False
@@ -455,7 +460,7 @@ def _is_dead(ledger: Ledger, connection: sa.Connection, part: _Part, patience: f
     if dialect.beats_in_file:
         since = dialect.file_beat_age(connection, number)
         age = age if since is None else min(age, since)
-    return age > patience
+    return age > wanted.patience
 
 
 def _let_locks_go(ledger: Ledger, wanted: Wanted, retry: RetryPolicy) -> None:
@@ -466,7 +471,7 @@ def _let_locks_go(ledger: Ledger, wanted: Wanted, retry: RetryPolicy) -> None:
         with ledger.engine.connect() as connection:
             held = any(
                 is_over(part.process)
-                and not is_left(part.owner)
+                and not (is_left(part.owner) or is_handed(part.owner))
                 and ledger.dialect.is_alive(connection, int(part.owner, 16))
                 for part in _parts(ledger, connection, everybody)
             )
@@ -508,7 +513,7 @@ def _gone(ledger: Ledger, wanted: Wanted) -> list[str]:
                 ledger,
                 connection,
                 _Part(owner, 0, "", "", beat, process, age=now - beat),
-                wanted.patience,
+                wanted,
             )
         ]
 

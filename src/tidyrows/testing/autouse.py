@@ -36,7 +36,9 @@ class Autouse:
         """Listen, where tests are run: not in the controller of xdist's workers."""
         self._plugin = plugin
         wanted = plugin.ledger_wanted()
-        several = WorkerContext.current().worker_count > 1
+        # xdist replaces a worker that crashes, even if it has one only
+        is_worker = hasattr(self._config, "workerinput")
+        several = is_worker or WorkerContext.current().worker_count > 1
         self._suite = Suite(
             plugin.hear,
             with_ledger=several if wanted is None else wanted,

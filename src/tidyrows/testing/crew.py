@@ -96,19 +96,15 @@ class Crew:
         else:
             self._totals.add(said)
 
-    def ended(self, worker: str, kept: list[str], *, crashed: bool) -> None:
+    def ended(self, worker: str, *, crashed: bool) -> None:
         """A worker has ended.
 
         Args:
             worker: its id.
-            kept: the names of what it made for all workers, and leaves to the controller.
             crashed: it could not clean up.
         """
         for post in self._posts.values():
-            wanted = [Wanted(kept=name) for name in kept]
-            if crashed:
-                wanted.append(Wanted(run=post.run, worker=worker + _OF_THE_RUN))
-            self._try(f"worker {worker}", partial(post.take, wanted))
+            self._try(f"worker {worker}", partial(post.take, worker))
             if crashed:
                 self._try(
                     f"worker {worker} crashed",
@@ -153,14 +149,10 @@ class Post:
         self._ledger = Ledger(made, allow_production=True)
         self._custody: Custody | None = None
 
-    def take(self, wanted: list[Wanted]) -> None:
-        """Keep rows until all workers have ended."""
-
-        def all_of_it() -> None:
-            for each in wanted:
-                self._keeper().take(each)
-
-        self._call(all_of_it)
+    def take(self, worker: str) -> None:
+        """Keep what a worker made for all of them, until all have ended."""
+        wanted = Wanted(run=self.run, worker=worker + _OF_THE_RUN, handed=True)
+        self._call(lambda: self._keeper().take(wanted))
 
     def sweep(self, worker: str, wanted: Mapping[str, Any]) -> CleanupReport:
         """Delete what a worker left, as its last test wanted it."""
@@ -175,7 +167,7 @@ class Post:
         def last() -> CleanupReport:
             keeper = self._keeper()
             try:
-                keeper.take(Wanted(run=self.run))
+                keeper.take(Wanted(run=self.run, handed=True))
                 return keeper.clean()
             finally:
                 keeper.close()

@@ -14,22 +14,23 @@ from tidyrows.cleanup import CleanupManager, sweep, sweep_async
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.testing.awaited import TURN, fixture_for
+from tidyrows.testing.board import Board
 from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed, wishes_of
 from tidyrows.testing.shared import Shared
 from tidyrows.testing.tidy import Tidy
 from tidyrows.testing.totals import Totals, created_by, said_of
 from tidyrows.tracking import Ledger
 from tidyrows.tracking.binding import Binding
-from tidyrows.tracking.owner import kept_id
+from tidyrows.tracking.owner import handed_id
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from tidyrows.cleanup import CleanupReport
-    from tidyrows.worker import WorkerContext
 
 _FAILED = pytest.StashKey[bool]()
-_SAID, _KEPT = "tidyrows", "tidyrows_kept"
+_SAID = "tidyrows"
 _LEDGERS: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
 _OPTIONS = frozenset(
     name
@@ -45,18 +46,20 @@ class Plugin:
     Args:
         config: pytest's.
         key: what a worker of xdist's and the controller alone know.
+        board: the folder in which the one leaves what the other may not hear.
     """
 
-    def __init__(self, config: pytest.Config, key: str) -> None:
+    def __init__(self, config: pytest.Config, key: str, board: str) -> None:
         self._config = config
         self._totals = Totals()
         self._unsaid: list[dict[str, Any]] = []
         self.before_the_end: list[Callable[[], None]] = []
         self._met: set[sa.engine.URL] = set()
         self._ledgers: list[Ledger] = []
-        self._held: list[tuple[str, Tidy]] = []
+        self._late: list[tuple[str, Tidy]] = []
         self._crew = Crew(self._totals, key)
         self._key = key
+        self._board = Board(board)
         self._is_worker = hasattr(config, "workerinput")
 
     # -- fixtures ------------------------------------------------------------------------------
@@ -80,10 +83,10 @@ class Plugin:
         item.stash[_FAILED] = False
         bind = request.getfixturevalue("tidy_engine")
         options = self._options(item)
-        tidy = Tidy(bind, test=item.nodeid, **options)
+        tidy = self._made(bind, test=item.nodeid, **options)
         if self._is_worker:  # if it crashes, its controller cleans up in its place
             worker = tidy.context.worker_id
-            self._unsaid.append({"worker": worker, "wanted": wishes_of(options)})
+            self._tell({"worker": worker, "wanted": wishes_of(options)})
         if tidy.is_async:
             yield from self._in_a_loop(request, tidy)
             return
@@ -136,15 +139,19 @@ class Plugin:
         self._meet(tidy)
         yield shared
         said = said_of("tidy_run", created_by(tidy.tracker), None)
-        name = kept_id()
+        name = handed_id()
         for database in tidy.tracker.books():
-            if tidy.tracker.put_aside(database, name):
-                given_out = self._config.workeroutput  # type: ignore[attr-defined]  # xdist's
-                given_out.setdefault(_KEPT, []).append(name)
+            tidy.tracker.put_aside(database, name)
         self._unsaid.append(said)
 
+    def _made(self, bind: Any, **options: Any) -> Tidy:
+        tidy = Tidy(bind, **options)
+        # xdist replaces a worker that crashes, even if it has one only.
+        tidy.has_kin = tidy.has_kin or self._is_worker
+        return tidy
+
     def _shared(self, request: pytest.FixtureRequest) -> Tidy:
-        tidy = Tidy(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
+        tidy = self._made(request.getfixturevalue("tidy_engine"), ledger=self._ledger())
         if tidy.is_async:
             pytest.fail(
                 f"{request.fixturename} cannot await, and tidy_engine is asynchronous. Make shared "
@@ -164,6 +171,9 @@ class Plugin:
         keeps = options.pop("keep_on_failure")
         for name in ("ledger", "allow_production"):
             options.pop(name, None)
+        if self._is_worker:
+            worker = WorkerContext.current().worker_id
+            self._tell({"worker": worker, "wanted": wishes_of(options)})
         item.stash[_FAILED] = False
         return options, lambda: keeps and item.stash[_FAILED]
 
@@ -176,7 +186,7 @@ class Plugin:
         self._ledgers.append(ledger)
         if self._is_worker:
             sent = sealed(address_of(ledger.engine), self._key)
-            self._unsaid.append({"url": sent, "run": context.run_id})
+            self._tell({"url": sent, "run": context.run_id})
 
     def _options(self, item: pytest.Item) -> dict[str, Any]:
         """What the marks say; those closest to the test have the last word."""
@@ -223,7 +233,12 @@ class Plugin:
                 self._swept(sweep(engine))
         if self._is_worker and tidy.tracker.has_ledger:
             sent = sealed(address_of(engine), self._key)
-            self._unsaid.append({"url": sent, "run": tidy.context.run_id})
+            self._tell({"url": sent, "run": tidy.context.run_id})
+
+    def _tell(self, said: dict[str, Any]) -> None:
+        """Say what the controller must know even if no report comes any more."""
+        self._unsaid.append(said)
+        self._board.pin(self._config.workerinput["workerid"], said)  # type: ignore[attr-defined]  # xdist's
 
     async def sweep_async(self, bind: Any) -> None:
         """Sweep the database of an asynchronous bind, if asked and where it is not met yet."""
@@ -251,6 +266,9 @@ class Plugin:
         created, note = created_by(tidy.tracker), None
         try:
             note = tidy.finish(failed=failed)
+        except KeyboardInterrupt:
+            self._late.append((test, tidy))
+            raise
         finally:
             self._say(tidy, test, created, note)
         return note
@@ -270,7 +288,7 @@ class Plugin:
         if note is not None:
             said["kept"] = sum(created.values())
         elif tidy.report is not None and tidy.report.held and not tidy.is_async:
-            self._held.append((test, tidy))
+            self._late.append((test, tidy))
         self._unsaid.append(said)
 
     def _show(self, item: pytest.Item, note: str | None) -> None:
@@ -301,34 +319,47 @@ class Plugin:
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
         """A worker has ended."""
+        worker = node.gateway.id
         output = getattr(node, "workeroutput", {})
+        crashed = bool(error) or not output
         for said in output.get(_SAID, ()):
             self._crew.hear(said)
-        kept = output.get(_KEPT, [])
-        self._crew.ended(node.gateway.id, kept, crashed=bool(error) or not output)
+        if crashed:
+            self._look(worker)
+        self._crew.ended(worker, crashed=crashed)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        """What waited for others' rows, and what a run's end leaves to do."""
-        for test, tidy in self._held:
+        """What waited for others' rows, or was interrupted, and what a run's end leaves to do."""
+        for test, tidy in self._late:
+            waited = len(tidy.report.held) if tidy.report else 0
             try:
-                tidy.cleanup.cleanup()
+                report = tidy.cleanup.cleanup()
             except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
                 self._totals.notes.append(f"rows of {test} are still there: {in_short(error)}")
                 self._totals.failed = True
+            else:
+                deleted = {str(table): count for table, count in report.deleted.items()}
+                self._totals.add({"deleted": deleted, "held": len(report.held) - waited})
         for deed in self.before_the_end:
             deed()
         if self._is_worker:
-            given_out = self._config.workeroutput  # type: ignore[attr-defined]  # xdist's
-            given_out[_SAID] = self._unsaid
+            self._config.workeroutput[_SAID] = self._unsaid  # type: ignore[attr-defined]  # xdist's
         else:
-            for said in self._unsaid:
+            for said in self._unsaid:  # no report came any more
                 self._crew.hear(said)
+            self._look()
             self._crew.finish()
+            self._board.clear()
         if self._totals.failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         for ledger in self._ledgers:  # a worker of xdist's ends without a word
             ledger.close()
+
+    def _look(self, worker: str = "*") -> None:
+        """Read what workers have left, for what they said may not have been heard."""
+        for said in self._board.read(worker):
+            self._crew.hear(said)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """What there is to say, if anything."""

@@ -48,6 +48,7 @@ class Tidy:
 
     Attributes:
         context: run, worker and test.
+        has_kin: whether the run has, or may get, other workers; then there is a ledger by default.
         tracker: what remembers the rows; there once it is started.
         cleanup: what deletes them.
 
@@ -81,6 +82,7 @@ class Tidy:
         self._retry = retry
         self._options = options
         self.context = context or WorkerContext.current().for_test(test)
+        self.has_kin = self.context.worker_count > 1
 
     # -- what a test uses ----------------------------------------------------------------------
 
@@ -209,8 +211,7 @@ class Tidy:
         """The ledger to write to, which may have to be installed."""
         if isinstance(self._ledger, Ledger):
             return self._ledger
-        several = self.context.worker_count > 1
-        engine = Binding(self._bind).engine() if self._ledger or several else None
+        engine = Binding(self._bind).engine() if self._ledger or self.has_kin else None
         if engine is None or self._ledger is False:
             return None
         if self._ledger is None and not _installed.get(engine, True):

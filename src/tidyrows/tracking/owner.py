@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 OWNER = "owner"
 """The kind of the row that says who an owner is, and when its heart last beat."""
-_KEPT, _LEFT = "kept", "left"
+_KEPT, _LEFT, _HANDED = "kept", "left", "hand"
 OPTIONS = {INTERNAL: True, "schema_translate_map": None}
 """Execution options of statements about a ledger: real names, and no tracker hears them."""
 
@@ -153,6 +153,16 @@ def kept_id() -> str:
 def left_id() -> str:
     """The owner of what a sweep could not delete: nobody, so the next sweep takes it."""
     return f"{_LEFT}{secrets.token_hex(6)}"
+
+
+def handed_id() -> str:
+    """The owner of rows that a worker has handed to its controller: nobody, who dies if not met."""
+    return f"{_HANDED}{secrets.token_hex(6)}"
+
+
+def is_handed(owner: str) -> bool:
+    """Whether a worker has handed it to its controller."""
+    return owner.startswith(_HANDED)
 
 
 def is_left(owner: str) -> bool:

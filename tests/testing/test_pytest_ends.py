@@ -1,0 +1,101 @@
+"""The pytest plugin where a run does not end as it should: crashes and Ctrl-C."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from harness.suites import Suite
+from harness.targets import mostly_on
+from tidyrows import find_orphans
+
+pytestmark = pytest.mark.slow
+
+SHARED = """
+    import os, signal
+    import pytest
+    import sqlalchemy as sa
+    from models import OrgFactory, UserFactory
+
+    @pytest.fixture(scope="session")
+    def org(tidy_run):
+        return tidy_run.once("org", lambda: OrgFactory().id)
+"""
+
+
+@pytest.fixture
+def suite(tmp_path, outside):
+    folder = tmp_path / "suite"
+    folder.mkdir()
+    return Suite(folder, outside)
+
+
+def left(suite):
+    """What there is now, and what the ledger knows of."""
+    return suite.rows(), find_orphans(suite.url)
+
+
+@mostly_on("postgresql+psycopg")
+def test_a_worker_that_crashes_before_its_first_report_leaves_nothing(suite):
+    """It is the only one, so nobody else has told the controller where to look, and what for."""
+    suite.write(
+        "test_crash.py",
+        SHARED
+        + """
+    @pytest.fixture
+    def crash(org, tidy):
+        UserFactory(org_id=org)
+        UserFactory()
+        os._exit(3)
+
+    def test_it(crash):
+        pass
+""",
+    )
+    ended = suite.run("-n", "1", "--max-worker-restart=0")
+    assert ended.outcomes == {"failed": 1}
+    assert re.search(
+        r"worker gw0 crashed: .*users 2 deleted.*orgs 1 deleted", "\n".join(ended.summary)
+    )
+    assert left(suite) == (suite.before, [])
+
+
+INTERRUPTED = """
+    @sa.event.listens_for(sa.Engine, "before_cursor_execute")
+    def interrupt(connection, cursor, statement, *rest):
+        if statement.startswith("DELETE") and "users" in statement:
+            sa.event.remove(sa.Engine, "before_cursor_execute", interrupt)
+            signal.raise_signal(signal.SIGINT)
+
+    def test_it(org, tidy):
+        UserFactory(org_id=org)
+        UserFactory()
+"""
+
+
+@mostly_on("sqlite")
+def test_ctrl_c_in_the_middle_of_a_cleanup_leaves_nothing(suite):
+    suite.write("test_it.py", SHARED + INTERRUPTED)
+    ended = suite.run()
+    assert ended.code == 2
+    assert "KeyboardInterrupt" in ended.text
+    assert suite.rows() == suite.before
+    assert ended.summary[0] == "4 row(s) created in 2 test(s), 4 deleted"
+
+
+@mostly_on("postgresql+psycopg")
+def test_ctrl_c_for_the_controller_leaves_nothing_of_what_workers_share(suite):
+    suite.write(
+        "test_it.py",
+        SHARED
+        + """
+    def test_it(org, tidy):
+        UserFactory(org_id=org)
+        os.kill(os.getppid(), signal.SIGINT)
+""",
+    )
+    ended = suite.run("-n", "1")
+    assert ended.code == 2
+    assert "KeyboardInterrupt" in ended.text
+    assert left(suite) == (suite.before, [])
