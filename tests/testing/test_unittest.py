@@ -89,18 +89,32 @@ def test_a_failure_is_told_and_leaves_nothing(suite, fault):
 
 
 @mostly_on("mysql+pymysql")
-def test_an_interrupt_leaves_nothing(suite):
+@pytest.mark.parametrize(
+    "place",
+    ["test_a", "tearDownClass", pytest.param("setUpClass", marks=pytest.mark.soak)],
+)
+def test_an_interrupt_leaves_nothing(suite, place):
     suite.write(
         "test_it.py",
         HEAD
-        + """
+        + f"""
     @classmethod
     def setUpClass(cls):
         cls.org = add(Org(name="shared"))
+        cls.at("setUpClass")
+
+    @classmethod
+    def at(cls, place):
+        if place == "{place}":
+            raise KeyboardInterrupt
 
     def test_a(self):
         add(User(org_id=self.org.id))
-        raise KeyboardInterrupt
+        self.at("test_a")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.at("tearDownClass")
 """,
     )
     _, said = suite.run("unittest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import unittest
 from contextlib import contextmanager
@@ -13,6 +14,10 @@ from tidyrows.tracking.asynchronous import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+__unittest = True
+"""unittest leaves frames of such a module out, and shows the test's own line."""
 
 
 class _Rows:
@@ -34,6 +39,12 @@ class _Rows:
         own = cls.__dict__.get("setUpClass")
         if isinstance(own, classmethod):
             cls.setUpClass = classmethod(_opening(own.__func__))  # type: ignore[attr-defined]
+        elif not issubclass(next(c for c in cls.__mro__ if "setUpClass" in vars(c)), _Rows):
+            # A mixin's, which need not call super(), comes first.
+            def of_the_mixin(called: Any) -> None:
+                super(cls, called).setUpClass()  # type: ignore[misc]
+
+            cls.setUpClass = classmethod(_opening(of_the_mixin))  # type: ignore[attr-defined]
 
     @classmethod
     def make_tidy_engine(cls) -> Any:
@@ -60,12 +71,20 @@ class _Rows:
         cls.tidy_class.start()
         cls._tidy_class_open = True
         cls.addClassCleanup(cls._close_class)  # type: ignore[attr-defined]
+        atexit.register(cls._close_class)  # unittest calls no cleanup after a KeyboardInterrupt
 
     @classmethod
     def _close_class(cls) -> None:
         if cls.__dict__.get("_tidy_class_open"):
+            try:
+                cls.tidy_class.finish()
+            except KeyboardInterrupt:
+                raise  # it is to be done yet
+            except BaseException:
+                cls._tidy_class_open = False
+                raise
             cls._tidy_class_open = False
-            cls.tidy_class.finish()
+        atexit.unregister(cls._close_class)
 
     # -- one test ----------------------------------------------------------------------------------
 
@@ -75,6 +94,18 @@ class _Rows:
         name = self.id()  # type: ignore[attr-defined]
         self.tidy = Tidy(self.make_tidy_engine(), test=name, **self.tidy_options)
         return self.tidy
+
+    @contextmanager
+    def _closing(self) -> Iterator[None]:
+        """What is interrupted is to be done yet; what fails is not tried again."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            self._tidy_open = False
+            raise
+        self._tidy_open = False
 
     def _interrupted(self) -> None:
         """Finish at once: unittest calls no cleanup after a KeyboardInterrupt."""
@@ -182,8 +213,8 @@ class TidyTestCase(_Rows, unittest.TestCase):
 
     def _finish(self) -> None:
         if self._tidy_open:
-            self._tidy_open = False
-            self._say(self.tidy.finish(failed=bool(self._tidy_errors)))
+            with self._closing():
+                self._say(self.tidy.finish(failed=bool(self._tidy_errors)))
 
     def _interrupted(self) -> None:
         try:
@@ -216,8 +247,8 @@ class AsyncTidyTestCase(_Rows, unittest.IsolatedAsyncioTestCase):
 
     async def _finish(self) -> None:
         if self._tidy_open:
-            self._tidy_open = False
-            self._say(await self.tidy.finish_async(failed=bool(self._tidy_errors)))
+            with self._closing():
+                self._say(await self.tidy.finish_async(failed=bool(self._tidy_errors)))
 
     def _interrupted(self) -> None:
         try:
