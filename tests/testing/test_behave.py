@@ -52,6 +52,8 @@ from tidyrows.testing.behave import setup
 
 def before_all(context):
     setup(context, engine, **eval(os.environ.get("OPTIONS", "{}")))
+    add(Org(name="of the run"))
+    assert len(context.tidy.tracker) == len(context.tidy_run.tracker) == 1
 
 def before_feature(context, feature):
     context.org = add(Org(name="shared"))
@@ -90,6 +92,28 @@ def test_what_is_kept_is_said(suite, monkeypatch):
     assert code == 1
     assert "kept for study" in said
     assert len(suite.left()["users"]) == 2
+
+
+@mostly_on("sqlite")
+def test_ctrl_c_in_the_middle_of_a_cleanup_leaves_nothing(suite):
+    """Behave ends there, and calls no cleanup of the feature's."""
+    suite.write(
+        "features/environment.py",
+        ENVIRONMENT
+        + """
+import signal
+
+@sa.event.listens_for(sa.Engine, "before_cursor_execute")
+def interrupt(connection, cursor, statement, *rest):
+    if statement.startswith("DELETE") and "users" in statement:
+        sa.event.remove(sa.Engine, "before_cursor_execute", interrupt)
+        signal.raise_signal(signal.SIGINT)
+""",
+    )
+    code, said = suite.run("behave")
+    assert code == 1
+    assert "ABORTED: By user." in said
+    assert suite.left() == STRANGERS
 
 
 @mostly_on("postgresql+psycopg")

@@ -11,7 +11,8 @@ behave has no hook that a library can register: :func:`setup` puts its own in fr
 of ``environment.py``. ``before_tag``, ``before_feature``, ``before_scenario`` see ``context.tidy``.
 In ``before_feature`` it is the feature's, whose rows live until the feature ends; in a scenario,
 its Background and each row of an outline it is the scenario's, and the feature's is
-``context.tidy_feature``. Rows go after behave's own ``after_`` hooks and the cleanups they added.
+``context.tidy_feature``. After ``setup``, in ``before_all``, it is the run's, which is
+``context.tidy_run``. Rows go after behave's own ``after_`` hooks and the cleanups they added.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FAILED = frozenset({"failed", "error", "hook_error", "cleanup_error", "undefine
 
 
 def setup(context: Any, bind: Bind | str | sa.URL, **options: Any) -> None:
-    """Give every feature and every scenario a :class:`Tidy`; call it in ``before_all``.
+    """Give the run, every feature and every scenario a :class:`Tidy`; call it in ``before_all``.
 
     Args:
         context: behave's.
@@ -43,6 +44,7 @@ def setup(context: Any, bind: Bind | str | sa.URL, **options: Any) -> None:
         options: passed to :class:`Tidy`.
     """
     opened: list[Any] = []
+    use_fixture(_rows_of_the_run, context, bind, **options)
 
     def begin(context: Any) -> None:
         statement = getattr(context, "scenario", None) or getattr(context, "feature", None)
@@ -64,6 +66,13 @@ def _after(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> Ca
             hook(context, statement)
 
     return begun if hook is None else functools.wraps(hook)(begun)
+
+
+@fixture  # type: ignore[untyped-decorator]  # behave ships no types
+def _rows_of_the_run(context: Any, bind: Bind | str | sa.URL, **options: Any) -> Iterator[Tidy]:
+    context.tidy = context.tidy_run = tidy = Tidy(bind, **options).start()
+    yield tidy
+    tidy.finish()
 
 
 @fixture  # type: ignore[untyped-decorator]  # behave ships no types

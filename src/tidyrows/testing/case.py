@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import functools
 import unittest
 from contextlib import contextmanager
@@ -71,20 +70,12 @@ class _Rows:
         cls.tidy_class.start()
         cls._tidy_class_open = True
         cls.addClassCleanup(cls._close_class)  # type: ignore[attr-defined]
-        atexit.register(cls._close_class)  # unittest calls no cleanup after a KeyboardInterrupt
 
     @classmethod
     def _close_class(cls) -> None:
         if cls.__dict__.get("_tidy_class_open"):
-            try:
-                cls.tidy_class.finish()
-            except KeyboardInterrupt:
-                raise  # it is to be done yet
-            except BaseException:
-                cls._tidy_class_open = False
-                raise
             cls._tidy_class_open = False
-        atexit.unregister(cls._close_class)
+            cls.tidy_class.finish()
 
     # -- one test ----------------------------------------------------------------------------------
 
@@ -108,7 +99,10 @@ class _Rows:
         self._tidy_open = False
 
     def _interrupted(self) -> None:
-        """Finish at once: unittest calls no cleanup after a KeyboardInterrupt."""
+        """Finish at once: unittest calls no cleanup after a KeyboardInterrupt.
+
+        What cannot be done now is done when the process ends.
+        """
         raise NotImplementedError
 
     @contextmanager

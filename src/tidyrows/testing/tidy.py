@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
+import os
 import warnings
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import sqlalchemy as sa
@@ -17,7 +20,7 @@ from tidyrows.tracking.binding import Binding
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
     from types import TracebackType
 
     from sqlalchemy import orm
@@ -34,6 +37,7 @@ class Tidy:
     """A test's tracker, its context and what cleans up after it.
 
     As a block, or with :meth:`start` and :meth:`finish` where a framework has a place for each.
+    What Ctrl-C has kept from finishing is finished when the process ends.
 
     Args:
         bind: where the rows go, as for ``ResourceTracker``; a URL too.
@@ -155,24 +159,20 @@ class Tidy:
             CleanupError: rows are still there.
         """
         self.tracker.stop()
-        try:
+        with self._ending():
             if failed and self._keep:
                 return keep(self.tracker)
             self.cleanup.cleanup()
-        finally:
-            self._dispose()
         return None
 
     async def finish_async(self, *, failed: bool = False) -> str | None:
         """As :meth:`finish`, where the bind is asynchronous."""
         async with self.tracker.turn():  # what a task is creating yet, is seen
             self.tracker.stop()
-        try:
+        with self._ending():
             if failed and self._keep:
                 return await self.tracker.run_sync(keep)
             await self.cleanup.cleanup_async()
-        finally:
-            self._dispose()
         return None
 
     # -- as a block ------------------------------------------------------------------------------
@@ -186,10 +186,8 @@ class Tidy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with self._ending():
             self.cleanup.__exit__(kind, error, traceback)
-        finally:
-            self._dispose()
 
     async def __aenter__(self) -> Self:
         return await self.start_async()
@@ -200,10 +198,8 @@ class Tidy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
+        with self._ending():
             await self.cleanup.__aexit__(kind, error, traceback)
-        finally:
-            self._dispose()
 
     # -- the ledger --------------------------------------------------------------------------------
 
@@ -250,11 +246,30 @@ class Tidy:
             self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
         )
         self.tracker.start()
+        if not self.is_async:  # there is no loop when the process ends
+            self._process = os.getpid()
+            atexit.register(self._at_exit)
         return self
 
-    def _dispose(self) -> None:
-        if self._own is not None:
-            self._own.dispose()
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Leave to the end of the process what is interrupted, or waits for others' rows."""
+        is_over = True
+        try:
+            yield
+            is_over = self.report is None or not self.report.held
+        except KeyboardInterrupt:
+            is_over = False
+            raise
+        finally:
+            if is_over:
+                atexit.unregister(self._at_exit)
+            if self._own is not None:
+                self._own.dispose()
+
+    def _at_exit(self) -> None:
+        if self._process == os.getpid():  # not in a child that was forked
+            self.finish()
 
 
 def _made(url: str | sa.URL) -> sa.Engine:
