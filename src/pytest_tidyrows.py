@@ -91,7 +91,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addini(
         "tidy_ledger",
         "on, off, or auto: enter rows into a ledger, by which killed workers are swept; auto does "
-        "where there is more than one worker",
+        "under pytest-xdist, and where the environment says that there are other workers",
         default="auto",
     )
     parser.addini(
