@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 from pathlib import Path
 
@@ -119,8 +120,6 @@ def test_the_library_of_the_page_listens_to_robot_framework(suite):
 @on("sqlite")  # who runs the cells does not ask which database it is
 def test_a_notebook_has_a_cell_that_starts_and_one_that_finishes(suite, monkeypatch):
     """As a kernel runs them: each in a context of its own."""
-    import contextvars
-
     monkeypatch.setenv("SUITE_URL", suite.url)
     cells = (
         MODELS,
@@ -130,7 +129,8 @@ def test_a_notebook_has_a_cell_that_starts_and_one_that_finishes(suite, monkeypa
     )
     names = {"__name__": "notebook"}
     for cell in cells:
-        contextvars.copy_context().run(exec, cell, names)
+        code = compile(cell, "a cell", "exec", dont_inherit=True)
+        contextvars.copy_context().run(exec, code, names)
     assert suite.left() == STRANGERS
 
 
