@@ -99,3 +99,70 @@ def test_ctrl_c_for_the_controller_leaves_nothing_of_what_workers_share(suite):
     assert ended.code == 2
     assert "KeyboardInterrupt" in ended.text
     assert left(suite) == (suite.before, [])
+
+
+@pytest.mark.soak
+@mostly_on("postgresql+psycopg")
+@pytest.mark.parametrize("end", ["os._exit(3)", "os.kill(os.getpid(), signal.SIGKILL)"])
+@pytest.mark.parametrize("phase", ["setup", "call", "teardown"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "-n 2",
+        "-n 2 -x",
+        "-n 2 --reruns 1",
+        "-n 2 --dist worksteal",
+        "-n 2 --dist loadfile",
+        "-n 2 --dist loadscope",
+        "--dist each --tx 2*popen",
+    ],
+)
+def test_however_tests_are_dealt_out_a_crash_leaves_nothing(suite, how, phase, end):
+    """Not with loadgroup: there xdist waits for ever, without tidyrows too."""
+    suite.write(
+        "test_crash.py",
+        SHARED
+        + f"""
+    def crash(phase, n):
+        if phase == {phase!r} and n == 2:
+            try:
+                os.mkdir("crashed")
+            except FileExistsError:
+                return
+            {end}
+
+    @pytest.fixture
+    def users(org, tidy, n):
+        UserFactory(org_id=org)
+        UserFactory()
+        crash("setup", n)
+        yield
+        crash("teardown", n)
+
+    @pytest.mark.parametrize("n", range(6))
+    def test_it(users, n):
+        crash("call", n)
+""",
+    )
+    ended = suite.run(*how.split())
+    assert "crashed while running" in ended.text
+    assert left(suite) == (suite.before, [])
+
+
+@pytest.mark.soak
+@mostly_on("postgresql+psycopg")
+@pytest.mark.parametrize("method", ["thread", "signal"])
+def test_a_test_that_takes_too_long_leaves_nothing(suite, method):
+    """By a thread pytest-timeout ends the process at once, by a signal the test fails."""
+    suite.write(
+        "test_it.py",
+        SHARED
+        + """
+    def test_it(org, tidy):
+        UserFactory(org_id=org)
+        signal.pause()
+""",
+    )
+    ended = suite.run("-n", "1", "--timeout=2", f"--timeout-method={method}")
+    assert ended.outcomes == {"failed": 1}
+    assert left(suite) == (suite.before, [])
