@@ -11,6 +11,9 @@ from factories import ProductFactory, SignedInUserFactory
 from tidyrows import CleanupError, CleanupManager
 from tidyrows.testing.tidy import Tidy
 
+# Where a worker is killed, its controller deletes what the test of the mark had made.
+pytestmark = [pytest.mark.tidy(own=[AuditRow]), pytest.mark.usefixtures("tidy")]
+
 
 def by_table(rows):
     return {table.name: len(found) for table, found in rows.items()}
