@@ -106,7 +106,7 @@ class _Payment(BaseHTTPRequestHandler):
 def running_payments():
     """The payment service, in a thread of this process."""
     with Payments() as payments:
-        thread = Thread(target=payments.serve_forever)
+        thread = Thread(target=payments.serve_forever, daemon=True)
         thread.start()
         try:
             yield payments
