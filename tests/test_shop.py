@@ -117,7 +117,7 @@ def test_what_a_killed_worker_of_pytest_left_is_deleted(shared):
 
 
 UNITTEST = ("-m", "unittest", "discover", "-s", "tests_unittest", "-p", "broken.py")
-BEHAVE = ("behave_parallel.py", "-n", "2", "--tags=@broken", "features/broken/broken.feature")
+BEHAVE = ("behave_parallel.py", "--tags=@broken", "features/broken/broken.feature")
 
 
 @on_one_database

@@ -43,11 +43,7 @@ def main(processes, features, tags):
         url = os.environ.get("SHOP_DATABASE_URL") or f"sqlite:///{Path(folder, 'shop.db')}"
         # One run, and a number for each worker: so the rows are entered into the ledger, and no two
         # processes ever make the same value.
-        ours = {
-            "SHOP_DATABASE_URL": url,
-            "TIDYROWS_RUN": run,
-            "TIDYROWS_WORKER_COUNT": str(len(shares)),
-        }
+        ours = {"SHOP_DATABASE_URL": url, "TIDYROWS_RUN": run}
         numbered = [{**ours, "TIDYROWS_WORKER_INDEX": str(n)} for n in range(len(shares))]
         with ThreadPoolExecutor(len(shares)) as pool:
             ended = list(pool.map(behave, shares, numbered))

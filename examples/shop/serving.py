@@ -103,9 +103,9 @@ class _Payment(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def running_payments():
+def running_payments(service=Payments):
     """The payment service, in a thread of this process."""
-    with Payments() as payments:
+    with service() as payments:
         thread = Thread(target=payments.serve_forever, daemon=True)
         thread.start()
         try:
