@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import factory
-import httpx
 
 from app.models import Product, User, hash_password
+from client import Customer
 from tidyrows import Scoped, TrackedFactory
 
 PASSWORD = "correct horse battery staple"
@@ -37,8 +37,8 @@ class SignedInUserFactory(UserFactory):
     @factory.post_generation
     def shop(user, create, url, password=PASSWORD):
         if create:
-            form = {"email": user.email, "password": password}
-            answer = httpx.post(f"{url}/login", data=form, timeout=60)
+            with Customer(url) as customer:
+                answer = customer.log_in(user.email, password)
             assert answer.is_redirect, f"{user.email} cannot log in: {answer}"
             user.cookies = dict(answer.cookies)
 

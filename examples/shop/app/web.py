@@ -55,6 +55,7 @@ def create_app(engine: Engine, payments: str | None = None) -> Flask:
         payments: where orders are paid; None where they are free.
     """
     app = Flask("shop")
+    http = httpx.Client(timeout=60)
 
     @app.before_request
     def begin():
@@ -217,7 +218,7 @@ def create_app(engine: Engine, payments: str | None = None) -> Flask:
         if payments is None:
             return True
         charge = {"email": user.email, "cents": order.cents}
-        return httpx.post(f"{payments}/charge", json=charge, timeout=60).json()["paid"]
+        return http.post(f"{payments}/charge", json=charge).json()["paid"]
 
     def page(title, lines=(), form=()):
         user = g.login.user if g.login else None
