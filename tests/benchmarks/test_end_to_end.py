@@ -5,6 +5,8 @@ Run: python -m pytest tests/benchmarks/test_end_to_end.py -m benchmark -s
 Each worker has a shop in a process of its own, so eight workers are sixteen processes: on few
 cores they share what there is, and only what a test waits for is gained. So there is a shop that
 waits for nothing, and there are shops whose payment service takes its time, as real ones do.
+
+SQLite has one writer at a time, and the shop pays within its transaction: workers gain little.
 """
 
 from __future__ import annotations
