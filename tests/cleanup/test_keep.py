@@ -79,6 +79,20 @@ def test_the_line_of_the_message_names_another_ledger(database, outside, ledgers
     assert not ids(outside, parents)
 
 
+def test_the_line_of_the_message_deletes_as_the_test_would_have(database, outside, ledgers):
+    parents, children = family(outside)
+    worker = Worker(database, ledgers)
+    with pytest.raises(ZeroDivisionError) as caught:
+        with CleanupManager(worker.tracker, keep_on_failure=True, own=[children]):
+            insert(worker.engine, (parents, numbered([1])))
+            insert(outside, (children, numbered([5], parent_id=1)))
+            raise ZeroDivisionError
+    (note,) = caught.value.__notes__
+    (given,) = re.findall(r"sweep\(os.environ\['DATABASE_URL'\], (.*?)\)\)", note)
+    assert eval(f"sweep(outside, {given})").total_deleted == 1
+    assert not ids(outside, children)
+
+
 def test_a_test_that_succeeds_keeps_nothing(database, outside, ledgers):
     parents, _children = family(outside)
     worker = Worker(database, ledgers)

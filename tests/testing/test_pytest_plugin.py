@@ -269,7 +269,7 @@ def test_a_mark_that_is_misspelt_is_said(suite):
 @pytest.mark.parametrize("by", ["option", "mark"])
 @mostly_on("postgresql+psycopg")
 def test_rows_of_a_failed_test_are_kept_where_asked_and_only_those(suite, by):
-    mark = "@pytest.mark.tidy(keep_on_failure=True, ledger=True)" if by == "mark" else ""
+    mark = "@pytest.mark.tidy(keep_on_failure=True)" if by == "mark" else ""
     suite.write(
         "test_users.py",
         f"""
@@ -286,7 +286,6 @@ def test_rows_of_a_failed_test_are_kept_where_asked_and_only_those(suite, by):
             OrgFactory()
         """,
     )
-    suite.write("pytest.ini", "[pytest]\ntidy_ledger = on\n")
     ended = suite.run(*(["--tidy-keep"] if by == "option" else []))
     assert ended.outcomes == {"failed": 1, "passed": 1}
     assert ended.summary == ["2 row(s) created in 2 test(s), 1 deleted, 1 kept"]

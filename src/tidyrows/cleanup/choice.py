@@ -61,3 +61,8 @@ def places_of(
         reals = {table.name.schema for table in tables if table.table.schema == schema}
         places.update((real, name) for real in reals or {schema or default_schema})
     return frozenset(places)
+
+
+def written_names(named: Iterable[Named]) -> list[str]:
+    """The names by which :func:`named_tables` finds these again."""
+    return [f"{schema}.{name}" if schema else name for schema, name in sorted(named, key=str)]

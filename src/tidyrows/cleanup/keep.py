@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from tidyrows.tracking.ledger import NAME
 from tidyrows.tracking.owner import kept_id
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from tidyrows.tracking.tracker import ResourceTracker
 
 _SHOWN = 20
+NO_WISHES: Mapping[str, Iterable[str]] = MappingProxyType({})
 
 
-def keep(tracker: ResourceTracker) -> str:
+def keep(tracker: ResourceTracker, wishes: Mapping[str, Iterable[str]] = NO_WISHES) -> str:
     """Leave a tracker's rows where they are.
 
     With a ledger they are put aside there: no sweep takes them unless it is asked to. Without one
     they stay tracked, as long as this process lives.
+
+    Args:
+        tracker: whose rows.
+        wishes: tables, by the argument of ``sweep`` that they are to be given to.
 
     Returns:
         Which rows they are, and what deletes them.
@@ -46,6 +54,7 @@ def keep(tracker: ResourceTracker) -> str:
     for ledger, schema in dict.fromkeys(book.ledger.place for book in books):
         where = "" if ledger == NAME else f", ledger={ledger!r}"
         where += f", schema={schema!r}" if schema else ""
+        where += "".join(f", {name}={sorted(each)}" for name, each in wishes.items() if each)
         lines.append(
             f'They are deleted by: python -c "import os, tidyrows; '
             f"print(tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where}))\""

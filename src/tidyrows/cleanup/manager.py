@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tidyrows.awaiting import spawn
 from tidyrows.cleanup.bookkeeping import Bookkeeping
-from tidyrows.cleanup.choice import named_tables, places_of
+from tidyrows.cleanup.choice import named_tables, places_of, written_names
 from tidyrows.cleanup.claims import claimed_by_others
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
@@ -163,7 +163,7 @@ class CleanupManager:
         try:
             self.tracker.stop()
             if error is not None and self._keep_on_failure:
-                error.add_note(keep(self.tracker))
+                error.add_note(self.keep())
             else:
                 self.cleanup()
         except Exception as failure:
@@ -191,7 +191,7 @@ class CleanupManager:
                 self.tracker.stop()
             if error is not None and self._keep_on_failure:
                 async with self.tracker.turn():
-                    error.add_note(await spawn(keep, self.tracker))
+                    error.add_note(await spawn(self.keep))
             else:
                 await self.cleanup_async()
         except Exception as failure:
@@ -281,6 +281,15 @@ class CleanupManager:
 
     def _described(self, leftovers: Sequence[Leftover]) -> str:
         return describe_leftovers(leftovers)
+
+    def keep(self) -> str:
+        """Leave the rows for study, as ``keep_on_failure`` does.
+
+        Returns:
+            Which they are, and what deletes them.
+        """
+        wishes = {"own": written_names(self._own), "protect": written_names(self._protect)}
+        return keep(self.tracker, wishes)
 
     async def cleanup_async(self) -> CleanupReport:
         """As :meth:`cleanup`, for a tracker that is bound to something asynchronous.

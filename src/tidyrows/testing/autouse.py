@@ -39,9 +39,10 @@ class Autouse:
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1
+        keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
         self._suite = Suite(
             plugin.hear,
-            with_ledger=several if wanted is None else wanted,
+            with_ledger=several or keeps if wanted is None else wanted,
             entered=plugin.enter,
             everything=self._everything,
         )

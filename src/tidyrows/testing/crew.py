@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from tidyrows.awaiting import spawn
-from tidyrows.cleanup.choice import named_tables
+from tidyrows.cleanup.choice import named_tables, written_names
 from tidyrows.cleanup.rules import Dependents
 from tidyrows.cleanup.sweep import Custody, Wanted, sweep
 from tidyrows.cleanup.verify import in_short
@@ -62,8 +62,7 @@ def wishes_of(options: Mapping[str, Any]) -> dict[str, Any]:
     """What a test wants of its cleanup, in JSON's types, as far as the deletes depend on it."""
     said: dict[str, Any] = {}
     for name in ("own", "protect"):
-        tables = sorted(named_tables(name, options.get(name, ())), key=str)
-        said[name] = [f"{schema}.{table}" if schema else table for schema, table in tables]
+        said[name] = written_names(named_tables(name, options.get(name, ())))
     if "dependents" in options:
         said["dependents"] = options["dependents"].name
     return said

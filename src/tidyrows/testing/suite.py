@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup import CleanupManager
-from tidyrows.cleanup.keep import keep
 from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import (
@@ -236,7 +235,7 @@ class Suite:
             self._asleep[tracker] = owed
         try:
             if kept is not None and tracker.snapshot():
-                kept.append(keep(tracker))
+                kept.append(CleanupManager(tracker, **options).keep())
             else:
                 self._settle(owed)
         finally:

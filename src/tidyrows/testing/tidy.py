@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 import sqlalchemy as sa
 
 from tidyrows.cleanup import CleanupManager
-from tidyrows.cleanup.keep import keep
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
 from tidyrows.tracking import Ledger, ResourceTracker
 from tidyrows.tracking.asynchronous import is_async
@@ -44,7 +43,8 @@ class Tidy:
         test: the test's id.
         context: whose rows they are; by default this worker's, in this test.
         ledger: True to enter the rows into a ledger, which is installed where it is not there; by
-            default where the run has more than one worker. Or a ledger of your own.
+            default where the run has more than one worker, or rows may be kept. Or a ledger of your
+            own.
         keep_on_failure: where the test fails, leave its rows for study.
         allow_production: as for ``ResourceTracker``.
         retry: how often and how patiently; of factory calls and of the cleanup.
@@ -160,8 +160,8 @@ class Tidy:
         """
         self.tracker.stop()
         with self._ending():
-            if failed and self._keep:
-                return keep(self.tracker)
+            if failed and self._keep and self._has_rows:
+                return self.cleanup.keep()
             self.cleanup.cleanup()
         return None
 
@@ -170,10 +170,15 @@ class Tidy:
         async with self.tracker.turn():  # what a task is creating yet, is seen
             self.tracker.stop()
         with self._ending():
-            if failed and self._keep:
-                return await self.tracker.run_sync(keep)
+            if failed and self._keep and self._has_rows:
+                return await self.tracker.run_sync(lambda _tracker: self.cleanup.keep())
             await self.cleanup.cleanup_async()
         return None
+
+    @property
+    def _has_rows(self) -> bool:
+        self.tracker.settle()
+        return bool(self.tracker.snapshot() or self.tracker.externals())
 
     # -- as a block ------------------------------------------------------------------------------
 
@@ -207,7 +212,9 @@ class Tidy:
         """The ledger to write to, which may have to be installed."""
         if isinstance(self._ledger, Ledger):
             return self._ledger
-        engine = Binding(self._bind).engine() if self._ledger or self.has_kin else None
+        # What is kept outlives this process: without a ledger nobody could delete it any more.
+        wanted = self._ledger or self.has_kin or self._keep
+        engine = Binding(self._bind).engine() if wanted else None
         if engine is None or self._ledger is False:
             return None
         if self._ledger is None and not _installed.get(engine, True):
@@ -228,8 +235,8 @@ class Tidy:
             raise error
         _installed[ledger.engine] = False
         warnings.warn(
-            f"Several workers share the database, and a killed one would leave its rows there: "
-            f"{error}",
+            f"Rows of a worker that is killed, and those of failed tests that are kept, would have "
+            f"to be deleted by hand: {error}",
             TidyRowsWarning,
             stacklevel=4,
         )
