@@ -16,6 +16,7 @@ databases, end leaked sessions, and look past row-level security.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,10 @@ for _variable in (*production.ENVIRONMENT_VARIABLES, production.ALLOW_VARIABLE):
     os.environ.pop(
         _variable, None
     )  # the tests' trackers, in subprocesses too, are of no production
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Started in the background of a shell: the tests of Ctrl-C could not hear it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ABSENT = "not at hand"
 
