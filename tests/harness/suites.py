@@ -69,6 +69,7 @@ def tidy_engine():
 """
 
 
+_ONLY = ("-p", "no:cacheprovider", "-p", "pytest_tidyrows")
 _WITHOUT = ("-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:asyncio")
 
 
@@ -132,10 +133,22 @@ class Suite:
         """A file of it."""
         (self.folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
 
-    def run(self, *arguments: str, **environment: str) -> Ended:
-        """Run it with pytest."""
+    def run(self, *arguments: str, every_plugin: bool = False, **environment: str) -> Ended:
+        """Run it with pytest.
+
+        Args:
+            arguments: pytest's.
+            every_plugin: those too that only happen to be installed; they take most of the time.
+            environment: variables.
+        """
+        if every_plugin:
+            plugins = _WITHOUT
+        else:
+            environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment}
+            several = any(each.startswith("-n") for each in arguments)
+            plugins = (*_ONLY, *(("-p", "xdist.plugin") if several else ()))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *_WITHOUT, *arguments],
+            [sys.executable, "-m", "pytest", "-q", *plugins, *arguments],
             cwd=self.folder,
             env={**fresh_environment(), "SUITE_URL": self.url, **environment},
             stdin=subprocess.DEVNULL,

@@ -77,7 +77,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
     if plugin == "anyio":
         with (suite.folder / "conftest.py").open("a") as file:
             file.write(backend.replace("\n    ", "\n"))
-    ended = suite.run("-p", "asyncio" if plugin == "asyncio" else "no:asyncio")
+    ended = suite.run("-p", "asyncio" if plugin == "asyncio" else "no:asyncio", every_plugin=True)
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert "LookupError: mine" in ended.text
     assert suite.rows() == suite.before
@@ -87,7 +87,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
 @pytest.mark.soak
 def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     suite.write("test_it.py", TESTS.replace("MARK", "@pytest.mark.asyncio"))
-    ended = suite.run("-p", "asyncio", "-n", "2")
+    ended = suite.run("-p", "asyncio", "-n", "2", every_plugin=True)
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert suite.rows() == suite.before
 
@@ -150,6 +150,6 @@ def test_plugins_that_other_suites_have_work_beside_it(tmp_path, outside):
     )
     arguments = ["-p", "randomly", "--timeout=60", "--cov=models", "-p", "pytest_cov"]
     for more in ([], ["-n", "2"]):
-        ended = suite.run(*arguments, *more)
+        ended = suite.run(*arguments, *more, every_plugin=True)
         assert ended.outcomes == {"passed": 6, "rerun": 2}
         assert suite.rows() == suite.before

@@ -163,6 +163,6 @@ def test_a_test_that_takes_too_long_leaves_nothing(suite, method):
         signal.pause()
 """,
     )
-    ended = suite.run("-n", "1", "--timeout=2", f"--timeout-method={method}")
+    ended = suite.run("-n", "1", "--timeout=2", f"--timeout-method={method}", every_plugin=True)
     assert ended.outcomes == {"failed": 1}
     assert left(suite) == (suite.before, [])
