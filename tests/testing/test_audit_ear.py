@@ -3,59 +3,17 @@
 from __future__ import annotations
 
 import gc
-import uuid
 import weakref
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
+from harness.audits import Audited, Base, Note, Org
 from harness.targets import on
 from tidyrows.testing.audit import tables
 from tidyrows.testing.audit.ear import Ear
-from tidyrows.testing.audit.findings import Known, of_rows
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.watches import Watches
-
-
-class Base(DeclarativeBase):
-    pass
-
-
-class Org(Base):
-    __tablename__ = "orgs"
-    id: Mapped[int] = mapped_column(primary_key=True)
-    name: Mapped[str] = mapped_column(sa.String(40), default="")
-
-
-class Note(Base):
-    __tablename__ = "notes"
-    id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True, default=uuid.uuid4)
-    text: Mapped[str] = mapped_column(sa.String(40), default="")
-
-
-class Audited:
-    """An audit without pytest: the block of each test is what it did."""
-
-    def __init__(self):
-        self.ear = Ear()
-        self.watches = Watches(self.ear.be_deaf_to_this_thread, self.ear.deaf)
-        self.book = Book(self.watches.sees)
-        self.ear.open(self.watches.meet, self.watches.release)
-
-    def test(self, name, *, is_test=True):
-        who = Maker(name, is_test=is_test)
-        heard = self.ear.take()
-        self.book.enter(who, self.watches.look(who, heard), heard)
-
-    @property
-    def found(self):
-        known = Known(self.ear.models, (), self.watches.own, self.watches.is_keyless)
-        return {
-            (each.test, each.fault.name.lower(), each.table.rpartition(".")[2], each.count)
-            for each in of_rows(self.book, known)
-        }
 
 
 @pytest.fixture

@@ -49,7 +49,8 @@ def test_an_sql_string_names_its_tables(sql, written, read):
 def test_an_sql_string_says_what_else_may_happen():
     assert spoken("CREATE TABLE orgs (id int)").ddl
     assert spoken("CALL make_orgs()").unclear
-    assert spoken("DROP DATABASE app").drops
+    assert spoken("DROP DATABASE app").alone
+    assert spoken("create database app_2 template app").alone
     assert not spoken("SELECT 1 FROM orgs").unclear
 
 

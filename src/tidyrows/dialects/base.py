@@ -223,6 +223,17 @@ class Dialect:
 
     # ----- the user's transaction --------------------------------------------------------------
 
+    def commits_by_itself(self, connection: sa.Connection) -> bool:
+        """Whether it is in AUTOCOMMIT: no savepoint, and a failed insert undoes only itself."""
+        driver = connection.connection.dbapi_connection
+        # SQLite's driver can be in autocommit while an event of the engine's user has sent BEGIN.
+        if driver is None or self.in_transaction(driver):
+            return False
+        try:
+            return connection.dialect.detect_autocommit_setting(driver)
+        except NotImplementedError:
+            return False
+
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """Whether a transaction is open, as the driver sees it, without asking the server.
 
@@ -602,6 +613,10 @@ class Dialect:
     def own_schemas(self, connection: sa.Connection) -> list[str]:
         """The schemas in which an application keeps its tables."""
         return [self.usual_schema(connection)]
+
+    def parts(self, connection: sa.Connection, schema: str) -> set[str]:
+        """The tables of a schema whose rows are those of another table, which is listed too."""
+        return set()
 
     # ----- rows without a key ------------------------------------------------------------------
 

@@ -161,6 +161,10 @@ SELECT nspname FROM pg_catalog.pg_namespace
 WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
       AND pg_catalog.has_schema_privilege(oid, 'USAGE')
 ORDER BY nspname"""
+_PARTITIONS = """
+SELECT relname FROM pg_catalog.pg_class
+WHERE relispartition AND relnamespace = (
+    SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)"""
 
 
 class PostgreSQL(Dialect):
@@ -674,6 +678,10 @@ class PostgreSQL(Dialect):
     def own_schemas(self, connection: sa.Connection) -> list[str]:
         """All but the system's own."""
         return [_text(name) for (name,) in self._ask(connection, _OWN_SCHEMAS)]
+
+    def parts(self, connection: sa.Connection, schema: str) -> set[str]:
+        """Partitions: their rows are the partitioned table's."""
+        return {_text(name) for (name,) in self._ask(connection, _PARTITIONS, schema)}
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""

@@ -469,12 +469,18 @@ class SQLite(Dialect):
 
         In memory this one is the suite's own.
         """
+        (busy,) = self._ask(connection, "PRAGMA busy_timeout")[0]
         self._ask(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
-        attached = [
-            name for _n, name, path in self._ask(connection, "PRAGMA database_list") if path
-        ]
+        try:
+            attached = [
+                name for _n, name, path in self._ask(connection, "PRAGMA database_list") if path
+            ]
+            told = [
+                self._ask(connection, f"PRAGMA {_quoted(each)}.data_version") for each in attached
+            ]
+        finally:
+            self._ask(connection, f"PRAGMA busy_timeout = {busy}")
         raw: Any = connection.connection.driver_connection
-        told = [self._ask(connection, f"PRAGMA {_quoted(name)}.data_version") for name in attached]
         return told, getattr(raw, "total_changes", 0)
 
     def usual_schema(self, bind: sa.Engine | sa.Connection) -> str:
@@ -485,6 +491,11 @@ class SQLite(Dialect):
         """What is attached, too."""
         listed = self._ask(connection, "PRAGMA database_list")
         return [name for _number, name, _path in listed if name != "temp"]
+
+    def parts(self, connection: sa.Connection, schema: str) -> set[str]:
+        """The tables in which a virtual table keeps its rows; before SQLite 3.37 nobody tells."""
+        listed = self._ask(connection, "PRAGMA table_list")
+        return {name for place, name, kind, *_ in listed if (place, kind) == (schema, "shadow")}
 
     def _ask(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """Past SQLAlchemy's events, on the connection's own cursor."""

@@ -79,22 +79,10 @@ def _confining(session: Any, model: type[Any]) -> orm.Session | None:
     if not isinstance(real, orm.Session):
         return None
     connection = real.connection(bind_arguments={"mapper": sa.inspect(model)})
-    if _commits_by_itself(connection):
+    if dialect_for(connection).commits_by_itself(connection):
         return None
     dialect_for(connection).before_savepoint(connection)
     return real
-
-
-def _commits_by_itself(connection: sa.Connection) -> bool:
-    """Whether it is in AUTOCOMMIT: no savepoint then, and a failed insert undoes only itself."""
-    driver = connection.connection.dbapi_connection
-    # SQLite's driver can be in autocommit while an event of the engine's user has sent BEGIN.
-    if driver is None or dialect_for(connection).in_transaction(driver):
-        return False
-    try:
-        return connection.dialect.detect_autocommit_setting(driver)
-    except NotImplementedError:
-        return False
 
 
 def _winner(

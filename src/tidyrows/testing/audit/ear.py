@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ class Ear:
         self._meet: Callable[[sa.Connection], str | None]
         self._leave: Callable[[], None]
         self._deaf: set[int] = set()
+        self._process = os.getpid()
         self._names: weakref.WeakKeyDictionary[sa.Engine, str | None] = weakref.WeakKeyDictionary()
         self._pending: weakref.WeakKeyDictionary[sa.Connection, Pending]
         self._pending = weakref.WeakKeyDictionary()
@@ -84,6 +86,10 @@ class Ear:
         finally:
             self._deaf.discard(threading.get_ident())
 
+    def _is_deaf(self) -> bool:
+        """In the audit's own thread; and after a fork, where nobody takes what was heard."""
+        return threading.get_ident() in self._deaf or os.getpid() != self._process
+
     def take(self) -> Heard:
         """What was heard since the last time."""
         heard, self.heard = self.heard, Heard()
@@ -95,7 +101,7 @@ class Ear:
 
     def _database(self, connection: sa.Connection) -> str | None:
         """The name of a connection's database; None where it is nobody's business."""
-        if threading.get_ident() in self._deaf or INTERNAL in connection.get_execution_options():
+        if self._is_deaf() or INTERNAL in connection.get_execution_options():
             return None
         if connection.engine not in self._names:  # it was taken before the ear was opened
             self._names[connection.engine] = self._meet(connection)
@@ -104,7 +110,7 @@ class Ear:
     # -- what SQLAlchemy calls -------------------------------------------------------------------
 
     def _engine_connect(self, connection: sa.Connection) -> None:
-        if threading.get_ident() in self._deaf:
+        if self._is_deaf():
             return
         self._names[connection.engine] = name = self._meet(connection)
         if name is not None:
@@ -121,7 +127,7 @@ class Ear:
     ) -> None:
         name = self._database(connection)
         said = spoken(statement)
-        if said.drops and threading.get_ident() not in self._deaf:
+        if said.alone and not self._is_deaf():
             self._leave()
         if name is None:
             return
@@ -131,6 +137,7 @@ class Ear:
         if not getattr(getattr(context, "compiled", None), "isinsert", False):
             there.inserts |= said.inserts
         there.ddl |= said.ddl
+        there.dropped |= said.dropped
         there.unclear |= said.unclear
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
@@ -160,7 +167,7 @@ class Ear:
             if not rows:
                 self.heard.of(name).inserts.add((target.name.schema, target.name.name))
         done: Pending = [(deed, row) for row in rows]
-        if connection.get_execution_options().get("isolation_level") == "AUTOCOMMIT":
+        if dialect_for(connection).commits_by_itself(connection):
             self.heard.committed += [each for each in done if not isinstance(each, str)]
         else:
             self._pending.setdefault(connection, []).extend(done)

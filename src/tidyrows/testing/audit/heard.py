@@ -21,6 +21,7 @@ class HeardThere:
         inserts: those in which rows may have been made that nobody could name.
         read: those that were read from.
         ddl: tables may have been made or dropped.
+        dropped: those that were dropped, and perhaps made again.
         unclear: something may have been written that names no table.
     """
 
@@ -28,6 +29,7 @@ class HeardThere:
     inserts: set[Name] = field(default_factory=set)
     read: set[Name] = field(default_factory=set)
     ddl: bool = False
+    dropped: set[Name] = field(default_factory=set)
     unclear: bool = False
 
     @property

@@ -34,6 +34,18 @@ def plain_key(values: Iterable[Any]) -> Key:
     return tuple(plain(value) for value in values)
 
 
+def as_text(values: Iterable[Any]) -> str:
+    """A row as it was read by the driver, to be compared with what it reads later."""
+    return repr([_lasting(value) for value in values])
+
+
+def _lasting(value: Any) -> Any:
+    """Without memory's own addresses, in whose names psycopg2 gives what is binary."""
+    if isinstance(value, list):
+        return [_lasting(each) for each in value]
+    return bytes(value) if isinstance(value, memoryview) else value
+
+
 def sent_key(
     columns: Sequence[sa.Column[Any]], values: Sequence[Any], dialect: sa.Dialect
 ) -> Key | None:

@@ -7,7 +7,10 @@ loop runs while it connects for the first time. A thread with a loop of its own 
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -27,31 +30,51 @@ PATIENCE = 30.0
 class LookThread:
     """The thread, and its loop.
 
+    A daemon, unlike an executor's: the process can end where a look hangs.
+
     Args:
         begin: called there first.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, "tidyrows audit", begin)
+        self._asked: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._late: Future[Any] | None = None
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+        Thread(target=self._serve, args=[begin], name="tidyrows audit", daemon=True).start()
+
+    def _serve(self, begin: Callable[[], None]) -> None:
+        begin()
+        while (asked := self._asked.get()) is not None:
+            future, work = asked
+            try:
+                future.set_result(work())
+            except BaseException as error:  # noqa: BLE001 -- it is raised where the answer is waited for
+                future.set_exception(error)
+        self._runner.close()
 
     def call(self, work: Callable[..., T], *arguments: Any, is_async: bool) -> T:
         """What the work returned, in the thread; in a greenlet that may await if asked.
 
         Raises:
-            TimeoutError: it takes too long.
+            TimeoutError: it takes too long, or what was asked before is not done yet.
         """
-        if is_async:
-            return self._pool.submit(self._await, work, *arguments).result(PATIENCE)
-        return self._pool.submit(work, *arguments).result(PATIENCE)
+        if self._late is not None and not self._late.done():
+            raise TimeoutError
+        future: Future[T] = Future()
+        asked = partial(work, *arguments)
+        self._asked.put((future, partial(self._await, asked) if is_async else asked))
+        try:
+            return future.result(PATIENCE)
+        except TimeoutError:
+            self._late = future
+            raise
 
-    def _await(self, work: Callable[..., T], *arguments: Any) -> T:
-        return self._runner.run(spawn(work, *arguments))
+    def _await(self, work: Callable[[], T]) -> T:
+        return self._runner.run(spawn(work))
 
     def close(self) -> None:
         """End it; a look that hangs is not waited for."""
-        self._pool.submit(self._runner.close)
-        self._pool.shutdown(wait=False)
+        self._asked.put(None)
 
 
 class Reach:

@@ -21,11 +21,15 @@ _WRITES = re.compile(
     r"|DELETE\s+FROM\s+(?:ONLY\s+)?|TRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?)" + _NAME,
     re.IGNORECASE,
 )
+_DROPS = re.compile(
+    rf"\bDROP\s+TABLE\s+(?:IF\s+EXISTS\s+)?({_NAME}(?:\s*,\s*{_NAME})*)", re.IGNORECASE
+)
 _READS = re.compile(rf"\b(?:FROM|JOIN)\s+{_NAME}", re.IGNORECASE)
 _PIECE = re.compile(_PART)
 # What begins with one of these and names no table may still write: a procedure, a block.
 _UNCLEAR = frozenset({"CALL", "DO", "EXEC", "EXECUTE", "LOAD"})
-_DROPS = re.compile(r"\s*(?:DROP|ALTER)\s+(?:DATABASE|SCHEMA)\b", re.IGNORECASE)
+# CREATE DATABASE may name another for its template, to which nobody may be connected.
+_ALONE = re.compile(r"\s*(?:DROP|ALTER|CREATE)\s+(?:DATABASE|SCHEMA)\b", re.IGNORECASE)
 
 Name = tuple[str | None, str]
 """A schema, if one was written, and a table."""
@@ -40,16 +44,18 @@ class Spoken:
         written: the tables it writes to.
         read: the tables it reads from.
         ddl: it may make or drop tables.
+        dropped: the tables it drops.
         unclear: it may write, and does not say where to.
-        drops: it drops a database or a schema, and waits for whoever is connected there.
+        alone: it may want a database or a schema for itself, while nobody is connected there.
     """
 
     inserts: frozenset[Name] = frozenset()
     written: frozenset[Name] = frozenset()
     read: frozenset[Name] = frozenset()
     ddl: bool = False
+    dropped: frozenset[Name] = frozenset()
     unclear: bool = False
-    drops: bool = False
+    alone: bool = False
 
 
 @lru_cache(maxsize=4096)
@@ -64,8 +70,11 @@ def spoken(sql: str) -> Spoken:
         written=written,
         read=frozenset(_name(match[1]) for match in _READS.finditer(sql)) - written,
         ddl=is_ddl(sql),
+        dropped=frozenset(
+            _name(name) for match in _DROPS.finditer(sql) for name in match[1].split(",")
+        ),
         unclear=word in _UNCLEAR,
-        drops=_DROPS.match(sql) is not None,
+        alone=_ALONE.match(sql) is not None,
     )
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import Fault, dialect_for
 from tidyrows.testing.audit.heard import HeardThere
 from tidyrows.testing.audit.tables import SMALL, TOGETHER, Difference, Table, reflected
 from tidyrows.tracking.ledger import NAME as LEDGER
@@ -20,14 +19,11 @@ if TYPE_CHECKING:
     from tidyrows.testing.audit.reach import Reach, SharedReach
     from tidyrows.testing.audit.spoken import Name
 
+T = TypeVar("T")
+
 _LOCK_WAIT = 1.0
 """Seconds to wait for a table that somebody has locked: the suite shall not wait for the audit."""
 _STATEMENT = 20.0
-_LOST = (
-    *(sa.exc.SQLAlchemyError, OSError, TimeoutError, concurrent.futures.TimeoutError),
-    *(ModuleNotFoundError, RuntimeError),
-)
-"""What a look may end with, besides the driver's own errors, and the suite shall not."""
 
 
 class Watch:
@@ -61,7 +57,6 @@ class Watch:
         self._engine = None if self._dialect.is_private(engine) else engine
         self._identity = self._dialect.identity(engine)
         self._sqlalchemy = engine.dialect
-        self._lost = (*_LOST, engine.dialect.loaded_dbapi.Error)
         self._say = say
         self._reach: Reach | SharedReach | None = reach
         self._tables: dict[TableName, Table] = {}
@@ -84,8 +79,9 @@ class Watch:
         if self._reach is not None:
             try:
                 self._reach.close()
-            except self._lost as error:
+            except Exception as error:  # noqa: BLE001 -- it is the audit's trouble, not the suite's
                 self._say(f"{self.name}: the audit's connection does not close ({_short(error)})")
+            self._mark = None  # SQLite's is a connection's own, and begins anew
 
     def let_go(self) -> None:
         """Keep nothing alive, until the database is met again."""
@@ -107,14 +103,27 @@ class Watch:
         if self._reach is None:
             return []
         try:
-            return self._reach.call(lambda connection: self._look(connection, heard))
-        except self._lost as error:
+            return self._asked(self._reach, heard)
+        except TimeoutError:
+            # Whatever it waits for, the suite shall not wait for it after each test.
+            self._reach = None
+            self._say(f"{self.name} did not answer and was looked at no more")
+        except Exception as error:  # noqa: BLE001 -- drivers and a project's own hooks may raise anything
             self._mark = None
             if self._engine is None and self._is_closed(error):
                 self.gone = True
-                return []
-            self._say(f"{self.name} could not be looked at: {_short(error)}")
-            return []
+            else:
+                self._say(f"{self.name} could not be looked at: {_short(error)}")
+        return []
+
+    def _asked(self, reach: Reach | SharedReach, heard: HeardThere | None) -> list[Difference]:
+        try:
+            return reach.call(lambda connection: self._look(connection, heard))
+        except Exception as error:
+            if self._engine is None or self._dialect.fault(error) is not Fault.LOST:
+                raise
+            # Somebody has closed all connections: what was done is this test's, not the next one's.
+            return reach.call(lambda connection: self._look(connection, heard))
 
     def _is_closed(self, error: BaseException) -> bool:
         """Whether a database in memory has ended with its connection."""
@@ -155,7 +164,7 @@ class Watch:
         if not self._known:
             self._tables = {table.name: table for table in self._reflect(connection)}
             for table in self._tables.values():
-                self._begin(connection, table)
+                self._read(connection, table, table.begin)
             self.fresh, self._known = not self._tables, True
             return
         # Where a change is there that nobody was heard to make, it is another process's.
@@ -167,11 +176,10 @@ class Watch:
         close = {table.name for table in closely}
         others = [table for table in self._suspicious(connection) if table.name not in close]
         for table in (*closely, *others):
-            unseen = table.unseen
-            difference = table.look(connection)
-            if table.unseen and not unseen:
-                self._say_unseen(table)
-            if difference:
+            difference = self._read(connection, table, table.look)
+            if difference and heard and heard.dropped and _is_among(table.name, heard.dropped):
+                yield from difference.remade()
+            elif difference:
                 yield difference
 
     def _suspicious(self, connection: sa.Connection) -> list[Table]:
@@ -180,7 +188,14 @@ class Watch:
         seen = [table for table in self._tables.values() if not table.unseen]
         for start in range(0, len(seen), TOGETHER):
             few = seen[start : start + TOGETHER]
-            told = iter(connection.exec_driver_sql(self._glance(connection, few)).one())
+            try:
+                with connection.begin_nested():
+                    told = iter(connection.exec_driver_sql(self._glance(connection, few)).one())
+            except Exception as error:
+                if self._is_passing(error):
+                    raise
+                found += few  # a look tells which of them it was
+                continue
             for table in few:
                 expected = table.expected()
                 if [next(told) for _each in expected] != expected:
@@ -210,21 +225,35 @@ class Watch:
             if known is None:
                 self._tables[name] = table
             elif (known.columns, known.key) != (table.columns, table.key):
-                self._begin(connection, table)
+                self._read(connection, table, table.begin)
                 self._tables[name] = table
 
-    def _begin(self, connection: sa.Connection, table: Table) -> None:
-        """The first look at a table, which this role may not be allowed."""
+    def _read(
+        self, connection: sa.Connection, table: Table, look: Callable[[sa.Connection], T]
+    ) -> T | None:
+        """A look at a table; one that cannot be read blinds the audit for itself alone."""
+        unseen = table.unseen
         try:
             with connection.begin_nested():
-                table.begin(connection)
-        except sa.exc.DBAPIError as error:
-            if not self._dialect.lacks_right(error):
+                found = look(connection)
+        except Exception as error:
+            if self._is_passing(error):
                 raise
             table.unseen = True
-            self._say(f"{table.name}: this role may not read it ({_short(error)})")
-        else:
-            self._say_unseen(table)
+            why = "this role may not read it" if self._dialect.lacks_right(error) else "not read"
+            self._say(f"{table.name}: {why} ({_short(error)})")
+            return None
+        if table.unseen and not unseen:
+            self._say(
+                f"{table.name} has more than {SMALL} rows and no number for a key: of its rows "
+                f"only what this process did to them by key is known"
+            )
+        return found
+
+    def _is_passing(self, error: Exception) -> bool:
+        """Whether it is of the connection, or of the moment, and not of a table."""
+        fault = self._dialect.fault(error)
+        return fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.waited(error)
 
     def _listed(self, connection: sa.Connection) -> list[list[str]]:
         """The names of all tables: cheaper than to reflect them."""
@@ -238,18 +267,13 @@ class Watch:
             # A column of a type that SQLAlchemy does not know is read as the driver reads it.
             warnings.simplefilter("ignore", sa.exc.SAWarning)
             for schema in self._dialect.own_schemas(connection):
+                parts = self._dialect.parts(connection, schema)
                 for table in reflected(connection, self.name, schema):
-                    if not table.name.name.startswith(LEDGER):
-                        if not table.key:
-                            self.keyless.add(table.name)
-                        yield table
-
-    def _say_unseen(self, table: Table) -> None:
-        if table.unseen:
-            self._say(
-                f"{table.name} has more than {SMALL} rows and no number for a key: of its rows "
-                f"only what this process did to them by key is known"
-            )
+                    if table.name.name in parts or table.name.name.startswith(LEDGER):
+                        continue
+                    if not table.key:
+                        self.keyless.add(table.name)
+                    yield table
 
 
 def _is_among(name: TableName, written: set[Name] | None) -> bool:
