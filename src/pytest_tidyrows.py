@@ -33,6 +33,8 @@ _ALL = {"true": False, "yes": False, "on": False, "1": False, "session": True}
 _NONE = frozenset({"", "false", "no", "off", "0"})
 _PLUGIN, _DOOR, _SAID = "tidyrows at work", "tidyrows at the door", "tidyrows"
 _PLACE = "tidyrows_board"
+_ENVIRONMENT = pytest.StashKey[dict[str, str]]()
+"""What the audit starts the suite with once more: conftest.py may change it."""
 _KEY, _BOARD = pytest.StashKey[str](), pytest.StashKey[str]()
 """What the controller and its workers alone know, and a folder that they make if need be."""
 
@@ -105,6 +107,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before any conftest.py, so that its fixtures are set up after ours."""
+    if early_config.known_args_namespace.tidy_audit:
+        early_config.stash[_ENVIRONMENT] = dict(os.environ)
     said = str(early_config.getini("tidy_autouse")).strip().lower()
     if said in _NONE:
         return
@@ -207,7 +211,8 @@ def _audit(config: pytest.Config) -> None:
         )
     from tidyrows.testing.audit.hooks import Audit  # noqa: PLC0415 -- as above
 
-    config.pluginmanager.register(Audit(config), "tidyrows audit")
+    environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
+    config.pluginmanager.register(Audit(config, environment), "tidyrows audit")
 
 
 def _order(config: pytest.Config) -> None:

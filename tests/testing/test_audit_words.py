@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 
@@ -48,6 +49,10 @@ def test_an_sql_string_names_its_tables(sql, written, read):
 
 def test_an_sql_string_says_what_else_may_happen():
     assert spoken("CREATE TABLE orgs (id int)").ddl
+    assert spoken('DROP TABLE IF EXISTS orgs, "users" CASCADE').dropped == {
+        (None, "orgs"),
+        (None, "users"),
+    }
     assert spoken("CALL make_orgs()").unclear
     assert spoken("DROP DATABASE app").alone
     assert spoken("create database app_2 template app").alone
@@ -91,6 +96,19 @@ def test_another_seed_is_another_order_and_a_few_tests_keep_theirs():
     assert order != shuffled(TESTS, 2, str)
     few = random.Random(0).sample(TESTS, 8)
     assert shuffled(few, 1, str) == [name for name in order if name in few]
+
+
+def test_what_a_test_is_given_may_look_like_a_class():
+    def in_class(name):
+        return name.partition("[")[0].rpartition("::")[0]
+
+    tests = [f"test_a.py::{where}test_{n}[a::b]" for where in ("", "TestOne::") for n in range(6)]
+    tests += [f"test_a.py::TestOne::test_{n}[c::d]" for n in range(6)]
+    for seed in range(5):
+        there = [in_class(each) == "test_a.py::TestOne" for each in shuffled(tests, seed, str)]
+        assert sum(a != b for a, b in itertools.pairwise(there)) <= 2
+    known = Known({}, (), (), lambda _table: False)
+    assert known.take_tidy("test_a.py::TestOne::test_it[a::b]").startswith("def test_it(tidy):")
 
 
 def test_a_listed_order_leaves_out_what_is_not_listed():
@@ -141,16 +159,16 @@ def test_the_own_order_is_run_at_last_only_where_it_can_tell_something():
                 last if name.startswith("at last") else ran(name, "b!" if seed else "b", seed=seed)
             )
 
-        return rerun(ran("as it is", "b"), [1], run)
+        first = ran("as it is", "b")
+        return [first, *rerun(first, [1], run)]
 
     at_last = ran("at last in its own order", "b!")
     assert found(*runs(at_last)) == {
         "b": (Fault.TWICE, "passes the first time, fails at last in its own order"),
     }
     assert found(*runs(ran("at last", "b")))["b"][0] is Fault.ORDER
-    assert (
-        len(rerun(ran("as it is", "a"), [1, 2], lambda name, seed: ran(name, "a", seed=seed))) == 4
-    )
+    first = ran("as it is", "a")
+    assert len([*rerun(first, [1, 2], lambda name, seed: ran(name, "a", seed=seed))]) == 3
 
 
 def test_the_test_whose_rows_it_read_is_suspected_if_it_stood_on_the_other_side():
@@ -252,6 +270,14 @@ def test_json_has_the_first_few_keys_cut_and_the_count():
     assert left["rows"] == 14
     assert len(left["keys"]) == 5
     assert max(map(len, left["keys"])) <= 60
+
+
+def test_a_key_that_a_terminal_would_obey_is_shown_as_text():
+    book = Book(lambda _table, _key: True)
+    keys = frozenset({("a\x1b[31m\n\ud800",)})
+    book.enter(Maker("test_one"), [Difference(ORGS, appeared=keys)], Heard())
+    (finding,) = of_rows(book, Known({}, (), (), lambda _table: False))
+    assert finding.said == r"leaves 1 row(s) of main.orgs (a\x1b[31m\n\ud800)"
 
 
 def test_html_escapes_every_name():

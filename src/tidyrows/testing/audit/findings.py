@@ -109,8 +109,12 @@ class Known:
         """How a test gets rid of its rows."""
         if test in self.unittests:
             return "derive the class from tidyrows.testing.TidyTestCase"
-        name = test.rpartition("::")[2].partition("[")[0]
-        return f"def {name}(tidy): or, for all tests, tidy_autouse = true in the ini file"
+        return f"def {function(test)}(tidy): or, for all tests, tidy_autouse = true in the ini file"
+
+
+def function(test: str) -> str:
+    """The name of a test's function: ``test_it`` of ``test_a.py::TestOne::test_it[a::b]``."""
+    return test.partition("::")[2].partition("[")[0].rpartition("::")[2]
 
 
 def of_rows(book: Book, known: Known) -> Iterator[Finding]:
@@ -195,4 +199,9 @@ def _listed(keys: list[Any], count: int) -> str:
     if not keys:
         return ""
     more = ", ..." if count > len(keys) else ""
-    return f" ({', '.join(map(str, keys))}{more})"
+    return f" ({', '.join(map(_printable, keys))}{more})"
+
+
+def _printable(key: Any) -> str:
+    """A key may hold anything: a new line, or what a terminal takes for a command."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(key))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 import time
 import unittest
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from tidyrows.testing.audit.text import lines
 from tidyrows.testing.audit.watches import Watches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
 _PATIENCE = 60.0
 """Seconds that each further run may take beyond three times the first."""
@@ -38,10 +37,12 @@ class Audit:
 
     Args:
         config: pytest's.
+        environment: what the suite found when it was started.
     """
 
-    def __init__(self, config: pytest.Config) -> None:
+    def __init__(self, config: pytest.Config, environment: Mapping[str, str]) -> None:
         self._config = config
+        self._environment = environment
         self._ear = Ear()
         self._watches = Watches(self._ear.be_deaf_to_this_thread, self._ear.deaf)
         self._book = Book(self._watches.sees)
@@ -132,39 +133,47 @@ class Audit:
         whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         seeds = int(self._config.getoption("--tidy-audit-seeds"))
         if seeds and failed and whole and not session.shouldstop:
-            runs = self._in_other_orders(runs[0], seeds)
+            try:
+                for run in self._in_other_orders(runs[0], seeds):
+                    runs.append(run)  # noqa: PERF402 -- those are kept that have ended before Ctrl-C
+            except KeyboardInterrupt:
+                session.exitstatus = pytest.ExitCode.INTERRUPTED
+                self._watches.notes["the runs in other orders were interrupted"] = None
         known = Known(
             self._ear.models, self._unittests, self._watches.own, self._watches.is_keyless
         )
+        if not self._watches.met:
+            self._watches.notes["no database was met: nobody used SQLAlchemy in this process"] = (
+                None
+            )
         findings = [*of_rows(self._book, known), *of_orders(runs, self._book)]
         self._report = reported(findings, len(failed), runs, list(self._watches.notes))
         self._written = list(self._write(self._report))
 
-    def _in_other_orders(self, first: Run, seeds: int) -> list[Run]:
+    def _in_other_orders(self, first: Run, seeds: int) -> Iterator[Run]:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         given = self._config.invocation_params
         seconds = _PATIENCE + 3 * (time.monotonic() - self._began)
         order = list(first.failed)
-        with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as folder:
-            command = Command(
-                [str(each) for each in given.args],
-                given.dir,
-                seconds,
-                list(self._kept_apart(Path(folder))),
-            )
+        arguments = [str(each) for each in given.args]
+        command = Command(arguments, given.dir, seconds, self._environment, self._kept_apart)
 
-            def run(name: str, seed: int | None) -> Run:
-                if reporter is not None:
-                    reporter.ensure_newline()
-                    reporter.write_line(f"tidyrows audit: {len(order)} test(s) {name}")
-                return command.run(name, order, seed)
+        def run(name: str, seed: int | None) -> Run:
+            if reporter is not None:
+                reporter.ensure_newline()
+                reporter.write_line(f"tidyrows audit: {len(order)} test(s) {name}")
+            return command.run(name, order, seed)
 
-            return rerun(first, range(1, seeds + 1), run)
+        return rerun(first, range(1, seeds + 1), run)
 
     def _kept_apart(self, folder: Path) -> Iterator[str]:
         """What keeps the further runs from the files that the first has written."""
         plugins = self._config.pluginmanager
-        given = map(str, (*self._config.invocation_params.args, *self._config.getini("addopts")))
+        given = [
+            *map(str, self._config.invocation_params.args),
+            *self._config.getini("addopts"),
+            self._environment.get("PYTEST_ADDOPTS", ""),
+        ]
         if plugins.has_plugin("randomly") and not any("--randomly" in each for each in given):
             yield from ("-p", "no:randomly")  # it would draw other data in each run, too
         if plugins.has_plugin("cacheprovider"):
@@ -183,7 +192,7 @@ class Audit:
                 path = Path(self._config.invocation_params.dir, given)
                 try:
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(text, encoding="utf-8")
+                    path.write_text(text, encoding="utf-8", errors="backslashreplace")
                 except OSError as error:
                     yield f"--tidy-audit-{kind}: {path} could not be written ({error.strerror})"
                 else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidyrows.testing.audit.findings import Fault, Finding
+from tidyrows.testing.audit.findings import Fault, Finding, function
 from tidyrows.testing.audit.makers import Touch
 
 if TYPE_CHECKING:
@@ -16,18 +16,21 @@ if TYPE_CHECKING:
 _NAMED = 3
 
 
-def rerun(first: Run, seeds: Sequence[int], run: Callable[[str, int | None], Run]) -> list[Run]:
-    """The first run and those after it.
+def rerun(first: Run, seeds: Sequence[int], run: Callable[[str, int | None], Run]) -> Iterator[Run]:
+    """The runs after the first, each when it is asked for.
 
     Once more in the same order, since what fails then needs no other order to fail; in the order of
     each seed; and where something failed there only, in the first order again, to tell the order
     from what the runs before have left.
     """
-    runs = [first, run("once more in its own order", None)]
-    runs += [run(f"seed {seed}", seed) for seed in seeds]
-    if any(_fails(each, test) for each in runs[2:] for test in _passing(runs[:2])):
-        runs.append(run("at last in its own order", None))
-    return runs
+    again = run("once more in its own order", None)
+    yield again
+    others = []
+    for seed in seeds:
+        others.append(run(f"seed {seed}", seed))
+        yield others[-1]
+    if any(_fails(each, test) for each in others for test in _passing([first, again])):
+        yield run("at last in its own order", None)
 
 
 def of_orders(runs: Sequence[Run], book: Book) -> Iterator[Finding]:
@@ -55,9 +58,7 @@ def _ordered(test: str, told: str, bad: Run, good: Run, book: Book) -> Finding:
     said = told + (f"; perhaps because of {', '.join(suspects)}" if suspects else "")
     cure = "let it make all that it needs"
     if suspects:
-        cure += (
-            f", and {suspects[0].rpartition('::')[2]} delete what it makes: take the tidy fixture"
-        )
+        cure += f", and {function(suspects[0])} delete what it makes: take the tidy fixture"
     return Finding(test, Fault.ORDER, said, cure, whose=suspects)
 
 

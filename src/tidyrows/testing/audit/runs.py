@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _TAIL = 2000
 _OURS = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-audit-html")
@@ -44,13 +45,15 @@ class Command:
         arguments: of pytest, as they were given.
         folder: where.
         seconds: the longest that a run may take.
-        extra: arguments that keep a run from writing over what the first one wrote.
+        environment: what the suite found when it was started, before it changed it.
+        apart: arguments that keep a run from what the others write, given a folder of its own.
     """
 
     arguments: Sequence[str]
     folder: Path
     seconds: float
-    extra: Sequence[str] = field(default=())
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+    apart: Callable[[Path], Iterable[str]] = lambda _folder: ()
 
     def run(self, name: str, order: Sequence[str], seed: int | None = None) -> Run:
         """Run it again.
@@ -60,51 +63,60 @@ class Command:
             order: the ids of the tests, in the order in which they ran first.
             seed: run them in the order of this seed instead.
         """
-        with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made:
+        with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made, _lifeline() as held:
             folder = Path(made)
             told, plan, printed = folder / "told", folder / "plan", folder / "printed"
-            said = {"order": list(order), "seed": seed, "told": str(told)}
+            said = {"order": list(order), "seed": seed, "told": str(told), "lifeline": [*held]}
             plan.write_text(json.dumps(said), encoding="utf-8")
             command = [
-                *(sys.executable, "-m", "pytest", *without_ours(self.arguments), *self.extra),
-                *(
-                    "--maxfail=0",
-                    "-o",
-                    f"cache_dir={folder / 'cache'}",
-                    f"--tidy-audit-again={plan}",
-                ),
+                *(sys.executable, "-m", "pytest", *without_ours(self.arguments)),
+                *(*self.apart(folder), "--maxfail=0", f"--tidy-audit-again={plan}"),
             ]
             with printed.open("wb") as output:
-                fault = self._wait(command, output.fileno())
+                fault = self._wait(command, output.fileno(), held)
             failed = dict(_told(told))
-            if fault is None and order and not failed:
-                fault = "it ran no test"
+            if order and not failed:
+                fault = fault or "it ran no test"
             if fault is not None:
                 end = printed.read_bytes()[-_TAIL:].decode(errors="replace")
                 fault = f"{fault}; the end of what it printed:\n{end}"
             return Run(name, failed, seed, fault)
 
-    def _wait(self, command: list[str], output: int) -> str | None:
+    def _wait(self, command: list[str], output: int, held: Sequence[int]) -> str | None:
         """Until it has ended; its whole group is ended where it takes too long."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_CURRENT")}
         with subprocess.Popen(  # noqa: S603 -- the command that this very process was started with
             command,
             cwd=self.folder,
-            env={**inherited, "PYTHONDONTWRITEBYTECODE": "1"},
+            env={**self.environment, "PYTHONDONTWRITEBYTECODE": "1"},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=held,
         ) as process:
             try:
-                process.wait(self.seconds)
+                code = process.wait(self.seconds)
             except subprocess.TimeoutExpired:
                 _end(process)
                 return f"it was ended after {self.seconds:.0f} s"
             except BaseException:
                 _end(process)
                 raise
-        return None
+        return None if code in {0, 1} else f"it ended with exit code {code}"
+
+
+@contextmanager
+def _lifeline() -> Iterator[tuple[int, ...]]:
+    """The end of a pipe by which a run learns that nobody waits for it any longer."""
+    if not hasattr(os, "killpg"):
+        yield ()
+        return
+    held, ours = os.pipe()
+    try:
+        yield (held,)
+    finally:
+        os.close(ours)
+        os.close(held)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -24,8 +24,9 @@ def shuffled(items: Iterable[T], seed: int, name: Callable[[T], str]) -> list[T]
     """
 
     def place(item: T) -> tuple[str, ...]:
-        module, *inner = name(item).split("::")
-        group = "::".join(inner[:-1]) or "::".join(inner)
+        module, _, inner = name(item).partition("::")
+        inner = inner.partition("[")[0]  # what a test is given may have colons too
+        group = inner.rpartition("::")[0] or inner
         return tuple(_drawn(seed, part) for part in (module, f"{module}::{group}", name(item)))
 
     return sorted(items, key=place)

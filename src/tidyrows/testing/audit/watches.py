@@ -128,6 +128,11 @@ class Watches:
         self._thread.close()
 
     @property
+    def met(self) -> bool:
+        """Whether there was any database to look at."""
+        return bool(self._watches)
+
+    @property
     def own(self) -> set[str]:
         """The databases that one test alone has made for itself."""
         return {name for name, watch in self._watches.items() if self._is_own(name, watch)}
