@@ -1,0 +1,118 @@
+"""The runs of ``pytest --tidy-audit`` after the first: how they begin, and how they may end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from harness.suites import Suite, fresh_environment
+from harness.targets import on
+from tidyrows.testing.audit.runs import Command
+
+pytestmark = pytest.mark.slow
+
+BARE = ("-p", "pytest_tidyrows", "-p", "no:cacheprovider")
+ALONE = {**fresh_environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def write(folder, name, text):
+    (folder / name).write_text(textwrap.dedent(text))
+
+
+def test_a_run_that_does_not_come_to_its_end_is_said(tmp_path):
+    """Its first tests have passed, and nobody knows of the others."""
+    write(
+        tmp_path,
+        "test_all.py",
+        """
+        import os
+
+        def test_environment():
+            assert os.environ["SEEN"] == "at the start"
+
+        def test_crashes():
+            os._exit(3)
+
+        def test_after():
+            pass
+        """,
+    )
+    command = Command(BARE, tmp_path, 60.0, {**ALONE, "SEEN": "at the start"})
+    order = [f"test_all.py::test_{each}" for each in ("environment", "crashes", "after")]
+    run = command.run("once more", order)
+    assert run.failed == {"test_all.py::test_environment": False}
+    assert run.said.startswith("it ended with exit code 3")
+
+
+@on("sqlite")
+def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(outside, tmp_path):
+    suite = Suite(tmp_path, outside)
+    suite.write(
+        "conftest.py",
+        """
+        import os
+
+        import tidyrows.testing.audit.runs as runs
+
+        os.environ["SET_BY_CONFTEST"] = "1"
+
+        def run(command, name, order, seed=None):
+            assert "SET_BY_CONFTEST" not in command.environment
+            raise KeyboardInterrupt
+
+        runs.Command.run = run
+        """,
+    )
+    suite.write("test_all.py", "def test_passes():\n    pass\n")
+    ended = suite.run("--tidy-audit", *BARE, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert ended.code == pytest.ExitCode.INTERRUPTED
+    assert ended.outcomes == {"passed": 1}
+    assert "1 test(s), no culprit" in ended.text
+    assert "not seen: the runs in other orders were interrupted" in ended.text
+    assert "not seen: no database was met" in ended.text
+
+
+AUDITING = """
+import os, sys
+from pathlib import Path
+from tidyrows.testing.audit.runs import Command
+
+Command(sys.argv[1:], Path.cwd(), 60.0, dict(os.environ)).run("once more", ["test_all.py::test_it"])
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="there are no groups of processes")
+def test_a_run_ends_with_the_audit_that_was_killed(tmp_path):
+    """As on a CI machine that takes the job away: the run may be one that hangs."""
+    os.mkfifo(tmp_path / "alive")
+    write(
+        tmp_path,
+        "test_all.py",
+        """
+        import threading
+
+        def test_it():
+            alive = open("alive", "w")
+            print("begun", file=alive, flush=True)
+            threading.Event().wait()
+        """,
+    )
+    # Opened for reading and writing so as not to wait; then for reading only, to see the end.
+    both = os.open(tmp_path / "alive", os.O_RDWR)
+    reading = os.open(tmp_path / "alive", os.O_RDONLY)
+    audit = subprocess.Popen([sys.executable, "-c", AUDITING, *BARE], cwd=tmp_path, env=ALONE)
+    assert select.select([reading], [], [], 30)[0]
+    assert os.read(reading, 100) == b"begun\n"
+    os.close(both)
+    audit.send_signal(signal.SIGKILL)
+    audit.wait(10)
+    assert select.select([reading], [], [], 10)[0], "the run is still there"
+    assert os.read(reading, 100) == b""
+    os.close(reading)
