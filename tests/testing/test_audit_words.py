@@ -272,6 +272,13 @@ def test_json_has_the_first_few_keys_cut_and_the_count():
     assert max(map(len, left["keys"])) <= 60
 
 
+def test_a_table_without_a_class_is_selected_by_its_name():
+    book = Book(lambda _table, _key: True)
+    book.enter(Maker("test_one"), [Difference(ORGS, changed=frozenset({(1,)}))], Heard())
+    (finding,) = of_rows(book, Known({}, (), (), lambda _table: False))
+    assert finding.cure == "tidy.tracker.preserve(select(orgs)) before the change"
+
+
 def test_a_key_that_a_terminal_would_obey_is_shown_as_text():
     book = Book(lambda _table, _key: True)
     keys = frozenset({("a\x1b[31m\n\ud800",)})

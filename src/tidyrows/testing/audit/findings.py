@@ -102,8 +102,12 @@ class Known:
     keyless: Callable[[TableName], bool]
 
     def model(self, table: TableName) -> str:
-        """What to write for a table in Python."""
+        """What to call a row of a table."""
         return self.models.get(table.name) or repr(table.name)
+
+    def select(self, table: TableName) -> str:
+        """What selects the rows of a table in Python; a Table is often called as it is named."""
+        return f"select({self.models.get(table.name, table.name)})"
 
     def take_tidy(self, test: str) -> str:
         """How a test gets rid of its rows."""
@@ -169,10 +173,11 @@ def _touched(who: Maker, touch: Touch, table: TableName, group: _Group, known: K
         cure = f"make the {model} it {touch.value} in the test itself"
     elif touch is Touch.CHANGED:
         fault = Fault.CHANGES
-        cure = f"tidy.tracker.preserve(select({model})) before the change"
+        cure = f"tidy.tracker.preserve({known.select(table)}) before the change"
     else:
         fault = Fault.DELETES
-        cure = f"delete a {model} made in the test, or tidy.tracker.preserve(select({model}))"
+        preserve = f"tidy.tracker.preserve({known.select(table)})"
+        cure = f"delete a {model} made in the test, or {preserve}"
     said = f"{touch.value} {count} row(s) of {table}{_listed(keys, count)}, {group.made}"
     whose = [maker.name for maker in group.makers[:_MAKERS]]
     return Finding(who.name, fault, said, cure, count, str(table), keys, whose)
