@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from tidyrows.rows import RowKey, TableName
+from tidyrows.testing.audit.again import Outcomes
 from tidyrows.testing.audit.findings import Fault, Finding, Known, of_rows
 from tidyrows.testing.audit.heard import Heard
 from tidyrows.testing.audit.makers import Book, Maker
@@ -57,6 +59,32 @@ def test_an_sql_string_says_what_else_may_happen():
     assert spoken("DROP DATABASE app").alone
     assert spoken("create database app_2 template app").alone
     assert not spoken("SELECT 1 FROM orgs").unclear
+
+
+# --- outcomes
+
+
+@pytest.mark.parametrize(
+    ("reports", "failed"),
+    [
+        ("setup+ call+ teardown+", False),
+        ("setup+ call- teardown+", True),
+        ("setup+ call+ teardown-", True),
+        ("setup-", True),
+        ("setup+ call- call+ teardown+", True),  # the first is a subtest's
+        ("setup+ call- teardown+ setup+ call+ teardown+", False),  # run once more
+    ],
+)
+def test_how_a_test_has_ended_is_told_by_all_its_reports(reports, failed):
+    outcomes = Outcomes()
+    told = []
+    for each in reports.split():
+        passed = each.endswith("+")
+        report = SimpleNamespace(nodeid="a", when=each[:-1], passed=passed, failed=not passed)
+        if outcomes.hear(report):
+            told.append(outcomes.failed["a"])
+    assert outcomes.failed == {"a": failed}
+    assert told[-1] is failed
 
 
 # --- orders

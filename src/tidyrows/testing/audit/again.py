@@ -27,12 +27,14 @@ class Outcomes:
     def hear(self, report: pytest.TestReport) -> bool:
         """Take a report; whether it says something new."""
         before = self.failed.get(report.nodeid)
+        if report.when == "setup":  # run once more by another plugin, the last time counts
+            before = self.failed.pop(report.nodeid, None)
         if report.failed:
             self.failed[report.nodeid] = True
         elif report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
-            # Run once more by another plugin, the last time counts.
-            self.failed[report.nodeid] = False
-        return self.failed.get(report.nodeid) != before
+            # Where a subtest has failed, its test has a report of its own that may say otherwise.
+            self.failed.setdefault(report.nodeid, False)
+        return self.failed.get(report.nodeid, before) != before
 
 
 class Again:
