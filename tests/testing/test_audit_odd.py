@@ -97,6 +97,17 @@ def test_a_row_of_a_partition_is_counted_once(database, audited):
     assert audited.found == {("one", "leaves", "orders", 2)}
 
 
+@on("mysql+pymysql")
+@pytest.mark.parametrize("kept_by", ["MyISAM", "Aria"])
+def test_a_table_that_innodb_does_not_keep_is_looked_at_too(database, audited, kept_by):
+    engine = database.engine()
+    do(engine, f"CREATE TABLE old (id int PRIMARY KEY) ENGINE = {kept_by}")
+    audited.test("before", is_test=False)
+    do(engine, "INSERT INTO old VALUES (1)")
+    audited.test("one")
+    assert audited.found == {("one", "leaves", "old", 1)}
+
+
 @sqlite
 def test_what_sqlite_keeps_of_a_virtual_table_is_nobodys_table(database, audited):
     """Each insert changes rows there that nobody has made."""

@@ -61,8 +61,10 @@ _IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
 _SAVED = "tidyrows.mysql.session"
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
-    "('Innodb_lsn_current', 'Innodb_redo_log_current_lsn')"
+    "('Innodb_lsn_current', 'Innodb_redo_log_current_lsn'{})"
 )
+# MyISAM and Aria write no log of InnoDB's. MySQL counts what it is asked here as written, too.
+_WRITTEN = ", 'Handler_write', 'Handler_update', 'Handler_delete'"
 
 
 class MySQL(Dialect):
@@ -464,8 +466,12 @@ class MySQL(Dialect):
     # ----- what has changed --------------------------------------------------------------------
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
-        """How far InnoDB's log is written, by MariaDB's name or MySQL's; None for either's lack."""
-        return self._ask(connection, _LOG) or None
+        """How far InnoDB's log is written, by MariaDB's name or MySQL's; None for either's lack.
+
+        On MariaDB also how many rows were written, by any engine.
+        """
+        mariadb = getattr(self._own(), "is_mariadb", False)
+        return self._ask(connection, _LOG.format(_WRITTEN if mariadb else "")) or None
 
     def own_schemas(self, connection: sa.Connection) -> list[str]:
         """The connection's database."""

@@ -85,6 +85,10 @@ class Table:
             return False
         return self.above is None or (isinstance(key[0], int) and key[0] > self.above)
 
+    def all_gone(self) -> Difference:
+        """The table was dropped."""
+        return Difference(self.name, gone=frozenset(self.rows), dropped=True)
+
     # -- looking -----------------------------------------------------------------------------------
 
     def glance(self) -> list[sa.ScalarSelect[Any]]:

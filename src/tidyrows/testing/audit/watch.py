@@ -134,7 +134,7 @@ class Watch:
         self.release()
         self._identity, self._mark = identity, None
         self.gone = identity is None
-        lost = [_all_gone(table) for table in self._tables.values() if table.rows]
+        lost = [table.all_gone() for table in self._tables.values() if table.rows]
         self._tables = {}
         self._known = not self.gone
         return lost if self.gone else [*lost, *self.look(HeardThere(ddl=True))]
@@ -150,15 +150,32 @@ class Watch:
         if same and not (heard and heard.ddl):
             return []
         try:
-            self._dialect.begin_reading(
-                connection, lock_timeout=_LOCK_WAIT, statement_timeout=_STATEMENT
-            )
+            self._begin(connection)
             found = list(self._changes(connection, heard))
         finally:
-            connection.rollback()
-            self._dialect.end_cleanup(connection)
+            self._end(connection)
         self._mark = mark
         return found
+
+    def _begin(self, connection: sa.Connection) -> None:
+        self._dialect.begin_reading(
+            connection, lock_timeout=_LOCK_WAIT, statement_timeout=_STATEMENT
+        )
+
+    def _end(self, connection: sa.Connection) -> None:
+        connection.rollback()
+        self._dialect.end_cleanup(connection)
+
+    def _begin_again(self, connection: sa.Connection, error: Exception) -> None:
+        """After an error that is of a table, and not of the connection or of the moment.
+
+        Not by a savepoint: MariaDB's Aria tables do not take part in one.
+        """
+        fault = self._dialect.fault(error)
+        if fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.waited(error):
+            raise error
+        self._end(connection)
+        self._begin(connection)
 
     def _changes(self, connection: sa.Connection, heard: HeardThere | None) -> Iterator[Difference]:
         if not self._known:
@@ -189,11 +206,9 @@ class Watch:
         for start in range(0, len(seen), TOGETHER):
             few = seen[start : start + TOGETHER]
             try:
-                with connection.begin_nested():
-                    told = iter(connection.exec_driver_sql(self._glance(connection, few)).one())
-            except Exception as error:
-                if self._is_passing(error):
-                    raise
+                told = iter(connection.exec_driver_sql(self._glance(connection, few)).one())
+            except sa.exc.DBAPIError as error:
+                self._begin_again(connection, error)
                 found += few  # a look tells which of them it was
                 continue
             for table in few:
@@ -219,7 +234,7 @@ class Watch:
         for name in self._tables.keys() - now.keys():
             dropped = self._tables.pop(name)
             if dropped.rows:
-                yield _all_gone(dropped)
+                yield dropped.all_gone()
         for name, table in now.items():
             known = self._tables.get(name)
             if known is None:
@@ -234,11 +249,9 @@ class Watch:
         """A look at a table; one that cannot be read blinds the audit for itself alone."""
         unseen = table.unseen
         try:
-            with connection.begin_nested():
-                found = look(connection)
-        except Exception as error:
-            if self._is_passing(error):
-                raise
+            found = look(connection)
+        except Exception as error:  # noqa: BLE001 -- a driver or a project's own converter may raise anything
+            self._begin_again(connection, error)
             table.unseen = True
             why = "this role may not read it" if self._dialect.lacks_right(error) else "not read"
             self._say(f"{table.name}: {why} ({_short(error)})")
@@ -249,11 +262,6 @@ class Watch:
                 f"only what this process did to them by key is known"
             )
         return found
-
-    def _is_passing(self, error: Exception) -> bool:
-        """Whether it is of the connection, or of the moment, and not of a table."""
-        fault = self._dialect.fault(error)
-        return fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.waited(error)
 
     def _listed(self, connection: sa.Connection) -> list[list[str]]:
         """The names of all tables: cheaper than to reflect them."""
@@ -284,10 +292,6 @@ def _is_among(name: TableName, written: set[Name] | None) -> bool:
         table.lower() == name.name.lower() and schema in {None, name.schema}
         for schema, table in written
     )
-
-
-def _all_gone(table: Table) -> Difference:
-    return Difference(table.name, gone=frozenset(table.rows), dropped=True)
 
 
 def _short(error: BaseException) -> str:
