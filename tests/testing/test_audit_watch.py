@@ -110,7 +110,6 @@ def test_where_nobody_has_committed_no_table_is_read(engine, watched, monkeypatc
 
     The servers' marks are those of all their databases, in which other tests are at work.
     """
-
     reads = []
     seen(watched)
     monkeypatch.setattr(Watch, "_changes", lambda *_anything: reads.append(1) or [])
