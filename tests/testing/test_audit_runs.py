@@ -107,7 +107,9 @@ def test_a_run_ends_with_the_audit_that_was_killed(tmp_path):
     # Opened for reading and writing so as not to wait; then for reading only, to see the end.
     both = os.open(tmp_path / "alive", os.O_RDWR)
     reading = os.open(tmp_path / "alive", os.O_RDONLY)
-    audit = subprocess.Popen([sys.executable, "-c", AUDITING, *BARE], cwd=tmp_path, env=ALONE)
+    environment = {**ALONE, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", AUDITING, *BARE]
+    audit = subprocess.Popen(command, cwd=tmp_path, env=environment)
     assert select.select([reading], [], [], 30)[0]
     assert os.read(reading, 100) == b"begun\n"
     os.close(both)

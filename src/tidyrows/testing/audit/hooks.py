@@ -158,9 +158,11 @@ class Audit:
         arguments = [str(each) for each in given.args]
         command = Command(arguments, given.dir, seconds, self._environment, self._kept_apart)
 
+        if reporter is not None and reporter.verbosity < 0:
+            reporter.write("\n")  # -q leaves the line of dots open
+
         def run(name: str, seed: int | None) -> Run:
             if reporter is not None:
-                reporter.ensure_newline()
                 reporter.write_line(f"tidyrows audit: {len(order)} test(s) {name}")
             return command.run(name, order, seed)
 
