@@ -176,7 +176,7 @@ def test_the_audit_is_not_in_the_way_of_a_database_made_from_another(database, a
         connection.exec_driver_sql(f"CREATE DATABASE {names[0]}")
         try:
             do(template, "CREATE TABLE orgs (id int PRIMARY KEY)")
-            audited.test("one")
+            audited.test("before", is_test=False)
             template.dispose()
             connection.exec_driver_sql(f"CREATE DATABASE {names[1]} TEMPLATE {names[0]}")
         finally:
