@@ -9,7 +9,7 @@ import uuid
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from harness.audits import Audited, Base, Org
 from harness.targets import on
@@ -246,3 +246,44 @@ def test_a_child_that_was_forked_does_not_wait_for_the_audit(database, audited, 
             os._exit(0 if not audited.watches.notes else 1)
     monitored = os.waitpid(child, 0)
     assert os.waitstatus_to_exitcode(monitored[1]) == 0
+
+
+def test_what_the_project_has_made_itself_may_refuse_the_audit_and_not_the_suite(tmp_path, audited):
+    """A type that does not take back what it has made, a session, a pool."""
+
+    class OneWay(sa.types.TypeDecorator):
+        impl = sa.String
+        cache_ok = True
+
+        def process_bind_param(self, value, dialect):
+            return value.upper()
+
+        def process_result_value(self, value, dialect):
+            return (value,)
+
+    class Own(DeclarativeBase):
+        pass
+
+    class Odd(Own):
+        __tablename__ = "odd"
+        id: Mapped[str] = mapped_column(OneWay, primary_key=True)
+
+    class Routed(Session):
+        def get_bind(self, mapper=None, **options):
+            if not options:
+                raise LookupError
+            return super().get_bind(mapper, **options)
+
+    class Pool(sa.NullPool):
+        def recreate(self):
+            raise LookupError("once only")
+
+    for name, pool in (("first", sa.NullPool), ("second", Pool)):
+        engine = sa.create_engine(f"sqlite:///{tmp_path}/{name}.db", poolclass=pool)
+        Own.metadata.create_all(engine)
+        do(engine, "INSERT INTO odd VALUES ('A')")
+        for kind in (Session, Routed):
+            with kind(engine) as session:
+                assert session.scalars(sa.select(Odd)).one().id == ("A",)
+    audited.test("one")
+    assert "second.db was not looked at: its pool cannot be made again" in notes(audited)

@@ -209,7 +209,7 @@ class Ear:
         self.models.setdefault(str(table.name), state.class_.__name__)
         try:
             bind = session.get_bind(mapper)
-        except sa.exc.InvalidRequestError:  # a session that is told its bind otherwise
+        except Exception:  # noqa: BLE001 -- a session that is told its bind otherwise, or is the project's own
             return
         name = self._names.get(bind.engine)
         if name is not None:

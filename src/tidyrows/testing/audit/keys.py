@@ -49,13 +49,16 @@ def _lasting(value: Any) -> Any:
 def sent_key(
     columns: Sequence[sa.Column[Any]], values: Sequence[Any], dialect: sa.Dialect
 ) -> Key | None:
-    """A key as the project's types send it to the driver; None where one is missing."""
+    """A key as the project's types send it to the driver; None where one is missing or refused."""
     sent: list[int | str] = []
     for column, value in zip(columns, values, strict=True):
         if value is None:
             return None
         processor = column.type.dialect_impl(dialect).bind_processor(dialect)
-        sent.append(plain(value if processor is None else processor(value)))
+        try:
+            sent.append(plain(value if processor is None else processor(value)))
+        except Exception:  # noqa: BLE001 -- a project's own type may not take back what it has made
+            return None
     return tuple(sent)
 
 

@@ -65,7 +65,12 @@ class Watches:
                 name = database_name(engine)
                 self._names[place] = name
             if name not in self._watches:
-                self._add(engine, name, Reach(engine, self._thread))
+                try:
+                    reach = Reach(engine, self._thread)
+                except Exception as error:  # noqa: BLE001 -- a pool of the project's own
+                    self._say(f"{name} was not looked at: its pool cannot be made again ({error})")
+                    return None
+                self._add(engine, name, reach)
         return name
 
     def _meet_private(self, connection: sa.Connection) -> str | None:
