@@ -169,7 +169,7 @@ def test_what_is_committed_by_itself_is_believed(database, audited, monkeypatch)
 @psycopg
 def test_the_audit_is_not_in_the_way_of_a_database_made_from_another(database, audited):
     """Nobody may be connected to a template, and suites make one database per test of it."""
-    names = [f"tidyrows_brke_{uuid.uuid4().hex[:12]}" for _ in range(2)]
+    names = [f"tidyrows_{uuid.uuid4().hex[:12]}" for _ in range(2)]
     server = database.engine(isolation_level="AUTOCOMMIT")
     template = sa.create_engine(database.url.set(database=names[0]))
     with server.connect() as connection:
@@ -232,6 +232,10 @@ def test_a_database_that_does_not_answer_is_not_waited_for_twice(database, audit
     assert "did not answer" in notes(audited)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings(
+    "ignore:.*fork:DeprecationWarning"
+)  # of Python 3.12 on: there are threads
 @sqlite
 def test_a_child_that_was_forked_does_not_wait_for_the_audit(database, audited, tmp_path):
     """The audit's thread is not there."""
@@ -244,8 +248,8 @@ def test_a_child_that_was_forked_does_not_wait_for_the_audit(database, audited, 
             Base.metadata.create_all(other)
         finally:
             os._exit(0 if not audited.watches.notes else 1)
-    monitored = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(monitored[1]) == 0
+    _number, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
 
 
 def test_what_the_project_has_made_itself_may_refuse_the_audit_and_not_the_suite(tmp_path, audited):
