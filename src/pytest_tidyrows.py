@@ -109,8 +109,12 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before any conftest.py, so that its fixtures are set up after ours."""
     if early_config.known_args_namespace.tidy_audit:
         early_config.stash[_ENVIRONMENT] = dict(os.environ)
-    said = str(early_config.getini("tidy_autouse")).strip().lower()
-    if said in _NONE:
+    _look_at_all(early_config)
+
+
+def _look_at_all(config: pytest.Config) -> None:
+    said = str(config.getini("tidy_autouse")).strip().lower()
+    if said in _NONE or config.pluginmanager.has_plugin(_AUTOUSE):
         return
     if said not in _ALL:
         raise pytest.UsageError(
@@ -118,12 +122,13 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
         )
     from tidyrows.testing.autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
 
-    early_config.pluginmanager.register(Autouse(early_config, everything=_ALL[said]), _AUTOUSE)
+    config.pluginmanager.register(Autouse(config, everything=_ALL[said]), _AUTOUSE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Let the mark be known, and which process this run's values belong to."""
     config.addinivalue_line("markers", _MARK)
+    _look_at_all(config)  # where a conftest.py names the plugin, that was too late for the above
     given = getattr(config, "workerinput", None)
     config.stash[_KEY] = (given or {}).get(_SAID) or secrets.token_hex(16)
     config.stash[_BOARD] = (given or {}).get(_PLACE) or str(

@@ -410,3 +410,120 @@ def test_what_cannot_be_deleted_in_the_end_is_named_and_the_run_has_failed(suite
     assert told.startswith(
         "  test_orgs.py::test_leaves_a_row_and_a_lock (it left a transaction open): "
     )
+
+
+EDGES = """
+    from conftest import *
+
+    @pytest.fixture(scope="module", autouse=True)
+    def of_the_module():
+        yield
+        add("while the module is torn down")
+
+    class TestClass:
+        @classmethod
+        def teardown_class(cls):
+            add("while the class is torn down")
+
+        def test_with_hooks(self):
+            assert names() == ["hook of test_with_hooks", "stranger"]
+
+    def test_the_class_s_rows_are_gone():
+        assert names() == ["hook of test_the_class_s_rows_are_gone", "stranger"]
+
+    def test_a_connection_that_is_older_than_the_session_of_pytest():
+        with orm.Session(old) as session:
+            session.add(Org(name="old"))
+            session.commit()
+
+    @pytest.fixture(scope="session")
+    def admin():
+        with orm.Session(engine) as session:
+            org = session.scalars(sa.select(Org).where(Org.name == "found")).one()
+            session.add(User(email="admin", org_id=org.id))
+            session.commit()
+
+    def test_makes_what_a_session_fixture_finds(request):
+        add("found")
+        request.getfixturevalue("admin")
+
+    def test_finds_it_too(admin):
+        assert "found" in names()
+"""
+
+HOOKS = """
+    from plain import *
+
+    old = sa.create_engine(os.environ["SUITE_URL"], poolclass=sa.NullPool).connect()
+
+    def add(name):
+        with orm.Session(engine) as session:
+            session.add(Org(name=name))
+            session.commit()
+
+    def pytest_runtest_setup(item):
+        add(f"hook of {item.name}")
+
+    @pytest.fixture(scope="session", autouse=True)
+    def seeds():
+        yield
+        old.close()
+        engine.dispose()
+"""
+
+
+@mostly_on("sqlite")
+def test_rows_of_hooks_and_of_tear_downs_go_and_what_lasting_rows_need_stays(suite):
+    suite.write("conftest.py", HOOKS)
+    suite.write("test_edges.py", EDGES)
+    ended = suite.run("-W", "error")
+    assert ended.outcomes == {"passed": 5}, ended.text
+    names = sorted(
+        row[1] for table, rows in suite.rows().items() if "orgs" in str(table) for row in rows
+    )
+    assert names == ["found", "stranger"]
+    assert "without tidyrows 9 row(s) of 7 test(s) would have stayed; 8 deleted" in "\n".join(
+        ended.summary
+    )
+    stays = ended.summary[-1].partition("by session fixtures: ")[2]
+    assert [part.split()[-1] for part in stays.split(", ")] == ["1", "1"]
+
+
+@mostly_on("sqlite")
+@pytest.mark.parametrize("where", ["cleanup", "tear-down"])
+def test_what_ctrl_c_keeps_from_being_deleted_is_deleted_in_the_end(suite, where):
+    suite.write("conftest.py", HOOKS)
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        @pytest.fixture(scope="module", autouse=True)
+        def of_the_module():
+            add("module")
+            yield
+            if os.environ["WHERE"] == "tear-down":
+                raise KeyboardInterrupt
+
+        def test_passes():
+            @sa.event.listens_for(engine, "before_cursor_execute")
+            def press(connection, cursor, sql, *rest):
+                if "DELETE" in sql and os.environ["WHERE"] == "cleanup":
+                    os.environ["WHERE"] = "nowhere"
+                    raise KeyboardInterrupt
+        """,
+    )
+    ended = suite.run(WHERE=where)
+    assert ended.code == 2
+    assert suite.rows() == suite.before
+
+
+@on("sqlite")
+def test_a_plugin_that_a_conftest_names_listens_too(suite):
+    suite.write(
+        "conftest.py", 'pytest_plugins = ["pytest_tidyrows"]\nfrom plain import *  # noqa\n'
+    )
+    suite.write("test_orgs.py", LEAVES)
+    ended = suite.run(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert ended.outcomes == {"passed": 1}, ended.text
+    assert suite.rows() == suite.before

@@ -22,7 +22,7 @@ from tidyrows.cleanup.keep import keep
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.preserve import Restoring
 from tidyrows.cleanup.progress import Steps
-from tidyrows.cleanup.report import CleanupReport, describe_leftovers
+from tidyrows.cleanup.report import HERE, CleanupReport, describe_leftovers
 from tidyrows.cleanup.rules import Dependents, Rules
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import (
@@ -402,7 +402,7 @@ class CleanupManager:
             if other is not self.tracker and other.holds(name):
                 mine = other.context.tag
                 theirs = other.those_held(name, keys) if table.key_columns else keys
-                claims.update((key, f"the tracker {mine}") for key in theirs)
+                claims.update((key, f"{HERE}{mine}") for key in theirs)
         book = self.tracker.known_book(name.database)
         rest = [key for key in keys if key not in claims]
         if book is not None and rest:

@@ -38,6 +38,10 @@ class Leftover:
         return f"{name}: {self.cause}"
 
 
+HERE = "the tracker "
+"""So begins the name of an owner that is in this process."""
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A row of ours that stays because a row needs it that another tracker will delete.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ class Autouse:
         self._plugin: Plugin | None = None
         self._suite: Suite | None = None
         self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
+        self._test = ExitStack()
 
     def begin(self, plugin: Plugin) -> None:
         """Listen, where tests are run: not in the controller of xdist's workers."""
@@ -54,28 +56,47 @@ class Autouse:
             self._suite.end()
             self._suite = None
 
+    # -- tests -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """A test begins with the hooks of the suite's own, before its first fixture."""
+        if self._suite is not None and self._plugin is not None:
+            options, fails = self._plugin.options_of(item)
+            show = partial(item.add_report_section, "teardown", "tidyrows")
+            self._test.enter_context(self._suite.test(item.nodeid, options, fails, show))
+        return (yield)
+
     @pytest.fixture(autouse=True)
-    def _tidy_autouse(self, request: pytest.FixtureRequest) -> Iterator[None]:
+    def _tidy_autouse(self) -> Iterator[None]:
         """Set up before the test's other fixtures, and so torn down after them."""
-        if self._suite is None or self._plugin is None:
-            yield
-            return
-        item = request.node
-        options, fails = self._plugin.options_of(item)
-        with self._suite.test(item.nodeid, options, fails) as shown:
-            yield
-        for text in shown:
-            item.add_report_section("teardown", "tidyrows", text)
+        yield
+        self._test.close()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self) -> Generator[None, object, object]:
+        """Where there were no fixtures to be set up, the test ends here."""
+        try:
+            return (yield)
+        finally:
+            self._test.close()
+
+    # -- what lives longer -----------------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """What a fixture of a wider scope makes lives as long as that scope."""
+        """What a fixture of a wider scope makes, its tear-down too, lives as long as that scope."""
         if request.scope == "function" or self._suite is None:
             return (yield)
-        with self._suite.everywhere.turn(self._tracker_of(self._suite, request.node)):
-            return (yield)
+        everywhere, tracker = self._suite.everywhere, self._tracker_of(self._suite, request.node)
+        torn_down = ExitStack()
+        fixturedef.addfinalizer(torn_down.close)  # the first that is added is the last to be called
+        with everywhere.turn(tracker):
+            made = yield
+        fixturedef.addfinalizer(lambda: torn_down.callback(everywhere.hand_over(tracker)))
+        return made
 
     def _tracker_of(self, suite: Suite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
         if isinstance(node, pytest.Session):

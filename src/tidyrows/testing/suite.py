@@ -6,15 +6,16 @@ outside of them (before the first test, by fixtures of the session) has one too,
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from tidyrows.cleanup import CleanupManager
+from tidyrows.cleanup.report import HERE
 from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import (
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tidyrows.cleanup import CleanupReport
+    from tidyrows.cleanup.report import Held
     from tidyrows.rows import KeyedTable
 
 _LAST = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
@@ -107,11 +109,15 @@ class Owed:
         tracker: whose rows.
         options: for ``CleanupManager``.
         why: what it waits for.
+        told: rows that are told of as left already, by table.
+        held: those that rows of others need yet.
     """
 
     tracker: SuiteTracker
     options: Mapping[str, Any]
     why: str = ""
+    told: Counter[str] = field(default_factory=Counter)
+    held: tuple[Held, ...] = ()
 
 
 class Suite:
@@ -155,56 +161,93 @@ class Suite:
     def end(self) -> None:
         """Listen no more; delete what had to wait, and say what could not be deleted."""
         self.outside.stop()
-        owed = [*self._due, *self._asleep.values()]
+        owed = list(dict.fromkeys([*self._due, *self._asleep.values(), *self._interrupted()]))
         self._due, self._asleep = [], {}
         said: dict[str, Any] = {"suite": True, "test": OUTSIDE, "unheard": self._refused}
         if self._everything:
             owed.append(Owed(self.outside, {}))
-        else:
-            said["stays"] = _counted(self.outside)
-            self.outside.said()
         said |= _observed(self.outside, said["unheard"])
         unpaid: list[str] = []
-        for each in owed:
-            text = self._unpaid(each, _HURRIED if unpaid else _LAST)
-            unpaid += [] if text is None else [text]
+        held = self._paid(owed, unpaid)
+        if not self._everything:
+            stays = Counter(_counted(self.outside))
+            for each in held:
+                stays += self._left_where_needed(each)
+            said["stays"] = dict(stays)
+            self.outside.said()
         self._say(said | {"unpaid": unpaid})
         self.everywhere.stop()
 
-    def _unpaid(self, owed: Owed, how: Mapping[str, Any]) -> str | None:
-        owed.tracker.settle()
-        try:
-            self._delete(owed, how if self._is_busy(owed.tracker) else {})
-        except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
-            owed.tracker.said()
-            waited = f" (it {owed.why})" if owed.why else ""
-            told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
-            return f"{owed.tracker.test}{waited}: {told}"
-        return None
+    def _interrupted(self) -> Iterator[Owed]:
+        """Those whose end Ctrl-C has kept from coming."""
+        for tracker in self._started[:]:
+            if tracker is not self.outside:
+                tracker.stop()
+                self._started.remove(tracker)
+                yield Owed(tracker, {}, "was interrupted")
+
+    def _paid(self, owed: list[Owed], unpaid: list[str]) -> list[Owed]:
+        """Delete what can be; returns what rows of others need yet.
+
+        Args:
+            owed: in the order in which to begin: what needs another's rows may come after it.
+            unpaid: what could not be deleted is told here.
+        """
+        while owed:
+            held: list[Owed] = []
+            for each in owed:
+                try:
+                    busy = self._is_busy(each.tracker)
+                    how = (_HURRIED if unpaid else _LAST) if busy else {}
+                    self._delete(each, how)
+                except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
+                    each.tracker.said()
+                    unpaid.append(_why_not(each, error))
+                else:
+                    held += [each] if each.held else []
+            if len(held) == len(owed):
+                break
+            owed = held
+        return owed
+
+    def _left_where_needed(self, owed: Owed) -> Counter[str]:
+        """What rows of this process need that stay: it stays with them, and no sweep takes it.
+
+        Where a row of another worker needs it, the ledger knows, and a sweep deletes it in the end.
+        """
+        tracker = owed.tracker
+        if all(each.by.startswith(HERE) for each in owed.held):
+            stays = Counter(_counted(tracker))
+            for held in tracker.snapshot():
+                tracker.forget(held.table, held.keys)
+            self._delete(owed, {})
+            return stays
+        return Counter()
 
     # -- tests, modules, classes -----------------------------------------------------------------
 
     @contextmanager
     def test(
-        self, test: str, options: Mapping[str, Any], kept: Callable[[], bool]
-    ) -> Iterator[list[str]]:
+        self,
+        test: str,
+        options: Mapping[str, Any],
+        kept: Callable[[], bool],
+        show: Callable[[str], None],
+    ) -> Iterator[None]:
         """In the block all rows are this test's; they are gone after it.
 
         Args:
             test: its id.
             options: for ``CleanupManager``.
             kept: asked in the end whether its rows are to be left for study.
-
-        Returns:
-            What is to be shown of it afterwards is added to this list.
+            show: told then which they are and what deletes them.
         """
         self._install_those_met()
         tracker = self._begun(test, is_shared=False)
-        shown: list[str] = []
         try:
-            yield shown
+            yield
         finally:
-            self.finish(tracker, options, shown if kept() else None)
+            self.finish(tracker, options, show if kept() else None)
 
     def shared(self, name: str) -> SuiteTracker:
         """A tracker for rows of several tests, until :meth:`finish`; it takes no turn yet."""
@@ -220,9 +263,12 @@ class Suite:
         return tracker
 
     def finish(
-        self, tracker: SuiteTracker, options: Mapping[str, Any], kept: list[str] | None = None
+        self,
+        tracker: SuiteTracker,
+        options: Mapping[str, Any],
+        show: Callable[[str], None] | None = None,
     ) -> None:
-        """Delete a tracker's rows.
+        """Delete a tracker's rows, or keep them and show which they are.
 
         Raises:
             CleanupError: some are still there.
@@ -234,8 +280,8 @@ class Suite:
             owed.why = "left a transaction open"
             self._asleep[tracker] = owed
         try:
-            if kept is not None and tracker.snapshot():
-                kept.append(CleanupManager(tracker, **options).keep())
+            if show is not None and tracker.snapshot():
+                show(CleanupManager(tracker, **options).keep())
             else:
                 self._settle(owed)
         finally:
@@ -253,14 +299,18 @@ class Suite:
         """Delete now, or later if something of this process itself is in the way."""
         busy = self._is_busy(owed.tracker)
         try:
-            report = self._delete(owed, _HURRIED if busy else {})
+            self._delete(owed, _HURRIED if busy else {})
         except (CleanupError, SessionStateError):
             if not busy:
                 raise
             owed.why = "left a transaction open"
             self._due.append(owed)
+        except KeyboardInterrupt:
+            owed.why = "was interrupted"
+            self._due.append(owed)
+            raise
         else:
-            if report is not None and report.held:
+            if owed.held:
                 owed.why = "waited for rows of others"
                 self._due.append(owed)
 
@@ -277,19 +327,20 @@ class Suite:
             except (TidyRowsError, sa.exc.SQLAlchemyError):
                 self._due.append(owed)  # the end is early enough to say so
 
-    def _delete(self, owed: Owed, how: Mapping[str, Any]) -> CleanupReport | None:
+    def _delete(self, owed: Owed, how: Mapping[str, Any]) -> None:
         tracker = owed.tracker
         tracker.settle()
         self._forget_vanished(tracker)
         before = {held.table: held.keys for held in tracker.snapshot()}
-        created, report = created_by(tracker), None
+        created = dict(Counter(created_by(tracker)) - owed.told)
+        owed.held = ()
         if not (before or tracker.has_entries):
             self._tell(tracker, created, None)
-            return None
+            return
         manager = CleanupManager(tracker, **{**owed.options, **how})
         engines = [tracker.own_engine_of(name) for name in _databases(tracker)]
         try:
-            report = run_for(engines, manager.cleanup)
+            owed.held = run_for(engines, manager.cleanup).held
         except CleanupError:
             if not self._are_no_more(tracker):
                 raise
@@ -301,8 +352,8 @@ class Suite:
                 if table.key_columns
             }
             expunge_rows(gone)
+            owed.told = Counter(created_by(tracker))
             self._tell(tracker, created, manager.report)
-        return report
 
     def _tell(
         self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
@@ -375,6 +426,12 @@ class Suite:
             if self._everything or tracker is not self.outside:
                 tracker.add_ledger(ledger)
         self._entered(ledger, WorkerContext.current())
+
+
+def _why_not(owed: Owed, error: Exception) -> str:
+    waited = f" (it {owed.why})" if owed.why else ""
+    told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
+    return f"{owed.tracker.test}{waited}: {told}"
 
 
 def _connect(engine: sa.Engine) -> None:

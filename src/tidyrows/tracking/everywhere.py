@@ -2,7 +2,8 @@
 
 SQLAlchemy tells of each Connection of each engine (``engine_connect``, listened to on the class):
 so an engine is met before its first statement, also one that the application makes in the middle
-of a test.
+of a test. Of a Connection that is older than that (a conftest.py may open one when it is imported)
+the next ``begin`` tells.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tidyrows.tracking.tracker import ResourceTracker
+
+_EVENTS = ("engine_connect", "begin")
 
 
 class Everywhere(Turns):
@@ -48,11 +51,13 @@ class Everywhere(Turns):
 
     def start(self) -> None:
         """Listen to every engine, those that are made later included."""
-        event.listen(sa.Engine, "engine_connect", self._meet)
+        for name in _EVENTS:
+            event.listen(sa.Engine, name, self._meet)
 
     def stop(self) -> None:
         """Listen no more."""
-        event.remove(sa.Engine, "engine_connect", self._meet)
+        for name in _EVENTS:
+            event.remove(sa.Engine, name, self._meet)
         for engine in self.engines:
             capture_for(engine).listen_last(None)
         self._met.clear()

@@ -53,14 +53,19 @@ def engine_at_hand(engine: sa.Engine) -> sa.Engine:
     """The engine itself, or its twin where no connection of its own can be had now."""
     if dialect_for(engine).is_private(engine) or isinstance(engine.pool, sa.StaticPool):
         return engine  # there is no second way to it
-    return twin_of(engine) if engine.dialect.is_async or _is_exhausted(engine.pool) else engine
+    return twin_of(engine) if engine.dialect.is_async or not _has_room(engine.pool) else engine
 
 
-def _is_exhausted(pool: sa.Pool) -> bool:
-    if not isinstance(pool, sa.QueuePool) or pool.checkedin():
+def _has_room(pool: sa.Pool) -> bool:
+    """Whether a connection can be had of a pool that nobody minds having been taken."""
+    if not isinstance(pool, sa.QueuePool):
+        return isinstance(pool, NullPool)
+    if pool.checkedin():
+        return True
+    if not pool.checkedout():  # disposed of: nobody would close a connection that is left in it now
         return False
     most: int = pool._max_overflow  # noqa: SLF001 -- it has no public name
-    return most >= 0 and pool.overflow() >= most
+    return most < 0 or pool.overflow() < most
 
 
 def has_vanished(engine: sa.Engine) -> bool:
