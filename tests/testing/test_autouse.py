@@ -449,6 +449,17 @@ EDGES = """
 
     def test_finds_it_too(admin):
         assert "found" in names()
+
+    def test_puts_back_what_it_has_deleted():
+        row = {"id": 900000, "email": "stranger", "org_id": 900000}
+        with orm.Session(engine) as session:
+            session.delete(session.get(User, 900000))
+            session.commit()
+            session.add(User(**row))
+            session.commit()
+            session.execute(sa.delete(User).where(User.email == "stranger"))
+            session.execute(sa.insert(User), [row])
+            session.commit()
 """
 
 HOOKS = """
@@ -477,15 +488,17 @@ def test_rows_of_hooks_and_of_tear_downs_go_and_what_lasting_rows_need_stays(sui
     suite.write("conftest.py", HOOKS)
     suite.write("test_edges.py", EDGES)
     ended = suite.run("-W", "error")
-    assert ended.outcomes == {"passed": 5}, ended.text
+    assert ended.outcomes == {"passed": 6}, ended.text
+    assert "(900000, 'stranger', 900000)" in str(suite.rows())
     names = sorted(
         row[1] for table, rows in suite.rows().items() if "orgs" in str(table) for row in rows
     )
     assert names == ["found", "stranger"]
-    assert "without tidyrows 9 row(s) of 7 test(s) would have stayed; 8 deleted" in "\n".join(
+    assert "without tidyrows 10 row(s) of 8 test(s) would have stayed; 9 deleted" in "\n".join(
         ended.summary
     )
-    stays = ended.summary[-1].partition("by session fixtures: ")[2]
+    (stays,) = [line for line in ended.summary if line.startswith("rows that stay")]
+    stays = stays.partition("by session fixtures: ")[2]
     assert [part.split()[-1] for part in stays.split(", ")] == ["1", "1"]
 
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup import CleanupReport
     from tidyrows.cleanup.report import Held
-    from tidyrows.rows import KeyedTable
+    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.tracking.digests import Prints
 
 _LAST = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
 _HURRIED = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
@@ -99,6 +100,21 @@ class SuiteTracker(ResourceTracker):
         if len(keys) > _SHOWN:
             told += f" and {count - _SHOWN} more"
         self.touched[_place(table), verb, told] = None
+        if verb == "deleted":
+            self._suite.note_lost(table, keys)
+
+    def hold(
+        self,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        *,
+        prints: Prints | None = None,
+        generated: bool = False,
+    ) -> None:
+        """Hold rows that were inserted; not those that are back again."""
+        super().hold(table, keys, prints=prints, generated=generated)
+        if not generated:
+            self._suite.give_back(self, table, keys)
 
 
 @dataclass(eq=False)
@@ -149,6 +165,7 @@ class Suite:
         self._due: list[Owed] = []
         self._asleep: dict[SuiteTracker, Owed] = {}
         self._refused: list[str] = []
+        self._lost: dict[tuple[TableName, Any], SuiteTracker | None] = {}
         self.everywhere = Everywhere(self._met)
 
     # -- the suite's life ----------------------------------------------------------------------
@@ -292,6 +309,24 @@ class Suite:
         owed = self._asleep.get(tracker)
         if owed is not None and owed not in self._due:
             self._due.append(owed)
+
+    # -- rows that were there before -------------------------------------------------------------
+
+    def note_lost(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A test has deleted rows that it had not made; it may put them back."""
+        for key in keys:
+            self._lost[table.name, key] = next(
+                (each for each in self._started if each.those_held(table.name, [key])), None
+            )
+
+    def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows that were lost are inserted again, by key: they belong to whom they had."""
+        for key in keys if self._lost else ():
+            if (table.name, key) in self._lost:
+                whose = self._lost.pop((table.name, key))
+                tracker.forget(table, [key])
+                if whose is not None and whose in self._started:
+                    whose.take_told(table, [key])
 
     # -- deleting --------------------------------------------------------------------------------
 

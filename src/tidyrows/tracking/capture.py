@@ -198,7 +198,10 @@ class Capture:
         parameters: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> Delete:
-        """A DELETE that does not name tracked rows must tell which it took: their keys are free."""
+        """A DELETE that does not name its rows must tell which it took: their keys are free.
+
+        Where they are tracked, and where somebody watches: what was not his may be put back.
+        """
         self._transactions.settle_on(connection)
         log = self._transactions.log(connection)
         try:
@@ -210,7 +213,7 @@ class Capture:
             return delete
         target, real = found
         named = target.key_columns and written.names_its_rows(delete, target)
-        if named or not self._is_held(target, log):
+        if named or not (self._is_held(target, log) or self._listeners.watcher is not None):
             return delete
         rewrite = returning.rewrite_delete(delete, parameters, target, real, self.dialect)
         if rewrite is None:

@@ -95,9 +95,19 @@ class TransactionLog:
         rewritten: how statements under way were changed, by the id of the statement.
         release_unsure: a savepoint was released; on SQLite that may have been a commit.
         outermost: the savepoint with which the transaction began, whose RELEASE is its COMMIT.
+        emptied: the execution of the newest raw statement, and what it does to whole tables once it
+            has succeeded.
     """
 
-    __slots__ = ("_any", "_savepoints", "outermost", "release_unsure", "rewritten", "targets")
+    __slots__ = (
+        "_any",
+        "_savepoints",
+        "emptied",
+        "outermost",
+        "release_unsure",
+        "rewritten",
+        "targets",
+    )
 
     def __init__(self) -> None:
         self._savepoints = [Savepoint("")]
@@ -106,6 +116,7 @@ class TransactionLog:
         self.rewritten: dict[int, Any] = {}
         self.release_unsure = False
         self.outermost: str | None = None
+        self.emptied: tuple[Any, list[Change]] | None = None
 
     def __bool__(self) -> bool:
         return self._any
@@ -123,6 +134,11 @@ class TransactionLog:
         """Put back what a COMMIT that failed has left open."""
         self._savepoints[0].changes[:0] = changes
         self._any = True
+
+    def failed(self, execution: Any) -> None:
+        """A statement has failed: it has emptied no table."""
+        if self.emptied is not None and self.emptied[0] is execution:
+            self.emptied = None
 
     def savepoint(self, name: str) -> None:
         """A savepoint was set."""

@@ -29,6 +29,14 @@ _MOVE = re.compile(
 )
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
+_EMPTIES = re.compile(
+    rf"""(?:DELETE\s+FROM|TRUNCATE(?:\s+TABLE)?)\s+(?:ONLY\s+)?
+    (?P<names>{_NAME[1:-1]}(?:\s*,\s*{_NAME[1:-1]})*)
+    (?:\s+(?:RESTART|CONTINUE)\s+IDENTITY)?(?:\s+(?P<kin>CASCADE)|\s+RESTRICT)?\s*;?\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
+
 
 def first_word(sql: str) -> str:
     """The statement's first word, in capitals, past comments and brackets."""
@@ -44,6 +52,20 @@ def inserted_table(sql: str) -> str | None:
         return None
     match = _INSERT.search(sql)
     return match.group(1) if match else None
+
+
+def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
+    """The tables that a raw DELETE without WHERE, or a TRUNCATE, empties.
+
+    Returns:
+        The parts of each name, the table's last; and whether what references them goes too.
+    """
+    place = _LEADING.match(sql)
+    match = _EMPTIES.fullmatch(sql, place.end() if place else 0)
+    if match is None:
+        return [], False
+    names = [_PART.findall(name) for name in match["names"].split(",")]
+    return [[part.strip('"`[]') for part in name] for name in names], bool(match["kin"])
 
 
 class Move(Enum):

@@ -67,7 +67,7 @@ class Strings:
         if INTERNAL in context.execution_options:
             return
         if context.compiled is None or context.is_text:
-            self._raw(context.root_connection, sql)
+            self._raw(context.root_connection, sql, context)
         elif sql[:4] == "WITH":
             self._say_raw_insert(context.root_connection, sql)
         elif not context.isddl and self._dialect.session_setting(sql):
@@ -83,9 +83,11 @@ class Strings:
         self._transactions.log(connection).targets.clear()
         self._places.moved(connection)
 
-    def _raw(self, connection: sa.Connection, sql: str) -> None:
+    def _raw(self, connection: sa.Connection, sql: str, context: Any) -> None:
         if self._dialect.session_setting(sql):
             self._moved(connection)
+        if rawsql.first_word(sql) in {"DELETE", "TRUNCATE"}:
+            self._transactions.empty(connection, context, sql)
         move = rawsql.transaction_move(sql)
         if move is not None:
             self._transactions.move(connection, *move)

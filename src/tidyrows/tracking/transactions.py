@@ -8,10 +8,10 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects import CommitOutcome, Loss
-from tidyrows.tracking import book
+from tidyrows.tracking import book, emptied, rawsql
 from tidyrows.tracking.announced import Announced, driver_of
 from tidyrows.tracking.believing import believe, doubt
-from tidyrows.tracking.changes import Change, TransactionLog
+from tidyrows.tracking.changes import Change, Kind, TransactionLog
 from tidyrows.tracking.rawsql import Move
 
 if TYPE_CHECKING:
@@ -237,6 +237,26 @@ class Transactions:
         elif move is Move.UNCLEAR:
             self._doubt(log.take())  # it may have been a COMMIT, whatever SQLAlchemy does next
 
+    def empty(self, connection: sa.Connection, execution: Any, sql: str) -> None:
+        """A raw statement is about to delete all rows of tables: tracked ones are tracked no more.
+
+        What is inserted under their keys afterwards may be somebody else's.
+        """
+        names, with_kin = rawsql.emptied_tables(sql)
+        if not names:
+            return
+        log = self.log(connection)
+        rows = [(change.table, change.keys) for change in log if change.kind is Kind.INSERTED]
+        for holder in self.holders:
+            rows += [(held.table, held.keys.in_order()) for held in holder.snapshot()]
+        gone = emptied.emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
+        changes = [
+            Change(Kind.DELETED, table, list(keys))
+            for table, keys in rows
+            if keys and table.key_columns and table.name in gone
+        ]
+        log.emptied = execution, changes
+
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         if not self.idle:
@@ -287,7 +307,8 @@ class Transactions:
                 if announcement.server_id is not None:
                     self.unanswered.add(announcement.server_id)
                 self._doubt(announcement.changes)
-        log = self._logs.get(connection)
+        log = self.log(connection)
+        log.failed(context.execution_context)
         if announced or not log:
             return
         driver = None if connection.invalidated else driver_of(connection)
@@ -305,6 +326,10 @@ class Transactions:
         if self._announced:
             self._settle_announced(connection)
         log = self._logs.get(connection)
+        if log is not None and log.emptied is not None:
+            (_execution, changes), log.emptied = log.emptied, None
+            for change in changes:
+                self.add(connection, log, change)
         if log is not None and log.release_unsure:
             self._settle_release(connection, log)
 
