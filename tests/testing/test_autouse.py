@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from harness.suites import Suite
@@ -538,5 +540,75 @@ def test_a_plugin_that_a_conftest_names_listens_too(suite):
     )
     suite.write("test_orgs.py", LEAVES)
     ended = suite.run(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    assert ended.outcomes == {"passed": 1}, ended.text
+    assert suite.rows() == suite.before
+
+
+DROPPED = """
+    from conftest import *
+
+    @pytest.fixture(scope=os.environ["SCOPE"])
+    def own():
+        name = f"{engine.url.database}_{os.getpid()}"
+        boss = engine.execution_options(isolation_level="AUTOCOMMIT")
+        with boss.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {name}")
+        own = sa.create_engine(engine.url.set(database=name))
+        Org.metadata.create_all(own)
+        yield own
+        own.dispose()
+        with boss.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name}")
+
+    @pytest.mark.parametrize("n", range(2))
+    def test_commits(own, n):
+        for each in (own, engine):
+            with orm.Session(each) as session:
+                session.add(Org(name=f"org {os.getpid()} {n}"))
+                session.commit()
+"""
+
+
+@on("postgresql+psycopg")  # the only one where a connection is in the way of DROP DATABASE
+@pytest.mark.parametrize("scope", ["function", pytest.param("session", marks=pytest.mark.soak)])
+def test_a_database_of_the_suite_s_own_can_be_dropped(suite, scope):
+    suite.write("conftest.py", PLAIN.partition("@pytest.fixture")[0])
+    suite.write("test_orgs.py", DROPPED)
+    ended = suite.run("-n", "1", "--durations=1", SCOPE=scope)
+    assert ended.outcomes == {"passed": 2}, ended.text
+    assert ended.code == 0
+    assert suite.rows() == suite.before
+    assert "without tidyrows 2 row(s)" in "\n".join(ended.summary)
+    assert max(map(float, re.findall(r"^([\d.]+)s ", ended.text, re.MULTILINE))) < 5.0  # no retries
+
+
+@on("postgresql+psycopg")
+def test_what_one_role_may_not_delete_another_of_the_suite_s_does(suite):
+    suite.write("conftest.py", PLAIN.partition("@pytest.fixture")[0])
+    suite.write(
+        "test_orgs.py",
+        """
+        from conftest import *
+
+        def test_two_roles():
+            role = f"{engine.url.database}_role"
+            with engine.begin() as connection:
+                connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+                connection.exec_driver_sql(f"GRANT SELECT, INSERT ON orgs TO {role}")
+                connection.exec_driver_sql(f"GRANT USAGE ON SEQUENCE orgs_id_seq TO {role}")
+            weak = sa.create_engine(engine.url.set(username=role), poolclass=sa.NullPool)
+            for each in (weak, engine):
+                with orm.Session(each) as session:
+                    session.add(Org(name=str(each.url.username)))
+                    session.commit()
+        """,
+    )
+    try:
+        ended = suite.run()
+    finally:
+        with suite.engine.begin() as connection:
+            role = f"{suite.engine.url.database}_role"
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
     assert ended.outcomes == {"passed": 1}, ended.text
     assert suite.rows() == suite.before

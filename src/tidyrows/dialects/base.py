@@ -157,6 +157,8 @@ class Dialect:
             if error.connection_invalidated:
                 return Fault.LOST
             error = error.orig or error
+        if self.lacks_database(error):
+            return Fault.OTHER  # it will not come back
         # asyncpg lets the socket's own error through when the server is down.
         return Fault.LOST if isinstance(error, ConnectionError) else self._fault_of(error)
 

@@ -103,9 +103,10 @@ class Crew:
             crashed: it could not clean up.
         """
         for post in self._posts.values():
-            self._try(f"worker {worker}", partial(post.take, worker))
+            self._try(post, f"worker {worker}", partial(post.take, worker))
             if crashed:
                 self._try(
+                    post,
                     f"worker {worker} crashed",
                     partial(post.sweep, worker, self._wanted.get(worker, {})),
                     say=True,
@@ -114,14 +115,16 @@ class Crew:
     def finish(self) -> None:
         """All workers have ended: nothing of the run is to stay."""
         for post in self._posts.values():
-            self._try(f"run {post.run}", post.finish)
+            self._try(post, f"run {post.run}", post.finish)
 
     def _try(
-        self, what: str, deed: Callable[[], CleanupReport | None], *, say: bool = False
+        self, post: Post, what: str, deed: Callable[[], CleanupReport | None], *, say: bool = False
     ) -> None:
         try:
-            report = deed()
+            report = None if post.is_deserted() else deed()
         except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
+            if post.is_deserted(error):
+                return
             told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
             self._totals.notes.append(f"{what}: not all of its rows could be deleted: {told}")
             self._totals.failed = True
@@ -147,6 +150,13 @@ class Post:
         # The suite's own tracker was allowed to write there.
         self._ledger = Ledger(made, allow_production=True)
         self._custody: Custody | None = None
+
+    def is_deserted(self, error: BaseException | None = None) -> bool:
+        """Whether there is no such database any more, as far as is known or an error tells."""
+        dialect = self._ledger.dialect
+        if error is not None and dialect.lacks_database(error):
+            return True
+        return dialect.missing_file(self._ledger.engine) is not None
 
     def take(self, worker: str) -> None:
         """Keep what a worker made for all of them, until all have ended."""

@@ -103,6 +103,10 @@ class SuiteTracker(ResourceTracker):
         if verb == "deleted":
             self._suite.note_lost(table, keys)
 
+    def note_dropping(self, engine: sa.Engine, database: str) -> None:
+        """Nothing of ours shall be in its way."""
+        self._suite.leave(engine, database)
+
     def hold(
         self,
         table: KeyedTable,
@@ -377,7 +381,10 @@ class Suite:
         try:
             owed.held = run_for(engines, manager.cleanup).held
         except CleanupError:
-            if not self._are_no_more(tracker):
+            still = Counter(created_by(tracker))
+            if self._are_no_more(tracker):  # with their databases, which is the suite's own doing
+                created = dict(Counter(created) - (still - Counter(created_by(tracker))))
+            elif not self._others_can(tracker, manager):
                 raise
         finally:
             left = {held.table: held.keys for held in tracker.snapshot()}
@@ -424,6 +431,23 @@ class Suite:
                     tracker.let_go(name)
         return not tracker.snapshot()
 
+    def _others_can(self, tracker: SuiteTracker, manager: CleanupManager) -> bool:
+        """Whether all goes with the rights of other roles that the suite connects as."""
+        for engine in self.everywhere.engines:
+            name = database_name(engine)
+            if name not in _databases(tracker):
+                continue
+            if engine.url.username == tracker.own_engine_of(name).url.username:
+                continue
+            tracker.reach_by(name, engine)
+            self._say({**said_of(tracker.test, {}, manager.report), "suite": True})
+            try:
+                run_for([engine], manager.cleanup)
+            except CleanupError:
+                continue
+            return True
+        return False
+
     # -- engines ---------------------------------------------------------------------------------
 
     def _met(self, engine: sa.Engine) -> bool:
@@ -447,6 +471,17 @@ class Suite:
         for name, engine in later.items():
             if name not in self._ledgers and not has_vanished(engine):
                 run_for([engine], partial(self._install, name, engine))
+
+    def leave(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped: end what a ledger keeps open there."""
+        wanted = (database, engine.url.host, engine.url.port)
+        for name, ledger in list(self._ledgers.items()):
+            url = None if ledger is None else ledger.engine.url
+            if ledger is not None and url and (url.database, url.host, url.port) == wanted:
+                del self._ledgers[name]
+                for tracker in self._started:
+                    tracker.drop_ledger(ledger)
+                ledger.close()
 
     def _install(self, name: str, engine: sa.Engine) -> None:
         ledger = Ledger(twin_of(engine), allow_production=True)

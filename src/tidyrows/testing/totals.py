@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.testing.found import Found
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tidyrows.cleanup import CleanupReport
+    from tidyrows.rows import TableName
     from tidyrows.tracking import ResourceTracker
 
 _SLOW = 1.0
@@ -22,22 +23,26 @@ _ALL_SAY = ("test", "seconds")
 
 def created_by(tracker: ResourceTracker) -> dict[str, int]:
     """How many rows a tracker holds, by table."""
-    return {
-        str(held.table.name): len(held.keys) + held.nameless
-        for held in tracker.snapshot()
-        if len(held.keys) + held.nameless
-    }
+    return _summed((held.table.name, len(held.keys) + held.nameless) for held in tracker.snapshot())
+
+
+def _summed(counts: Iterable[tuple[TableName, int]]) -> dict[str, int]:
+    """By table; those of one name in several databases count together."""
+    total: Counter[str] = Counter()
+    for table, count in counts:
+        total[str(table)] += count
+    return dict(+total)
 
 
 def said_of(test: str, created: dict[str, int], report: CleanupReport | None) -> dict[str, Any]:
     """What is told of one cleanup, in JSON's types."""
     said: dict[str, Any] = {"test": test, "created": created}
     if report is not None:
-        deleted = Counter({str(table): count for table, count in report.deleted.items()})
-        others = Counter({str(table): len(rows) for table, rows in report.dependents.items()})
+        deleted = Counter(_summed(report.deleted.items()))
+        others = Counter(_summed((table, len(rows)) for table, rows in report.dependents.items()))
         said |= {
             "deleted": dict(deleted + others),
-            "gone": {str(table): count for table, count in report.already_gone.items()},
+            "gone": _summed(report.already_gone.items()),
             "others": others.total(),
             "leaked": sum(leftover.count for leftover in report.leftovers),
             "held": len(report.held),

@@ -35,6 +35,10 @@ _EMPTIES = re.compile(
     (?:\s+(?:RESTART|CONTINUE)\s+IDENTITY)?(?:\s+(?P<kin>CASCADE)|\s+RESTRICT)?\s*;?\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_DROPS = re.compile(
+    r"""\s*DROP\s+(?:DATABASE|SCHEMA)\s+(?:IF\s+EXISTS\s+)?([\w$-]+|"[^"]+"|`[^`]+`)""",
+    re.IGNORECASE,
+)
 _PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
 
 
@@ -66,6 +70,12 @@ def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
         return [], False
     names = [_PART.findall(name) for name in match["names"].split(",")]
     return [[part.strip('"`[]') for part in name] for name in names], bool(match["kin"])
+
+
+def dropped_database(sql: str) -> str | None:
+    """The database that a raw statement drops, or None."""
+    match = _DROPS.match(sql)
+    return match[1].strip('"`') if match else None
 
 
 class Move(Enum):

@@ -94,8 +94,15 @@ class Strings:
         elif rawsql.is_ddl(sql):
             if self._dialect.ddl_commits:
                 self._transactions.enter(connection)
+            self._say_dropping(connection, sql)
             self.ddl(connection)
         self._say_raw_insert(connection, sql)
+
+    def _say_dropping(self, connection: sa.Connection, sql: str) -> None:
+        """Who has a connection to a database would keep it from being dropped."""
+        watcher, database = self._listeners.watcher, rawsql.dropped_database(sql)
+        if watcher is not None and database is not None:
+            watcher.note_dropping(connection.engine, database)
 
     def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
         table = rawsql.inserted_table(sql)

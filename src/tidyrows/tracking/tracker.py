@@ -247,6 +247,11 @@ class ResourceTracker:
         if self.active:
             self._open_books()
 
+    def drop_ledger(self, ledger: Ledger) -> None:
+        """Enter nothing there any more: its database is about to be dropped."""
+        self._ledgers = tuple(each for each in self._ledgers if each is not ledger)
+        self._books.pop(ledger.database, None)
+
     @property
     def has_ledger(self) -> bool:
         """Whether what it holds is entered into a ledger."""
@@ -591,6 +596,9 @@ class ResourceTracker:
     def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
         """Rows of others were changed: for a tracker that watches."""
 
+    def note_dropping(self, engine: sa.Engine, database: str) -> None:
+        """A database of this name is about to be dropped, through an engine to its server."""
+
     def count_of(self, name: TableName) -> int:
         """How many rows of this table are held."""
         with self._lock:
@@ -934,8 +942,13 @@ class ResourceTracker:
             return self.holdings.copy()
 
     def engine_of(self, database: str) -> sa.Engine:
-        """The engine that reaches a database of :meth:`snapshot`."""
-        return self._engines[database]
+        """The engine that reaches a database of :meth:`snapshot`, or of :meth:`books`."""
+        engine = self._engines.get(database)
+        return self._books[database].ledger.engine if engine is None else engine
+
+    def reach_by(self, database: str, engine: sa.Engine) -> None:
+        """From now on this engine reaches a database of :meth:`snapshot`."""
+        self._engines[database] = engine
 
     def to_json(self) -> str:
         """The tracked rows as JSON, for :meth:`from_json` in another process.
