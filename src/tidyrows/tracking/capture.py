@@ -115,10 +115,17 @@ class Capture:
         self.add_holder(tracker)
         return self._listeners.listen(tracker)
 
-    def listen_last(self, owner: Callable[[], ResourceTracker | None] | None) -> None:
-        """Let somebody say whose rows are that no tracker listens for; None for nobody."""
-        self._listeners.otherwise = owner
+    def listen_last(
+        self, owner: Callable[[], ResourceTracker | None] | None
+    ) -> Callable[[], ResourceTracker | None] | None:
+        """Let somebody say whose rows are that no tracker listens for; None for nobody.
+
+        Returns:
+            Who said so before.
+        """
+        before, self._listeners.otherwise = self._listeners.otherwise, owner
         self._transactions.attended = owner is not None
+        return before
 
     def add_holder(self, tracker: ResourceTracker) -> None:
         """From now on this tracker may hold rows of this engine."""

@@ -38,7 +38,11 @@ class Everywhere(Turns):
         super().__init__()
         self._tell = met
         self._met: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-        self._heard: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+        # and who was told before: a run of pytest may be going on within another one
+        self._heard: weakref.WeakKeyDictionary[
+            sa.Engine, Callable[[], ResourceTracker | None] | None
+        ]
+        self._heard = weakref.WeakKeyDictionary()
         self._given: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
         self._given = weakref.WeakKeyDictionary()
 
@@ -59,7 +63,7 @@ class Everywhere(Turns):
         for name in _EVENTS:
             event.remove(sa.Engine, name, self._meet)
         for engine in self.engines:
-            capture_for(engine).listen_last(None)
+            capture_for(engine).listen_last(self._heard[engine])
         self._met.clear()
         self._heard.clear()
 
@@ -73,10 +77,10 @@ class Everywhere(Turns):
             return
         self._met.add(engine)  # first: what is told of it may connect too
         if self._tell(engine):
-            self._heard.add(engine)
             capture = capture_for(engine)
             capture.opened.add(connection)
-            capture.listen_last(partial(self._owner, weakref.ref(engine)))
+            whose = partial(self._owner, weakref.ref(engine))
+            self._heard[engine] = capture.listen_last(whose)
 
     def _owner(self, reference: weakref.ref[sa.Engine]) -> ResourceTracker | None:
         engine, tracker = reference(), self.whose

@@ -7,7 +7,6 @@ asynchronous engine belong to a loop that is over.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
@@ -24,12 +23,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_twins: weakref.WeakKeyDictionary[sa.Engine, sa.Engine] = weakref.WeakKeyDictionary()
+_TWIN = "_tidyrows_twin"
+"""An engine's own attribute: its twin leads back to it, and both are to be garbage in the end."""
 
 
 def twin_of(engine: sa.Engine) -> sa.Engine:
     """An engine that connects as this one does, listeners included, and keeps no connection."""
-    twin = _twins.get(engine)
+    twin: sa.Engine | None = vars(engine).get(_TWIN)
     if twin is None:
         pool = engine.pool
         own = NullPool(
@@ -38,13 +38,14 @@ def twin_of(engine: sa.Engine) -> sa.Engine:
             _dispatch=pool.dispatch,
             dialect=engine.dialect,
         )
-        twin = _twins[engine] = sa.Engine(
+        twin = sa.Engine(
             own,
             engine.dialect,
             engine.url,
             hide_parameters=engine.hide_parameters,
             execution_options={**engine.get_execution_options(), INTERNAL: True},
         )
+        setattr(engine, _TWIN, twin)
         share_capture(twin, engine)
     return twin
 
