@@ -18,12 +18,16 @@ ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))
 
 
 @contextmanager
-def listening():
-    suite = Suite(lambda _said: None, with_ledger=False, entered=lambda *_whose: None)
+def listening(ledgers=None):
+    suite = Suite(
+        lambda _said: None,
+        with_ledger=ledgers is not None,
+        entered=lambda ledger, _whose: ledgers.append(ledger),
+    )
     suite.start()
     try:
         with suite.test("a test", {}, lambda: False, print):
-            yield
+            yield suite
     finally:
         suite.end()
 
@@ -64,6 +68,22 @@ def test_no_connection_is_left_in_an_engine_that_was_disposed_of(database, orgs)
         own.dispose()
     assert own.pool.checkedin() == 0
     assert count(orgs) == 0
+
+
+def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):
+    ledgers = []
+    file = tmp_path / "own.db"
+    own = sa.create_engine(f"sqlite:///{file}")
+    with listening(ledgers) as suite:
+        METADATA.create_all(own)
+        with suite.test("another", {}, lambda: False, print):  # the ledger is installed by now
+            insert(own)
+        own.dispose()
+        file.unlink()
+    for ledger in ledgers:
+        ledger.close()
+    assert len(ledgers) == 1
+    assert not file.exists()
 
 
 @on("sqlite")

@@ -211,6 +211,8 @@ class Heart:
         engine = self._engine()
         if work is None or self.life.alone or engine is None:
             return
+        if self._dialect.missing_file(engine) is not None:
+            return  # its database is gone, and to connect would make an empty one
         # The project's own way to connect, its listeners too, but nothing of its pool.
         pool = engine.pool.recreate()
         own = sa.Engine(
