@@ -10,11 +10,19 @@ import pytest
 import sqlalchemy as sa
 
 from harness.targets import on
+from tidyrows.testing.found import Found
 from tidyrows.testing.suite import Suite
 from tidyrows.tracking.twins import twin_of
 
 METADATA = sa.MetaData()
 ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))
+
+USERS = sa.Table(
+    "users",
+    METADATA,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=False),
+)
 
 
 @contextmanager
@@ -68,6 +76,22 @@ def test_no_connection_is_left_in_an_engine_that_was_disposed_of(database, orgs)
         own.dispose()
     assert own.pool.checkedin() == 0
     assert count(orgs) == 0
+
+
+@on("sqlite")
+def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
+    found = Found()
+    suite = Suite(found.add, with_ledger=False, entered=lambda *_whose: None, everything=True)
+    suite.start()
+    with suite.test("a test", {}, lambda: False, print):
+        insert(orgs)
+        with suite.everywhere.turn(suite.outside), orgs.begin() as connection:
+            connection.execute(sa.insert(USERS).values(org_id=1))
+    assert count(orgs) == 1
+    suite.end()
+    assert count(orgs) == 0
+    assert (found.left.total(), found.deleted) == (2, 2)
+    assert not found.unpaid
 
 
 def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):

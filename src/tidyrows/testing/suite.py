@@ -401,7 +401,7 @@ class Suite:
         self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
     ) -> None:
         said = {**said_of(tracker.test, created, report), **_observed(tracker, []), "suite": True}
-        if created or said["touched"] or said["unheard"]:
+        if any(said.get(name) for name in ("created", "deleted", "touched", "unheard")):
             self._say(said)
         tracker.touched, tracker.unheard = {}, {}
 
