@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
     from tidyrows.testing.pytest_plugin import Plugin
-    from tidyrows.testing.suite import SuiteTracker
+    from tidyrows.testing.suite_tracker import SuiteTracker
 
 
 class Autouse:

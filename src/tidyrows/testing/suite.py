@@ -6,7 +6,7 @@ outside of them (before the first test, by fixtures of the session) has one too,
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,13 +26,14 @@ from tidyrows.errors import (
     TidyRowsError,
 )
 from tidyrows.retry import RetryPolicy
+from tidyrows.testing.suite_tracker import SuiteTracker
 from tidyrows.testing.totals import created_by, said_of
 from tidyrows.tracking import Ledger, ResourceTracker
 from tidyrows.tracking.capture import capture_for
 from tidyrows.tracking.everywhere import Everywhere
 from tidyrows.tracking.identities import expunge_rows
 from tidyrows.tracking.production import refuse_production
-from tidyrows.tracking.twins import engine_at_hand, has_vanished, run_for, twin_of
+from tidyrows.tracking.twins import has_vanished, run_for, twin_of
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from tidyrows.cleanup import CleanupReport
     from tidyrows.cleanup.report import Held
     from tidyrows.rows import KeyedTable, TableName
-    from tidyrows.tracking.digests import Prints
 
 _LAST = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
 _HURRIED = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
@@ -49,76 +49,7 @@ _HURRIED = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
 
 In the end nobody will end it any more, and the first that waits there waits for all.
 """
-_SHOWN = 3
 OUTSIDE = "outside of any test"
-
-
-class SuiteTracker(ResourceTracker):
-    """Takes what no other tracker does; what it would warn of, it keeps for the end.
-
-    Args:
-        suite: whose.
-        test: the test, or what else the rows are made for.
-        is_shared: for several tests.
-        ledgers: where they are entered.
-    """
-
-    def __init__(
-        self, suite: Suite, test: str, *, is_shared: bool, ledgers: Sequence[Ledger]
-    ) -> None:
-        self._suite = suite
-        self.test = test
-        self.is_shared = is_shared
-        self.touched: dict[tuple[str, str, str], None] = {}
-        self.unheard: dict[str, None] = {}
-        super().__init__(
-            suite.everywhere,
-            context=WorkerContext.current().for_test(test),
-            ledger=ledgers or None,
-            allow_production=True,  # the suite has looked at each engine
-        )
-
-    def engine_of(self, database: str) -> sa.Engine:
-        """One that can be used now."""
-        return engine_at_hand(super().engine_of(database))
-
-    def own_engine_of(self, database: str) -> sa.Engine:
-        """The suite's own."""
-        return super().engine_of(database)
-
-    def warn_once(self, subject: Any, message: str) -> None:
-        """Keep it: a suite that knows nothing of this makes warnings its errors, perhaps."""
-        self.unheard[_in_brief(subject, message)] = None
-
-    def say_late(self, table: KeyedTable) -> None:
-        """What a test left open is committed: it can be deleted now."""
-        self._suite.wake(self)
-
-    def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
-        """A row that several tests share was changed."""
-        told = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
-        if len(keys) > _SHOWN:
-            told += f" and {count - _SHOWN} more"
-        self.touched[_place(table), verb, told] = None
-        if verb == "deleted":
-            self._suite.note_lost(table, keys)
-
-    def note_dropping(self, engine: sa.Engine, database: str) -> None:
-        """Nothing of ours shall be in its way."""
-        self._suite.leave(engine, database)
-
-    def hold(
-        self,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        *,
-        prints: Prints | None = None,
-        generated: bool = False,
-    ) -> None:
-        """Hold rows that were inserted; not those that are back again."""
-        super().hold(table, keys, prints=prints, generated=generated)
-        if not generated:
-            self._suite.give_back(self, table, keys)
 
 
 @dataclass(eq=False)
@@ -513,10 +444,6 @@ def _databases(tracker: ResourceTracker) -> list[str]:
     return sorted({held.table.name.database for held in tracker.snapshot()})
 
 
-def _place(table: KeyedTable) -> str:
-    return str(table.name)
-
-
 def _counted(tracker: ResourceTracker) -> dict[str, int]:
     tracker.settle()
     return created_by(tracker)
@@ -527,10 +454,3 @@ def _observed(tracker: SuiteTracker, unheard: list[str]) -> dict[str, Any]:
         "touched": [[table, verb, rows] for table, verb, rows in tracker.touched],
         "unheard": [*unheard, *tracker.unheard],
     }
-
-
-def _in_brief(subject: Any, message: str) -> str:
-    """The first sentence: its remedy is for a test that has a tracker."""
-    kinds: dict[str, str] = defaultdict(lambda: message.partition(". ")[0])
-    kinds["raw"] = f"rows that raw SQL inserted into {subject[1]}"
-    return kinds[subject[0]]
