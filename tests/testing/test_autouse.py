@@ -539,7 +539,7 @@ def test_a_plugin_that_a_conftest_names_listens_too(suite):
         "conftest.py", 'pytest_plugins = ["pytest_tidyrows"]\nfrom plain import *  # noqa\n'
     )
     suite.write("test_orgs.py", LEAVES)
-    ended = suite.run(PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    ended = suite.run(every_plugin=True, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # nor by -p
     assert ended.outcomes == {"passed": 1}, ended.text
     assert suite.rows() == suite.before
 
