@@ -20,21 +20,19 @@ from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import (
     CleanupError,
-    LedgerError,
     ProductionDatabaseError,
     SessionStateError,
     TidyRowsError,
 )
 from tidyrows.retry import RetryPolicy
+from tidyrows.testing.suite_ledgers import SuiteLedgers
 from tidyrows.testing.suite_tracker import SuiteTracker
 from tidyrows.testing.totals import created_by, said_of
-from tidyrows.tracking import Ledger, ResourceTracker
 from tidyrows.tracking.capture import capture_for
 from tidyrows.tracking.everywhere import Everywhere
 from tidyrows.tracking.identities import expunge_rows
 from tidyrows.tracking.production import refuse_production
 from tidyrows.tracking.twins import has_vanished, run_for, twin_of
-from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -42,6 +40,8 @@ if TYPE_CHECKING:
     from tidyrows.cleanup import CleanupReport
     from tidyrows.cleanup.report import Held
     from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.tracking import Ledger, ResourceTracker
+    from tidyrows.worker import WorkerContext
 
 _LAST = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
 _HURRIED = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
@@ -91,11 +91,8 @@ class Suite:
         everything: bool = False,
     ) -> None:
         self._say = say
-        self._with_ledger = with_ledger
-        self._entered = entered
         self._everything = everything
-        self._ledgers: dict[str, Ledger | None] = {}
-        self._later: dict[str, sa.Engine] = {}
+        self._ledgers = SuiteLedgers(self._entering, entered, self._refuse, are_wanted=with_ledger)
         self._started: list[SuiteTracker] = []
         self._due: list[Owed] = []
         self._asleep: dict[SuiteTracker, Owed] = {}
@@ -194,7 +191,7 @@ class Suite:
             kept: asked in the end whether its rows are to be left for study.
             show: told then which they are and what deletes them.
         """
-        self._install_those_met()
+        self._ledgers.install_those_met()
         tracker = self._begun(test, is_shared=False)
         try:
             yield
@@ -208,7 +205,7 @@ class Suite:
         return tracker
 
     def _begun(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:
-        ledgers = [each for each in self._ledgers.values() if each is not None] if ledger else []
+        ledgers = self._ledgers.all if ledger else []
         tracker = SuiteTracker(self, test, is_shared=is_shared, ledgers=ledgers)
         tracker.start()
         self._started.append(tracker)
@@ -381,52 +378,26 @@ class Suite:
 
     # -- engines ---------------------------------------------------------------------------------
 
+    def _entering(self) -> list[SuiteTracker]:
+        """The trackers whose rows are entered into ledgers."""
+        return [each for each in self._started if self._everything or each is not self.outside]
+
+    def _refuse(self, what: str) -> None:
+        self._refused.append(what)
+
     def _met(self, engine: sa.Engine) -> bool:
         """An engine connects for the first time."""
         try:
             refuse_production(engine.url)
         except ProductionDatabaseError as error:
-            self._refused.append(str(error))
+            self._refuse(str(error))
             return False
-        name = database_name(engine)
-        dialect = dialect_for(engine)
-        if self._with_ledger and name not in self._ledgers and not dialect.is_private(engine):
-            if dialect.locks_rows:
-                self._install(name, engine)
-            else:  # a transaction of the suite's may be open, and it would be waited for
-                self._later[name] = engine
+        self._ledgers.meet(engine)
         return True
-
-    def _install_those_met(self) -> None:
-        later, self._later = self._later, {}
-        for name, engine in later.items():
-            if name not in self._ledgers and not has_vanished(engine):
-                run_for([engine], partial(self._install, name, engine))
 
     def leave(self, engine: sa.Engine, database: str) -> None:
         """A database is about to be dropped: end what a ledger keeps open there."""
-        wanted = (database, engine.url.host, engine.url.port)
-        for name, ledger in list(self._ledgers.items()):
-            url = None if ledger is None else ledger.engine.url
-            if ledger is not None and url and (url.database, url.host, url.port) == wanted:
-                del self._ledgers[name]
-                for tracker in self._started:
-                    tracker.drop_ledger(ledger)
-                ledger.close()
-
-    def _install(self, name: str, engine: sa.Engine) -> None:
-        ledger = Ledger(twin_of(engine), allow_production=True)
-        try:
-            ledger.install()
-        except (LedgerError, sa.exc.DBAPIError) as error:
-            self._ledgers[name] = None
-            self._refused.append(f"rows of {name} in a ledger: {error}")
-            return
-        self._ledgers[name] = ledger
-        for tracker in self._started:
-            if self._everything or tracker is not self.outside:
-                tracker.add_ledger(ledger)
-        self._entered(ledger, WorkerContext.current())
+        self._ledgers.leave(engine, database)
 
 
 def _why_not(owed: Owed, error: Exception) -> str:
