@@ -198,6 +198,7 @@ STORY = """
             session.add(Org(name="own"))
             session.commit()
         Org.metadata.drop_all(own)
+        own.dispose()
 
     def test_a_file_that_is_deleted(tmp_path):
         own = sa.create_engine(f"sqlite:///{tmp_path}/own.db")
