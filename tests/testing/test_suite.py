@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from harness.targets import on
 from tidyrows.testing.found import Found
@@ -120,3 +121,26 @@ def test_an_engine_is_garbage_with_its_twin(database):
     del engine
     gc.collect()
     assert gone() is None
+
+
+def test_an_object_of_another_database_stays_in_its_session_though_its_key_is_the_same(
+    orgs, tmp_path
+):
+    class Org:
+        pass
+
+    orm.registry(metadata=METADATA).map_imperatively(Org, ORGS)
+    other = sa.create_engine(f"sqlite:///{tmp_path}/other.db")
+    METADATA.create_all(other)
+    with orm.Session(other) as elsewhere, orm.Session(orgs) as here:
+        elsewhere.add(theirs := Org())
+        elsewhere.commit()
+        with listening():
+            here.add(ours := Org())
+            here.commit()
+            assert (ours.id, theirs.id) == (1, 1)
+            here.commit()
+            elsewhere.commit()
+        assert theirs in elsewhere
+        assert ours not in here
+    other.dispose()

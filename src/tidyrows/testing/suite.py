@@ -286,7 +286,7 @@ class Suite:
         due, self._due = self._due, []
         for owed in due:
             owed.tracker.settle()
-            if self._is_busy(owed.tracker) or owed.why.startswith("waited"):
+            if self._is_busy(owed.tracker) or owed.held:
                 self._due.append(owed)
                 continue
             try:
@@ -317,7 +317,7 @@ class Suite:
         finally:
             left = {held.table: held.keys for held in tracker.snapshot()}
             gone = {
-                table.table: {key for key in keys if table not in left or key not in left[table]}
+                table: {key for key in keys if table not in left or key not in left[table]}
                 for table, keys in before.items()
                 if table.key_columns
             }

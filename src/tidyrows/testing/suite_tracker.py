@@ -68,7 +68,7 @@ class SuiteTracker(ResourceTracker):
         told = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
         if len(keys) > _SHOWN:
             told += f" and {count - _SHOWN} more"
-        self.touched[_place(table), verb, told] = None
+        self.touched[str(table.name), verb, told] = None
         if verb == "deleted":
             self._suite.note_lost(table, keys)
 
@@ -88,10 +88,6 @@ class SuiteTracker(ResourceTracker):
         super().hold(table, keys, prints=prints, generated=generated)
         if not generated:
             self._suite.give_back(self, table, keys)
-
-
-def _place(table: KeyedTable) -> str:
-    return str(table.name)
 
 
 def _in_brief(subject: Any, message: str) -> str:

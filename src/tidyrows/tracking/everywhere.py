@@ -67,10 +67,6 @@ class Everywhere(Turns):
         self._met.clear()
         self._heard.clear()
 
-    def pass_by(self, engine: sa.Engine) -> None:
-        """Do not listen to an engine that is not the suite's."""
-        self._met.add(engine)
-
     def _meet(self, connection: sa.Connection) -> None:
         engine = root_engine(connection.engine)
         if engine in self._met or INTERNAL in engine.get_execution_options():
