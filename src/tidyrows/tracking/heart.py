@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from tidyrows.awaiting import spawn
 from tidyrows.dialects import Socket, dialect_for, in_time
 from tidyrows.errors import SessionStateError
+from tidyrows.tracking.alike import engine_over
 from tidyrows.tracking.strings import INTERNAL
 
 if TYPE_CHECKING:
@@ -215,15 +216,9 @@ class Heart:
             return  # its database is gone, and to connect would make an empty one
         # The project's own way to connect, its listeners too, but nothing of its pool.
         pool = engine.pool.recreate()
-        own = sa.Engine(
-            pool,
-            engine.dialect,
-            engine.url,
-            hide_parameters=engine.hide_parameters,
-            execution_options=engine.get_execution_options(),
-        )
+        own = engine_over(pool, engine, **{INTERNAL: True})
         try:
-            connection = self._connected(own).execution_options(**{INTERNAL: True})
+            connection = self._connected(own)
             try:
                 driver = connection.connection.dbapi_connection
                 with closing(Socket(driver)) as wire, wire.bounded(2 * _BOUND):

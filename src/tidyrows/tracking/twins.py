@@ -15,6 +15,7 @@ from sqlalchemy.pool import NullPool
 
 from tidyrows.awaiting import spawn
 from tidyrows.dialects import database_name, dialect_for
+from tidyrows.tracking.alike import engine_over
 from tidyrows.tracking.capture import capture_for, share_capture
 from tidyrows.tracking.strings import INTERNAL
 
@@ -38,13 +39,7 @@ def twin_of(engine: sa.Engine) -> sa.Engine:
             _dispatch=pool.dispatch,
             dialect=engine.dialect,
         )
-        twin = sa.Engine(
-            own,
-            engine.dialect,
-            engine.url,
-            hide_parameters=engine.hide_parameters,
-            execution_options={**engine.get_execution_options(), INTERNAL: True},
-        )
+        twin = engine_over(own, engine, **{INTERNAL: True})
         setattr(engine, _TWIN, twin)
         share_capture(twin, engine)
     return twin
