@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
+from harness.blocks import left_over, tracked
 from harness.bystanders import snapshot
 from harness.targets import on
 from tidyrows import CleanupManager, ResourceTracker
@@ -96,6 +97,32 @@ def test_a_partitioned_parent_and_its_partition_as_a_model(engine, action):
     else:
         assert told(cleanup.report.detached) == {"notes": [(2,)]}
         run(engine, "DELETE FROM notes WHERE id = 2")
+    assert snapshot(engine) == before
+
+
+@on("postgresql+psycopg")
+@pytest.mark.parametrize("action", ["", "ON DELETE SET NULL"])
+def test_a_row_of_a_partition_that_stays_keeps_what_it_references(engine, action):
+    """It is tracked by the name of the partition, and found by the name of its table."""
+    run(
+        engine,
+        "CREATE TABLE users (id integer PRIMARY KEY)",
+        f"CREATE TABLE days (id integer PRIMARY KEY, user_id integer REFERENCES users {action})"
+        " PARTITION BY RANGE (id)",
+        "CREATE TABLE days_1 PARTITION OF days FOR VALUES FROM (0) TO (10)",
+        "CREATE TABLE notes (id integer PRIMARY KEY, day integer REFERENCES days_1)",
+    )
+    metadata = sa.MetaData()
+    metadata.reflect(engine, resolve_fks=False, only=["users", "days_1"])
+    tracker = tracked(
+        engine,
+        (metadata.tables["users"], [{"id": 1}]),
+        (metadata.tables["days_1"], [{"id": 1, "user_id": 1}]),
+    )
+    run(engine, "INSERT INTO notes VALUES (1, 1)")
+    before = snapshot(engine)
+    manager = CleanupManager(tracker, protect=["notes"])
+    assert left_over(manager).keys() == {("users", 1), ("days_1", 1)}
     assert snapshot(engine) == before
 
 
