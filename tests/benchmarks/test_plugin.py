@@ -5,10 +5,8 @@ Run: python -m pytest tests/benchmarks/test_plugin.py -m benchmark -s
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -99,18 +97,15 @@ def test_a_suite_that_does_not_use_it(tmp_path):
 @pytest.mark.benchmark
 @on("sqlite", "postgresql+psycopg")
 def test_ten_rows_against_setup_and_teardown_by_hand(tmp_path, outside):
-    folder: Path = tmp_path / "suite"
-    folder.mkdir()
-    suite = Suite(folder, outside)
+    suite = Suite(tmp_path, outside)
     suite.write("test_rows.py", ROWS.replace("TESTS", str(TESTS)))
-    with (folder / "conftest.py").open("a") as file:
-        file.write(re.sub("^    ", "", TIMES, flags=re.MULTILINE))
+    suite.append("conftest.py", TIMES)
 
     def run(name):
-        (folder / "times").unlink(missing_ok=True)
-        ended = suite.run("-k", name)
+        (suite.folder / "times").unlink(missing_ok=True)
+        ended = suite.pytest("-k", name)
         assert ended.outcomes == {"passed": TESTS, "deselected": TESTS}
-        lines = (folder / "times").read_text().splitlines()
+        lines = (suite.folder / "times").read_text().splitlines()
         return sum(float(line.split()[1]) for line in lines)
 
     medians = paired(lambda: run("test_tidy"), lambda: run("test_by_hand"), 5)

@@ -1,4 +1,4 @@
-"""Small suites of users, run by pytest in a process of its own."""
+"""Small suites of users: written into a folder, run by a process of their own."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import re
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import sqlalchemy as sa
 
 from harness.bystanders import Snapshot, snapshot
 
-MODELS = """
+TRACKED = """
 import factory
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -54,6 +54,37 @@ class UserFactory(TrackedFactory[User]):
     org_id = factory.LazyFunction(lambda: OrgFactory().id)
 """
 
+PLAIN = """
+import os
+import sqlalchemy as sa
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+class Base(DeclarativeBase):
+    pass
+
+class Org(Base):
+    __tablename__ = "orgs"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(40))
+
+class User(Base):
+    __tablename__ = "users"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    org_id: Mapped[int] = mapped_column(sa.ForeignKey("orgs.id"))
+
+engine = sa.create_engine(os.environ["SUITE_URL"])
+
+def add(row):
+    with Session(engine, expire_on_commit=False) as session:
+        session.add(row)
+        session.commit()
+    return row
+
+def count(table):
+    with engine.connect() as connection:
+        return connection.scalar(sa.text(f"SELECT count(*) FROM {table}"))
+"""
+
 CONFTEST = """
 import os
 
@@ -79,8 +110,7 @@ def fresh_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
-@dataclass
-class Ended:
+class Ended(NamedTuple):
     """How a run has ended.
 
     Attributes:
@@ -106,34 +136,77 @@ class Ended:
 
 
 class Suite:
-    """A suite of orgs and users in a folder.
+    """A suite of orgs and users in a folder, on a database with a stranger's org and user.
 
     Args:
-        folder: an empty one.
-        engine: on the database, where a stranger's org and user stand from the beginning.
+        folder: where its own folder is made.
+        engine: on the database, where its tables are made.
+        models: its ``models.py``: :data:`TRACKED` has factories, and :data:`PLAIN` an engine.
+
+    Attributes:
+        before: the rows of the strangers.
     """
 
-    def __init__(self, folder: Path, engine: sa.Engine) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, engine: sa.Engine, models: str = TRACKED) -> None:
+        self.folder = folder / "suite"
+        self.folder.mkdir()
         self.engine = engine
-        names: dict[str, object] = {"__name__": "models"}
-        exec(compile(MODELS, "models", "exec", dont_inherit=True), names)
-        base = names["Base"]
-        base.metadata.create_all(engine)  # type: ignore[attr-defined]
+        metadata = sa.MetaData()
+        unique = models is TRACKED  # whose factories promise it
+        orgs = sa.Table(
+            "orgs",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("name", sa.String(40), nullable=False, unique=unique),
+        )
+        users = sa.Table(
+            "users",
+            metadata,
+            sa.Column("id", sa.Integer, primary_key=True),
+            sa.Column("email", sa.String(40), unique=unique),
+            sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=False),
+        )
+        metadata.create_all(engine)
         with engine.begin() as connection:
-            connection.exec_driver_sql("INSERT INTO orgs (id, name) VALUES (900000, 'stranger')")
-            connection.exec_driver_sql(
-                "INSERT INTO users (id, email, org_id) VALUES (900000, 'stranger', 900000)"
-            )
+            connection.execute(orgs.insert().values(id=900_000, name="stranger"))
+            connection.execute(users.insert().values(id=900_000, email="stranger", org_id=900_000))
         self.before = self.rows()
-        self.write("models.py", MODELS)
+        self.write("models.py", models)
         self.write("conftest.py", CONFTEST)
 
     def write(self, name: str, text: str) -> None:
-        """A file of it."""
-        (self.folder / name).write_text(textwrap.dedent(text), encoding="utf-8")
+        """Write a file of the suite."""
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(textwrap.dedent(text), encoding="utf-8")
 
-    def run(self, *arguments: str, every_plugin: bool = False, **environment: str) -> Ended:
+    def append(self, name: str, text: str) -> None:
+        """Add to a file of the suite."""
+        with (self.folder / name).open("a", encoding="utf-8") as file:
+            file.write(textwrap.dedent(text))
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        """Run ``python -m`` with these arguments in the folder, and these variables set."""
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=self.folder,
+            env={**fresh_environment(), "SUITE_URL": self.url, **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, *arguments: str, **environment: str) -> Ended:
+        """As :meth:`start`, to its end."""
+        process = self.start(*arguments, **environment)
+        try:
+            text, _ = process.communicate(timeout=180)
+        finally:
+            process.kill()
+        return Ended(process.returncode, text)
+
+    def pytest(self, *arguments: str, every_plugin: bool = False, **environment: str) -> Ended:
         """Run it with pytest.
 
         Args:
@@ -147,17 +220,7 @@ class Suite:
             environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment}
             several = any(each.startswith("-n") for each in arguments)
             plugins = (*_ONLY, *(("-p", "xdist.plugin") if several else ()))
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", *plugins, *arguments],
-            cwd=self.folder,
-            env={**fresh_environment(), "SUITE_URL": self.url, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        return Ended(done.returncode, done.stdout + done.stderr)
+        return self.run("pytest", "-q", *plugins, *arguments, **environment)
 
     @property
     def url(self) -> str:
@@ -168,3 +231,8 @@ class Suite:
         """What is in the suite's tables; not in the ledger."""
         found = snapshot(self.engine)
         return Snapshot({name: rows for name, rows in found.items() if "ledger" not in name})
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        with self.engine.connect() as connection:
+            return connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()

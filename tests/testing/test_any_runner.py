@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from harness.runners import MODELS, STRANGERS, Suite
+from harness.suites import PLAIN, Suite
 from harness.targets import mostly_on, on
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "frameworks.md"
 
 
 @pytest.fixture
-def suite(tmp_path, database):
-    return Suite(tmp_path, database)
+def suite(tmp_path, outside):
+    return Suite(tmp_path, outside, PLAIN)
 
 
 def test_a_plain_script_has_blocks_and_hooks(suite):
@@ -48,7 +48,7 @@ raise KeyboardInterrupt
     )
     _, said = suite.run("script")
     assert said.rstrip().endswith("KeyboardInterrupt")
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("sqlite")
@@ -79,7 +79,7 @@ def test_function():
     code, said = suite.run("nose2")
     assert code == 0, said
     assert "Ran 2 tests" in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("postgresql+psycopg")
@@ -114,7 +114,7 @@ def test_the_library_of_the_page_listens_to_robot_framework(suite):
     code, said = suite.run("robot", "--output=NONE", "--log=NONE", "--report=NONE", "it.robot")
     assert code == 1, said
     assert "3 tests, 2 passed, 1 failed" in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @on("sqlite")  # who runs the cells does not ask which database it is
@@ -122,7 +122,7 @@ def test_a_notebook_has_a_cell_that_starts_and_one_that_finishes(suite, monkeypa
     """As a kernel runs them: each in a context of its own."""
     monkeypatch.setenv("SUITE_URL", suite.url)
     cells = (
-        MODELS,
+        PLAIN,
         "from tidyrows.testing import Tidy\ntidy = Tidy(engine).start()",
         "add(Org(name='x'))",
         "assert len(tidy.tracker) == 1\ntidy.finish()\nengine.dispose()",
@@ -131,7 +131,7 @@ def test_a_notebook_has_a_cell_that_starts_and_one_that_finishes(suite, monkeypa
     for cell in cells:
         code = compile(cell, "a cell", "exec", dont_inherit=True)
         contextvars.copy_context().run(exec, code, names)
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("mysql+pymysql")
@@ -164,4 +164,4 @@ if __name__ == "__main__":
     )
     code, said = suite.run("pool")
     assert code == 0, said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before

@@ -136,19 +136,18 @@ CULPRITS = """
 
 @pytest.fixture
 def suite(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    made = Suite(folder, outside)
-    text = (folder / "conftest.py").read_text()
+    made = Suite(tmp_path, outside)
+    text = (made.folder / "conftest.py").read_text()
     made.write("conftest.py", CONFTEST)
-    with (folder / "conftest.py").open("a") as file:
-        file.write(text)
+    made.append("conftest.py", text)
     return made
 
 
 def audited(suite, *arguments, **environment):
     """How a run has ended, and what it found, by test."""
-    ended = suite.run("--tidy-audit", "--tidy-audit-json", "audit.json", *arguments, **environment)
+    ended = suite.pytest(
+        "--tidy-audit", "--tidy-audit-json", "audit.json", *arguments, **environment
+    )
     report = json.loads((suite.folder / "audit.json").read_text())
     found = {
         culprit["test"].partition("::")[2] or culprit["test"]: [
@@ -235,7 +234,7 @@ def test_who_passes_once_or_in_one_order_only_is_told_with_the_line_that_shows_i
     assert [run["seed"] for run in report["runs"]] == [None, None, 1]
     assert all(run["said"] is None for run in report["runs"])
     assert 'tests="4"' in (suite.folder / "junit.xml").read_text()
-    again = suite.run("--tidy-audit-order", seed, *alone, **bare)
+    again = suite.pytest("--tidy-audit-order", seed, *alone, **bare)
     assert again.outcomes == {"failed": 1, "passed": 3}
     assert "needs_a_later_test" not in again.text
 
@@ -268,6 +267,6 @@ def test_a_run_that_does_not_end_is_ended_and_said(suite):
 @sqlite_only
 def test_several_workers_are_refused(suite):
     suite.write("conftest.py", "")
-    ended = suite.run("--tidy-audit", "-n", "2")
+    ended = suite.pytest("--tidy-audit", "-n", "2")
     assert ended.code == pytest.ExitCode.USAGE_ERROR
     assert "add -n0" in ended.text

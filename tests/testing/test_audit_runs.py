@@ -70,7 +70,7 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
         """,
     )
     suite.write("test_all.py", "def test_passes():\n    pass\n")
-    ended = suite.run("--tidy-audit", *BARE, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    ended = suite.pytest("--tidy-audit", *BARE, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     assert ended.code == pytest.ExitCode.INTERRUPTED
     assert ended.outcomes == {"passed": 1}
     assert "1 test(s), no culprit" in ended.text

@@ -44,9 +44,7 @@ PLAIN = """
 
 @pytest.fixture
 def suite(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    suite = Suite(folder, outside)
+    suite = Suite(tmp_path, outside)
     suite.write("pytest.ini", INI)
     suite.write("plain.py", PLAIN)
     suite.write("conftest.py", "from plain import *  # noqa\n")
@@ -241,7 +239,7 @@ def async_url(suite):
 
 def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, async_url):
     suite.write("test_story.py", STORY)
-    ended = suite.run("-W", "error", ASYNC_URL=async_url)
+    ended = suite.pytest("-W", "error", ASYNC_URL=async_url)
     assert ended.outcomes == {"passed": 23}, ended.text
     assert suite.rows() == suite.before
     orgs = next(table for table in suite.before if "orgs" in str(table))
@@ -260,7 +258,7 @@ def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, 
 def test_without_it_the_same_suite_leaves_its_rows(suite):
     """So the tests above and below can fail."""
     suite.write("test_orgs.py", LEAVES)
-    assert suite.run("-o", "tidy_autouse=false").outcomes == {"passed": 1}
+    assert suite.pytest("-o", "tidy_autouse=false").outcomes == {"passed": 1}
     assert suite.rows() != suite.before
 
 
@@ -292,7 +290,7 @@ def test_a_worker_that_is_killed_leaves_nothing(suite):
         "conftest.py",
         PLAIN.replace("seeds", "nothing").replace('name="seed"', "name=os.urandom(4).hex()"),
     )
-    ended = suite.run("-n", "2")
+    ended = suite.pytest("-n", "2")
     assert ended.outcomes == {"passed": 3, "failed": 1}, ended.text
     left = [row for row in str(suite.rows()).split("'") if row.startswith("left")]
     assert left == []
@@ -313,14 +311,14 @@ def test_rows_of_session_fixtures_stay_unless_they_are_to_go_too(suite):
         """,
     )
     suite.write("test_orgs.py", LEAVES)
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.summary[-1] == (
         "rows that stay, made before the first test or by session fixtures: main.orgs 1"
     )
     assert suite.rows() != suite.before
     with suite.engine.begin() as connection:
         connection.exec_driver_sql("DELETE FROM orgs WHERE name = 'stays'")
-    ended = suite.run("-o", "tidy_autouse=session")
+    ended = suite.pytest("-o", "tidy_autouse=session")
     assert ended.outcomes == {"passed": 1}
     assert suite.rows() == suite.before
 
@@ -328,7 +326,7 @@ def test_rows_of_session_fixtures_stay_unless_they_are_to_go_too(suite):
 @on("sqlite")
 def test_a_word_that_it_does_not_know_is_refused(suite):
     suite.write("test_orgs.py", LEAVES)
-    ended = suite.run("-o", "tidy_autouse=always")
+    ended = suite.pytest("-o", "tidy_autouse=always")
     assert ended.code == 4
     assert "tidy_autouse = always in the ini file is none of true, session, false" in ended.text
 
@@ -353,7 +351,7 @@ def test_a_database_that_looks_like_production_is_not_listened_to(suite):
                 assert connection.scalars(sa.select(Org.name)).all() == ["stays"]
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"passed": 2}, ended.text
     assert "looks like production" in "\n".join(ended.summary)
 
@@ -371,10 +369,10 @@ def test_a_failed_test_is_cleaned_or_kept_as_asked(suite):
             raise LookupError("mine")
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"failed": 1}
     assert suite.rows() == suite.before
-    ended = suite.run("--tidy-keep")
+    ended = suite.pytest("--tidy-keep")
     assert ended.outcomes == {"failed": 1}
     assert "kept for study" in ended.text
     assert suite.rows() != suite.before
@@ -401,7 +399,7 @@ def test_what_cannot_be_deleted_in_the_end_is_named_and_the_run_has_failed(suite
     )
     suite.write("conftest.py", PLAIN.partition("@pytest.fixture")[0])
     suite.write("pytest.ini", INI)
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"passed": 2}, ended.text
     assert ended.code == 1
     (*_, title, told) = [
@@ -490,7 +488,7 @@ HOOKS = """
 def test_rows_of_hooks_and_of_tear_downs_go_and_what_lasting_rows_need_stays(suite):
     suite.write("conftest.py", HOOKS)
     suite.write("test_edges.py", EDGES)
-    ended = suite.run("-W", "error")
+    ended = suite.pytest("-W", "error")
     assert ended.outcomes == {"passed": 6}, ended.text
     assert "(900000, 'stranger', 900000)" in str(suite.rows())
     names = sorted(
@@ -529,7 +527,7 @@ def test_what_ctrl_c_keeps_from_being_deleted_is_deleted_in_the_end(suite, where
                     raise KeyboardInterrupt
         """,
     )
-    ended = suite.run(WHERE=where)
+    ended = suite.pytest(WHERE=where)
     assert ended.code == 2
     assert suite.rows() == suite.before
 
@@ -540,7 +538,7 @@ def test_a_plugin_that_a_conftest_names_listens_too(suite):
         "conftest.py", 'pytest_plugins = ["pytest_tidyrows"]\nfrom plain import *  # noqa\n'
     )
     suite.write("test_orgs.py", LEAVES)
-    ended = suite.run(every_plugin=True, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # nor by -p
+    ended = suite.pytest(every_plugin=True, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")  # nor by -p
     assert ended.outcomes == {"passed": 1}, ended.text
     assert suite.rows() == suite.before
 
@@ -575,7 +573,7 @@ DROPPED = """
 def test_a_database_of_the_suite_s_own_can_be_dropped(suite, scope):
     suite.write("conftest.py", PLAIN.partition("@pytest.fixture")[0])
     suite.write("test_orgs.py", DROPPED)
-    ended = suite.run("-n", "1", "--durations=1", SCOPE=scope)
+    ended = suite.pytest("-n", "1", "--durations=1", SCOPE=scope)
     assert ended.outcomes == {"passed": 2}, ended.text
     assert ended.code == 0
     assert suite.rows() == suite.before
@@ -605,7 +603,7 @@ def test_what_one_role_may_not_delete_another_of_the_suite_s_does(suite):
         """,
     )
     try:
-        ended = suite.run()
+        ended = suite.pytest()
     finally:
         with suite.engine.begin() as connection:
             role = f"{suite.engine.url.database}_role"

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from harness.runners import STRANGERS, Suite
+from harness.suites import PLAIN, Suite
 from harness.targets import mostly_on
 
 FEATURE = """
@@ -61,8 +61,8 @@ def before_feature(context, feature):
 
 
 @pytest.fixture
-def suite(tmp_path, database):
-    made = Suite(tmp_path, database)
+def suite(tmp_path, outside):
+    made = Suite(tmp_path, outside, PLAIN)
     made.write("features/rows.feature", FEATURE)
     made.write("features/steps/steps.py", STEPS)
     made.write("features/environment.py", ENVIRONMENT)
@@ -72,7 +72,7 @@ def suite(tmp_path, database):
 def test_every_scenario_and_feature_leaves_nothing(suite):
     code, said = suite.run("behave")
     assert code == 0, said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("sqlite")
@@ -81,7 +81,7 @@ def test_a_failing_step_leaves_nothing(suite, monkeypatch):
     code, said = suite.run("behave")
     assert code == 1
     assert "the step's own" in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("sqlite")
@@ -91,7 +91,7 @@ def test_what_is_kept_is_said(suite, monkeypatch):
     code, said = suite.run("behave")
     assert code == 1
     assert "kept for study" in said
-    assert len(suite.left()["users"]) == 2
+    assert suite.count("users") == 2
 
 
 @mostly_on("sqlite")
@@ -113,7 +113,7 @@ def interrupt(connection, cursor, statement, *rest):
     code, said = suite.run("behave")
     assert code == 1
     assert "ABORTED: By user." in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("postgresql+psycopg")
@@ -140,7 +140,7 @@ def test_two_processes_at_once(suite):
     for process in both:
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 def test_behave_is_not_imported_by_the_others():

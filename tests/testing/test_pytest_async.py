@@ -53,9 +53,7 @@ TESTS = """
 
 @pytest.fixture
 def suite(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    made = Suite(folder, outside)
+    made = Suite(tmp_path, outside)
     driver = DRIVERS[outside.dialect.name]
     made.write("conftest.py", CONFTEST.replace("DRIVER", driver).replace("SCOPE", "session"))
     return made
@@ -73,11 +71,11 @@ def suite(tmp_path, outside):
 def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
     suite.write("test_it.py", TESTS.replace("MARK", mark))
     backend = "\n    @pytest.fixture\n    def anyio_backend():\n        return 'asyncio'\n"
-    suite.write("conftest.py", (suite.folder / "conftest.py").read_text())
     if plugin == "anyio":
-        with (suite.folder / "conftest.py").open("a") as file:
-            file.write(backend.replace("\n    ", "\n"))
-    ended = suite.run("-p", "asyncio" if plugin == "asyncio" else "no:asyncio", every_plugin=True)
+        suite.append("conftest.py", backend)
+    ended = suite.pytest(
+        "-p", "asyncio" if plugin == "asyncio" else "no:asyncio", every_plugin=True
+    )
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert "LookupError: mine" in ended.text
     assert suite.rows() == suite.before
@@ -87,7 +85,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
 @pytest.mark.soak
 def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     suite.write("test_it.py", TESTS.replace("MARK", "@pytest.mark.asyncio"))
-    ended = suite.run("-p", "asyncio", "-n", "2", every_plugin=True)
+    ended = suite.pytest("-p", "asyncio", "-n", "2", every_plugin=True)
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert suite.rows() == suite.before
 
@@ -102,7 +100,7 @@ def test_a_plain_test_may_run_loops_of_its_own(suite):
         asyncio.run(make(tidy))
 """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"passed": 1}
     assert suite.rows() == suite.before
 
@@ -132,15 +130,13 @@ BESIDE = """
 
 @mostly_on("postgresql+psycopg")
 def test_plugins_that_other_suites_have_work_beside_it(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    suite = Suite(folder, outside)
+    suite = Suite(tmp_path, outside)
     suite.write("test_it.py", BESIDE)
-    with (folder / "conftest.py").open("a") as file:
-        file.write(
-            "\nfrom pytest_factoryboy import register\n"
-            "from models import OrgFactory\nregister(OrgFactory)\n"
-        )
+    suite.append(
+        "conftest.py",
+        "\nfrom pytest_factoryboy import register\n"
+        "from models import OrgFactory\nregister(OrgFactory)\n",
+    )
     suite.write(
         "test_fixture.py",
         """
@@ -150,6 +146,6 @@ def test_plugins_that_other_suites_have_work_beside_it(tmp_path, outside):
     )
     arguments = ["-p", "randomly", "--timeout=60", "--cov=models", "-p", "pytest_cov"]
     for more in ([], ["-n", "2"]):
-        ended = suite.run(*arguments, *more, every_plugin=True)
+        ended = suite.pytest(*arguments, *more, every_plugin=True)
         assert ended.outcomes == {"passed": 6, "rerun": 2}
         assert suite.rows() == suite.before

@@ -26,9 +26,7 @@ SHARED = """
 
 @pytest.fixture
 def suite(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    return Suite(folder, outside)
+    return Suite(tmp_path, outside)
 
 
 def left(suite):
@@ -53,7 +51,7 @@ def test_a_worker_that_crashes_before_its_first_report_leaves_nothing(suite):
         pass
 """,
     )
-    ended = suite.run("-n", "1", "--max-worker-restart=0")
+    ended = suite.pytest("-n", "1", "--max-worker-restart=0")
     assert ended.outcomes == {"failed": 1}
     assert re.search(
         r"worker gw0 crashed: .*users 2 deleted.*orgs 1 deleted", "\n".join(ended.summary)
@@ -77,7 +75,7 @@ INTERRUPTED = """
 @mostly_on("sqlite")
 def test_ctrl_c_in_the_middle_of_a_cleanup_leaves_nothing(suite):
     suite.write("test_it.py", SHARED + INTERRUPTED)
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.code == 2
     assert "KeyboardInterrupt" in ended.text
     assert suite.rows() == suite.before
@@ -95,7 +93,7 @@ def test_ctrl_c_for_the_controller_leaves_nothing_of_what_workers_share(suite):
         os.kill(os.getppid(), signal.SIGINT)
 """,
     )
-    ended = suite.run("-n", "1")
+    ended = suite.pytest("-n", "1")
     assert ended.code == 2
     assert "KeyboardInterrupt" in ended.text
     assert left(suite) == (suite.before, [])
@@ -144,7 +142,7 @@ def test_however_tests_are_dealt_out_a_crash_leaves_nothing(suite, how, phase, e
         crash("call", n)
 """,
     )
-    ended = suite.run(*how.split())
+    ended = suite.pytest(*how.split())
     assert "crashed while running" in ended.text
     assert left(suite) == (suite.before, [])
 
@@ -163,6 +161,6 @@ def test_a_test_that_takes_too_long_leaves_nothing(suite, method):
         signal.pause()
 """,
     )
-    ended = suite.run("-n", "1", "--timeout=2", f"--timeout-method={method}", every_plugin=True)
+    ended = suite.pytest("-n", "1", "--timeout=2", f"--timeout-method={method}", every_plugin=True)
     assert ended.outcomes == {"failed": 1}
     assert left(suite) == (suite.before, [])

@@ -30,9 +30,7 @@ TEN = """
 
 @pytest.fixture
 def suite(tmp_path, outside):
-    folder = tmp_path / "suite"
-    folder.mkdir()
-    return Suite(folder, outside)
+    return Suite(tmp_path, outside)
 
 
 def tracked_away(suite):
@@ -45,7 +43,7 @@ def tracked_away(suite):
 
 def test_what_a_test_creates_is_gone_after_it(suite):
     suite.write("test_users.py", TEN)
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"passed": 10}
     assert suite.rows() == suite.before
     assert ended.summary == ["40 row(s) created in 10 test(s), 40 deleted"]
@@ -75,7 +73,7 @@ def test_what_the_application_made_in_another_process_is_gone_too(suite):
             subprocess.run([sys.executable, "app.py", str(OrgFactory().id)], check=True)
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"passed": 1}
     assert suite.rows() == suite.before
     assert ended.summary == [
@@ -95,7 +93,7 @@ def test_a_test_that_fails_is_cleaned_and_fails_as_itself(suite):
             raise LookupError("mine")
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"failed": 1}
     assert "LookupError: mine" in ended.text
     assert suite.rows() == suite.before
@@ -128,7 +126,7 @@ def test_a_cleanup_that_fails_is_an_error_of_its_own_beside_the_tests(suite):
             needed()
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"failed": 1, "passed": 1, "error": 2}
     assert "LookupError: mine" in ended.text
     assert "ERROR at teardown of test_passes" in ended.text
@@ -141,8 +139,8 @@ def test_where_nothing_was_created_nothing_is_said(suite):
     suite.write(
         "test_empty.py", "def test_nothing(tidy):\n    pass\n\ndef test_other():\n    pass\n"
     )
-    assert suite.run().summary == []
-    assert "tidyrows" not in suite.run().text
+    assert suite.pytest().summary == []
+    assert "tidyrows" not in suite.pytest().text
 
 
 @sqlite_only
@@ -158,8 +156,8 @@ def test_a_suite_that_asks_for_nothing_loads_nothing(suite):
         """,
     )
     suite.write("conftest.py", "")
-    assert suite.run().outcomes == {"passed": 1}
-    assert suite.run("-n", "1").outcomes == {"passed": 1}
+    assert suite.pytest().outcomes == {"passed": 1}
+    assert suite.pytest("-n", "1").outcomes == {"passed": 1}
 
 
 @sqlite_only
@@ -169,7 +167,7 @@ def test_a_url_is_enough(suite, how):
     suite.write("test_users.py", TEN)
     if how == "ini":
         suite.write("pytest.ini", f"[pytest]\ntidy_url = {suite.url}\n")
-    ended = suite.run(*([f"--tidy-url={suite.url}"] if how == "option" else []))
+    ended = suite.pytest(*([f"--tidy-url={suite.url}"] if how == "option" else []))
     assert ended.outcomes == {"passed": 10}
     assert suite.rows() == suite.before
 
@@ -178,7 +176,7 @@ def test_a_url_is_enough(suite, how):
 def test_without_a_database_it_says_what_to_write(suite):
     suite.write("conftest.py", "")
     suite.write("test_users.py", TEN)
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"error": 10}
     assert "define a session fixture tidy_engine" in ended.text
     assert "Traceback" not in ended.text
@@ -194,7 +192,7 @@ def test_the_suite_of_the_page_runs(suite):
     assert files.keys() == {"conftest.py", "test_users.py", "test_async.py"}
     for name, code in files.items():
         suite.write(name, code)
-    ended = suite.run("-n", "2", "-p", "asyncio", "-o", "asyncio_mode=auto")
+    ended = suite.pytest("-n", "2", "-p", "asyncio", "-o", "asyncio_mode=auto")
     assert ended.outcomes == {"passed": 3}
     with sa.create_engine(f"sqlite:///{suite.folder}/suite.db").connect() as connection:
         for table in ("users", "orgs"):
@@ -216,7 +214,7 @@ def test_shared_rows_over_an_asynchronous_engine_are_refused(suite, scope):
             return create_async_engine("sqlite+aiosqlite:///other.db")
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"error": 6}
     assert f"tidy_{scope} cannot await" in ended.text
 
@@ -245,7 +243,7 @@ def test_marks_closer_to_the_test_have_the_last_word(suite):
             assert tidy.tracker.has_ledger
         """,
     )
-    assert suite.run().outcomes == {"passed": 2}
+    assert suite.pytest().outcomes == {"passed": 2}
 
 
 @sqlite_only
@@ -260,7 +258,7 @@ def test_a_mark_that_is_misspelt_is_said(suite):
             pass
         """,
     )
-    ended = suite.run()
+    ended = suite.pytest()
     assert ended.outcomes == {"error": 1}
     assert "does not know keep_on_failures" in ended.text
     assert "keep_on_failure," in ended.text
@@ -286,7 +284,7 @@ def test_rows_of_a_failed_test_are_kept_where_asked_and_only_those(suite, by):
             OrgFactory()
         """,
     )
-    ended = suite.run(*(["--tidy-keep"] if by == "option" else []))
+    ended = suite.pytest(*(["--tidy-keep"] if by == "option" else []))
     assert ended.outcomes == {"failed": 1, "passed": 1}
     assert ended.summary == ["2 row(s) created in 2 test(s), 1 deleted, 1 kept"]
     (name,) = re.findall(r"kept='(\w+)'", ended.text)
@@ -299,7 +297,7 @@ def test_rows_of_a_failed_test_are_kept_where_asked_and_only_those(suite, by):
 @sqlite_only
 def test_the_report_counts_by_table(suite):
     suite.write("test_users.py", TEN)
-    ended = suite.run("--tidy-report")
+    ended = suite.pytest("--tidy-report")
     assert "  main.orgs: 20 created, 20 deleted" in ended.summary
     assert "  main.users: 20 created, 20 deleted" in ended.summary
     assert re.search(
@@ -314,7 +312,7 @@ def test_the_look_afterwards_may_be_left_out(suite, looked):
         "test_it.py",
         f"def test_it(tidy):\n    assert tidy.cleanup._verify is {looked == 'on'}\n",
     )
-    assert suite.run(f"--tidy-verify={looked}").outcomes == {"passed": 1}
+    assert suite.pytest(f"--tidy-verify={looked}").outcomes == {"passed": 1}
 
 
 # --- shared rows
@@ -343,7 +341,7 @@ SHARED = """
 @mostly_on("postgresql+psycopg")
 def test_shared_rows_stay_until_the_end_and_no_longer(suite, scope, processes):
     suite.write("test_shared.py", SHARED.replace("SCOPE", scope))
-    ended = suite.run("-n", str(processes))
+    ended = suite.pytest("-n", str(processes))
     assert ended.outcomes == {"passed": 6}
     assert suite.rows() == suite.before
     made = 6 + (1 if scope == "run" or not processes else 2)
@@ -355,7 +353,7 @@ def test_shared_rows_stay_until_the_end_and_no_longer(suite, scope, processes):
 @sqlite_only
 def test_what_is_no_json_is_refused_where_other_workers_must_be_told(suite):
     suite.write("test_shared.py", SHARED.replace("SCOPE", "run").replace("().id)", "())"))
-    ended = suite.run("-n", "2")
+    ended = suite.pytest("-n", "2")
     assert "passed" not in ended.outcomes
     assert "Return keys or names instead" in ended.text
     assert suite.rows() == suite.before
@@ -369,7 +367,7 @@ def test_what_is_no_json_is_refused_where_other_workers_must_be_told(suite):
 def test_workers_leave_nothing_however_tests_are_dealt_out(suite, dist):
     suite.write("test_users.py", TEN)
     suite.write("test_more.py", TEN)
-    ended = suite.run("-n", "2", "--dist", dist)
+    ended = suite.pytest("-n", "2", "--dist", dist)
     assert ended.outcomes == {"passed": 20}
     assert ended.summary == ["80 row(s) created in 20 test(s), 80 deleted"]
     assert tracked_away(suite)
@@ -391,7 +389,7 @@ def test_what_a_crashed_worker_left_is_swept_when_it_goes_down(suite, end):
             f"        if n == 2:\n            import os, signal; {end}\n        assert len",
         ),
     )
-    ended = suite.run("-n", "2")
+    ended = suite.pytest("-n", "2")
     assert ended.outcomes == {"passed": 5, "failed": 1}
     assert re.search(r"worker gw\d crashed: .*users 1 deleted", "\n".join(ended.summary))
     assert tracked_away(suite)
@@ -410,7 +408,7 @@ def test_a_run_that_is_interrupted_leaves_nothing(suite):
             raise KeyboardInterrupt
         """,
     )
-    ended = suite.run("-n", "2")
+    ended = suite.pytest("-n", "2")
     assert ended.code == 2
     assert tracked_away(suite)
 
@@ -429,10 +427,10 @@ def test_what_dead_runs_left_goes_before_the_first_test_if_asked(suite):
         """,
     )
     suite.write("pytest.ini", "[pytest]\ntidy_ledger = on\n")
-    suite.run()
+    suite.pytest()
     assert suite.rows() != suite.before
     suite.write("test_dies.py", TEN)
-    ended = suite.run("--tidy-sweep")
+    ended = suite.pytest("--tidy-sweep")
     assert ended.outcomes == {"passed": 10}
     assert any("swept before the first test" in line for line in ended.summary)
     assert tracked_away(suite)
@@ -451,7 +449,7 @@ def test_what_such_a_sweep_cannot_delete_is_said_and_fails_no_test(suite, databa
         change = f"UPDATE users SET email = 'changed' WHERE id = {key}"
         connection.exec_driver_sql(change)
     suite.write("test_users.py", TEN)
-    ended = suite.run("--tidy-sweep")
+    ended = suite.pytest("--tidy-sweep")
     assert ended.outcomes == {"passed": 10}
     assert any("not all that dead runs left" in line for line in ended.summary)
 
@@ -474,7 +472,7 @@ def test_no_password_is_in_what_reports_carry(suite):
                 file.write(repr(vars(report)))
         """,
     )
-    assert suite.run("-n", "2").outcomes == {"passed": 10}
+    assert suite.pytest("-n", "2").outcomes == {"passed": 10}
     said = (suite.folder / "reports").read_text()
     assert "'url'" in said
     assert "a-secret" not in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.runners import STRANGERS, Suite
+from harness.suites import PLAIN, Suite
 from harness.targets import mostly_on
 
 HEAD = """
@@ -18,8 +18,8 @@ class Case(TidyTestCase):
 
 
 @pytest.fixture
-def suite(tmp_path, database):
-    return Suite(tmp_path, database)
+def suite(tmp_path, outside):
+    return Suite(tmp_path, outside, PLAIN)
 
 
 RUNNERS = [("unittest",), ("pytest", "-q", "-p", "no:cacheprovider"), ("unittest_parallel", "-j2")]
@@ -62,7 +62,7 @@ def test_rows_of_class_and_test_are_gone_and_setups_need_no_super(suite, runner)
     )
     code, said = suite.run(*runner)
     assert code == 0, said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 ADD = "        add(Org(name='x'))\n"
@@ -85,7 +85,7 @@ def test_a_failure_is_told_and_leaves_nothing(suite, fault):
     code, said = suite.run("unittest")
     assert code == 1, said
     assert "ZeroDivisionError" in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("mysql+pymysql")
@@ -119,7 +119,7 @@ def test_an_interrupt_leaves_nothing(suite, place):
     )
     _, said = suite.run("unittest")
     assert "KeyboardInterrupt" in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("postgresql+psycopg")
@@ -165,7 +165,7 @@ def test_what_is_kept_is_said_with_the_failure(suite, runner):
     code, said = suite.run(*runner)
     assert code == 1
     assert "kept for study" in said
-    assert len(suite.left()["orgs"]) == 2
+    assert suite.count("orgs") == 2
 
 
 def test_an_async_test_is_cleaned_in_its_own_loop(suite):
@@ -204,7 +204,7 @@ class Case(AsyncTidyTestCase):
     _, said = suite.run("unittest")
     assert "KeyboardInterrupt" in said
     assert "AssertionError" not in said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
 
 
 @mostly_on("mysql+pymysql")
@@ -224,4 +224,4 @@ def test_two_processes_at_once_delete_their_own_rows_only(suite):
     for process in both:
         said, _ = process.communicate(timeout=120)
         assert process.returncode == 0, said
-    assert suite.left() == STRANGERS
+    assert suite.rows() == suite.before
