@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from itertools import combinations, permutations, product
 
 import pytest
 import sqlalchemy as sa
@@ -13,6 +14,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database, Homes
 from harness.models import Base, Chicken, Document, Org, Ticket, User, zoo_metadata
 from harness.own_servers import own_server
+from harness.pairs import all_pairs
 from harness.strangers import strangers
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from storm.run import with_database
@@ -194,3 +196,18 @@ def test_a_server_of_ones_own_keeps_what_is_committed_when_it_crashes(backend):
         pytest.skip(str(absent))
     with pytest.raises(sa.exc.OperationalError), engine.connect():
         pass
+
+
+def test_every_pair_of_values_occurs_in_few_cases():
+    values = [range(5), "abcd", [False, True]]
+    cases = all_pairs(*values)
+    assert len(cases) == len(values[0]) * len(values[1])
+    for (at, some), (other, others) in combinations(enumerate(values), 2):
+        assert {(case[at], case[other]) for case in cases} == set(product(some, others))
+    assert cases == all_pairs(*values)
+
+
+def test_a_pair_that_cannot_be_is_left_out_and_the_others_occur():
+    cases = all_pairs(range(3), range(3), range(3), allowed=lambda a, b, _c: a != b)
+    assert {case[:2] for case in cases} == set(permutations(range(3), 2))
+    assert {case[1:] for case in cases} == set(product(range(3), repeat=2))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import pytest
-
 from harness import factories
 from harness.bystanders import Bystanders
+from harness.pairs import drivers_in_turn
 from harness.strangers import strangers
 from tidyrows import CleanupManager, ResourceTracker
 
@@ -36,7 +35,7 @@ def made(bystanders, engine):
     return sum(map(len, now.added_since(bystanders.expected).values()))
 
 
-@pytest.mark.parametrize("call", CALLS)
+@drivers_in_turn("any_driver_zoo_engine", call=tuple(CALLS))
 def test_a_factory_of_the_zoo_makes_rows_and_leaves_none(any_driver_zoo_engine, call):
     factory, arguments, rows = CALLS[call]
     bystanders = strangers(any_driver_zoo_engine)

@@ -8,13 +8,15 @@ import pytest
 import sqlalchemy as sa
 
 from harness.blocks import left_over, reference, table
+from harness.pairs import pairwise
 from harness.races import Doing, at_statement
 from harness.scene import Scene, told
-from harness.targets import on
+from harness.targets import DEFAULT, on
 from tidyrows import CleanupManager, RetryPolicy
 
-servers = on("postgresql+psycopg", "mysql+pymysql")
-everywhere = on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+SERVERS = ("postgresql+psycopg", "mysql+pymysql")
+servers = on(*SERVERS)
+everywhere = on(*DEFAULT)
 ACTIONS = ["NO ACTION", "CASCADE", "SET NULL"]
 DELETE_PARENT = r"DELETE.*parents"
 DELETE_CHILD = r"DELETE.*children"
@@ -84,9 +86,7 @@ def waiting_for(scene, manager):
 # --- written, and not committed when we look
 
 
-@everywhere
-@pytest.mark.parametrize("ends", ["commit", "rollback"])
-@pytest.mark.parametrize("by", ["insert", "update"])
+@pairwise(database=DEFAULT, house=ACTIONS, ends=["commit", "rollback"], by=["insert", "update"])
 def test_a_child_that_is_not_committed_yet_is_waited_for(house, ends, by):
     if by == "update":
         house.application((house.children, [{"id": 7, "parent_id": 1}]))
@@ -162,9 +162,7 @@ def inserting(scene, number=7, target=None, **values):
     return insert
 
 
-@servers
-@pytest.mark.parametrize("at", [DELETE_PARENT, r"SELECT.*children"], ids=["DELETE", "SELECT"])
-@pytest.mark.parametrize("others", [0, 1], ids=["the only one", "one of two"])
+@pairwise(database=SERVERS, house=ACTIONS, at=[DELETE_PARENT, r"SELECT.*children"], others=[0, 1])
 def test_a_child_that_comes_in_between_is_kept_out_or_seen(house, at, others):
     if others:
         house.application((house.children, [{"id": 5, "parent_id": 2}]))
@@ -337,9 +335,12 @@ def test_rows_that_the_application_deleted_before_are_already_gone(house):
     assert_all_seen(house, report, 7)
 
 
-@servers
-@pytest.mark.parametrize("at", [DELETE_PARENT, r"SELECT.*(children|parents)"])
-@pytest.mark.parametrize("childless", [True, False])
+@pairwise(
+    database=SERVERS,
+    house=ACTIONS,
+    at=[DELETE_PARENT, r"SELECT.*(children|parents)"],
+    childless=[True, False],
+)
 def test_a_row_that_the_application_deletes_in_between_is_no_error(house, at, childless):
     if at != DELETE_PARENT and house.action == "NO ACTION" and childless:
         pytest.skip("nobody looks")
@@ -370,8 +371,7 @@ def test_a_row_that_the_application_deletes_in_between_is_no_error(house, at, ch
     house.assert_left((house.children, [{"id": n} for n in detached]))
 
 
-@everywhere
-@pytest.mark.parametrize("ends", ["commit", "rollback"])
+@pairwise(database=DEFAULT, house=ACTIONS, ends=["commit", "rollback"])
 def test_a_row_that_the_application_is_deleting_is_waited_for(house, ends):
     house.application((house.children, [{"id": 7, "parent_id": 2}, {"id": 8, "parent_id": 3}]))
     with house.outside.connect() as connection:

@@ -6,12 +6,13 @@ circle still needs, and then the MySQL family refuses the whole DELETE.
 
 from __future__ import annotations
 
-import pytest
 import sqlalchemy as sa
 
 from harness.blocks import reference, table
 from harness.bystanders import Bystanders
 from harness.loops import insert_loop
+from harness.pairs import pairwise
+from harness.targets import DEFAULT
 from tidyrows import CleanupManager, ResourceTracker
 
 
@@ -24,8 +25,11 @@ def a_and_b(engine: sa.Engine, to_b: str | None, to_a: str | None) -> tuple[sa.T
     return a, b
 
 
-@pytest.mark.parametrize("to_a", [None, "RESTRICT", "CASCADE", "SET NULL"])
-@pytest.mark.parametrize("to_b", [None, "RESTRICT", "CASCADE"])
+@pairwise(
+    database=DEFAULT,
+    to_a=[None, "RESTRICT", "CASCADE", "SET NULL"],
+    to_b=[None, "RESTRICT", "CASCADE"],
+)
 def test_a_circle_goes_whatever_its_actions_and_every_row_is_counted(engine, to_b, to_a):
     a, b = a_and_b(engine, to_b, to_a)
     with engine.begin() as connection:

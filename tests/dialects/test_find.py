@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from harness.databases import Database
 from harness.keykinds import COMPOSITES, KINDS, Boxed, keyed, make
+from harness.pairs import pairwise
 from harness.targets import ALL_DRIVERS
 from tidyrows.dialects import dialect_for
 from tidyrows.rows import KeyedTable
@@ -97,9 +98,7 @@ def test_rows_are_found_by_several_columns_together(database: Database, kind: st
         dialect.end_cleanup(connection)
 
 
-@every_driver
-@pytest.mark.parametrize("count", [1, 20, 21, 101, 501, 2100])
-@pytest.mark.parametrize("composite", [False, True])
+@pairwise(database=ALL_DRIVERS, count=[1, 20, 21, 101, 501, 2100], composite=[False, True])
 def test_however_many_keys(database: Database, count: int, composite: bool) -> None:
     engine = database.engine()
     table = sa.Table(

@@ -17,7 +17,8 @@ from sqlalchemy.orm import Session
 
 from harness.bystanders import Bystanders, snapshot
 from harness.models import Currency, Document, Group, Org, Ticket
-from harness.targets import on
+from harness.pairs import pairwise
+from harness.targets import ALL_DRIVERS, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
 WAIT = 20
@@ -79,8 +80,7 @@ GENERATED = {
 }
 
 
-@pytest.mark.parametrize("carried_out", [True, False], ids=["carried out", "not carried out"])
-@pytest.mark.parametrize("made", GENERATED)
+@pairwise(any_driver_zoo_engine=ALL_DRIVERS, made=tuple(GENERATED), carried_out=[True, False])
 def test_a_lost_answer_for_keys_that_nobody_else_can_have_is_settled_by_asking(
     any_driver_zoo_engine, line, made, carried_out
 ):

@@ -71,9 +71,8 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Dialect sqlite.*Decimal")
-@pytest.mark.parametrize("form", ["one", "many", "returning", "values"])
 @pytest.mark.parametrize(("kind", "values"), VALUES.values(), ids=VALUES)
-def test_what_was_inserted_is_recognised(sqlite_engine, kind, values, form):
+def test_what_was_inserted_is_recognised(sqlite_engine, kind, values):
     table = sa.Table(
         "t",
         sa.MetaData(),
@@ -83,18 +82,18 @@ def test_what_was_inserted_is_recognised(sqlite_engine, kind, values, form):
     )
     table.create(sqlite_engine)
     rows = [{"value": value} for value in values]
-    cleanup = CleanupManager(ResourceTracker(sqlite_engine))
-    with cleanup, sqlite_engine.begin() as connection:
-        if form == "one":
-            for row in rows:
-                connection.execute(table.insert().values(row))
-        elif form == "many":
-            connection.execute(table.insert(), rows)
-        elif form == "returning":
-            connection.execute(table.insert().returning(table.c.value), rows)
-        else:
-            connection.execute(table.insert().values(rows))
-    assert cleanup.report.total_deleted == len(values)
+    forms = {
+        "one": [(table.insert().values(row),) for row in rows],
+        "many": [(table.insert(), rows)],
+        "returning": [(table.insert().returning(table.c.value), rows)],
+        "values": [(table.insert().values(rows),)],
+    }
+    for form, calls in forms.items():
+        cleanup = CleanupManager(ResourceTracker(sqlite_engine))
+        with cleanup, sqlite_engine.begin() as connection:
+            for call in calls:
+                connection.execute(*call)
+        assert cleanup.report.total_deleted == len(values), form
 
 
 @pytest.mark.parametrize("form", ["one", "many", "returning", "values", "given keys"])

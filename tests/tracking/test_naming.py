@@ -30,6 +30,7 @@ from harness.models import (
     Ticket,
     User,
 )
+from harness.pairs import drivers_in_turn
 from tidyrows import (
     CleanupManager,
     KeyShapeError,
@@ -304,7 +305,7 @@ VALUES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("kind", VALUES)
+@drivers_in_turn("any_driver_engine", kind=tuple(VALUES))
 def test_rows_travel_as_json(any_driver_engine, kind):
     """Another process, which may not know the models, cleans exactly the same rows."""
     engine = any_driver_engine

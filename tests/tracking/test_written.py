@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from harness.bystanders import Bystanders
 from harness.models import Currency, Order, OrderLine, Org, User
+from harness.pairs import drivers_in_turn
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, UntrackedRowsWarning
 
 CODES = ["AAA", "BBB", "CCC"]
@@ -94,7 +95,7 @@ def _check(result: Any, expected: list[Any]) -> None:
     assert [tuple(row) for row in result] == expected
 
 
-@pytest.mark.parametrize("how", DELETES)
+@drivers_in_turn("any_driver_zoo_engine", how=tuple(DELETES))
 def test_rows_that_are_deleted_are_forgotten_when_that_commits(ours, how):
     with Session(ours.engine) as session:
         DELETES[how](session)
