@@ -73,9 +73,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
     backend = "\n    @pytest.fixture\n    def anyio_backend():\n        return 'asyncio'\n"
     if plugin == "anyio":
         suite.append("conftest.py", backend)
-    ended = suite.pytest(
-        "-p", "asyncio" if plugin == "asyncio" else "no:asyncio", every_plugin=True
-    )
+    ended = suite.pytest("-p", plugin)
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert "LookupError: mine" in ended.text
     assert suite.rows() == suite.before
@@ -85,7 +83,7 @@ def test_an_asynchronous_test_is_cleaned_in_its_own_loop(suite, plugin, mark):
 @pytest.mark.soak
 def test_a_ledger_is_installed_where_there_are_several_workers(suite):
     suite.write("test_it.py", TESTS.replace("MARK", "@pytest.mark.asyncio"))
-    ended = suite.pytest("-p", "asyncio", "-n", "2", every_plugin=True)
+    ended = suite.pytest("-p", "asyncio", "-n", "2")
     assert ended.outcomes == {"passed": 3, "failed": 1}
     assert suite.rows() == suite.before
 

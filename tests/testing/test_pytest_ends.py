@@ -161,6 +161,6 @@ def test_a_test_that_takes_too_long_leaves_nothing(suite, method):
         signal.pause()
 """,
     )
-    ended = suite.pytest("-n", "1", "--timeout=2", f"--timeout-method={method}", every_plugin=True)
+    ended = suite.pytest("-n", "1", "-p", "timeout", "--timeout=2", f"--timeout-method={method}")
     assert ended.outcomes == {"failed": 1}
     assert left(suite) == (suite.before, [])
