@@ -19,15 +19,16 @@ from harness import asynchronous
 from harness.blocks import insert, left_over, table, tracked
 from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
-from harness.targets import ALL_DRIVERS, on
+from harness.targets import ALL_DRIVERS, DEFAULT, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
 from tidyrows.cleanup import waiting
 from tidyrows.dialects import Blocker, blockers, dialect_for
 
-everywhere = on(*ALL_DRIVERS)
-servers = on(*(target for target in ALL_DRIVERS if target != "sqlite"))
-POSTGRESQL = on("postgresql+psycopg", "postgresql+psycopg2")
-MYSQL = on("mysql+pymysql", "mysql+mysqldb")
+POSTGRESQL, MYSQL = "postgresql+psycopg", "mysql+pymysql"
+everywhere = on(*DEFAULT)
+servers = on(POSTGRESQL, MYSQL)
+every_driver = on(*ALL_DRIVERS)
+"""For what asks the driver which connection is its own."""
 
 HOLDER = """
 import sys
@@ -189,7 +190,7 @@ def test_the_only_attempt_names_who_is_in_its_way(database, engine, parent, opti
     assert f"blocked by pid {holder.pid}, " in left["parents", 4]
 
 
-@POSTGRESQL
+@on(POSTGRESQL)
 def test_the_statement_that_took_the_lock_is_shown(database, engine, parent):
     tracker = tracked(engine, rows(parent))
     with database.engine().connect() as holder:
@@ -203,7 +204,7 @@ def test_the_statement_that_took_the_lock_is_shown(database, engine, parent):
     assert f"idle in transaction for {blocker.seconds:.1f} s: {UPDATE}" in left["parents", 4]
 
 
-@everywhere
+@every_driver
 def test_a_session_of_this_very_process_is_named_and_told_to_be_closed(database, engine, parent):
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
@@ -223,7 +224,7 @@ def test_a_session_of_this_very_process_is_named_and_told_to_be_closed(database,
     assert len(tracker) == 0
 
 
-@everywhere
+@every_driver
 def test_a_session_on_another_engine_of_this_process_is_named(database, engine, parent):
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
@@ -235,7 +236,7 @@ def test_a_session_on_another_engine_of_this_process_is_named(database, engine, 
         assert f"the session {session!r} of this very process" in left["parents", 4]
 
 
-@everywhere
+@every_driver
 def test_a_connection_of_this_process_that_was_not_given_back_is_named(database, engine, parent):
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
@@ -259,7 +260,7 @@ def test_a_connection_of_this_process_that_was_not_given_back_is_named(database,
 # --- whole tables
 
 
-@POSTGRESQL
+@on(POSTGRESQL)
 def test_who_has_locked_a_whole_table_on_postgresql_is_named(database, engine, parent):
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
@@ -273,7 +274,7 @@ def test_who_has_locked_a_whole_table_on_postgresql_is_named(database, engine, p
     assert manager.cleanup().total_deleted == 5
 
 
-@MYSQL
+@on(MYSQL)
 def test_who_may_have_locked_a_whole_table_on_mariadb_is_named_with_a_perhaps(
     database, engine, parent
 ):
@@ -474,7 +475,7 @@ def restricted(database):
     run(drop)
 
 
-@POSTGRESQL
+@on(POSTGRESQL)
 def test_a_role_that_may_not_see_what_others_do_names_them_all_the_same(
     database, parent, restricted
 ):
@@ -489,7 +490,7 @@ def test_a_role_that_may_not_see_what_others_do_names_them_all_the_same(
     assert f"blocked by pid {holder.pid}, user " in left["parents", 4]
 
 
-@MYSQL
+@on(MYSQL, "mysql+mysqldb")
 def test_a_user_without_the_process_right_names_its_own_connections_with_a_perhaps(
     database, parent, restricted
 ):
@@ -507,7 +508,7 @@ def test_a_user_without_the_process_right_names_its_own_connections_with_a_perha
     assert "perhaps a connection that was not given back to the engine" in left["parents", 4]
 
 
-@MYSQL
+@on(MYSQL)
 def test_a_user_without_the_process_right_says_nothing_of_what_it_cannot_see(
     database, parent, restricted
 ):
@@ -522,7 +523,7 @@ def test_a_user_without_the_process_right_says_nothing_of_what_it_cannot_see(
     assert manager.cleanup().total_deleted == 1
 
 
-@MYSQL
+@on(MYSQL)
 def test_nobody_is_named_on_mariadb_to_a_connection_that_waits_for_nobody(database, engine):
     """With the PROCESS right InnoDB's answer is known, and the rest are locks of whole tables."""
     dialect = dialect_for(engine)

@@ -21,7 +21,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.targets import on
 from tidyrows import CleanupManager, ResourceTracker, RetryPolicy
 
-servers = on("postgresql+psycopg", "postgresql+psycopg2", "mysql+pymysql", "mysql+mysqldb")
+servers = on("postgresql+psycopg", "mysql+pymysql")
 
 
 @pytest.fixture
