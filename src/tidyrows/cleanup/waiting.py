@@ -113,9 +113,9 @@ class _Look:
         """Who blocks the connection now."""
         dialect = self._database.dialect
         if not dialect.asks_for_blockers:
-            if dialect.in_transaction(self._driver):
-                return []  # it has got what it waited for
             found = dialect.blockers(None, self._waiting)
+            if dialect.in_transaction(self._driver):  # asked last: a lock found may be its own now
+                return []
         else:
             if self._opened is None:
                 self._pool = self._database.engine.pool.recreate()
