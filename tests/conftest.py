@@ -16,6 +16,7 @@ databases, end leaked sessions, and look past row-level security.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,10 +61,10 @@ def homes() -> Iterator[Homes]:
 @contextmanager
 def _lease(target: str, homes: Homes, tmp_path: Path, *, zoo: bool) -> Iterator[Database]:
     if target.startswith("sqlite"):
-        database = Database(target, sa.URL.create("sqlite", database=str(tmp_path / "test.db")))
+        path = tmp_path / "test.db"
         if zoo:
-            for metadata in zoo_metadata("sqlite"):
-                metadata.create_all(database.engine())
+            shutil.copy(homes.file(*zoo_metadata("sqlite")), path)
+        database = Database(target, sa.URL.create("sqlite", database=str(path)))
     else:
         backend = target.partition("+")[0]
         try:
