@@ -112,8 +112,8 @@ def test_a_row_that_points_at_itself_is_a_loop():
     assert levels([1], [(1, 1)]).loops == ((1,),)
 
 
-def test_a_chain_and_a_ring_of_a_hundred_thousand_rows_need_no_recursion():
-    count = 100_000
+def test_a_chain_and_a_ring_of_twenty_thousand_rows_need_no_recursion():
+    count = 20_000
     chain = [(i, i + 1) for i in range(count - 1)]
     assert [step.rows for step in levels(range(count), chain).steps] == [(i,) for i in range(count)]
     ring = levels(range(count), [*chain, (count - 1, 0)])

@@ -76,27 +76,30 @@ def test_ledgers_of_other_names_and_schemas_know_nothing_of_each_other(database,
 
 
 _INSTALL = """
-import sys
+import multiprocessing, sys
 import sqlalchemy as sa
 from tidyrows import Ledger
-sys.stdin.readline()
-Ledger(sa.create_engine(sys.argv[1])).install()
+
+def install(together, url):
+    together.wait(60)
+    Ledger(sa.create_engine(url)).install()
+
+fork = multiprocessing.get_context("fork")
+together = fork.Barrier(8)
+started = [fork.Process(target=install, args=(together, sys.argv[1])) for _ in range(8)]
+for process in started:
+    process.start()
+for process in started:
+    process.join(60)
+print([process.exitcode for process in started])
 """
 
 
 def test_eight_processes_install_at_once(database, engine):
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-W", "error", "-c", _INSTALL, url]
-    started = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    said = [None] * 8
-    for process in started:
-        process.stdin.write("\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=60)[1] for process in started]
-    assert [process.returncode for process in started] == [0] * 8, said
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == str([0] * 8), done.stderr
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT seq FROM tidyrows_ledger").scalars().all()
     assert sorted(rows) == [0, 1]
