@@ -6,6 +6,8 @@
 ``sqlite_engine``, ``postgresql_engine``, ``mysql_engine``: one database, for what only it does.
 ``sqlite_engine_without_foreign_keys``: SQLite as it comes.
 
+``harness.pairs``: few cases in place of a product of parameters, for tests with many.
+
 ``ledgers``, ``worker``, ``outside``: workers with a ledger, and an engine that is none of theirs.
 ``database.engine(...)`` makes further engines, ``database.extra_schema()`` further schemas.
 Environment: TIDYROWS_POSTGRESQL_URL (``pip`` forces the server from pip), TIDYROWS_MYSQL_URL,

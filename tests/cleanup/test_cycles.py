@@ -16,10 +16,12 @@ from harness.blocks import (
 )
 from harness.bystanders import Bystanders, snapshot
 from harness.loops import insert_loop
+from harness.pairs import pairwise
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, ResourceTracker
 
-everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
+EVERYWHERE = ("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
+everywhere = on(*EVERYWHERE)
 only_mysql = on("mysql+pymysql")
 ACTIONS = (None, "RESTRICT", "CASCADE")
 
@@ -60,9 +62,7 @@ def tracked_circle(engine, *batches):
 # --- self-references
 
 
-@everywhere
-@pytest.mark.parametrize("ondelete", ACTIONS)
-@pytest.mark.parametrize("nullable", [True, False])
+@pairwise(database=EVERYWHERE, ondelete=ACTIONS, nullable=[True, False])
 def test_a_tree_goes_and_the_strangers_tree_stays(engine, nullable, ondelete):
     nodes = tree(engine, nullable=nullable, ondelete=ondelete)
     root = {} if nullable else {"parent_id": 900}
@@ -181,9 +181,7 @@ def circle(tables, *ids):
     return [(each, [{"id": number, "next_id": number} for number in ids]) for each in tables]
 
 
-@everywhere
-@pytest.mark.parametrize("ondelete", [None, "RESTRICT"])
-@pytest.mark.parametrize("size", [2, 3])
+@pairwise(database=EVERYWHERE, ondelete=[None, "RESTRICT"], size=[2, 3])
 @pytest.mark.filterwarnings("ignore:Cannot correctly sort tables:sqlalchemy.exc.SAWarning")
 def test_a_circle_of_tables_with_one_nullable_key_goes(engine, size, ondelete):
     tables = ring(engine, size, nullable=True, ondelete=ondelete)
@@ -194,22 +192,23 @@ def test_a_circle_of_tables_with_one_nullable_key_goes(engine, size, ondelete):
     bystanders.assert_untouched()
 
 
-@on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg")
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"ondelete": "RESTRICT"},
-        {"ondelete": "CASCADE"},
-        {"deferrable": True},
-        {"deferrable": True, "initially": "DEFERRED"},
-    ],
-    ids=str,
+KEYS = {
+    "no action": {},
+    "RESTRICT": {"ondelete": "RESTRICT"},
+    "CASCADE": {"ondelete": "CASCADE"},
+    "deferrable": {"deferrable": True},
+    "deferred": {"deferrable": True, "initially": "DEFERRED"},
+}
+
+
+@pairwise(
+    database=["sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg"],
+    key=tuple(KEYS),
+    size=[2, 3],
 )
-@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.filterwarnings("ignore:Cannot correctly sort tables:sqlalchemy.exc.SAWarning")
-def test_a_circle_of_not_null_keys_goes(engine, size, options):
-    tables = ring(engine, size, nullable=False, **options)
+def test_a_circle_of_not_null_keys_goes(engine, size, key):
+    tables = ring(engine, size, nullable=False, **KEYS[key])
     insert_circle(engine, *circle(tables, 1))
     bystanders = Bystanders(engine)
     report = CleanupManager(tracked_circle(engine, *circle(tables, 2, 3))).cleanup()

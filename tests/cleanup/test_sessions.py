@@ -11,7 +11,7 @@ from sqlalchemy.pool import NullPool, SingletonThreadPool, StaticPool
 
 from harness.blocks import insert, left_over, reference, table, tracked
 from harness.bystanders import Bystanders
-from harness.targets import on
+from harness.targets import DRIVERS, on
 from tidyrows import (
     CleanupManager,
     Dependents,
@@ -71,15 +71,9 @@ LEFT = {
 @pytest.mark.parametrize(
     ("database", "left"),
     [
-        pytest.param(target, left, id=f"{left}-{target}")
-        for backend, target in (
-            ("sqlite", "sqlite"),
-            ("postgresql", "postgresql+psycopg"),
-            ("postgresql", "postgresql+psycopg2"),
-            ("mysql", "mysql+pymysql"),
-            ("mysql", "mysql+mysqldb"),
-        )
-        for left in LEFT[backend]
+        pytest.param(drivers[at % len(drivers)], left, id=f"{left}-{drivers[at % len(drivers)]}")
+        for backend, drivers in DRIVERS.items()
+        for at, left in enumerate(LEFT[backend])  # the drivers take turns: it is the server's
     ],
     indirect=["database"],
 )

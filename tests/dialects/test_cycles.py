@@ -6,6 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from harness.databases import Database
+from harness.pairs import pairwise
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import CommitOutcome, CycleForm, Fault, dialect_for
 from tidyrows.rows import KeyedTable, TableName
@@ -40,9 +41,7 @@ def test_each_database_says_its_form(database: Database) -> None:
     assert dialect_for(database.engine()).cycle_form is forms[database.backend]
 
 
-@on(*ONE_GO)
-@pytest.mark.parametrize("action", ACTIONS)
-@pytest.mark.parametrize("turned", [False, True])
+@pairwise(database=ONE_GO, action=ACTIONS, turned=[False, True])
 def test_a_cycle_of_three_tables_that_holds_row_cycles(
     database: Database, action: str, turned: bool
 ) -> None:

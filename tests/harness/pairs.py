@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from harness.targets import ALL_DRIVERS
+from harness.targets import DRIVERS
 
 FIXTURES = ("database", "engine", "house")
 """What the names of parameters end in that are handed to a fixture."""
@@ -68,12 +68,9 @@ def drivers_in_turn(fixture: str, **values: Sequence[Any]) -> pytest.MarkDecorat
         ... def test_rows(any_driver_engine, form): ...
     """
     ((name, choices),) = values.items()
-    drivers: dict[str, list[str]] = {}
-    for each in ALL_DRIVERS:
-        drivers.setdefault(each.partition("+")[0], []).append(each)
     cases = [
         (those[at % len(those)], choice)
-        for those in drivers.values()
+        for those in DRIVERS.values()
         for at, choice in enumerate(choices)
     ]
     return pytest.mark.parametrize((fixture, name), cases, indirect=[fixture])

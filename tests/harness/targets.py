@@ -10,6 +10,12 @@ DEFAULT = ("sqlite", "postgresql+psycopg", "mysql+pymysql")
 ALL_DRIVERS = (*DEFAULT, "postgresql+psycopg2", "mysql+mysqldb")
 """Every driver at hand: for the main roads."""
 
+DRIVERS = {
+    backend: tuple(each for each in ALL_DRIVERS if each.partition("+")[0] == backend)
+    for backend in ("sqlite", "postgresql", "mysql")
+}
+"""Those of each database."""
+
 WITHOUT_FOREIGN_KEYS = "sqlite-nofk"
 """SQLite as it comes: foreign keys are declared and not enforced."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
 import sqlalchemy as sa
 
 from harness.bystanders import Bystanders
 from harness.models import Org
+from harness.pairs import pairwise
+from harness.targets import ALL_DRIVERS
 from tidyrows import CleanupManager, ResourceTracker
 
 FORMS = {
@@ -24,8 +25,7 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("end", ["commit", "rollback"])
+@pairwise(any_driver_zoo_engine=ALL_DRIVERS, form=tuple(FORMS), end=["commit", "rollback"])
 def test_the_first_statement_of_a_transaction_is_seen(any_driver_zoo_engine, form, end):
     bystanders = Bystanders(any_driver_zoo_engine)
     tracker = ResourceTracker(any_driver_zoo_engine)
