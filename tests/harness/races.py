@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
+import pytest
 import sqlalchemy as sa
 
 PATIENCE = 20.0
@@ -71,6 +73,19 @@ class Doing:
                 return
             assert time.monotonic() < ends, "it neither ended nor waited for a lock"
             self._thread.join(_BETWEEN[backend])
+
+
+async def cancelled_while_it_waits(work: Coroutine[Any, Any, Any], engine: sa.Engine) -> None:
+    """Run it in a task, which is cancelled once it waits for a lock in this database."""
+    task = asyncio.create_task(work)
+    backend = engine.dialect.name.replace("mariadb", "mysql")
+    async with asyncio.timeout(PATIENCE):
+        while not _blocked(engine, backend):
+            assert not task.done(), "it did not wait for a lock"
+            await asyncio.sleep(_BETWEEN[backend])
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def _blocked(engine: sa.Engine, backend: str) -> bool:
