@@ -120,7 +120,7 @@ def _look_at_all(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"tidy_autouse = {said} in the ini file is none of true, session, false."
         )
-    from tidyrows.testing.autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
+    from tidyrows.testing.pytest_autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
 
     config.pluginmanager.register(Autouse(config, everything=_ALL[said]), _AUTOUSE)
 
@@ -214,7 +214,7 @@ def _audit(config: pytest.Config) -> None:
             "--tidy-audit looks at the database after each test, and with several workers it could "
             "not tell whose row is whose: add -n0."
         )
-    from tidyrows.testing.audit.hooks import Audit  # noqa: PLC0415 -- as above
+    from tidyrows.testing.pytest_audit import Audit  # noqa: PLC0415 -- as above
 
     environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
     config.pluginmanager.register(Audit(config, environment), "tidyrows audit")
@@ -222,7 +222,7 @@ def _audit(config: pytest.Config) -> None:
 
 def _order(config: pytest.Config) -> None:
     """Run the tests in an order that an audit has drawn."""
-    from tidyrows.testing.audit.again import Again  # noqa: PLC0415 -- as above
+    from tidyrows.testing.audit_child import Again  # noqa: PLC0415 -- as above
 
     again = Again(config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again"))
     config.pluginmanager.register(again, "tidyrows order")

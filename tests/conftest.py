@@ -32,7 +32,8 @@ from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.ledgers import Ledgers, Worker, closing_all  # noqa: E402 -- as above
 from harness.models import zoo_metadata  # noqa: E402 -- as above
-from tidyrows.tracking import ambient, production  # noqa: E402 -- as above
+from tidyrows import production  # noqa: E402 -- as above
+from tidyrows.capture import ambient  # noqa: E402 -- as above
 
 for _variable in (*production.ENVIRONMENT_VARIABLES, production.ALLOW_VARIABLE):
     os.environ.pop(

@@ -9,22 +9,11 @@ in foreign-key order, on a database that other workers use at the same moment.
     print(cleanup.report)
 """
 
-from tidyrows.cleanup import (
-    CleanupManager,
-    CleanupReport,
-    Dependents,
-    Held,
-    Leftover,
-    Orphans,
-    Plan,
-    Progress,
-    TableRows,
-    find_orphans,
-    find_orphans_async,
-    progress_bar,
-    sweep,
-    sweep_async,
-)
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.options import Dependents
+from tidyrows.cleanup.plan import Plan
+from tidyrows.cleanup.progress import Progress, progress_bar
+from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     CleanupError,
@@ -46,11 +35,14 @@ from tidyrows.errors import (
     UntrackedRowsWarning,
     WorkerContextError,
 )
+from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.keys import RowKey, TableName
+from tidyrows.ledger.table import Ledger
 from tidyrows.retry import Attempt, RetryPolicy
-from tidyrows.retrying import with_retries
-from tidyrows.rows import RowKey, TableName
-from tidyrows.tracking import ExternalResource, Ledger, ResourceTracker, external_handler
+from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
+from tidyrows.tracking.tracker import ResourceTracker
+from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 __all__ = [

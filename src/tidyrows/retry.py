@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import tenacity
 
-from tidyrows.awaiting import sleep
+from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -22,7 +22,7 @@ from tidyrows import (
     find_orphans_async,
     sweep_async,
 )
-from tidyrows.awaiting import spawn
+from tidyrows.greenlets import spawn
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,9 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.measure import seconds
-from tidyrows.testing.audit.ear import Ear
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.watches import Watches
+from tidyrows.audit.makers import Book, Maker
+from tidyrows.audit.observer import Ear
+from tidyrows.audit.watches import Watches
 
 ROWS = 1_000_000
 SMALL = 50

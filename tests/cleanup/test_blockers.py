@@ -21,7 +21,7 @@ from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
-from tidyrows.cleanup import waiting
+from tidyrows.cleanup import lock_monitor
 from tidyrows.dialects import Blocker, blockers, dialect_for
 
 everywhere = on(*ALL_DRIVERS)
@@ -351,7 +351,7 @@ def test_a_blocker_that_waits_itself_is_said_to_wait(database, engine, parent):
 def told_when_seen(monkeypatch):
     """An event that is set once the cleanup has seen a blocker."""
     seen = threading.Event()
-    look = waiting._Look.blockers
+    look = lock_monitor._Look.blockers
 
     def looked(self):
         found = look(self)
@@ -360,7 +360,7 @@ def told_when_seen(monkeypatch):
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(waiting._Look, "blockers", looked)
+        patch.setattr(lock_monitor._Look, "blockers", looked)
         yield seen
 
 

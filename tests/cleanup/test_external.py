@@ -22,7 +22,7 @@ from tidyrows import (
     external_handler,
 )
 from tidyrows.cleanup.phases import Order, order_of
-from tidyrows.tracking.external import ExternalResource, Tie
+from tidyrows.external import ExternalResource, Tie
 
 AT_ONCE = RetryPolicy(attempts=3, base=0.0, max_wait=0.0)
 

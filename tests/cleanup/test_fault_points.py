@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from harness.blocks import reference, table
 from harness.scene import Scene, told
 from tidyrows import CleanupManager, RetryPolicy
-from tidyrows.cleanup.graphs import forget_graph
+from tidyrows.cleanup.schema_view import forget_graph
 
 pytestmark = pytest.mark.slow
 SQLITE, POSTGRESQL, MYSQL = "sqlite", "postgresql+psycopg", "mysql+pymysql"

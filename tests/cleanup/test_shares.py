@@ -13,9 +13,9 @@ from harness.loops import insert_loop
 from harness.scene import Scene, told
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, RetryPolicy
+from tidyrows.cleanup.batches import shares
 from tidyrows.cleanup.plan import Batch, Step
-from tidyrows.cleanup.shares import shares
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.keys import KeyedTable, TableName
 
 everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
 

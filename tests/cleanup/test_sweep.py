@@ -44,11 +44,11 @@ from tidyrows import (
     external_handler,
 )
 from tidyrows import sweep as swept
-from tidyrows.tracking.owner import handed_id
+from tidyrows.ledger.process import handed_id
 
 pytestmark = pytest.mark.slow
 
-sweeping = importlib.import_module("tidyrows.cleanup.sweep")  # the function has its name
+sweeping = importlib.import_module("tidyrows.sweep.sweep")  # the function has its name
 
 
 def empty(engine):

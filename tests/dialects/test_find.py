@@ -11,7 +11,7 @@ from harness.databases import Database
 from harness.keykinds import COMPOSITES, KINDS, Boxed, keyed, make
 from harness.targets import ALL_DRIVERS
 from tidyrows.dialects import dialect_for
-from tidyrows.rows import KeyedTable
+from tidyrows.keys import KeyedTable
 
 every_driver = pytest.mark.parametrize("database", ALL_DRIVERS, indirect=True)
 pytestmark = pytest.mark.filterwarnings("ignore:Dialect .* does \\*not\\* support Decimal")

@@ -24,11 +24,11 @@ from harness.asynchronous import DRIVERS, engine_on
 from harness.pgbouncer import DRIVER_OPTIONS, pgbouncer
 from harness.targets import DEFAULT, on
 from tidyrows import TidyRowsError
-from tidyrows.awaiting import spawn
-from tidyrows.dialects import Socket, dialect_for, lifefile
+from tidyrows.dialects import Socket, dialect_for, liveness_file
 from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.life import ConnectionLife
+from tidyrows.dialects.liveness_lock import ConnectionLife
 from tidyrows.errors import LifeTakenError
+from tidyrows.greenlets import spawn
 
 # Locks of MariaDB are the whole server's, and other processes test at the same time.
 NUMBER = (os.getpid() << 32) | 5
@@ -510,7 +510,7 @@ def test_a_file_that_somebody_deleted_is_made_anew(sqlite_engine):
 
 def test_a_file_deleted_just_before_it_is_locked_is_no_lock(sqlite_engine, monkeypatch):
     """A sweep may delete what is left over at any moment."""
-    file, left, flock = file_of(sqlite_engine), [True], lifefile.flock
+    file, left, flock = file_of(sqlite_engine), [True], liveness_file.flock
 
     def late(descriptor: int, how: int) -> None:
         if left:
@@ -518,7 +518,7 @@ def test_a_file_deleted_just_before_it_is_locked_is_no_lock(sqlite_engine, monke
             file.unlink()
         flock(descriptor, how)
 
-    monkeypatch.setattr(lifefile, "flock", late)
+    monkeypatch.setattr(liveness_file, "flock", late)
     life = dialect_for(sqlite_engine).life(sqlite_engine, NUMBER)
     life.take()
     assert is_alive(sqlite_engine) is True
@@ -528,7 +528,7 @@ def test_a_file_deleted_just_before_it_is_locked_is_no_lock(sqlite_engine, monke
 def test_who_looks_is_not_taken_for_the_worker(sqlite_engine):
     file_of(sqlite_engine).touch()
     with file_of(sqlite_engine).open() as looked_at:
-        lifefile.flock(looked_at, lifefile.LOCK_SH)
+        liveness_file.flock(looked_at, liveness_file.LOCK_SH)
         assert is_alive(sqlite_engine) is False
 
 
@@ -604,7 +604,7 @@ def test_nobody_else_can_see_a_database_in_memory(url):
 
 
 def test_where_the_system_has_no_flock_the_time_alone_tells(sqlite_engine, monkeypatch):
-    monkeypatch.setattr(lifefile, "flock", None)
+    monkeypatch.setattr(liveness_file, "flock", None)
     dialect = dialect_for(sqlite_engine)
     life = dialect.life(sqlite_engine, NUMBER)
     life.take()

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from harness.models import Base
-from tidyrows.tracking import ambient
+from tidyrows.capture import ambient
 from tidyrows.worker import WorkerContext
 
 

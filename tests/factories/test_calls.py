@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from harness.models import Group, Order, Org, User
 from tidyrows.errors import NoSessionError
 from tidyrows.factories import Scoped, TrackedFactory
-from tidyrows.factories.calls import Call
+from tidyrows.factories.call import Call
 
 
 class OrgFactory(TrackedFactory[Org]):

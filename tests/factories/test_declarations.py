@@ -18,9 +18,9 @@ from sqlalchemy.orm import (
     synonym,
 )
 
+from tidyrows.capture.ambient import entered
 from tidyrows.errors import ScopeError
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
-from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
 
 CONTEXT = WorkerContext("run", "gw3", 3, "test_it", 8)

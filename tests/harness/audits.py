@@ -7,10 +7,10 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tidyrows.testing.audit.ear import Ear
-from tidyrows.testing.audit.findings import Known, of_rows
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.watches import Watches
+from tidyrows.audit.findings import Known, of_rows
+from tidyrows.audit.makers import Book, Maker
+from tidyrows.audit.observer import Ear
+from tidyrows.audit.watches import Watches
 
 
 class Base(DeclarativeBase):

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from kills.tables import LEDGER
 from tidyrows.dialects import dialect_for
-from tidyrows.dialects.lifefile import life_file
+from tidyrows.dialects.liveness_file import life_file
 from tidyrows.dialects.mysql import _life_lock
 
 

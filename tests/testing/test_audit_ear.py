@@ -12,8 +12,8 @@ from sqlalchemy.pool import StaticPool
 
 from harness.audits import Audited, Base, Note, Org
 from harness.targets import on
-from tidyrows.testing.audit import tables
-from tidyrows.testing.audit.ear import Ear
+from tidyrows.audit import tables
+from tidyrows.audit.observer import Ear
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from harness.audits import Audited, Base, Org
 from harness.targets import on
-from tidyrows.testing.audit import reach, tables
+from tidyrows.audit import reach, tables
 
 psycopg = on("postgresql+psycopg")
 psycopg2 = on("postgresql+psycopg2")

@@ -13,7 +13,7 @@ import pytest
 
 from harness.suites import Suite, fresh_environment
 from harness.targets import on
-from tidyrows.testing.audit.runs import Command
+from tidyrows.audit.runs import Command
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
         """
         import os
 
-        import tidyrows.testing.audit.runs as runs
+        import tidyrows.audit.runs as runs
 
         os.environ["SET_BY_CONFTEST"] = "1"
 
@@ -81,7 +81,7 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
 AUDITING = """
 import os, sys
 from pathlib import Path
-from tidyrows.testing.audit.runs import Command
+from tidyrows.audit.runs import Command
 
 Command(sys.argv[1:], Path.cwd(), 60.0, dict(os.environ)).run("once more", ["test_all.py::test_it"])
 """

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from harness.asynchronous import ONE_EACH
 from harness.targets import DEFAULT, on
-from tidyrows.testing.audit import tables
-from tidyrows.testing.audit.heard import HeardThere
-from tidyrows.testing.audit.reach import LookThread, Reach
-from tidyrows.testing.audit.watch import Watch
-from tidyrows.tracking import Ledger
+from tidyrows.audit import tables
+from tidyrows.audit.observations import HeardThere
+from tidyrows.audit.reach import LookThread, Reach
+from tidyrows.audit.watch import Watch
+from tidyrows.ledger.table import Ledger
 
 metadata = sa.MetaData()
 orgs = sa.Table(

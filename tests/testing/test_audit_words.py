@@ -9,19 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from tidyrows.rows import RowKey, TableName
-from tidyrows.testing.audit.again import Outcomes
-from tidyrows.testing.audit.findings import Fault, Finding, Known, of_rows
-from tidyrows.testing.audit.heard import Heard
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.orders import of_orders, rerun
-from tidyrows.testing.audit.page import html
-from tidyrows.testing.audit.report import reported
-from tidyrows.testing.audit.runs import Run, without_ours
-from tidyrows.testing.audit.shuffled import as_listed, shuffled
-from tidyrows.testing.audit.spoken import spoken
-from tidyrows.testing.audit.tables import Difference
-from tidyrows.testing.audit.text import lines
+from tidyrows.audit.findings import Fault, Finding, Known, of_rows
+from tidyrows.audit.makers import Book, Maker
+from tidyrows.audit.observations import Heard
+from tidyrows.audit.orders import of_orders, rerun
+from tidyrows.audit.page import html
+from tidyrows.audit.report import reported
+from tidyrows.audit.runs import Run, without_ours
+from tidyrows.audit.shuffled import as_listed, shuffled
+from tidyrows.audit.sql_scan import spoken
+from tidyrows.audit.tables import Difference
+from tidyrows.audit.text import lines
+from tidyrows.keys import RowKey, TableName
+from tidyrows.testing.audit_child import Outcomes
 
 ORGS = TableName("here", "main", "orgs")
 

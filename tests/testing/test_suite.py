@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from harness.targets import on
-from tidyrows.testing.found import Found
-from tidyrows.testing.suite import Suite
-from tidyrows.tracking.twins import twin_of
+from tidyrows.suite.spare_engine import twin_of
+from tidyrows.suite.suite import Suite
+from tidyrows.suite.summary import Found
 
 METADATA = sa.MetaData()
 ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))

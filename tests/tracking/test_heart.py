@@ -25,7 +25,7 @@ from harness.asynchronous import DRIVERS
 from harness.targets import DEFAULT, on
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import LifeTakenError, SessionStateError
-from tidyrows.tracking.heart import Heart
+from tidyrows.ledger.heartbeat import Heart
 
 pytestmark = [
     pytest.mark.slow,
@@ -443,7 +443,7 @@ import sys
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from tidyrows.dialects import dialect_for
-from tidyrows.tracking.heart import Heart
+from tidyrows.ledger.heartbeat import Heart
 
 def ended(connection):
     connection.exec_driver_sql("SELECT 1")

@@ -41,7 +41,7 @@ from tidyrows import (
     UntrackedRowsWarning,
     external_handler,
 )
-from tidyrows.tracking import takeover
+from tidyrows.sweep import recovery
 
 pytestmark = pytest.mark.slow
 
@@ -705,7 +705,7 @@ def played(tracker, ledger):
     """A tracker that has read what another one entered."""
     book = tracker._books[ledger.database]
     with tracker.bound_engine.connect() as connection:
-        return takeover.played(ledger, connection, book.owner.id)[book.scope].tracker
+        return recovery.played(ledger, connection, book.owner.id)[book.scope].tracker
 
 
 STEPS = (

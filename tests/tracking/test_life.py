@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Org
 from tidyrows import CleanupManager, ResourceTracker, SessionStateError
-from tidyrows.tracking.ambient import current_tracker, trackers
+from tidyrows.capture.ambient import current_tracker, trackers
 
 
 def insert_one(engine: sa.Engine) -> None:

@@ -42,7 +42,7 @@ from tidyrows import (
     UnknownTableError,
     UntrackableRowError,
 )
-from tidyrows.rows import RowKey
+from tidyrows.keys import RowKey
 
 
 class Base(DeclarativeBase):

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from tidyrows import ProductionDatabaseError, ResourceTracker
-from tidyrows.tracking.production import ENVIRONMENT_VARIABLES, refuse_production
+from tidyrows.production import ENVIRONMENT_VARIABLES, refuse_production
 
 SAFE = sa.make_url("postgresql+psycopg://db.example/app_test")
 ALLOW = "TIDYROWS_ALLOW_PRODUCTION"

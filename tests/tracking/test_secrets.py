@@ -208,7 +208,7 @@ def test_an_error_about_a_key_names_no_argument_of_its_type(sqlite_engine):
 
 
 def _place(tracker, table):
-    from tidyrows.rows import TableName  # noqa: PLC0415 -- here only
+    from tidyrows.keys import TableName  # noqa: PLC0415 -- here only
 
     return TableName(tracker.capture(tracker.bound_engine).database, "main", table.name), table
 

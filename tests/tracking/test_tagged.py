@@ -20,7 +20,7 @@ from tidyrows import (
     WorkerContext,
 )
 from tidyrows.template import counter_code
-from tidyrows.tracking.tagged import patterns
+from tidyrows.tracking.tags import patterns
 
 TEMPLATE = "user-{tag}@example.test"
 PARTS = ("run0000", "01", "0z")

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Currency, Group, Org
 from tidyrows import CleanupManager, ResourceTracker, TrackedFactory, UntrackedRowsWarning
-from tidyrows.tracking.ambient import entered
+from tidyrows.capture.ambient import entered
 
 WAIT = 20
 """Seconds after which a thread that has not come back is a failure, never a hang."""

@@ -22,8 +22,8 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 from harness.bystanders import snapshot
 from harness.keykinds import Colour, Doubled, Wrapped, keyed
 from tidyrows import CleanupManager, ResourceTracker, TidyRowsError
-from tidyrows.tracking import wire
-from tidyrows.tracking.wire import values_in, values_of_rows_out, values_out
+from tidyrows.key_json import values_in, values_of_rows_out, values_out
+from tidyrows.tracking import handover
 
 pytestmark = pytest.mark.slow
 
@@ -549,7 +549,7 @@ def test_integers_are_handed_over_without_a_look_at_each():
     calls = []
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename == wire.__file__:
+        if frame.f_code.co_filename == handover.__file__:
             calls.append(frame.f_code.co_name)
 
     for table, given_keys in (

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.references import referenced
+from tidyrows.cleanup.schema_view import graph_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

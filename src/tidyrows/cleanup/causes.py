@@ -11,7 +11,7 @@ from tidyrows.errors import SessionStateError
 if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.verify import Seen
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 
 def name_what_keeps(

@@ -11,24 +11,24 @@ import sqlalchemy as sa
 from tidyrows.cleanup.blockers import blocking_tables
 from tidyrows.cleanup.causes import name_what_keeps
 from tidyrows.cleanup.deletion import add_rows
-from tidyrows.cleanup.doubt import ask_ledger, settle_doubt
+from tidyrows.cleanup.in_doubt import ask_ledger, settle_doubt
+from tidyrows.cleanup.index_advice import is_slow
 from tidyrows.cleanup.keyless import UNSURE, Keyless
 from tidyrows.cleanup.plan import Batch, place_of
 from tidyrows.cleanup.report import Held, Leftover
-from tidyrows.cleanup.slow import is_slow
 from tidyrows.cleanup.verify import SILENT, Seen, in_short, judge, still_there
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
-    from tidyrows.cleanup.external import Part
+    from tidyrows.cleanup.ledger_updates import Bookkeeping
     from tidyrows.cleanup.report import CleanupReport
-    from tidyrows.rows import TableName
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.cleanup.resources import Part
+    from tidyrows.keys import TableName
+    from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
 _UNKEYED = (

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup.waiting import Waiting
+from tidyrows.capture.engine import capture_for
+from tidyrows.cleanup.lock_monitor import Waiting
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError, TakenOverError
-from tidyrows.tracking.capture import capture_for
-from tidyrows.tracking.strings import INTERNAL
+from tidyrows.execution import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tidyrows.rows import TableName
+    from tidyrows.keys import TableName
 
 _AT_LEAST = 0.2
 """Seconds for the last statements of a cleanup whose time is over: less would end none."""

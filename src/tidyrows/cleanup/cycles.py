@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
-    from tidyrows.rows import TableName
+    from tidyrows.keys import TableName
     from tidyrows.schema import ForeignKey, Place
 
 Row = tuple[int, Any]

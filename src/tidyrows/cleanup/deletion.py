@@ -22,10 +22,10 @@ from tidyrows.cleanup.dependents import (
     acts_unseen,
     referenced_values,
 )
-from tidyrows.cleanup.graphs import SILENT_ACTIONS
+from tidyrows.cleanup.options import Fate, Rules
 from tidyrows.cleanup.plan import Step, place_of, steps_of
 from tidyrows.cleanup.report import TableRows
-from tidyrows.cleanup.rules import Fate, Rules
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS
 from tidyrows.cleanup.verify import SILENT
 from tidyrows.dialects import CycleForm
 from tidyrows.errors import TidyRowsError
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.cleanup.schema_view import SchemaView
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.schema import Place
     from tidyrows.tracking.keyset import KeySet
 

@@ -11,18 +11,18 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.graphs import SILENT_ACTIONS, with_key
+from tidyrows.cleanup.options import Fate, Rules
 from tidyrows.cleanup.references import referenced, referencing_pairs
-from tidyrows.cleanup.rules import Fate, Rules
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
-    from tidyrows.cleanup.graphs import SchemaView
+    from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.dialects.base import Dialect
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, Place
 
 

@@ -17,7 +17,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tidyrows.cleanup.careful import Careful
+from tidyrows.cleanup.batches import shares
+from tidyrows.cleanup.bisect import Careful
 from tidyrows.cleanup.cycles import RowLoopError, row_order
 from tidyrows.cleanup.deletion import (
     DeadlineError,
@@ -27,11 +28,10 @@ from tidyrows.cleanup.deletion import (
     StayError,
 )
 from tidyrows.cleanup.dependents import Reason, TooManyError
-from tidyrows.cleanup.graphs import forget_graph, schema_of
+from tidyrows.cleanup.index_advice import advice
 from tidyrows.cleanup.outcome import Outcome
 from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
-from tidyrows.cleanup.shares import shares
-from tidyrows.cleanup.slow import advice
+from tidyrows.cleanup.schema_view import forget_graph, schema_of
 from tidyrows.cleanup.verify import SILENT, in_short
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
@@ -42,14 +42,14 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.deletion import Rows
     from tidyrows.cleanup.dependents import Kept
-    from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.cleanup.rules import Rules
+    from tidyrows.cleanup.ledger_updates import Bookkeeping
+    from tidyrows.cleanup.options import Rules
+    from tidyrows.cleanup.schema_view import SchemaView
+    from tidyrows.keys import KeyedTable
     from tidyrows.retry import RetryPolicy
-    from tidyrows.rows import KeyedTable
     from tidyrows.schema import Place, RowOrder
 
 T = TypeVar("T")

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.digests import CELL, UNCOMPARED, digests, is_same
 from tidyrows.dialects import dialect_for
-from tidyrows.tracking.digests import CELL, UNCOMPARED, digests, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.dialects import Dialect
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.tracking.fingerprints import Fingerprints
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.store import TableHoldings
 
 _SHOWN = 4
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from tidyrows.tracking.ledger import NAME
-from tidyrows.tracking.owner import kept_id
+from tidyrows.ledger.process import kept_id
+from tidyrows.ledger.table import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

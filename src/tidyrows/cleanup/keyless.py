@@ -19,12 +19,12 @@ from tidyrows.errors import SessionStateError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.executor import Executor
+    from tidyrows.cleanup.ledger_updates import Bookkeeping
     from tidyrows.cleanup.report import CleanupReport
-    from tidyrows.rows import KeyedTable
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.keys import KeyedTable
+    from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
 UNSURE = (

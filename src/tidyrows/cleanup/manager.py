@@ -8,22 +8,20 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from tidyrows.awaiting import spawn
-from tidyrows.cleanup.bookkeeping import Bookkeeping
-from tidyrows.cleanup.choice import named_tables, places_of, written_names
-from tidyrows.cleanup.claims import claimed_by_others
 from tidyrows.cleanup.cleaning import Cleaning
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.executor import Executor
-from tidyrows.cleanup.external import Part, Phases
-from tidyrows.cleanup.graphs import graph_of
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.keep import keep
+from tidyrows.cleanup.ledger_updates import Bookkeeping
+from tidyrows.cleanup.options import Dependents, Rules
 from tidyrows.cleanup.plan import Plan, steps_for
-from tidyrows.cleanup.preserve import Restoring
 from tidyrows.cleanup.progress import Steps
 from tidyrows.cleanup.report import HERE, CleanupReport, describe_leftovers
-from tidyrows.cleanup.rules import Dependents, Rules
+from tidyrows.cleanup.resources import Part, Phases
+from tidyrows.cleanup.restore import Restoring
+from tidyrows.cleanup.schema_view import graph_of
+from tidyrows.cleanup.table_arguments import named_tables, places_of, written_names
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import (
     CleanupError,
@@ -32,8 +30,10 @@ from tidyrows.errors import (
     TakenOverError,
     TidyRowsError,
 )
+from tidyrows.greenlets import spawn
+from tidyrows.keys import TableName
+from tidyrows.ledger.claims import claimed_by_others
 from tidyrows.retry import RetryPolicy
-from tidyrows.rows import TableName
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.progress import Progress
     from tidyrows.cleanup.report import Leftover
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.store import TableHoldings
 
 
 class CleanupManager:

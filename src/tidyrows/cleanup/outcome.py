@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.deletion import add_rows
-from tidyrows.rows import TableName
+from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
     from tidyrows.cleanup.deletion import Done

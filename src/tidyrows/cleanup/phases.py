@@ -9,14 +9,14 @@ from collections import defaultdict, deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tidyrows.rows import RowKey, TableName
+from tidyrows.external import ExternalResource
+from tidyrows.keys import RowKey, TableName
 from tidyrows.schema.graph import strong_components
-from tidyrows.tracking.external import ExternalResource
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tidyrows.tracking.external import Item, Tie
+    from tidyrows.external import Item, Tie
 
 
 @dataclass(frozen=True, slots=True)

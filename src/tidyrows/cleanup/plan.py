@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.graphs import graph_of
-from tidyrows.rows import TableName
+from tidyrows.cleanup.schema_view import graph_of
+from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.store import TableHoldings
 
 
 def place_of(name: TableName) -> Place:

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey
 
 _CHUNK = 500

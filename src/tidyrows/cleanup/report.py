@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.dialects import Blocker
-    from tidyrows.rows import KeyedTable, RowKey, TableName
-    from tidyrows.tracking.external import ExternalResource
+    from tidyrows.external import ExternalResource
+    from tidyrows.keys import KeyedTable, RowKey, TableName
 
 _SHOWN = 20
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch
-    from tidyrows.rows import TableName
+    from tidyrows.keys import TableName
 
 SILENT = (
     "DELETE removed nothing and raised nothing: a trigger, a rule or row-level security keeps it"

@@ -10,9 +10,9 @@ from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
 from tidyrows.dialects.blocker import Blocker
-from tidyrows.dialects.life import Life, Socket, in_time
+from tidyrows.dialects.database_names import database_name
+from tidyrows.dialects.liveness_lock import Life, Socket, in_time
 from tidyrows.dialects.mysql import MySQL
-from tidyrows.dialects.places import database_name
 from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sqlite import SQLite
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 
 def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement[bool]:

@@ -11,6 +11,7 @@ from weakref import ref
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.database_names import database_name
 from tidyrows.dialects.keys import chunks as _chunks
 from tidyrows.dialects.keys import (
     delete_plainly,
@@ -23,9 +24,8 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
-from tidyrows.dialects.life import PATIENCE, Life
-from tidyrows.dialects.places import database_name
-from tidyrows.dialects.wholerows import same_row
+from tidyrows.dialects.liveness_lock import PATIENCE, Life
+from tidyrows.dialects.whole_rows import same_row
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from tidyrows.dialects.blocker import Blocker
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 
 class Fault(Enum):

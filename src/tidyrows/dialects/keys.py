@@ -11,7 +11,7 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 _LONG = 100
 """Keys of a run, on average, from which a range is quicker than their list."""

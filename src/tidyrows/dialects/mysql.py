@@ -13,7 +13,7 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import blockers_on_mysql
-from tidyrows.dialects.jsontable import json_rows, real_types
+from tidyrows.dialects.json_table import json_rows, real_types
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
@@ -27,15 +27,15 @@ from tidyrows.dialects.keys import (
     those_there,
     typed_rows,
 )
-from tidyrows.dialects.life import PATIENCE, ConnectionLife, Life, LockWords
-from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
+from tidyrows.dialects.liveness_lock import PATIENCE, ConnectionLife, Life, LockWords
+from tidyrows.dialects.whole_rows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from tidyrows.dialects.blocker import Blocker
-    from tidyrows.dialects.jsontable import RealType
-    from tidyrows.rows import KeyedTable
+    from tidyrows.dialects.json_table import RealType
+    from tidyrows.keys import KeyedTable
 
 _TRANSIENT = frozenset({1213, 1205, 1020, 1969, 1040, 1317})
 # NOWAIT and max_execution_time of MySQL 8, by its manual; MariaDB has 1205 and 1969 for them.

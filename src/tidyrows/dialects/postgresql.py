@@ -32,14 +32,14 @@ from tidyrows.dialects.keys import (
     run,
     those_there,
 )
-from tidyrows.dialects.life import PATIENCE, ConnectionLife, Life, LockWords
-from tidyrows.dialects.wholerows import is_exact, same_row, stored_type
+from tidyrows.dialects.liveness_lock import PATIENCE, ConnectionLife, Life, LockWords
+from tidyrows.dialects.whole_rows import is_exact, same_row, stored_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.dialects.blocker import Blocker
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 _TRANSIENT = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
 _WAITED = frozenset({"55P03", "57014"})

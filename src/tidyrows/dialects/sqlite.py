@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import holders_of_files
+from tidyrows.dialects.database_names import database_name
 from tidyrows.dialects.keys import (
     as_sent,
     chunks,
@@ -26,8 +27,7 @@ from tidyrows.dialects.keys import (
     those_there,
     typed_rows,
 )
-from tidyrows.dialects.life import PATIENCE, Life
-from tidyrows.dialects.lifefile import (
+from tidyrows.dialects.liveness_file import (
     FileLife,
     beat_age,
     database_file,
@@ -39,15 +39,15 @@ from tidyrows.dialects.lifefile import (
     remove,
     remove_all,
 )
-from tidyrows.dialects.places import database_name
-from tidyrows.dialects.wholerows import same_row
+from tidyrows.dialects.liveness_lock import PATIENCE, Life
+from tidyrows.dialects.whole_rows import same_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from tidyrows.dialects.blocker import Blocker
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
 # Measured: from 500 to 30,000 keys the time is the same; every SQLite takes 999 variables.

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect
 
-from tidyrows.awaiting import in_greenlet, spawn
-from tidyrows.tracking.ambient import current_tracker
+from tidyrows.capture.ambient import current_tracker
+from tidyrows.greenlets import in_greenlet, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from factory.declarations import BaseDeclaration
 
 from tidyrows.errors import ScopeError
-from tidyrows.factories.calls import innermost_call
+from tidyrows.factories.active_context import active_context, next_integer
+from tidyrows.factories.call import innermost_call
 from tidyrows.factories.columns import column_limits
-from tidyrows.factories.whose import active_context, next_integer
 from tidyrows.template import TAG_WIDTH, check, escaped
 
 if TYPE_CHECKING:

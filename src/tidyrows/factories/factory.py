@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
+from tidyrows.capture.ambient import current_tracker, entered
 from tidyrows.errors import NoSessionError
 from tidyrows.factories.asynchronous import created
-from tidyrows.factories.calls import running_call
+from tidyrows.factories.call import running_call
+from tidyrows.factories.call_retry import again_where_lost
 from tidyrows.factories.get_or_create import get_or_create
-from tidyrows.factories.lost import again_where_lost
 from tidyrows.factories.options import TrackedOptions, watch
-from tidyrows.tracking.ambient import current_tracker, entered
 
 if TYPE_CHECKING:
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
 

@@ -9,17 +9,17 @@ from factory.base import OptionDefault
 from factory.enums import CREATE_STRATEGY
 from sqlalchemy import orm
 
-from tidyrows.factories.calls import Call, innermost_call, running_call
-from tidyrows.factories.drawn import Sources
+from tidyrows.capture.ambient import current_tracker
+from tidyrows.factories.call import Call, innermost_call, running_call
+from tidyrows.factories.detach_instances import unkeyed_among
 from tidyrows.factories.get_or_create import parameters
-from tidyrows.factories.passed import unkeyed_among
+from tidyrows.factories.recorded_values import Sources
 from tidyrows.factories.sequence import InterleavedCounter
-from tidyrows.tracking.ambient import current_tracker
 
 if TYPE_CHECKING:
     from factory.builder import BuildStep
 
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 
 class _NamedSession(OptionDefault):

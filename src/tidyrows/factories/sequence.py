@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from factory.base import _Counter  # the class that factory_boy's options make their counter of
 
-from tidyrows.factories.calls import innermost_call
-from tidyrows.factories.whose import active_context
+from tidyrows.factories.active_context import active_context
+from tidyrows.factories.call import innermost_call
 
 
 class InterleavedCounter(_Counter):

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tidyrows.errors import NotBoundError
+from tidyrows.greenlets import is_async
 from tidyrows.testing.tidy import Tidy
-from tidyrows.tracking.asynchronous import is_async
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

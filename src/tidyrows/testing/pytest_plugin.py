@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.cleanup import CleanupManager, sweep, sweep_async
+from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
-from tidyrows.testing.awaited import TURN, fixture_for
-from tidyrows.testing.board import Board
-from tidyrows.testing.crew import Crew, address_of, of_the_run, sealed, wishes_of
+from tidyrows.ledger.process import handed_id
+from tidyrows.ledger.table import Ledger
+from tidyrows.suite.summary import created_by, said_of
+from tidyrows.sweep.sweep import sweep, sweep_async
+from tidyrows.testing.async_fixtures import TURN, fixture_for
 from tidyrows.testing.shared import Shared
+from tidyrows.testing.summary import Totals
 from tidyrows.testing.tidy import Tidy
-from tidyrows.testing.totals import Totals, created_by, said_of
-from tidyrows.tracking import Ledger
+from tidyrows.testing.worker_notes import Board
+from tidyrows.testing.xdist_controller import Crew, address_of, of_the_run, sealed, wishes_of
 from tidyrows.tracking.binding import Binding
-from tidyrows.tracking.owner import handed_id
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from tidyrows.cleanup import CleanupReport
+    from tidyrows.cleanup.report import CleanupReport
 
 _FAILED = pytest.StashKey[bool]()
 _SAID = "tidyrows"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
 
     from tidyrows.testing.tidy import Tidy
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
 

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup import CleanupManager
+from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
-from tidyrows.tracking import Ledger, ResourceTracker
-from tidyrows.tracking.asynchronous import is_async
+from tidyrows.greenlets import is_async
+from tidyrows.ledger.table import Ledger
 from tidyrows.tracking.binding import Binding
+from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import orm
 
-    from tidyrows.cleanup import CleanupReport
+    from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.binding import Bind
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.tracking.changes import Change, Kind
-from tidyrows.tracking.digests import UNCOMPARED
+from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.digests import UNCOMPARED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tidyrows.tracking.changes import Touch
+    from tidyrows.capture.changes import Touch
     from tidyrows.tracking.tracker import ResourceTracker
 
 

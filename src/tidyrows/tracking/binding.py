@@ -8,14 +8,15 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
+from tidyrows.capture.connections import open_connections
+from tidyrows.capture.tracker_stack import Turns
 from tidyrows.errors import NotBoundError, SessionStateError
-from tidyrows.tracking.asynchronous import (
+from tidyrows.greenlets import (
     AsyncMaker,
     AsyncRegistry,
     is_async,
     synchronous,
 )
-from tidyrows.tracking.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -213,15 +214,6 @@ def _sessions_of(source: Any) -> list[orm.Session]:
     references = orm.session._sessions.valuerefs()  # noqa: SLF001 -- as close_all_sessions() does
     known = [session for reference in references if (session := reference()) is not None]
     return [session for session in known if kind is not None and type(session) is kind]
-
-
-def open_connections(session: orm.Session) -> list[sa.Connection]:
-    """The connections that a session's transaction has begun already."""
-    if not session.in_transaction():
-        return []
-    transaction: Any = session.get_transaction()
-    begun = getattr(transaction, "_connections", {})  # no public name; ``connection()`` would begin
-    return [bind for bind in begun if isinstance(bind, sa.Connection)]
 
 
 def session_engine(session: orm.Session) -> sa.Engine | None:

@@ -18,19 +18,20 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.sql.dml import Delete, Update
 
+from tidyrows.capture import ambient
+from tidyrows.capture.pending_commits import driver_of
+from tidyrows.capture.where_clause import matched_keys
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
-from tidyrows.tracking import ambient, told
-from tidyrows.tracking.announced import driver_of
-from tidyrows.tracking.memories import PreservedRow, PreservedTable, is_same
-from tidyrows.tracking.strings import INTERNAL
-from tidyrows.tracking.written import matched_keys
+from tidyrows.execution import INTERNAL
+from tidyrows.tracking import selection
+from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tidyrows.rows import KeyedTable, TableName
-    from tidyrows.tracking.capture import Capture
-    from tidyrows.tracking.memories import State
+    from tidyrows.capture.engine import Capture
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.tracking.row_snapshots import State
     from tidyrows.tracking.tracker import ResourceTracker
 
 _WRITES = re.compile(
@@ -76,7 +77,7 @@ class Preserved:
                 table=select,
             )
         try:
-            found, count = told.rows_of_query(tracker, select)
+            found, count = selection.rows_of_query(tracker, select)
         except NoPrimaryKeyError as error:
             raise NoPrimaryKeyError(
                 f"The table {error.table} has no primary key, so no row of it can be preserved. "
@@ -93,7 +94,7 @@ class Preserved:
         new = [key for key in keys if key not in ours and not (known and key in known.rows)]
         if not new:
             return
-        with told.new_connection(tracker, table.table) as connection:
+        with selection.new_connection(tracker, table.table) as connection:
             if known is None:
                 columns, always = _columns(connection, table)
                 known = PreservedTable(table, columns, always)

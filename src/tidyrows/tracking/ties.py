@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.errors import ExternalResourceError
-from tidyrows.rows import RowKey
-from tidyrows.tracking import told
-from tidyrows.tracking.external import ExternalResource
-from tidyrows.tracking.hierarchy import mapper_of, parts_of
+from tidyrows.external import ExternalResource
+from tidyrows.keys import RowKey
+from tidyrows.tracking import selection
+from tidyrows.tracking.inheritance import mapper_of, parts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.tracking.external import Item
+    from tidyrows.external import Item
     from tidyrows.tracking.tracker import ResourceTracker
 
 
@@ -51,7 +51,7 @@ def _items(tracker: ResourceTracker, kind: str, item: Any) -> Iterator[Item]:
         yield item
     elif isinstance(item, sa.Table) or mapper_of(item) is not None:
         for part in parts_of(item):
-            yield told.keyed_table(tracker, part.table).name
+            yield selection.keyed_table(tracker, part.table).name
     else:
-        for table, key in told.rows_of_instance(tracker, item):
+        for table, key in selection.rows_of_instance(tracker, item):
             yield table.row(key)

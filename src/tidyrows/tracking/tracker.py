@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from tidyrows.awaiting import in_greenlet, spawn
+from tidyrows.capture import ambient
+from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.engine import Capture, capture_for, root_engine
 from tidyrows.dialects import Fault, database_name
 from tidyrows.errors import (
     LateCommitWarning,
@@ -22,29 +24,29 @@ from tidyrows.errors import (
     TidyRowsError,
     UntrackedRowsWarning,
 )
+from tidyrows.external import Externals, Tie
+from tidyrows.greenlets import in_greenlet, spawn
+from tidyrows.ledger import entries
+from tidyrows.ledger.journal import Book
+from tidyrows.ledger.table import Ledger
+from tidyrows.production import checked_permission, refuse_production
 from tidyrows.retry import RetryPolicy
-from tidyrows.tracking import ambient, entries, forgotten, tagged, ties, told, wire
+from tidyrows.tracking import handover, leak_warning, selection, tags, ties
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
-from tidyrows.tracking.book import Book
-from tidyrows.tracking.capture import Capture, capture_for, root_engine
-from tidyrows.tracking.changes import Change, Kind
-from tidyrows.tracking.external import Externals, Tie
-from tidyrows.tracking.holdings import Holdings
-from tidyrows.tracking.ledger import Ledger
 from tidyrows.tracking.preserved import Preserved
-from tidyrows.tracking.production import checked_permission, refuse_production
+from tidyrows.tracking.store import Holdings
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable, RowKey, TableName
+    from tidyrows.capture.digests import Patch, Prints
+    from tidyrows.capture.tracker_stack import Turns
+    from tidyrows.external import ExternalResource
+    from tidyrows.keys import KeyedTable, RowKey, TableName
     from tidyrows.tracking.binding import Bind
-    from tidyrows.tracking.digests import Patch, Prints
-    from tidyrows.tracking.external import ExternalResource
-    from tidyrows.tracking.holdings import TableHoldings
-    from tidyrows.tracking.tagged import Whose
-    from tidyrows.tracking.turns import Turns
+    from tidyrows.tracking.store import TableHoldings
+    from tidyrows.tracking.tags import Whose
 
 _ASYNC = "await tracker.run_sync(lambda tracker: tracker.{})"
 
@@ -133,7 +135,7 @@ class ResourceTracker:
         self._lock = threading.RLock()
         self._pid = os.getpid()
         self.started_at: list[str] = []
-        self._forgotten = forgotten.watch(self)
+        self._forgotten = leak_warning.watch(self)
         engine = self._binding.engine()
         if engine is not None:
             self.capture(engine)
@@ -159,9 +161,9 @@ class ResourceTracker:
         if session is not None:
             self._caller_transaction = session.get_transaction()
         if not self._forgotten.alive:
-            self._forgotten = forgotten.watch(self)
+            self._forgotten = leak_warning.watch(self)
         self._open_books()
-        self.started_at[:] = forgotten.started_here()
+        self.started_at[:] = leak_warning.started_here()
         self._undo = self._binding.listen(self)
         self._active = True
         if self._binding.is_ambient:
@@ -206,7 +208,7 @@ class ResourceTracker:
         self.holdings = Holdings()
         self.external_resources = Externals()
         self.preserved = Preserved(self)
-        self._forgotten = forgotten.watch(self)
+        self._forgotten = leak_warning.watch(self)
         self._sessions = {}
         self._undo = []
         self._watched.clear()
@@ -659,7 +661,7 @@ class ResourceTracker:
             UntrackableRowError: an object is not mapped, or has no row yet.
         """
         self.refuse_blocking(_ASYNC.format("track(...)"))
-        rows = [row for each in instances for row in told.rows_of_instance(self, each)]
+        rows = [row for each in instances for row in selection.rows_of_instance(self, each)]
         for table, key in rows:
             self._take_named(table, [key])
 
@@ -676,7 +678,7 @@ class ResourceTracker:
             KeyShapeError: a key has another number of values, a NULL, or a value of another type.
         """
         self.refuse_blocking(_ASYNC.format("track_rows(...)"))
-        for keyed, stored in told.named_rows(self, table, keys):
+        for keyed, stored in selection.named_rows(self, table, keys):
             self._take_named(keyed, stored)
 
     def track_query(self, select: sa.Select[Any], *, late: bool = False) -> int:
@@ -696,9 +698,9 @@ class ResourceTracker:
         """
         self.refuse_blocking(_ASYNC.format("track_query(...)"))
         if late:
-            told.selected_model(select)
+            selection.selected_model(select)
             return self._ask_late(lambda: self.track_query(select))
-        found, count = told.rows_of_query(self, select)
+        found, count = selection.rows_of_query(self, select)
         for keyed, keys in found:
             self.tell(keyed, keys)
         return count
@@ -731,9 +733,9 @@ class ResourceTracker:
         """
         self.refuse_blocking(_ASYNC.format("track_tagged(...)"))
         if late:
-            tagged.refuse_unusable(self, column, template, whose)
+            tags.refuse_unusable(self, column, template, whose)
             return self._ask_late(lambda: self.track_tagged(column, template, whose=whose))
-        found = tagged.rows_of_tag(self, column, template, whose)
+        found = tags.rows_of_tag(self, column, template, whose)
         for keyed, keys in found:
             self.tell(keyed, keys)
         return max((len(keys) for _keyed, keys in found), default=0)
@@ -881,7 +883,7 @@ class ResourceTracker:
         Example:
             >>> session.scalars(select(User).where(tracker.mine(User))).all()
         """
-        return told.mine(self, model)
+        return selection.mine(self, model)
 
     def pending_changes(self) -> Iterator[Change]:
         """What is inserted for this tracker and not committed."""
@@ -903,7 +905,7 @@ class ResourceTracker:
         Args:
             row: a mapped object or a :class:`RowKey`.
         """
-        return told.explain(self, row)
+        return selection.explain(self, row)
 
     def rows(self) -> Iterator[RowKey]:
         """Every tracked row, table by table, in the order of the keys.
@@ -956,7 +958,7 @@ class ResourceTracker:
         Keys are integers, strings, UUIDs, dates, decimals, bytes or tuples of them, and so are
         the values of rows without a primary key.
         """
-        return wire.dumps(self)
+        return handover.dumps(self)
 
     @classmethod
     def from_json(
@@ -981,7 +983,7 @@ class ResourceTracker:
             LedgerError: the rows are entered into a ledger, and none was given.
             TakenOverError: they have been deleted since, or taken over by a sweep.
         """
-        return wire.loads(cls, text, bind, allow_production=allow_production, ledger=ledger)
+        return handover.loads(cls, text, bind, allow_production=allow_production, ledger=ledger)
 
     @classmethod
     async def from_json_async(cls, text: str, bind: Bind, **options: Any) -> ResourceTracker:

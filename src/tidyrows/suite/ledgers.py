@@ -1,0 +1,91 @@
+"""The ledgers of a whole suite: one in each database that it meets, installed when it is met."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+
+from tidyrows.dialects import database_name, dialect_for
+from tidyrows.errors import LedgerError
+from tidyrows.ledger.table import Ledger
+from tidyrows.suite.spare_engine import has_vanished, run_for, twin_of
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from tidyrows.suite.tracker import SuiteTracker
+
+
+class SuiteLedgers:
+    """The ledgers by database.
+
+    Args:
+        trackers: those that enter their rows, and have been started.
+        entered: told of each ledger, and of whose rows it will have.
+        refuse: told what cannot be entered, and why.
+        are_wanted: whether there are any at all.
+    """
+
+    def __init__(
+        self,
+        trackers: Callable[[], Iterable[SuiteTracker]],
+        entered: Callable[[Ledger, WorkerContext], None],
+        refuse: Callable[[str], None],
+        *,
+        are_wanted: bool,
+    ) -> None:
+        self._trackers = trackers
+        self._entered = entered
+        self._refuse = refuse
+        self._are_wanted = are_wanted
+        self._known: dict[str, Ledger | None] = {}
+        self._later: dict[str, sa.Engine] = {}
+
+    @property
+    def all(self) -> list[Ledger]:
+        """Those that there are."""
+        return [each for each in self._known.values() if each is not None]
+
+    def meet(self, engine: sa.Engine) -> None:
+        """An engine connects for the first time."""
+        name, dialect = database_name(engine), dialect_for(engine)
+        if not self._are_wanted or name in self._known or dialect.is_private(engine):
+            return
+        if dialect.locks_rows:
+            self._install(name, engine)
+        else:  # a transaction of the suite's may be open, and it would be waited for
+            self._later[name] = engine
+
+    def install_those_met(self) -> None:
+        """Install what could not be installed when its database was met."""
+        later, self._later = self._later, {}
+        for name, engine in later.items():
+            if name not in self._known and not has_vanished(engine):
+                run_for([engine], partial(self._install, name, engine))
+
+    def leave(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped, through an engine to its server."""
+        wanted = (database, engine.url.host, engine.url.port)
+        for name, ledger in list(self._known.items()):
+            url = None if ledger is None else ledger.engine.url
+            if ledger is not None and url and (url.database, url.host, url.port) == wanted:
+                del self._known[name]
+                for tracker in self._trackers():
+                    tracker.drop_ledger(ledger)
+                ledger.close()
+
+    def _install(self, name: str, engine: sa.Engine) -> None:
+        ledger = Ledger(twin_of(engine), allow_production=True)
+        try:
+            ledger.install()
+        except (LedgerError, sa.exc.DBAPIError) as error:
+            self._known[name] = None
+            self._refuse(f"rows of {name} in a ledger: {error}")
+            return
+        self._known[name] = ledger
+        for tracker in self._trackers():
+            tracker.add_ledger(ledger)
+        self._entered(ledger, WorkerContext.current())

@@ -1,0 +1,111 @@
+"""``tidy_autouse`` in the ini file: a whole suite, as it is, leaves no trace."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tidyrows.suite.suite import Suite
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tidyrows.suite.tracker import SuiteTracker
+    from tidyrows.testing.pytest_plugin import Plugin
+
+
+class Autouse:
+    """Pytest's fixtures and tests, told to a :class:`Suite`.
+
+    Args:
+        config: pytest's.
+        everything: rows of session fixtures go too, at the end.
+    """
+
+    def __init__(self, config: pytest.Config, *, everything: bool) -> None:
+        self._config = config
+        self._everything = everything
+        self._plugin: Plugin | None = None
+        self._suite: Suite | None = None
+        self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
+        self._test = ExitStack()
+
+    def begin(self, plugin: Plugin) -> None:
+        """Listen, where tests are run: not in the controller of xdist's workers."""
+        self._plugin = plugin
+        wanted = plugin.ledger_wanted()
+        # xdist replaces a worker that crashes, even if it has one only
+        is_worker = hasattr(self._config, "workerinput")
+        several = is_worker or WorkerContext.current().worker_count > 1
+        keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
+        self._suite = Suite(
+            plugin.hear,
+            with_ledger=several or keeps if wanted is None else wanted,
+            entered=plugin.enter,
+            everything=self._everything,
+        )
+        self._suite.start()
+        plugin.before_the_end.append(self._end)
+
+    def _end(self) -> None:
+        if self._suite is not None:
+            self._suite.end()
+            self._suite = None
+
+    # -- tests -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """A test begins with the hooks of the suite's own, before its first fixture."""
+        if self._suite is not None and self._plugin is not None:
+            options, fails = self._plugin.options_of(item)
+            show = partial(item.add_report_section, "teardown", "tidyrows")
+            self._test.enter_context(self._suite.test(item.nodeid, options, fails, show))
+        return (yield)
+
+    @pytest.fixture(autouse=True)
+    def _tidy_autouse(self) -> Iterator[None]:
+        """Set up before the test's other fixtures, and so torn down after them."""
+        yield
+        self._test.close()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self) -> Generator[None, object, object]:
+        """Where there were no fixtures to be set up, the test ends here."""
+        try:
+            return (yield)
+        finally:
+            self._test.close()
+
+    # -- what lives longer -----------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """What a fixture of a wider scope makes, its tear-down too, lives as long as that scope."""
+        if request.scope == "function" or self._suite is None:
+            return (yield)
+        everywhere, tracker = self._suite.everywhere, self._tracker_of(self._suite, request.node)
+        torn_down = ExitStack()
+        fixturedef.addfinalizer(torn_down.close)  # the first that is added is the last to be called
+        with everywhere.turn(tracker):
+            made = yield
+        fixturedef.addfinalizer(lambda: torn_down.callback(everywhere.hand_over(tracker)))
+        return made
+
+    def _tracker_of(self, suite: Suite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
+        if isinstance(node, pytest.Session):
+            return suite.outside
+        tracker = self._shared.get(node)
+        if tracker is None:
+            tracker = self._shared[node] = suite.shared(node.nodeid)
+            node.addfinalizer(partial(self._end_shared, suite, node))
+        return tracker
+
+    def _end_shared(self, suite: Suite, node: pytest.Item | pytest.Collector) -> None:
+        suite.finish(self._shared.pop(node), {})
