@@ -705,7 +705,7 @@ def played(tracker, ledger):
     """A tracker that has read what another one entered."""
     book = tracker._books[ledger.database]
     with tracker.bound_engine.connect() as connection:
-        return recovery.played(ledger, connection, book.owner.id)[book.scope].tracker
+        return recovery.read_entries(ledger, connection, book.owner.id)[book.scope].tracker
 
 
 STEPS = (

@@ -269,6 +269,10 @@ class Ledger:
         if owner is not None:
             owner.close()
 
+    def now(self, connection: sa.Connection) -> float:
+        """The time by the database's clock, in seconds."""
+        return float(connection.execute(sa.text(f"SELECT {self.dialect.clock}")).scalar_one())
+
     # -- rows of the table ---------------------------------------------------------------------
 
     def run(self, connection: sa.Connection, statement: Any) -> Any:

@@ -1,15 +1,15 @@
-"""Entries of dead owners made those of another, as what is left of them.
+"""Entries of dead workers become a sweep's own, written anew.
 
-A log says what is there only when it is played in its own order, and only an owner's own numbers
-tell that order. So what is taken over is played at once, owner by owner, and written anew: each
-tracker's rows under numbers of the new owner, with the run, worker and test that they were.
+The order of the entries of one process is known by its own numbers only. So entries are replayed
+here, process by process, and what is left of each tracker's rows is written under new numbers, with
+the run, worker and test that they had.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 
@@ -24,154 +24,134 @@ from tidyrows.tracking.tracker import ResourceTracker
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from tidyrows.keys import TableName
     from tidyrows.ledger.table import Ledger
 
 
 @dataclass(slots=True)
-class Logged:
-    """What one tracker of an owner has entered.
-
-    Attributes:
-        tracker: holds what is left of it.
-        columns: run, worker and test, as they were entered.
-        tests: all tests that are named.
-        externals: entries of external resources, by number.
-        numbers: entries about rows.
-    """
+class TrackerEntries:
+    """What one tracker of a dead worker has entered; ``tracker`` holds what is left of its rows."""
 
     tracker: ResourceTracker
     columns: dict[str, Any] = field(default_factory=dict)
+    """Run, worker and test, as they were entered."""
     tests: dict[str, None] = field(default_factory=dict)
     externals: dict[tuple[str, int], str] = field(default_factory=dict)
     numbers: set[tuple[str, int]] = field(default_factory=set)
+    """The entries about rows."""
 
 
-def played(ledger: Ledger, connection: sa.Connection, owner: str) -> dict[int, Logged]:
-    """What an owner has left, tracker by tracker.
-
-    Raises:
-        TidyRowsError: an entry cannot be read.
-    """
+def read_entries(
+    ledger: Ledger, connection: sa.Connection, owner: str
+) -> dict[int, TrackerEntries]:
+    """What is left of an owner's rows, by the number of its tracker."""
     table = ledger.table_on(connection)
     columns = [table.c[name] for name in ("scope", "maker", "seq", "kind", "schema_name")]
     columns += [table.c[name] for name in ("table_name", "body", "run", "worker", "test")]
-    found = ledger.run(
+    rows = ledger.run(
         connection,
         sa.select(*columns)
         .where(table.c.owner == owner, table.c.seq > 0)
         .order_by(*in_order(table)),
     ).all()
-    logs: dict[int, Logged] = {}
+    of_tracker: dict[int, TrackerEntries] = {}
     player: Player | None = None
-    for scope, maker, seq, kind, schema, name, body, run, worker, test in found:
-        log = logs.get(scope)
-        if log is None:
-            log = logs[scope] = Logged(_scratch(ledger))
-        player = player or Player(log.tracker.capture(ledger.engine))
-        if kind in MAKING or not log.columns:
-            log.columns = {"run": run, "worker": worker, "test": test}
+    for scope, maker, seq, kind, schema, name, body, run, worker, test in rows:
+        entries = of_tracker.get(scope)
+        if entries is None:
+            entries = of_tracker[scope] = TrackerEntries(_empty_tracker(ledger))
+        player = player or Player(entries.tracker.capture(ledger.engine))
+        if kind in MAKING or not entries.columns:
+            entries.columns = {"run": run, "worker": worker, "test": test}
         if test:
-            log.tests[test] = None
+            entries.tests[test] = None
         if kind == EXTERNAL:
-            log.externals[maker, seq] = body
+            entries.externals[maker, seq] = body
         elif kind in ROWS:
-            log.numbers.add((maker, seq))
-            change = player.change(connection, kind, (schema, name), body, log.tracker)
+            entries.numbers.add((maker, seq))
+            change = player.change(connection, kind, (schema, name), body, entries.tracker)
             if change is not None:
-                believe([change], [each.tracker for each in logs.values()])
+                believe([change], [each.tracker for each in of_tracker.values()])
         else:
             raise TidyRowsError(
                 f"The ledger has an entry of the unknown kind {kind!r}; nothing was deleted. Was "
                 f"it written by another version of tidyrows?"
             )
-    return logs
+    return of_tracker
 
 
-def take_over(book: Book, connection: sa.Connection, wanted: Iterable[tuple[str, int]]) -> set[str]:
-    """Make entries those of a book's owner.
-
-    Args:
-        book: its owner is nobody else's.
-        connection: in a transaction, in which nothing is deleted yet.
-        wanted: owners, and the numbers of their trackers.
-
-    Returns:
-        The owners that have nothing left.
-    """
-    ledger = book.ledger
+def recover(journal: Book, connection: sa.Connection, wanted: Iterable[tuple[str, int]]) -> None:
+    """Make the entries of these owners and trackers those of a journal's process."""
+    ledger = journal.ledger
     table = ledger.table_on(connection)
-    scopes: dict[str, list[int]] = defaultdict(list)
+    wanted_scopes: dict[str, list[int]] = defaultdict(list)
     for owner, scope in sorted(wanted):
-        scopes[owner].append(scope)
-    empty: set[str] = set()
-    for owner, theirs in scopes.items():
-        # First, so that nobody else takes them, and nothing is read that is not there to take.
+        wanted_scopes[owner].append(scope)
+    for owner, scopes in wanted_scopes.items():
+        # Locked before they are read, so that no other process recovers them meanwhile.
         locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
         ledger.run(connection, locked).all()
-        logs = played(ledger, connection, owner)
-        for scope in theirs:
-            if scope in logs:
-                _rewrite(book, connection, (owner, scope), logs[scope])
-        rest = [log for scope, log in logs.items() if scope not in theirs]
-        if not any(log.externals or log.tracker.snapshot() for log in rest):
-            gone = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
-            ledger.run(connection, gone)
-            empty.add(owner)
-    return empty
+        of_tracker = read_entries(ledger, connection, owner)
+        for scope in scopes:
+            if scope in of_tracker:
+                _rewrite(journal, connection, (owner, scope), of_tracker.pop(scope))
+        if not any(each.externals or each.tracker.snapshot() for each in of_tracker.values()):
+            left = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
+            ledger.run(connection, left)
 
 
-def _rewrite(book: Book, connection: sa.Connection, place: tuple[str, int], log: Logged) -> None:
-    ledger, me, (owner, scope) = book.ledger, book.owner, place
+def _rewrite(
+    journal: Book, connection: sa.Connection, place: tuple[str, int], entries: TrackerEntries
+) -> None:
+    """Write what is left of one tracker's rows as entries of the journal's process."""
+    ledger, process, (owner, scope) = journal.ledger, journal.owner, place
     table = ledger.table_on(connection)
-    mine = me.scope()
+    writer = Book(ledger, process, refuse_unwritable)
     here = (table.c.owner == owner, table.c.scope == scope)
-    rows = sa.delete(table).where(*here, table.c.kind.in_(ROWS))
-    ledger.run(connection, rows)
-    external = sa.update(table).where(*here, table.c.kind == EXTERNAL)
-    ledger.run(connection, external.values(owner=me.id, scope=mine))
-    writer = Book(ledger, me, _refused)
-    writer.scope = mine
-    database = log.tracker.capture(ledger.engine).database
-    writer.write(connection, each_of(log.tracker, database), log.columns)
+    ledger.run(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
+    externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
+    ledger.run(connection, externals.values(owner=process.id, scope=writer.scope))
+    database = entries.tracker.capture(ledger.engine).database
+    writer.write(connection, each_of(entries.tracker, database), entries.columns)
 
 
-def _refused(table: Any, reason: str) -> None:
-    raise TidyRowsError(f"What was read of {table} cannot be written again: {reason}")
+def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
+    """Stop a sweep whose rows cannot be entered again."""
+    raise TidyRowsError(f"Rows of {table} cannot be written to the ledger again: {reason}")
 
 
-def load(book: Book, connection: sa.Connection) -> ResourceTracker:
-    """A tracker of all that a book's owner has."""
-    logs = played(book.ledger, connection, book.owner.id)
-    tracker = _scratch(book.ledger)
-    capture = tracker.capture(book.ledger.engine)
+def load(journal: Book, connection: sa.Connection) -> ResourceTracker:
+    """A tracker of all rows of a journal's process."""
+    tracker = _empty_tracker(journal.ledger)
+    capture = tracker.capture(journal.ledger.engine)
     externals: dict[tuple[str, int], str] = {}
-    for log in logs.values():
-        externals |= log.externals
-        book.committed |= log.numbers
-        believe(each_of(log.tracker, capture.database, tracker), [tracker])
+    for entries in read_entries(journal.ledger, connection, journal.owner.id).values():
+        externals |= entries.externals
+        journal.committed |= entries.numbers
+        believe(each_of(entries.tracker, capture.database, tracker), [tracker])
     player = Player(capture)
-    book.externals = hold_all(
+    journal.externals = hold_all(
         tracker.external_resources,
         externals,
         capture.database,
         lambda schema, name, key: player.table(connection, schema, name, key),
     )
-    tracker.add_book(book)
+    tracker.add_book(journal)
     return tracker
 
 
-def put_aside(book: Book, name: str) -> None:
-    """Make what is left that of an owner which nobody is, under the runs whose it was."""
-    ledger = book.ledger
+def put_aside(journal: Book, name: str) -> None:
+    """Give what is left an owner that no process is, under the runs that it had."""
+    ledger, process = journal.ledger, journal.owner
     with ledger.alone(lock_timeout=5.0) as connection:
         table = ledger.table_on(connection)
-        for scope, log in played(ledger, connection, book.owner.id).items():
-            _rewrite(book, connection, (book.owner.id, scope), log)
-        mine = (table.c.owner == book.owner.id, table.c.seq > 0)
+        for scope, entries in read_entries(ledger, connection, process.id).items():
+            _rewrite(journal, connection, (process.id, scope), entries)
+        mine = (table.c.owner == process.id, table.c.seq > 0)
         ledger.run(connection, sa.update(table).where(*mine).values(owner=name))
 
 
-def _scratch(ledger: Ledger) -> ResourceTracker:
+def _empty_tracker(ledger: Ledger) -> ResourceTracker:
     tracker = ResourceTracker(ledger.engine, allow_production=True)
     tracker.said()
     return tracker

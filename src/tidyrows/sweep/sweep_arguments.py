@@ -1,7 +1,8 @@
-"""What a sweep is asked for, refused where it cannot be meant."""
+"""What a sweep is asked for; an argument without a meaning is refused."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -10,40 +11,60 @@ import sqlalchemy as sa
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError
 from tidyrows.ledger.process import is_kept
+from tidyrows.ledger.table import RUN, WORKER
+from tidyrows.sweep.orphans import first_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from tidyrows.ledger.table import Ledger
 
-_NAMES = 5
+PATIENCE = 15.0
+"""Seconds without a heartbeat after which a worker that holds no lock is dead."""
+_SHOWN = 5
 
 
-def refuse_missing(ledger: Ledger) -> None:
-    """Raise where connecting would make the database, empty.
+@dataclass(frozen=True, slots=True)
+class SweepArguments:
+    """Which entries a sweep recovers, as :func:`tidyrows.sweep` describes them."""
 
-    Raises:
-        LedgerError: there is no such file.
-    """
-    path = ledger.dialect.missing_file(ledger.engine)
-    if path is not None:
-        raise LedgerError(
-            f"There is no file {path}, so there is nothing to sweep; connecting would make an "
-            f"empty one. Look at the path in the URL: one that does not begin with / is looked "
-            f"for in the folder that the program runs in."
+    run: str | None = None
+    worker: str | None = None
+    older_than: float | None = None
+    kept: bool | str = False
+    patience: float = PATIENCE
+    handed: bool = False
+    """Also what a worker has just handed to its controller: the controller itself asks for it."""
+
+    def __post_init__(self) -> None:
+        for name, seconds, example in (
+            ("older_than", self.older_than, "older_than=3600, or older_than=0 for all"),
+            ("patience", self.patience, "patience=15"),
+        ):
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(
+                    f"{name}={seconds!r} is no length of time; give seconds, as in {example}."
+                )
+        for name, text, others in (
+            ("run", self.run, "leave run= out for all runs"),
+            ("worker", self.worker, "leave worker= out for all workers"),
+            ("kept", self.kept, "write kept=True for all that is kept"),
+        ):
+            if text == "":
+                raise ValueError(
+                    f"{name}='' names nothing; a shell variable that is not set gives that. Give "
+                    f"the name, as find_orphans(engine) shows it, or {others}."
+                )
+
+    def names(self, run: str, worker: str) -> bool:
+        """Whether entries of this run and worker are asked for."""
+        return (self.run is None or run == self.run[:RUN]) and (
+            self.worker is None or worker == self.worker[:WORKER]
         )
 
 
-def refuse_unknown(options: Iterable[str], own: Iterable[str]) -> None:
-    """Raise where neither a sweep nor a CleanupManager has an argument of this name.
-
-    Args:
-        options: what a sweep was given besides.
-        own: the sweep's own arguments.
-
-    Raises:
-        TypeError: the error names those that there are.
-    """
+def refuse_unknown_options(options: Iterable[str], own: Iterable[str]) -> None:
+    """Raise TypeError for an argument that neither ``sweep`` nor ``CleanupManager`` has."""
     theirs = [name for name in signature(CleanupManager).parameters if name != "tracker"]
     unknown = [f"{name}=" for name in options if name not in theirs]
     if unknown:
@@ -54,26 +75,18 @@ def refuse_unknown(options: Iterable[str], own: Iterable[str]) -> None:
         )
 
 
-def refuse_unkept(ledger: Ledger, connection: sa.Connection, kept: bool | str) -> None:
-    """Raise where a name was given that nothing is kept under.
-
-    Raises:
-        LedgerError: the error names what is kept.
-    """
+def refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool | str) -> None:
+    """Raise LedgerError for a name under which no rows are kept."""
     if not isinstance(kept, str):
         return
     table = ledger.table_on(connection)
     owners = sa.select(table.c.owner).where(table.c.seq > 0).distinct().order_by(table.c.owner)
     names = [owner for owner in ledger.run(connection, owners).scalars() if is_kept(owner)]
     if kept not in names:
-        there = f"What is kept: {some(names, _NAMES)}." if names else "Nothing else is, either."
+        there = "Nothing else is, either."
+        if names:
+            there = f"What is kept: {first_names(names, _SHOWN)}."
         raise LedgerError(
             f"Nothing is kept as {kept!r} in {ledger!r}; it may have been swept already. "
             f"{there} find_orphans(engine) shows all that there is."
         )
-
-
-def some(names: Sequence[str], most: int) -> str:
-    """The first of them, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

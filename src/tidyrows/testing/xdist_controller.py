@@ -18,7 +18,9 @@ from tidyrows.cleanup.verify import in_short
 from tidyrows.errors import TidyRowsError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.table import Ledger
-from tidyrows.sweep.sweep import Custody, Wanted, sweep
+from tidyrows.sweep.database_sweep import DatabaseSweep
+from tidyrows.sweep.sweep import sweep
+from tidyrows.sweep.sweep_arguments import SweepArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -149,7 +151,7 @@ class Post:
         self._is_async = made.dialect.is_async
         # The suite's own tracker was allowed to write there.
         self._ledger = Ledger(made, allow_production=True)
-        self._custody: Custody | None = None
+        self._custody: DatabaseSweep | None = None
 
     def is_deserted(self, error: BaseException | None = None) -> bool:
         """Whether there is no such database any more, as far as is known or an error tells."""
@@ -160,8 +162,8 @@ class Post:
 
     def take(self, worker: str) -> None:
         """Keep what a worker made for all of them, until all have ended."""
-        wanted = Wanted(run=self.run, worker=worker + _OF_THE_RUN, handed=True)
-        self._call(lambda: self._keeper().take(wanted))
+        wanted = SweepArguments(run=self.run, worker=worker + _OF_THE_RUN, handed=True)
+        self._call(lambda: self._keeper().recover(wanted))
 
     def sweep(self, worker: str, wanted: Mapping[str, Any]) -> CleanupReport:
         """Delete what a worker left, as its last test wanted it."""
@@ -176,16 +178,16 @@ class Post:
         def last() -> CleanupReport:
             keeper = self._keeper()
             try:
-                keeper.take(Wanted(run=self.run, handed=True))
-                return keeper.clean()
+                keeper.recover(SweepArguments(run=self.run, handed=True))
+                return keeper.delete_rows()
             finally:
                 keeper.close()
 
         return self._call(last)
 
-    def _keeper(self) -> Custody:
+    def _keeper(self) -> DatabaseSweep:
         if self._custody is None:
-            self._custody = Custody(self._ledger)
+            self._custody = DatabaseSweep(self._ledger)
         return self._custody
 
     def _call(self, deed: Callable[[], T]) -> T:
