@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 import threading
 from typing import ClassVar
@@ -13,7 +12,6 @@ import factory.random
 import pytest
 import sqlalchemy as sa
 from factory import fuzzy
-from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy import orm
 from sqlalchemy.orm.collections import attribute_keyed_dict
 
@@ -156,8 +154,8 @@ def test_wherever_it_is_undone_the_call_ends_as_if_nothing_had_been(zoo_engine, 
         return {table: sorted(map(texts, each)) for table, each in rows.items()}
 
     def texts(row):
-        found = (value for value in row if isinstance(value, str) and "@" not in value)
-        return [re.sub(r"[0-9]+$", "", value) for value in found]
+        """What no declaration draws: each attempt draws anew."""
+        return [value for value in row if value in {"raw", "called in a hook"}]
 
     calm = shape(outcome(zoo_engine, make))
     inserts = sum(map(len, calm.values()))
@@ -196,33 +194,13 @@ def attempts_of(engine, make, at):
 
 @everywhere
 @pytest.mark.parametrize("at", [1, 2, 3, 5])
-def test_the_same_data_is_drawn_again(zoo_engine, at):
-    """Faker, fuzzy, sequences, iterators, scoped text."""
+def test_each_attempt_draws_new_values(zoo_engine, at):
+    """Scoped text and sequences of a lost attempt are not used a second time."""
     first, second = attempts_of(zoo_engine, BusyFactory, at)
     assert len(first) == at
-    assert second[:at] == first
     assert len(second) > at
-
-
-@everywhere
-def test_what_comes_after_a_call_that_was_run_again_goes_on_as_ever(zoo_engine):
-    def two():
-        one, other = OrderFactory(), OrderFactory()
-        return [one, other]
-
-    def drawn():
-        factory.random.reseed_random(3)
-        OrgFactory.reset_sequence(0)
-        with CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)):
-            return [(each.note[:-1], each.user.name, each.user.org.name) for each in two()]
-
-    calm = drawn()
-    fails = Fails(zoo_engine, 3)
-    try:
-        assert drawn() == calm
-    finally:
-        fails.stop()
-    assert fails.failed == 1
+    constant = "['called in a hook']"
+    assert {str(values) for values in first} & {str(values) for values in second} <= {constant}
 
 
 @servers
@@ -555,59 +533,6 @@ def test_objects_that_the_caller_passed_in_do_not_take_lost_ones_along(zoo_engin
         counts = {name.rpartition(".")[2]: len(each) for name, each in rows.items()}
         assert counts == {"orgs": 1, "users": 1, "orders": 1}
     before.assert_untouched()
-
-
-# --- what the caller's declarations draw
-
-
-class PlainOrgFactory(SQLAlchemyModelFactory):
-    class Meta:
-        model = Org
-
-    name = factory.Faker("name")
-
-
-class NamedFactory(TrackedFactory[Org]):
-    class Meta:
-        model = Org
-
-    class Params:
-        faked = factory.Trait(name=factory.Faker("name"))
-        words = factory.Dict({"one": factory.Faker("name")})
-        other = factory.LazyFunction(PlainOrgFactory.build)
-
-    name = "plain"
-
-
-@everywhere
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"faked": True},
-        {"name": factory.Faker("name")},
-        {"name": factory.LazyAttribute(lambda org: org.words["one"])},
-        {"name": factory.LazyAttribute(lambda org: org.other.name)},
-    ],
-    ids=["trait", "argument", "dict", "plain factory"],
-)
-def test_whatever_draws_from_faker_draws_the_same(zoo_engine, given):
-    first, second = attempts_of(zoo_engine, lambda: NamedFactory(**given), 1)
-    assert second == first
-    assert first != [["plain"]]
-
-
-class BareFactory(TrackedFactory[Org]):
-    class Meta:
-        model = Org
-
-    name = "plain"
-
-
-@everywhere
-def test_a_declaration_that_only_the_call_is_given_draws_the_same(zoo_engine):
-    first, second = attempts_of(zoo_engine, lambda: BareFactory(name=factory.Faker("name")), 1)
-    assert second == first
-    assert first != [["plain"]]
 
 
 # --- the caller's objects

@@ -1,4 +1,4 @@
-"""Whose values a factory makes: the ambient tracker's worker and test, else this process's."""
+"""The worker and test for which values are made: the ambient tracker's, or this process's."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from tidyrows.worker import WorkerContext
 
 
 def next_integer(start: int) -> int:
-    """A number that no other worker of the run has; of no other run where there is a ledger."""
+    """An integer that no other worker of the run gets; with a ledger, no other run either."""
     tracker = current_tracker()
     return WorkerContext.current().integer(start) if tracker is None else tracker.integer(start)
 
 
 def active_context() -> WorkerContext:
-    """The context that scoped values and sequences are made for, here and now."""
+    """The context for which scoped values and sequences are made now."""
     tracker = current_tracker()
     return WorkerContext.current() if tracker is None else tracker.context

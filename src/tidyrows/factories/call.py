@@ -1,11 +1,8 @@
 """One commit per call that the test itself makes.
 
-An application in another process must see an object whole or not at all: with its SubFactories'
-rows and what its hooks added or changed. So whatever a call makes is flushed as it is made, and
-committed once, when the outermost call returns.
-
-A call whose transaction was lost (a deadlock, a connection that went down) is run again as a whole,
-where all of that transaction was its own.
+An application in another process must see an object whole or not at all: with the rows of its
+SubFactories and with everything that its hooks added or changed. So each object is flushed when it
+is made, and one commit follows when the outermost call returns.
 """
 
 from __future__ import annotations
@@ -25,7 +22,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy.orm import Session, SessionTransaction
 
-    from tidyrows.factories.recorded_values import Draws
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -33,30 +29,30 @@ _calls: ContextVar[tuple[Call, ...]] = ContextVar("tidyrows_calls", default=())
 
 
 class Call:
-    """An outermost call of a factory, and what it commits.
+    """An outermost factory call, and the transaction that it commits.
 
-    Calls nest only where a hook enters another tracker's block: its rows must be committed before
-    that block ends.
+    Calls nest only where a hook enters another tracker's block: the rows of the inner call must be
+    committed before that block ends.
 
     Args:
-        tracker: whose session is used.
+        tracker: the tracker whose session is used.
         commits: whether the session is committed at the end.
-        draws: what is drawn in it, if it may be run again.
+        retriable: whether the call may be run again after its transaction was lost.
 
     Attributes:
         session: the tracker's session, once the call has made an object in it.
-        running: a task that a hook has started may outlive the call.
+        running: False once the call has ended; a task that a hook started may outlive the call.
         began: whether the transaction, if there is one, began in this call.
-        alone: whether nothing of the call went through another session, or was committed before
-            its end.
-        transaction: the session's, when the call made its first object.
+        alone: False once a part of the call went through another session, or was committed before
+            the end of the call.
+        transaction: the session's transaction when the call made its first object.
         sent: whether the COMMIT has been sent.
-        doubts: the rows that the tracker had doubts about before.
-        error: what it failed with.
-        result: what it is going to return.
+        doubts: the rows that the tracker held as in doubt before the COMMIT.
+        error: the error with which the call failed.
+        result: what the call returns.
         made: every object that the call has made.
-        unkeyed: objects that the caller has built and passed in, without a key yet.
-        expelled: the objects that a rollback has put out of the session.
+        unkeyed: objects that the caller built and passed in, and that have no key yet.
+        expelled: objects that a rollback removed from the session.
     """
 
     __slots__ = (
@@ -65,11 +61,11 @@ class Call:
         "alone",
         "began",
         "doubts",
-        "draws",
         "error",
         "expelled",
         "made",
         "result",
+        "retriable",
         "running",
         "sent",
         "session",
@@ -79,13 +75,13 @@ class Call:
     )
 
     def __init__(
-        self, tracker: ResourceTracker, *, commits: bool = True, draws: Draws | None = None
+        self, tracker: ResourceTracker, *, commits: bool = True, retriable: bool = False
     ) -> None:
         self.tracker = tracker
-        self.draws = draws
+        self.retriable = retriable
         self.session: Session | None = None
         self.running = False
-        self.began = draws is not None and not tracker.in_transaction
+        self.began = retriable and not tracker.in_transaction
         self.alone = True
         self.transaction: SessionTransaction | None = None
         self.sent = False
@@ -118,16 +114,7 @@ class Call:
             self._roll_back(self.session, error)
         elif self._commits and not self._is_callers(self.session):
             try:
-                self.session.flush()
-                if in_greenlet():
-                    make_usable(self.made)
-                if self.draws is not None:
-                    self.doubts = self.tracker.doubts()
-                self.sent = True
-                with unexpired(self.session):
-                    self.session.commit()
-                for outer in _calls.get():  # which cannot be run again: this has been committed
-                    outer.alone = False
+                self._commit(self.session)
             except BaseException as failure:
                 self.error = failure
                 self._roll_back(self.session, failure)
@@ -135,11 +122,27 @@ class Call:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that was lost with the transaction was this call's."""
+        """Whether everything that was lost with the transaction belongs to this call."""
         return self.began and self.alone and self.session is not None
 
+    def _commit(self, session: Session) -> None:
+        session.flush()
+        is_async = in_greenlet()
+        if is_async:
+            make_usable(self.made)
+        if self.retriable:
+            self.doubts = self.tracker.doubts()
+        self.sent = True
+        if is_async:
+            with unexpired(session):
+                session.commit()
+        else:
+            session.commit()
+        for outer in _calls.get():  # an outer call cannot be run again: this part is committed
+            outer.alone = False
+
     def _is_callers(self, session: Session) -> bool:
-        """Whether the transaction was begun by hand in a session that is the caller's."""
+        """Whether the caller began the transaction by hand, in a session of the caller's own."""
         if self.tracker.owns_session:
             return False
         transaction = session.get_nested_transaction() or session.get_transaction()
@@ -148,11 +151,11 @@ class Call:
         )
 
     def _roll_back(self, session: Session, error: BaseException) -> None:
-        # a hook may have committed what was made before it
+        # a hook may have committed the objects that were made before it
         self.alone &= session.get_transaction() is self.transaction
         lost = self.is_whole and self.tracker.may_pass(error)
         if not self.tracker.owns_session and not lost:
-            return  # the caller may want to keep what was there before
+            return  # the caller may want to keep the earlier part of the transaction
         heard = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
         if lost:
             event.listen(session, "persistent_to_transient", heard)
@@ -166,17 +169,14 @@ class Call:
 
 
 def innermost_call() -> Call | None:
-    """The call under way in this context, of whatever tracker."""
+    """The innermost running call of this context, of any tracker."""
     calls = _calls.get()
     return calls[-1] if calls and calls[-1].running else None
 
 
 def running_call(tracker: ResourceTracker) -> Call | None:
-    """The call under way that will commit this tracker's session."""
-    calls = _calls.get()
-    if not calls:
-        return None
-    for call in calls:
+    """The running call that will commit this tracker's session."""
+    for call in _calls.get():
         if call.tracker is tracker and call.running:
             return call
     return None

@@ -1,20 +1,18 @@
-"""A factory call whose transaction was lost is run again as a whole, with the same data."""
+"""A factory call whose transaction was lost is run again as a whole, with new data."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from factory.declarations import BaseDeclaration
 from sqlalchemy import orm
 
 from tidyrows.cleanup.in_doubt import was_committed
 from tidyrows.dialects import Fault
 from tidyrows.factories.call import Call
-from tidyrows.factories.detach_instances import part_from_callers
-from tidyrows.factories.recorded_values import ANYTHING, Draws
+from tidyrows.factories.detach_instances import detach_from_callers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -31,22 +29,19 @@ _UNKNOWN = (
 )
 
 
-def again_where_lost(
-    tracker: ResourceTracker, make: Callable[[], T], *, given: Mapping[str, Any]
-) -> T:
-    """Call ``make`` as one outermost factory call; again where all of its transaction was lost.
+def call_with_retries(tracker: ResourceTracker, make: Callable[[], T]) -> T:
+    """Run ``make`` as one outermost factory call, and again where its whole transaction was lost.
 
     Args:
-        tracker: whose session it uses.
+        tracker: the tracker whose session the call uses.
         make: calls the factory.
-        given: the call's arguments.
     """
-    attempts = _Attempts(tracker, make)
-    if any(isinstance(each, BaseDeclaration) for each in given.values()):
-        attempts.draws.begin(ANYTHING)
+    call = Call(tracker, retriable=True)
     try:
-        made: T = attempts.first()
+        with call:
+            made = call.result = make()
     except Exception as error:
+        attempts = _Attempts(tracker, make, call)
         if not attempts.may_help(error):
             raise
     else:
@@ -56,43 +51,36 @@ def again_where_lost(
 
 
 class _Attempts:
-    """The attempts at one call."""
+    """The attempts at one call, the first of which has failed."""
 
-    __slots__ = ("_call", "_counted", "_make", "_tracker", "draws")
+    __slots__ = ("_call", "_counted", "_make", "_tracker")
 
-    def __init__(self, tracker: ResourceTracker, make: Callable[[], Any]) -> None:
+    def __init__(self, tracker: ResourceTracker, make: Callable[[], Any], failed: Call) -> None:
         self._tracker = tracker
         self._make = make
-        self.draws = Draws()
-        self._call: Call | None = None
+        self._call = failed
         self._counted = False
 
-    def first(self) -> Any:
-        self._call = call = Call(self._tracker, draws=self.draws)
-        with call:
-            call.result = self._make()
-        return call.result
-
     def next(self) -> Any:
-        """The first attempt again, for the policy to count, and then another one."""
+        """Raise the first attempt's error once, so that the policy counts it; then try again."""
         call = self._call
-        if call is None or call.error is None:
-            return self.first()
-        if not self._counted:
+        if not self._counted and call.error is not None:
             self._counted = True
             raise call.error
-        if call.sent:
+        if call.sent and call.error is not None:
             committed = self._was_committed(call, call.error)
             if committed:
-                _put_back(call)
+                _restore_instances(call)
                 return call.result
             if committed is None:
                 call.alone = False
                 call.error.add_note(_UNKNOWN)
                 raise call.error
-        part_from_callers(call.made, call.unkeyed)
-        self.draws.again()
-        return self.first()
+        detach_from_callers(call.made, call.unkeyed)
+        self._call = call = Call(self._tracker, retriable=True)
+        with call:
+            call.result = self._make()
+        return call.result
 
     def _was_committed(self, call: Call, error: BaseException) -> bool | None:
         if self._tracker.doubts() - call.doubts:
@@ -100,9 +88,9 @@ class _Attempts:
         return None if self._tracker.fault(error) is Fault.LOST else False
 
     def may_help(self, error: BaseException) -> bool:
-        """Whether another attempt may end better, and nothing but this call's is lost."""
+        """Whether another attempt may succeed, and only rows of this call are lost."""
         call = self._call
-        if call is None or not self._tracker.may_pass(error):
+        if not self._tracker.may_pass(error):
             return False
         if not call.is_whole and error is call.error:
             if not call.sent and (call.session is not None or not call.alone):
@@ -111,12 +99,12 @@ class _Attempts:
         return call.is_whole
 
 
-def _put_back(call: Call) -> None:
-    """The COMMIT had succeeded: the objects are those of the rows, as if it had been answered."""
+def _restore_instances(call: Call) -> None:
+    """The COMMIT had succeeded: put the call's objects back into the session as persistent."""
     session = call.session
     if session is None:
         return
     for instance in call.expelled:
         orm.make_transient_to_detached(instance)
-    session.add_all(call.expelled)  # after all of them, since one takes others along
+    session.add_all(call.expelled)  # after all of them, since one object takes others along
     session.commit()

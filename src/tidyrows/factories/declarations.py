@@ -9,7 +9,6 @@ from factory.declarations import BaseDeclaration
 
 from tidyrows.errors import ScopeError
 from tidyrows.factories.active_context import active_context, next_integer
-from tidyrows.factories.call import innermost_call
 from tidyrows.factories.columns import column_limits
 from tidyrows.template import TAG_WIDTH, check, escaped
 
@@ -30,17 +29,7 @@ class _ScopedDeclaration(BaseDeclaration):
 
     def evaluate_pre(self, instance: Resolver, step: BuildStep, overrides: dict[str, Any]) -> Any:
         """Evaluate, without unrolling parameters that we do not have."""
-        return self.evaluate(instance, step, overrides)
-
-    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> Any:
-        """The next value, or that of the attempt before."""
-        call = innermost_call()
-        if call is None or call.draws is None:
-            return self._next(instance, step)
-        return call.draws.draw(self, lambda: self._next(instance, step))
-
-    def _next(self, instance: Resolver, step: BuildStep) -> Any:
-        raise NotImplementedError
+        return self.evaluate(instance, step, overrides)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
 
 class Scoped(_ScopedDeclaration):
@@ -71,7 +60,8 @@ class Scoped(_ScopedDeclaration):
         super().__init__()
         self.template = template
 
-    def _next(self, instance: Resolver, step: BuildStep) -> str:
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
+        """The next text."""
         limits = column_limits(instance, step)
         return active_context().text(self.template, limits.length, column=limits.name)
 
@@ -107,7 +97,8 @@ class ScopedEmail(_ScopedDeclaration):
         begin = escaped(f"{prefix[: _LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
         self._template = f"{begin}{{tag}}@{domain}"
 
-    def _next(self, instance: Resolver, step: BuildStep) -> str:
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
+        """The next text."""
         limits = column_limits(instance, step)
         length = _ADDRESS_WIDTH if limits.length is None else min(limits.length, _ADDRESS_WIDTH)
         return active_context().text(self._template, length, column=limits.name, keep_end=True)
@@ -134,7 +125,8 @@ class ScopedInteger(_ScopedDeclaration):
         super().__init__()
         self.start = start
 
-    def _next(self, instance: Resolver, step: BuildStep) -> int:
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> int:
+        """The next integer."""
         value = next_integer(self.start)
         limits = column_limits(instance, step)
         if limits.largest is not None and not -limits.largest <= value <= limits.largest:

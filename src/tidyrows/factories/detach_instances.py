@@ -1,6 +1,7 @@
-"""Objects that the caller has built and passed in: a lost attempt must leave nothing on them.
+"""A lost attempt must leave nothing on the objects that the caller built and passed in.
 
-The next attempt is to write them, and would write along what they hold of the lost one.
+The next attempt writes these objects again, together with everything that they still hold of the
+lost attempt.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def unkeyed_among(values: Iterable[Any]) -> list[Any]:
-    """Of these arguments, and what goes with them, the objects that the database has yet to key."""
+    """The objects without a key among these arguments, and among what they cascade to."""
     found: list[Any] = []
     for value in values:
         if not hasattr(value, "_sa_instance_state"):
@@ -34,12 +35,12 @@ def _is_unkeyed(instance: Any) -> bool:
     return state.transient and None in state.mapper.primary_key_from_instance(instance)
 
 
-def part_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
-    """Take the objects of a lost attempt from the caller's, and the keys that it gave them.
+def detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
+    """Remove the objects of a lost attempt, and the keys that it set, from the caller's objects.
 
     Args:
-        made: what the attempt has made.
-        unkeyed: objects of the caller's that had no key before.
+        made: the objects of the attempt.
+        unkeyed: objects of the caller that had no key before the attempt.
     """
     lost = set(map(id, made))
     for instance in made:

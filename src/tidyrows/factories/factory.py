@@ -12,7 +12,7 @@ from tidyrows.capture.ambient import current_tracker, entered
 from tidyrows.errors import NoSessionError
 from tidyrows.factories.asynchronous import created
 from tidyrows.factories.call import running_call
-from tidyrows.factories.call_retry import again_where_lost
+from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.options import TrackedOptions, watch
 
@@ -23,19 +23,18 @@ T = TypeVar("T")
 
 
 class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
-    """A factory_boy factory whose rows the ambient tracker holds.
+    """A factory_boy factory whose rows the ambient tracker tracks.
 
-    A session that Meta names is used, and persistence honoured, as in factory_boy. Where Meta
-    names none, the session is the ambient tracker's: every object is flushed when it is made, and
-    the outermost call commits once, what hooks have changed included. If that call raises, a
-    session that the tracker opened is rolled back.
+    Meta's session and persistence are used as in factory_boy. Where Meta names no session, the
+    session is the ambient tracker's: every object is flushed when it is made, and the outermost
+    call commits once, changes of hooks included. If that call raises, a session that the tracker
+    opened is rolled back.
 
-    A transaction that was begun by hand in a session of yours stays yours to commit.
+    A transaction that you began by hand in your own session stays yours to commit.
 
     A call whose whole transaction the database undid, as after a deadlock, is run again by the
-    tracker's ``retry`` policy: hooks run again too, and what Faker, ``factory.fuzzy``, sequences,
-    iterators and scoped declarations drew is drawn again. Where the transaction had begun before
-    the call, the error surfaces.
+    tracker's ``retry`` policy. Hooks run again too, and every declaration gives a new value. Where
+    the transaction had begun before the call, the error surfaces.
 
     Raises:
         NoSessionError: created where neither Meta nor a tracker gives a session.
@@ -88,7 +87,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             return super().create_batch(size, **kwargs)
         tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
-        return again_where_lost(tracker, lambda: create(size, **kwargs), given=kwargs)
+        return call_with_retries(tracker, lambda: create(size, **kwargs))
 
     @classmethod
     async def create_async(cls, **kwargs: Any) -> T:
@@ -123,8 +122,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         generate = super()._generate
-        # A copy: factory_boy takes what is its own out of it.
-        return again_where_lost(tracker, lambda: generate(strategy, dict(params)), given=params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        # A copy: factory_boy removes its own arguments from the mapping.
+        return call_with_retries(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:

@@ -1,9 +1,9 @@
 """Meta.sqlalchemy_get_or_create, with two faults of factory_boy mended.
 
-factory_boy rolls the whole session back when another worker was faster, and with it every
-uncommitted row of the test: here a savepoint holds the attempt. And it then looks for the other's
-row by the parameters of the last call of the class, which SubFactory never sets: here they are
-those of the object being made.
+Where another worker inserted the row first, factory_boy rolls the whole session back, and every
+uncommitted row of the test is lost: here a savepoint holds the attempt. factory_boy then looks for
+the other row by the parameters of the last call of the class, which SubFactory never sets: here
+the parameters are those of the object being made.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from tidyrows.dialects import dialect_for
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from factory.alchemy import SQLAlchemyModelFactory
     from factory.base import FactoryOptions
-
-    from tidyrows.factories.factory import TrackedFactory
 
 parameters: ContextVar[tuple[FactoryOptions, Mapping[str, Any]] | None] = ContextVar(
     "tidyrows_parameters", default=None
@@ -32,7 +31,7 @@ parameters: ContextVar[tuple[FactoryOptions, Mapping[str, Any]] | None] = Contex
 
 
 def get_or_create(
-    factory: type[TrackedFactory[Any]],
+    factory: type[SQLAlchemyModelFactory],
     model: type[Any],
     session: Any,
     args: tuple[Any, ...],
@@ -45,7 +44,7 @@ def get_or_create(
         MultipleResultsFound: several rows have the key fields' values.
         IntegrityError: the row collides with another that the call's parameters do not describe.
     """
-    options = factory._meta  # noqa: SLF001 -- factory_boy's name for what extensions work with
+    options: Any = factory._meta  # noqa: SLF001 -- factory_boy's name for what extensions work with
     keys: dict[str, Any] = {}
     for field in options.sqlalchemy_get_or_create:
         if field not in kwargs:
@@ -88,7 +87,7 @@ def _confining(session: Any, model: type[Any]) -> orm.Session | None:
 def _winner(
     options: FactoryOptions, query: orm.Query[Any], keys: dict[str, Any], real: orm.Session | None
 ) -> Any:
-    """The row of the worker that was faster, by the key fields that the call named."""
+    """The row that another worker inserted first, by the key fields that the call named."""
     given = parameters.get()
     if given is None or given[0] is not options:
         return None

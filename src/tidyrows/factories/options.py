@@ -13,7 +13,6 @@ from tidyrows.capture.ambient import current_tracker
 from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.detach_instances import unkeyed_among
 from tidyrows.factories.get_or_create import parameters
-from tidyrows.factories.recorded_values import Sources
 from tidyrows.factories.sequence import InterleavedCounter
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ class TrackedOptions(SQLAlchemyOptions):
         named_session: what Meta names, or its session factory has returned; None where nothing.
     """
 
-    _sources: Sources | None = None
     named_session: Any
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
@@ -65,14 +63,9 @@ class TrackedOptions(SQLAlchemyOptions):
         self.named_session = session
 
     @property
-    def takes_ambient_session(self) -> bool:
-        """Whether Meta leaves the session to the ambient tracker."""
-        return self.named_session is None and not self.sqlalchemy_session_factory
-
-    @property
     def flushes_each_object(self) -> bool:
-        """Whether an object has its row when the factory hands it out."""
-        return self.sqlalchemy_session_persistence is not None or self.takes_ambient_session
+        """Whether an object has its row when the factory returns it."""
+        return self.sqlalchemy_session_persistence is not None or self._commits_at_the_end
 
     def instantiate(self, step: BuildStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the object; if it is created in the tracker's session, flush it."""
@@ -80,26 +73,25 @@ class TrackedOptions(SQLAlchemyOptions):
             return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         tracker = current_tracker()
         if tracker is not None:
-            if not self._commits_at_the_end and (call := innermost_call()) is not None:
-                call.alone = False  # it has a session of its own, or commits as it likes
+            if self._commits_at_the_end:
+                return self._flushed(tracker, step, args, kwargs)
+            if (call := innermost_call()) is not None:
+                call.alone = False  # this factory has a session of its own, or commits by itself
             if self.named_session is not None:
                 watch(tracker, self.named_session)
-            elif self._commits_at_the_end:
-                return self._flushed(tracker, step, args, kwargs)
         return self._created(step, args, kwargs)
 
     def use_postgeneration_results(
         self, step: BuildStep, instance: Any, results: dict[str, Any]
     ) -> None:
-        """Call the factory's last hook; commit where no call of ours will."""
+        """Call the factory's last hook; commit where no factory call will."""
         if (
-            self.named_session is None
+            step.builder.strategy == CREATE_STRATEGY
             and self._commits_at_the_end
-            and step.builder.strategy == CREATE_STRATEGY
             and (tracker := current_tracker()) is not None
             and running_call(tracker) is None
         ):
-            # A plain factory_boy factory has us as a SubFactory: nobody else commits our object.
+            # This factory is a SubFactory of a plain factory_boy factory, which does not commit.
             with Call(tracker) as call:
                 call.session = tracker.session
                 super().use_postgeneration_results(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
@@ -108,7 +100,12 @@ class TrackedOptions(SQLAlchemyOptions):
 
     @property
     def _commits_at_the_end(self) -> bool:
-        return self.sqlalchemy_session_persistence is None and self.takes_ambient_session
+        """Whether the outermost call commits the objects, through the ambient tracker's session."""
+        return (
+            self.named_session is None
+            and self.sqlalchemy_session_persistence is None
+            and not self.sqlalchemy_session_factory
+        )
 
     def _flushed(
         self,
@@ -122,26 +119,15 @@ class TrackedOptions(SQLAlchemyOptions):
             with Call(tracker, commits=False):
                 return self._flushed(tracker, step, args, kwargs)
         call.session = session = tracker.session
-        if call.draws is not None:
+        if call.retriable:
             call.unkeyed += unkeyed_among(kwargs.values())
         instance = self._created(step, args, kwargs)
-        if call.draws is not None:
+        if call.retriable:
             if not call.made:
                 call.transaction = session.get_transaction()
             call.made.append(instance)
         session.flush()
         return instance
-
-    def next_sequence(self) -> int:
-        """The next number; whatever the object will draw at random comes after it."""
-        call = innermost_call()
-        if call is not None and call.draws is not None:
-            if self._sources is None:
-                self._sources = Sources(self.pre_declarations.as_dict().values())  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-            if self._sources:
-                call.draws.begin(self._sources)
-        number: int = super().next_sequence()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        return number
 
     def _created(self, step: BuildStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self.sqlalchemy_get_or_create:
