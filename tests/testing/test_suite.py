@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from harness.targets import on
 from tidyrows.suite.spare_engine import twin_of
 from tidyrows.suite.suite import Suite
-from tidyrows.suite.summary import Found
+from tidyrows.suite.summary import SuiteSummary
 
 METADATA = sa.MetaData()
 ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))
@@ -81,7 +81,7 @@ def test_no_connection_is_left_in_an_engine_that_was_disposed_of(database, orgs)
 
 @on("sqlite")
 def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
-    found = Found()
+    found = SuiteSummary()
     suite = Suite(found.add, with_ledger=False, entered=lambda *_whose: None, everything=True)
     suite.start()
     with suite.test("a test", {}, lambda: False, print):
@@ -91,8 +91,8 @@ def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
     assert count(orgs) == 1
     suite.end()
     assert count(orgs) == 0
-    assert (found.left.total(), found.deleted) == (2, 2)
-    assert not found.unpaid
+    assert (found.rows.created.total(), found.rows.deleted.total()) == (2, 2)
+    assert not found.undeleted
 
 
 def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):

@@ -31,7 +31,7 @@ from tidyrows.suite.all_engines import Everywhere
 from tidyrows.suite.ledgers import SuiteLedgers
 from tidyrows.suite.sessions import expunge_rows
 from tidyrows.suite.spare_engine import has_vanished, run_for, twin_of
-from tidyrows.suite.summary import created_by, said_of
+from tidyrows.suite.summary import created_by, record_of
 from tidyrows.suite.tracker import SuiteTracker
 
 if TYPE_CHECKING:
@@ -112,10 +112,10 @@ class Suite:
         self.outside.stop()
         owed = list(dict.fromkeys([*self._due, *self._asleep.values(), *self._interrupted()]))
         self._due, self._asleep = [], {}
-        said: dict[str, Any] = {"suite": True, "test": OUTSIDE, "unheard": self._refused}
+        said: dict[str, Any] = {"whole_suite": True, "test": OUTSIDE, "untracked": self._refused}
         if self._everything:
             owed.append(Owed(self.outside, {}))
-        said |= _observed(self.outside, said["unheard"])
+        said |= _observed(self.outside, said["untracked"])
         unpaid: list[str] = []
         held = self._paid(owed, unpaid)
         if not self._everything:
@@ -124,7 +124,7 @@ class Suite:
                 stays += self._left_where_needed(each)
             said["stays"] = dict(stays)
             self.outside.said()
-        self._say(said | {"unpaid": unpaid})
+        self._say(said | {"undeleted": unpaid})
         self.everywhere.stop()
 
     def _interrupted(self) -> Iterator[Owed]:
@@ -328,8 +328,12 @@ class Suite:
     def _tell(
         self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
     ) -> None:
-        said = {**said_of(tracker.test, created, report), **_observed(tracker, []), "suite": True}
-        if any(said.get(name) for name in ("created", "deleted", "touched", "unheard")):
+        said = {
+            **record_of(tracker.test, created, report),
+            **_observed(tracker, []),
+            "whole_suite": True,
+        }
+        if any(said.get(name) for name in ("created", "deleted", "touched", "untracked")):
             self._say(said)
         tracker.touched, tracker.unheard = {}, {}
 
@@ -368,7 +372,7 @@ class Suite:
             if engine.url.username == tracker.own_engine_of(name).url.username:
                 continue
             tracker.reach_by(name, engine)
-            self._say({**said_of(tracker.test, {}, manager.report), "suite": True})
+            self._say({**record_of(tracker.test, {}, manager.report), "whole_suite": True})
             try:
                 run_for([engine], manager.cleanup)
             except CleanupError:
@@ -423,5 +427,5 @@ def _counted(tracker: ResourceTracker) -> dict[str, int]:
 def _observed(tracker: SuiteTracker, unheard: list[str]) -> dict[str, Any]:
     return {
         "touched": [[table, verb, rows] for table, verb, rows in tracker.touched],
-        "unheard": [*unheard, *tracker.unheard],
+        "untracked": [*unheard, *tracker.unheard],
     }

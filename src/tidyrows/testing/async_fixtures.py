@@ -16,30 +16,30 @@ if TYPE_CHECKING:
 _ANYIO, _ASYNCIO = "_tidy_anyio", "_tidy_asyncio_{scope}"
 
 
-class Turn(Protocol):
-    """What is to be awaited before a test and after it."""
+class AsyncTest(Protocol):
+    """What is awaited before and after one test."""
 
     async def begin(self, *, start: bool) -> None:
         """Before the test; ``start``: in the context that the test will have too."""
 
     async def end(self) -> None:
-        """After it."""
+        """After the test."""
 
 
-TURN = pytest.StashKey[Turn]()
-"""An item's turn."""
+ASYNC_TEST = pytest.StashKey[AsyncTest]()
+"""In an item's stash."""
 
 
 def fixture_for(item: pytest.Item) -> str | None:
-    """The fixture that awaits an item's turn in the item's own loop; None where it has none."""
+    """The fixture that awaits an item's :data:`ASYNC_TEST` in its loop; None without a loop."""
     if "anyio_backend" in getattr(item, "fixturenames", ()):
-        return _offered(item.config, _ANYIO, _for_anyio)
+        return _registered(item.config, _ANYIO, _anyio_fixture)
     mark = item.get_closest_marker("asyncio")
     if mark is None or not item.config.pluginmanager.has_plugin("asyncio"):
         return None
     scope = mark.kwargs.get("loop_scope") or mark.kwargs.get("scope") or _default(item.config)
     name = _ASYNCIO.format(scope=scope)
-    return _offered(item.config, name, lambda: _for_asyncio(scope))
+    return _registered(item.config, name, lambda: _asyncio_fixture(scope))
 
 
 def _default(config: pytest.Config) -> str:
@@ -49,8 +49,8 @@ def _default(config: pytest.Config) -> str:
         return "function"
 
 
-def _offered(config: pytest.Config, name: str, make: Any) -> str:
-    """Let pytest know of a fixture, once."""
+def _registered(config: pytest.Config, name: str, make: Any) -> str:
+    """Register a fixture with pytest, once."""
     if not config.pluginmanager.has_plugin(name):
         holder = ModuleType(name)  # pytest looks for fixtures in modules and classes
         setattr(holder, name, make())
@@ -58,25 +58,25 @@ def _offered(config: pytest.Config, name: str, make: Any) -> str:
     return name
 
 
-def _for_anyio() -> Any:
+def _anyio_fixture() -> Any:
     @pytest.fixture(name=_ANYIO)
-    async def awaited(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-        turn = request.node.stash[TURN]
-        await turn.begin(start=True)  # one task runs the fixtures and the test
+    async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+        test = request.node.stash[ASYNC_TEST]
+        await test.begin(start=True)  # one task runs the fixtures and the test
         yield
-        await turn.end()
+        await test.end()
 
-    return awaited
+    return around_test
 
 
-def _for_asyncio(scope: Any) -> Any:
+def _asyncio_fixture(scope: Any) -> Any:
     import pytest_asyncio  # noqa: PLC0415 -- whoever marks a test with asyncio has it
 
     @pytest_asyncio.fixture(name=_ASYNCIO.format(scope=scope), loop_scope=scope)
-    async def awaited(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-        turn = request.node.stash[TURN]
-        await turn.begin(start=False)  # a task of its own: what it sets the test does not see
+    async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+        test = request.node.stash[ASYNC_TEST]
+        await test.begin(start=False)  # a task of its own: what it sets the test does not see
         yield
-        await turn.end()
+        await test.end()
 
-    return awaited
+    return around_test

@@ -37,15 +37,15 @@ class Autouse:
     def begin(self, plugin: Plugin) -> None:
         """Listen, where tests are run: not in the controller of xdist's workers."""
         self._plugin = plugin
-        wanted = plugin.ledger_wanted()
+        wanted = plugin.ledger_option()
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1
         keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
         self._suite = Suite(
-            plugin.hear,
+            plugin.add,
             with_ledger=several or keeps if wanted is None else wanted,
-            entered=plugin.enter,
+            entered=plugin.add_ledger,
             everything=self._everything,
         )
         self._suite.start()
@@ -62,7 +62,7 @@ class Autouse:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """A test begins with the hooks of the suite's own, before its first fixture."""
         if self._suite is not None and self._plugin is not None:
-            options, fails = self._plugin.options_of(item)
+            options, fails = self._plugin.whole_suite_options(item)
             show = partial(item.add_report_section, "teardown", "tidyrows")
             self._test.enter_context(self._suite.test(item.nodeid, options, fails, show))
         return (yield)

@@ -1,11 +1,18 @@
-"""The workers of a run, as their controller sees them: who ended how, and what that left."""
+"""The controller of pytest-xdist: it deletes what workers left, and what they shared.
+
+A worker writes what its controller must know into a file of its own, and not into a report: a
+worker that crashes sends no more reports, plugins write reports to files, and a URL contains a
+password.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import secrets
-from dataclasses import replace
+import atexit
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -24,176 +31,220 @@ from tidyrows.sweep.sweep_arguments import SweepArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from tidyrows.cleanup.report import CleanupReport
-    from tidyrows.testing.summary import Totals
+    from tidyrows.testing.summary import RunSummary
     from tidyrows.worker import WorkerContext
 
 T = TypeVar("T")
-_OF_THE_RUN = ":run"
-"""Behind the id of a worker: its rows that all workers share."""
+_SHARED = ":run"
+"""Appended to the id of a worker for the rows that all workers share."""
 
 
-def address_of(engine: sa.Engine) -> str:
-    """The URL, password included: for :func:`sealed`."""
-    return engine.url.render_as_string(hide_password=False)
+@dataclass(slots=True)
+class WorkerNotes:
+    """What one worker has written for its controller.
 
-
-def sealed(text: str, key: str) -> str:
-    """A text that only who has the key can read, since reports may be written to files.
-
-    A keystream of SHAKE-256 over the key and a nonce, which is used once.
+    Attributes:
+        databases: the run's id, by the URL of each database with a ledger, password included.
+        options: the cleanup options of the worker's newest test.
     """
-    nonce = secrets.token_bytes(16)
-    plain = text.encode()
-    return (nonce + _with_stream(plain, key, nonce)).hex()
+
+    databases: dict[str, str] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
 
 
-def opened(text: str, key: str) -> str:
-    """What was sealed with the key."""
-    given = bytes.fromhex(text)
-    return _with_stream(given[16:], key, given[:16]).decode()
-
-
-def _with_stream(data: bytes, key: str, nonce: bytes) -> bytes:
-    stream = hashlib.shake_256(key.encode() + nonce).digest(len(data))
-    return bytes(one ^ other for one, other in zip(data, stream, strict=True))
-
-
-def wishes_of(options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a test wants of its cleanup, in JSON's types, as far as the deletes depend on it."""
-    said: dict[str, Any] = {}
-    for name in ("own", "protect"):
-        said[name] = written_names(named_tables(name, options.get(name, ())))
-    if "dependents" in options:
-        said["dependents"] = options["dependents"].name
-    return said
-
-
-class Crew:
-    """What the controller of a run knows of its workers, and deletes when they cannot.
+class NotesFile:
+    """The notes of this worker, in a file that only this user can read.
 
     Args:
-        totals: what is said in the end.
-        key: what workers seal addresses with.
+        folder: of mode 0700; the controller makes it and removes it at the end of the run.
+        worker: the worker's id.
     """
 
-    def __init__(self, totals: Totals, key: str) -> None:
-        self._totals = totals
-        self._key = key
-        self._posts: dict[str, Post] = {}
-        self._wanted: dict[str, dict[str, Any]] = {}
+    def __init__(self, folder: Path, worker: str) -> None:
+        self._notes = WorkerNotes()
+        self._path = folder / f"{worker}.json"
+        self._process, self._controller = os.getpid(), os.getppid()
+        atexit.register(self._remove_if_abandoned)
 
-    def hear(self, said: dict[str, Any]) -> None:
-        """What a worker, or this process, has to say."""
-        if "url" in said:
-            url = opened(said["url"], self._key)
-            if url not in self._posts:
-                self._posts[url] = Post(url, said["run"])
-        elif "wanted" in said:
-            self._wanted[said["worker"]] = said["wanted"]
-        elif "swept" in said:
-            self._totals.notes.append(f"swept before the first test: {said['swept']}")
-        else:
-            self._totals.add(said)
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the controller's folder is there; a worker on another machine has none."""
+        return self._path.parent.is_dir()
 
-    def ended(self, worker: str, *, crashed: bool) -> None:
+    def note_database(self, url: sa.URL, run: str) -> None:
+        """Rows of this worker are entered into the ledger of this database."""
+        self._notes.databases[url.render_as_string(hide_password=False)] = run
+        self._write()
+
+    def note_options(self, options: Mapping[str, Any]) -> None:
+        """The newest test wants its rows cleaned up with these options."""
+        written = _as_json(options)
+        if self._notes.options != written:
+            self._notes.options = written
+            self._write()
+
+    def _write(self) -> None:
+        if not self.is_reachable:
+            return
+        new = self._path.with_suffix(".new")  # a worker may be killed while it writes
+        new.unlink(missing_ok=True)
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(self._notes), file)
+        new.replace(self._path)
+
+    def _remove_if_abandoned(self) -> None:
+        """Where the controller was killed, nobody else removes the file."""
+        if os.getpid() == self._process and os.getppid() != self._controller:
+            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # notes of another worker are in it yet
+                self._path.parent.rmdir()
+
+
+def read_notes(folder: Path, worker: str = "*") -> dict[str, WorkerNotes]:
+    """The notes of a worker, or of all workers, by the worker's id."""
+    return {
+        file.stem: WorkerNotes(**json.loads(file.read_text(encoding="utf-8")))
+        for file in sorted(folder.glob(f"{worker}.json"))
+    }
+
+
+def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a test's cleanup options that decide what is deleted."""
+    written: dict[str, Any] = {}
+    for name in ("own", "protect"):
+        written[name] = written_names(named_tables(name, options.get(name, ())))
+    if "dependents" in options:
+        written["dependents"] = options["dependents"].name
+    return written
+
+
+def _from_json(written: Mapping[str, Any]) -> dict[str, Any]:
+    options = dict(written)
+    if "dependents" in options:
+        options["dependents"] = Dependents[options["dependents"]]
+    return options
+
+
+class XdistController:
+    """Deletes the rows of workers that crashed, and at the end those that all workers share.
+
+    Args:
+        summary: of the run.
+        folder: where workers write their notes; None where this run has no workers.
+    """
+
+    def __init__(self, summary: RunSummary, folder: Path | None) -> None:
+        self._summary = summary
+        self._folder = folder
+        self._databases: dict[str, WorkerDatabase] = {}
+
+    def worker_ended(self, worker: str, *, crashed: bool) -> None:
         """A worker has ended.
 
         Args:
             worker: its id.
             crashed: it could not clean up.
         """
-        for post in self._posts.values():
-            self._try(post, f"worker {worker}", partial(post.take, worker))
+        options = _from_json(self._read(worker).get(worker, WorkerNotes()).options)
+        for database in self._databases.values():
+            self._run(database, f"worker {worker}", partial(database.take_shared, worker))
             if crashed:
-                self._try(
-                    post,
-                    f"worker {worker} crashed",
-                    partial(post.sweep, worker, self._wanted.get(worker, {})),
-                    say=True,
-                )
+                sweeping = partial(database.sweep, worker, options)
+                self._run(database, f"worker {worker} crashed", sweeping, show=True)
 
     def finish(self) -> None:
-        """All workers have ended: nothing of the run is to stay."""
-        for post in self._posts.values():
-            self._try(post, f"run {post.run}", post.finish)
+        """All workers have ended: delete what is left of the run."""
+        self._read()
+        for database in self._databases.values():
+            self._run(database, f"run {database.run}", database.finish)
 
-    def _try(
-        self, post: Post, what: str, deed: Callable[[], CleanupReport | None], *, say: bool = False
+    def _read(self, worker: str = "*") -> dict[str, WorkerNotes]:
+        notes = {} if self._folder is None else read_notes(self._folder, worker)
+        for each in notes.values():
+            for url, run in each.databases.items():
+                if url not in self._databases:
+                    self._databases[url] = WorkerDatabase(url, run)
+        return notes
+
+    def _run(
+        self,
+        database: WorkerDatabase,
+        what: str,
+        work: Callable[[], CleanupReport | None],
+        *,
+        show: bool = False,
     ) -> None:
         try:
-            report = None if post.is_deserted() else deed()
+            report = None if database.is_gone() else work()
         except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
-            if post.is_deserted(error):
-                return
-            told = str(error) if isinstance(error, TidyRowsError) else in_short(error)
-            self._totals.notes.append(f"{what}: not all of its rows could be deleted: {told}")
-            self._totals.failed = True
+            if not database.is_gone(error):
+                text = str(error) if isinstance(error, TidyRowsError) else in_short(error)
+                self._summary.fail(f"{what}: not all of its rows could be deleted: {text}")
             return
         if report is not None:
-            self._totals.add({"deleted": {str(t): n for t, n in report.deleted.items()}})
-            if report.held or (say and report.total_deleted):
-                self._totals.notes.append(f"{what}: {report}")
+            self._summary.add({"deleted": {str(t): n for t, n in report.deleted.items()}})
+            if report.held or (show and report.total_deleted):
+                self._summary.notes.append(f"{what}: {report}")
 
 
-class Post:
+class WorkerDatabase:
     """A database that workers write to.
 
     Args:
-        url: where.
+        url: its URL, password included.
         run: the run's id.
     """
 
     def __init__(self, url: str, run: str) -> None:
         self.run = run
-        made = sa.create_engine(url, poolclass=NullPool)
-        self._is_async = made.dialect.is_async
+        engine = sa.create_engine(url, poolclass=NullPool)
+        self._is_async = engine.dialect.is_async
         # The suite's own tracker was allowed to write there.
-        self._ledger = Ledger(made, allow_production=True)
-        self._custody: DatabaseSweep | None = None
+        self._ledger = Ledger(engine, allow_production=True)
+        self._recovered: DatabaseSweep | None = None
 
-    def is_deserted(self, error: BaseException | None = None) -> bool:
-        """Whether there is no such database any more, as far as is known or an error tells."""
+    def is_gone(self, error: BaseException | None = None) -> bool:
+        """Whether the database no longer exists, as far as is known or an error tells."""
         dialect = self._ledger.dialect
         if error is not None and dialect.lacks_database(error):
             return True
         return dialect.missing_file(self._ledger.engine) is not None
 
-    def take(self, worker: str) -> None:
-        """Keep what a worker made for all of them, until all have ended."""
-        wanted = SweepArguments(run=self.run, worker=worker + _OF_THE_RUN, handed=True)
-        self._call(lambda: self._keeper().recover(wanted))
+    def take_shared(self, worker: str) -> None:
+        """Take over the rows that a worker made for all workers, until all have ended."""
+        arguments = SweepArguments(run=self.run, worker=worker + _SHARED, handed=True)
+        self._call(lambda: self._recovery().recover(arguments))
 
-    def sweep(self, worker: str, wanted: Mapping[str, Any]) -> CleanupReport:
-        """Delete what a worker left, as its last test wanted it."""
-        options = dict(wanted)
-        if "dependents" in options:
-            options["dependents"] = Dependents[options["dependents"]]
+    def sweep(self, worker: str, options: Mapping[str, Any]) -> CleanupReport:
+        """Delete what a worker left, with the cleanup options of its last test."""
         return self._call(lambda: sweep(self._ledger, run=self.run, worker=worker, **options))
 
     def finish(self) -> CleanupReport:
         """Delete what is left of the run."""
 
-        def last() -> CleanupReport:
-            keeper = self._keeper()
+        def finish() -> CleanupReport:
+            recovery = self._recovery()
             try:
-                keeper.recover(SweepArguments(run=self.run, handed=True))
-                return keeper.delete_rows()
+                recovery.recover(SweepArguments(run=self.run, handed=True))
+                return recovery.delete_rows()
             finally:
-                keeper.close()
+                recovery.close()
 
-        return self._call(last)
+        return self._call(finish)
 
-    def _keeper(self) -> DatabaseSweep:
-        if self._custody is None:
-            self._custody = DatabaseSweep(self._ledger)
-        return self._custody
+    def _recovery(self) -> DatabaseSweep:
+        if self._recovered is None:
+            self._recovered = DatabaseSweep(self._ledger)
+        return self._recovered
 
-    def _call(self, deed: Callable[[], T]) -> T:
-        return asyncio.run(spawn(deed)) if self._is_async else deed()
+    def _call(self, work: Callable[[], T]) -> T:
+        return asyncio.run(spawn(work)) if self._is_async else work()
 
 
-def of_the_run(context: WorkerContext) -> WorkerContext:
-    """Whose rows are made here for all workers."""
-    return replace(context, worker_id=context.worker_id + _OF_THE_RUN)
+def for_all_workers(context: WorkerContext) -> WorkerContext:
+    """The context of rows that a worker makes for all workers."""
+    return replace(context, worker_id=context.worker_id + _SHARED)
