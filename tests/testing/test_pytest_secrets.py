@@ -125,7 +125,8 @@ def test_the_password_is_in_a_private_file_and_in_nothing_else(suite, killed):
 @pytest.mark.soak
 @on("postgresql+psycopg")
 def test_workers_whose_controller_was_killed_remove_their_notes(suite):
-    suite.write("test_users.py", TESTS.replace("if n == 2", "open('waits', 'w'); time.sleep(3)"))
+    text, _, _ = TESTS.partition("        if n == 2")
+    suite.write("test_users.py", f"{text}        open('waits', 'w').close(); time.sleep(3)")
     only = ("-p", "no:cacheprovider", "-p", "pytest_tidyrows", "-p", "xdist.plugin")
     process = subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", *only, "-n", "1"],

@@ -11,8 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from harness.targets import on
-from tidyrows.suite.spare_engine import twin_of
-from tidyrows.suite.suite import Suite
+from tidyrows.suite.spare_engine import spare_engine_of
+from tidyrows.suite.suite import WholeSuite
 from tidyrows.suite.summary import SuiteSummary
 
 METADATA = sa.MetaData()
@@ -28,10 +28,10 @@ USERS = sa.Table(
 
 @contextmanager
 def listening(ledgers=None):
-    suite = Suite(
+    suite = WholeSuite(
         lambda _said: None,
         with_ledger=ledgers is not None,
-        entered=lambda ledger, _whose: ledgers.append(ledger),
+        on_ledger=lambda ledger, _whose: ledgers.append(ledger),
     )
     suite.start()
     try:
@@ -82,11 +82,13 @@ def test_no_connection_is_left_in_an_engine_that_was_disposed_of(database, orgs)
 @on("sqlite")
 def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
     found = SuiteSummary()
-    suite = Suite(found.add, with_ledger=False, entered=lambda *_whose: None, everything=True)
+    suite = WholeSuite(
+        found.add, with_ledger=False, on_ledger=lambda *_whose: None, everything=True
+    )
     suite.start()
     with suite.test("a test", {}, lambda: False, print):
         insert(orgs)
-        with suite.everywhere.turn(suite.outside), orgs.begin() as connection:
+        with suite.engines.turn(suite.outside), orgs.begin() as connection:
             connection.execute(sa.insert(USERS).values(org_id=1))
     assert count(orgs) == 1
     suite.end()
@@ -112,10 +114,10 @@ def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):
 
 
 @on("sqlite")
-def test_an_engine_is_garbage_with_its_twin(database):
+def test_an_engine_is_garbage_with_its_spare_engine(database):
     engine = sa.create_engine(database.url)
     with engine.connect():
-        twin_of(engine)
+        spare_engine_of(engine)
     gone = weakref.ref(engine)
     engine.dispose()
     del engine

@@ -1,9 +1,8 @@
-"""Every engine that this process opens, whoever makes it and when.
+"""Every engine of this process, also those that the application makes in the middle of a test.
 
-SQLAlchemy tells of each Connection of each engine (``engine_connect``, listened to on the class):
-so an engine is met before its first statement, also one that the application makes in the middle
-of a test. Of a Connection that is older than that (a conftest.py may open one when it is imported)
-the next ``begin`` tells.
+SQLAlchemy reports each Connection of each engine (``engine_connect``, listened to on the class), so
+an engine is known before its first statement. A Connection that is older (a conftest.py may open
+one when it is imported) is reported by its next ``begin``.
 """
 
 from __future__ import annotations
@@ -24,34 +23,32 @@ if TYPE_CHECKING:
 
     from tidyrows.tracking.tracker import ResourceTracker
 
+    Owner = Callable[[], ResourceTracker | None]
+
 _EVENTS = ("engine_connect", "begin")
 
 
-class Everywhere(Turns):
-    """What a tracker is bound to that takes all rows which no other tracker listens for.
+class AllEngines(Turns):
+    """Gives all rows that no other tracker listens for to one tracker at a time.
 
     Args:
-        met: told of each engine once, before its first statement; whether to listen to it.
+        accept: called with each engine once, before its first statement; whether to listen to it.
     """
 
-    def __init__(self, met: Callable[[sa.Engine], bool]) -> None:
+    def __init__(self, accept: Callable[[sa.Engine], bool]) -> None:
         super().__init__()
-        self._tell = met
+        self._accept = accept
         self._met: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-        # and who was told before: a run of pytest may be going on within another one
-        self._heard: weakref.WeakKeyDictionary[
-            sa.Engine, Callable[[], ResourceTracker | None] | None
-        ]
-        self._heard = weakref.WeakKeyDictionary()
-        self._given: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
-        self._given = weakref.WeakKeyDictionary()
+        # with the owner before: a run of pytest may be going on within another one
+        self._owners_before: weakref.WeakKeyDictionary[sa.Engine, Owner | None]
+        self._owners_before = weakref.WeakKeyDictionary()
+        self._captured: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
+        self._captured = weakref.WeakKeyDictionary()
 
     @property
-    def engines(self) -> list[sa.Engine]:
-        """Those that are listened to, and still there."""
-        return list(self._heard)
-
-    # -- listening -----------------------------------------------------------------------------
+    def known(self) -> list[sa.Engine]:
+        """The engines that are listened to, as far as they are still alive."""
+        return list(self._owners_before)
 
     def start(self) -> None:
         """Listen to every engine, those that are made later included."""
@@ -59,31 +56,31 @@ class Everywhere(Turns):
             event.listen(sa.Engine, name, self._meet)
 
     def stop(self) -> None:
-        """Listen no more."""
+        """Remove the listeners."""
         for name in _EVENTS:
             event.remove(sa.Engine, name, self._meet)
-        for engine in self.engines:
-            capture_for(engine).listen_last(self._heard[engine])
+        for engine in self.known:
+            capture_for(engine).listen_last(self._owners_before[engine])
         self._met.clear()
-        self._heard.clear()
+        self._owners_before.clear()
 
     def _meet(self, connection: sa.Connection) -> None:
         engine = root_engine(connection.engine)
         if engine in self._met or INTERNAL in engine.get_execution_options():
             return
-        self._met.add(engine)  # first: what is told of it may connect too
-        if self._tell(engine):
+        self._met.add(engine)  # first: accept() may connect too
+        if self._accept(engine):
             capture = capture_for(engine)
             capture.opened.add(connection)
-            whose = partial(self._owner, weakref.ref(engine))
-            self._heard[engine] = capture.listen_last(whose)
+            owner = partial(self._owner, weakref.ref(engine))
+            self._owners_before[engine] = capture.listen_last(owner)
 
     def _owner(self, reference: weakref.ref[sa.Engine]) -> ResourceTracker | None:
         engine, tracker = reference(), self.whose
         if engine is None or tracker is None:
             return None
-        given = self._given.get(engine)
-        if given is None or given() is not tracker:
+        captured = self._captured.get(engine)
+        if captured is None or captured() is not tracker:
             tracker.capture(engine)
-            self._given[engine] = weakref.ref(tracker)
+            self._captured[engine] = weakref.ref(tracker)
         return tracker

@@ -1,4 +1,4 @@
-"""The ledgers of a whole suite: one in each database that it meets, installed when it is met."""
+"""The ledgers of a whole suite: one in each database, installed when it is first used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError
 from tidyrows.ledger.table import Ledger
-from tidyrows.suite.spare_engine import has_vanished, run_for, twin_of
+from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -23,22 +23,22 @@ class SuiteLedgers:
     """The ledgers by database.
 
     Args:
-        trackers: those that enter their rows, and have been started.
-        entered: told of each ledger, and of whose rows it will have.
-        refuse: told what cannot be entered, and why.
-        are_wanted: whether there are any at all.
+        trackers: returns the started trackers whose rows are entered.
+        on_ledger: called with each ledger, and the context of its rows.
+        refuse: called with a text: what cannot be entered, and why.
+        are_wanted: whether there are any ledgers at all.
     """
 
     def __init__(
         self,
         trackers: Callable[[], Iterable[SuiteTracker]],
-        entered: Callable[[Ledger, WorkerContext], None],
+        on_ledger: Callable[[Ledger, WorkerContext], None],
         refuse: Callable[[str], None],
         *,
         are_wanted: bool,
     ) -> None:
         self._trackers = trackers
-        self._entered = entered
+        self._on_ledger = on_ledger
         self._refuse = refuse
         self._are_wanted = are_wanted
         self._known: dict[str, Ledger | None] = {}
@@ -46,7 +46,7 @@ class SuiteLedgers:
 
     @property
     def all(self) -> list[Ledger]:
-        """Those that there are."""
+        """The installed ledgers."""
         return [each for each in self._known.values() if each is not None]
 
     def meet(self, engine: sa.Engine) -> None:
@@ -56,18 +56,18 @@ class SuiteLedgers:
             return
         if dialect.locks_rows:
             self._install(name, engine)
-        else:  # a transaction of the suite's may be open, and it would be waited for
+        else:  # the installation would wait for a transaction of the suite that may be open
             self._later[name] = engine
 
     def install_those_met(self) -> None:
-        """Install what could not be installed when its database was met."""
+        """Install the ledgers that could not be installed when their database was first used."""
         later, self._later = self._later, {}
         for name, engine in later.items():
             if name not in self._known and not has_vanished(engine):
                 run_for([engine], partial(self._install, name, engine))
 
-    def leave(self, engine: sa.Engine, database: str) -> None:
-        """A database is about to be dropped, through an engine to its server."""
+    def close(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped, through an engine to its server: end its ledger."""
         wanted = (database, engine.url.host, engine.url.port)
         for name, ledger in list(self._known.items()):
             url = None if ledger is None else ledger.engine.url
@@ -78,7 +78,7 @@ class SuiteLedgers:
                 ledger.close()
 
     def _install(self, name: str, engine: sa.Engine) -> None:
-        ledger = Ledger(twin_of(engine), allow_production=True)
+        ledger = Ledger(spare_engine_of(engine), allow_production=True)
         try:
             ledger.install()
         except (LedgerError, sa.exc.DBAPIError) as error:
@@ -88,4 +88,4 @@ class SuiteLedgers:
         self._known[name] = ledger
         for tracker in self._trackers():
             tracker.add_ledger(ledger)
-        self._entered(ledger, WorkerContext.current())
+        self._on_ledger(ledger, WorkerContext.current())

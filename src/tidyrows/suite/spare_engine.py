@@ -1,4 +1,4 @@
-"""A second engine to the same database, for who cannot use the suite's own connections.
+"""A second engine to the same database, where the suite's own connections cannot be used.
 
 The suite's pool may be empty, since a test gave nothing back; and the connections of an
 asynchronous engine belong to a loop that is over.
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_TWIN = "_tidyrows_twin"
-"""An engine's own attribute: its twin leads back to it, and both are to be garbage in the end."""
+_SPARE = "_tidyrows_spare_engine"
+"""An attribute of the engine: the spare engine refers to it, and both must become garbage."""
 
 
-def twin_of(engine: sa.Engine) -> sa.Engine:
-    """An engine that connects as this one does, listeners included, and keeps no connection."""
-    twin: sa.Engine | None = vars(engine).get(_TWIN)
-    if twin is None:
+def spare_engine_of(engine: sa.Engine) -> sa.Engine:
+    """An engine that connects as this one does, listeners included; it keeps no connection."""
+    spare: sa.Engine | None = vars(engine).get(_SPARE)
+    if spare is None:
         pool = engine.pool
         own = NullPool(
             pool._creator,  # noqa: SLF001 -- as recreate() of every pool does
@@ -39,21 +39,23 @@ def twin_of(engine: sa.Engine) -> sa.Engine:
             _dispatch=pool.dispatch,
             dialect=engine.dialect,
         )
-        twin = engine_over(own, engine, **{INTERNAL: True})
-        setattr(engine, _TWIN, twin)
-        share_capture(twin, engine)
-    return twin
+        spare = engine_over(own, engine, **{INTERNAL: True})
+        setattr(engine, _SPARE, spare)
+        share_capture(spare, engine)
+    return spare
 
 
-def engine_at_hand(engine: sa.Engine) -> sa.Engine:
-    """The engine itself, or its twin where no connection of its own can be had now."""
+def usable_engine(engine: sa.Engine) -> sa.Engine:
+    """The engine itself, or its spare engine where its pool can give no connection now."""
     if dialect_for(engine).is_private(engine) or isinstance(engine.pool, sa.StaticPool):
         return engine  # there is no second way to it
-    return twin_of(engine) if engine.dialect.is_async or not _has_room(engine.pool) else engine
+    return (
+        spare_engine_of(engine) if engine.dialect.is_async or not _has_room(engine.pool) else engine
+    )
 
 
 def _has_room(pool: sa.Pool) -> bool:
-    """Whether a connection can be had of a pool that nobody minds having been taken."""
+    """Whether the pool can give a connection without harm to the suite."""
     if not isinstance(pool, sa.QueuePool):
         return isinstance(pool, NullPool)
     if pool.checkedin():

@@ -1,80 +1,113 @@
-"""The tracker of a suite that knows nothing of it: it warns of nothing, and keeps what to tell."""
+"""The tracker of a suite that does not use tidyrows: it collects its warnings for the summary."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from tidyrows.suite.spare_engine import engine_at_hand
+from tidyrows.suite.spare_engine import usable_engine
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.capture.digests import Prints
+    from tidyrows.capture.tracker_stack import Turns
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.table import Ledger
-    from tidyrows.suite.suite import Suite
+    from tidyrows.suite.summary import Record
 
 _SHOWN = 3
 
 
+class SuiteEvents(Protocol):
+    """What a tracker reports to its suite at once."""
+
+    def inserted(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows were inserted under keys that the database has not generated."""
+
+    def deleted(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows that this tracker does not hold were deleted."""
+
+    def committed_late(self, tracker: SuiteTracker) -> None:
+        """Rows are committed after the tracker has stopped."""
+
+    def dropping(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped."""
+
+
 class SuiteTracker(ResourceTracker):
-    """Takes what no other tracker does; what it would warn of, it keeps for the end.
+    """Tracks all rows that no other tracker does.
 
     Args:
-        suite: whose.
-        test: the test, or what else the rows are made for.
+        engines: all engines; they give the rows to one tracker at a time.
+        events: what is reported at once.
+        test: the test, or the module, class or package whose rows these are.
         is_shared: for several tests.
-        ledgers: where they are entered.
+        ledgers: where the rows are entered.
     """
 
     def __init__(
-        self, suite: Suite, test: str, *, is_shared: bool, ledgers: Sequence[Ledger]
+        self,
+        engines: Turns,
+        events: SuiteEvents,
+        test: str,
+        *,
+        is_shared: bool,
+        ledgers: Sequence[Ledger],
     ) -> None:
-        self._suite = suite
+        self._events = events
         self.test = test
         self.is_shared = is_shared
-        self.touched: dict[tuple[str, str, str], None] = {}
-        self.unheard: dict[str, None] = {}
+        self._touched: dict[tuple[str, str, str], None] = {}
+        self._untracked: dict[str, None] = {}
         super().__init__(
-            suite.everywhere,
+            engines,
             context=WorkerContext.current().for_test(test),
             ledger=ledgers or None,
             allow_production=True,  # the suite has looked at each engine
         )
 
+    def pop_observed(self, untracked: Iterable[str] = ()) -> Record:
+        """Rows of others that were touched, and what was not tracked, since the last call."""
+        record = {
+            "whole_suite": True,
+            "touched": [[table, verb, rows] for table, verb, rows in self._touched],
+            "untracked": [*untracked, *self._untracked],
+        }
+        self._touched, self._untracked = {}, {}
+        return record
+
     def engine_of(self, database: str) -> sa.Engine:
-        """One that can be used now."""
-        return engine_at_hand(super().engine_of(database))
+        """An engine that can connect now."""
+        return usable_engine(super().engine_of(database))
 
     def own_engine_of(self, database: str) -> sa.Engine:
-        """The suite's own."""
+        """The suite's own engine."""
         return super().engine_of(database)
 
     def warn_once(self, subject: Any, message: str) -> None:
-        """Keep it: a suite that knows nothing of this makes warnings its errors, perhaps."""
-        self.unheard[_in_brief(subject, message)] = None
+        """Collect the warning: the suite may turn warnings into errors."""
+        self._untracked[_in_brief(subject, message)] = None
 
     def say_late(self, table: KeyedTable) -> None:
-        """What a test left open is committed: it can be deleted now."""
-        self._suite.wake(self)
+        """A transaction that the test left open is committed: its rows can be deleted now."""
+        self._events.committed_late(self)
 
     def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
-        """A row that several tests share was changed."""
-        told = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
+        """Rows that the test did not create were changed."""
+        rows = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
         if len(keys) > _SHOWN:
-            told += f" and {count - _SHOWN} more"
-        self.touched[str(table.name), verb, told] = None
+            rows += f" and {count - _SHOWN} more"
+        self._touched[str(table.name), verb, rows] = None
         if verb == "deleted":
-            self._suite.note_lost(table, keys)
+            self._events.deleted(table, keys)
 
     def note_dropping(self, engine: sa.Engine, database: str) -> None:
-        """Nothing of ours shall be in its way."""
-        self._suite.leave(engine, database)
+        """No connection of the ledger's may be in the way."""
+        self._events.dropping(engine, database)
 
     def hold(
         self,
@@ -84,14 +117,14 @@ class SuiteTracker(ResourceTracker):
         prints: Prints | None = None,
         generated: bool = False,
     ) -> None:
-        """Hold rows that were inserted; not those that are back again."""
+        """Hold rows that were inserted, except those that a test had only deleted."""
         super().hold(table, keys, prints=prints, generated=generated)
         if not generated:
-            self._suite.give_back(self, table, keys)
+            self._events.inserted(self, table, keys)
 
 
 def _in_brief(subject: Any, message: str) -> str:
-    """The first sentence: its remedy is for a test that has a tracker."""
-    kinds: dict[str, str] = defaultdict(lambda: message.partition(". ")[0])
-    kinds["raw"] = f"rows that raw SQL inserted into {subject[1]}"
-    return kinds[subject[0]]
+    """The first sentence: the remedy in the second is for a test that has a tracker."""
+    if subject[0] == "raw":
+        return f"rows that raw SQL inserted into {subject[1]}"
+    return message.partition(". ")[0]

@@ -1,4 +1,4 @@
-"""``tidy_autouse`` in the ini file: a whole suite, as it is, leaves no trace."""
+"""``tidy_autouse`` in the ini file: the rows of a whole suite, as it is, are deleted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tidyrows.suite.suite import Suite
+from tidyrows.suite.suite import WholeSuite
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
 
 
 class Autouse:
-    """Pytest's fixtures and tests, told to a :class:`Suite`.
+    """Reports pytest's tests and fixtures to a :class:`WholeSuite`.
 
     Args:
         config: pytest's.
-        everything: rows of session fixtures go too, at the end.
+        everything: rows of session fixtures are deleted too, at the end.
     """
 
     def __init__(self, config: pytest.Config, *, everything: bool) -> None:
         self._config = config
         self._everything = everything
         self._plugin: Plugin | None = None
-        self._suite: Suite | None = None
+        self._suite: WholeSuite | None = None
         self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
         self._test = ExitStack()
 
     def begin(self, plugin: Plugin) -> None:
-        """Listen, where tests are run: not in the controller of xdist's workers."""
+        """Start, where tests are run: not in the controller of pytest-xdist."""
         self._plugin = plugin
-        wanted = plugin.ledger_option()
+        option = plugin.ledger_option()
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1
         keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
-        self._suite = Suite(
+        self._suite = WholeSuite(
             plugin.add,
-            with_ledger=several or keeps if wanted is None else wanted,
-            entered=plugin.add_ledger,
+            with_ledger=several or keeps if option is None else option,
+            on_ledger=plugin.add_ledger,
             everything=self._everything,
         )
         self._suite.start()
@@ -60,11 +60,11 @@ class Autouse:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
-        """A test begins with the hooks of the suite's own, before its first fixture."""
+        """A test begins with the suite's own hooks, before its first fixture."""
         if self._suite is not None and self._plugin is not None:
-            options, fails = self._plugin.whole_suite_options(item)
+            options, keeps = self._plugin.whole_suite_options(item)
             show = partial(item.add_report_section, "teardown", "tidyrows")
-            self._test.enter_context(self._suite.test(item.nodeid, options, fails, show))
+            self._test.enter_context(self._suite.test(item.nodeid, options, keeps, show))
         return (yield)
 
     @pytest.fixture(autouse=True)
@@ -75,30 +75,30 @@ class Autouse:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_teardown(self) -> Generator[None, object, object]:
-        """Where there were no fixtures to be set up, the test ends here."""
+        """Where no fixture was set up, the test ends here."""
         try:
             return (yield)
         finally:
             self._test.close()
 
-    # -- what lives longer -----------------------------------------------------------------------
+    # -- fixtures of a wider scope ---------------------------------------------------------------
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, object, object]:
-        """What a fixture of a wider scope makes, its tear-down too, lives as long as that scope."""
+        """The rows of such a fixture, its tear-down included, live as long as its scope."""
         if request.scope == "function" or self._suite is None:
             return (yield)
-        everywhere, tracker = self._suite.everywhere, self._tracker_of(self._suite, request.node)
+        engines, tracker = self._suite.engines, self._tracker_of(self._suite, request.node)
         torn_down = ExitStack()
         fixturedef.addfinalizer(torn_down.close)  # the first that is added is the last to be called
-        with everywhere.turn(tracker):
-            made = yield
-        fixturedef.addfinalizer(lambda: torn_down.callback(everywhere.hand_over(tracker)))
-        return made
+        with engines.turn(tracker):
+            value = yield
+        fixturedef.addfinalizer(lambda: torn_down.callback(engines.hand_over(tracker)))
+        return value
 
-    def _tracker_of(self, suite: Suite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
+    def _tracker_of(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
         if isinstance(node, pytest.Session):
             return suite.outside
         tracker = self._shared.get(node)
@@ -107,5 +107,5 @@ class Autouse:
             node.addfinalizer(partial(self._end_shared, suite, node))
         return tracker
 
-    def _end_shared(self, suite: Suite, node: pytest.Item | pytest.Collector) -> None:
+    def _end_shared(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> None:
         suite.finish(self._shared.pop(node), {})

@@ -1,4 +1,4 @@
-"""unittest's test cases, whose rows are gone after the test."""
+"""Test cases of unittest whose rows are deleted after the test."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 
 
 __unittest = True
-"""unittest leaves frames of such a module out, and shows the test's own line."""
+"""unittest leaves the frames of such a module out of a traceback."""
 
 
-class _Rows:
-    """What both kinds of test case do; unittest's own class stands behind it.
+class _TidyCase:
+    """The common part of both kinds of test case; unittest's own class follows in the MRO.
 
-    ``_callSetUp`` and its kin are where ``IsolatedAsyncioTestCase`` hooks in too: a ``setUp`` that
-    never calls ``super()`` does not matter there, and an error there is the test's own.
+    It overrides private methods of unittest, ``_callSetUp`` and the like, as unittest's own
+    ``IsolatedAsyncioTestCase`` does: there it does not matter whether the test's ``setUp`` calls
+    ``super()``, and an error is the test's own. No public method offers that.
     """
 
     tidy_engine: ClassVar[Any] = None
@@ -31,19 +32,19 @@ class _Rows:
     tidy_class: ClassVar[Tidy]
     tidy: Tidy
 
-    _tidy_class_open: ClassVar[bool] = False
+    _tidy_class_started: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("setUpClass")
         if isinstance(own, classmethod):
-            cls.setUpClass = classmethod(_opening(own.__func__))  # type: ignore[attr-defined]
-        elif not issubclass(next(c for c in cls.__mro__ if "setUpClass" in vars(c)), _Rows):
-            # A mixin's, which need not call super(), comes first.
-            def of_the_mixin(called: Any) -> None:
+            cls.setUpClass = classmethod(_with_class_tracker(own.__func__))  # type: ignore[attr-defined]
+        elif not issubclass(next(c for c in cls.__mro__ if "setUpClass" in vars(c)), _TidyCase):
+            # A mixin's setUpClass, which need not call super(), comes first.
+            def mixin_set_up(called: Any) -> None:
                 super(cls, called).setUpClass()  # type: ignore[misc]
 
-            cls.setUpClass = classmethod(_opening(of_the_mixin))  # type: ignore[attr-defined]
+            cls.setUpClass = classmethod(_with_class_tracker(mixin_set_up))  # type: ignore[attr-defined]
 
     @classmethod
     def make_tidy_engine(cls) -> Any:
@@ -60,60 +61,60 @@ class _Rows:
         return cls.tidy_engine
 
     @classmethod
-    def _open_class(cls) -> None:
-        if cls.__dict__.get("_tidy_class_open"):
+    def _start_class(cls) -> None:
+        if cls.__dict__.get("_tidy_class_started"):
             return
         bind = cls.make_tidy_engine()
         if is_async(bind):
             return
         cls.tidy_class = Tidy(bind, test=cls.__qualname__, **cls.tidy_options)
         cls.tidy_class.start()
-        cls._tidy_class_open = True
-        cls.addClassCleanup(cls._close_class)  # type: ignore[attr-defined]
+        cls._tidy_class_started = True
+        cls.addClassCleanup(cls._finish_class)  # type: ignore[attr-defined]
 
     @classmethod
-    def _close_class(cls) -> None:
-        if cls.__dict__.get("_tidy_class_open"):
-            cls._tidy_class_open = False
+    def _finish_class(cls) -> None:
+        if cls.__dict__.get("_tidy_class_started"):
+            cls._tidy_class_started = False
             cls.tidy_class.finish()
 
     # -- one test ----------------------------------------------------------------------------------
 
-    def _made(self) -> Tidy:
+    def _new_tidy(self) -> Tidy:
         self._tidy_errors: list[BaseException] = []
-        self._tidy_open = False
+        self._tidy_started = False
         name = self.id()  # type: ignore[attr-defined]
         self.tidy = Tidy(self.make_tidy_engine(), test=name, **self.tidy_options)
         return self.tidy
 
     @contextmanager
-    def _closing(self) -> Iterator[None]:
-        """What is interrupted is to be done yet; what fails is not tried again."""
+    def _finishing(self) -> Iterator[None]:
+        """A finish that is interrupted may be repeated; one that fails is not."""
+        interrupted = False
         try:
             yield
         except KeyboardInterrupt:
+            interrupted = True
             raise
-        except BaseException:
-            self._tidy_open = False
-            raise
-        self._tidy_open = False
+        finally:
+            self._tidy_started = interrupted
 
-    def _interrupted(self) -> None:
-        """Finish at once: unittest calls no cleanup after a KeyboardInterrupt.
+    def _finish_now(self) -> None:
+        """Finish test and class: unittest calls no cleanup after a KeyboardInterrupt.
 
         What cannot be done now is done when the process ends.
         """
         raise NotImplementedError
 
     @contextmanager
-    def _noting(self, *, expected: bool = False) -> Iterator[None]:
+    def _collecting_errors(self, *, expected: bool = False) -> Iterator[None]:
         try:
             yield
         except unittest.SkipTest:
             raise
         except KeyboardInterrupt as error:
             try:
-                self._interrupted()
+                self._finish_now()
             except Exception as failure:  # noqa: BLE001 -- the interrupt comes first
                 error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
             raise
@@ -125,21 +126,21 @@ class _Rows:
     def _callTestMethod(self, method: Callable[[], Any]) -> None:  # noqa: N802 -- unittest's name
         name = "__unittest_expecting_failure__"
         expected = getattr(self, name, False) or getattr(method, name, False)
-        with self._noting(expected=expected):
+        with self._collecting_errors(expected=expected):
             super()._callTestMethod(method)  # type: ignore[misc]
 
     def _callTearDown(self) -> None:  # noqa: N802 -- unittest's name
-        with self._noting():
+        with self._collecting_errors():
             super()._callTearDown()  # type: ignore[misc]
 
     def _callCleanup(self, function: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N802 -- unittest's name
-        with self._noting():
+        with self._collecting_errors():
             super()._callCleanup(function, *args, **kwargs)  # type: ignore[misc]
 
     @contextmanager
     def subTest(self, *args: Any, **params: Any) -> Iterator[None]:  # noqa: N802 -- unittest's name
         """As unittest's; a failure in it is the test's."""
-        with super().subTest(*args, **params), self._noting():  # type: ignore[misc]
+        with super().subTest(*args, **params), self._collecting_errors():  # type: ignore[misc]
             yield
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
@@ -151,39 +152,39 @@ class _Rows:
             self._tidy_result = None
             self._tidy_errors = []  # they hold the frames of the test
 
-    def _say(self, note: str | None) -> None:
-        """Show with the failure what was kept; unittest has formatted it by now, pytest has not."""
-        if note is None:
+    def _show(self, kept: str | None) -> None:
+        """Add to the failure which rows were kept; unittest has formatted it by now, pytest not."""
+        if kept is None:
             return
         for error in self._tidy_errors:
-            error.add_note(note)
+            error.add_note(kept)
         for name in ("failures", "errors"):
-            told: list[Any] = getattr(self._tidy_result, name, [])
-            for at, (test, text) in enumerate(told):
+            reported: list[Any] = getattr(self._tidy_result, name, [])
+            for at, (test, text) in enumerate(reported):
                 if test is self or getattr(test, "test_case", None) is self:
-                    told[at] = (test, f"{text}\n{note}\n")
+                    reported[at] = (test, f"{text}\n{kept}\n")
 
 
-def _opening(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A setUpClass that finds ``tidy_class`` there, whether or not it calls ``super()``."""
+def _with_class_tracker(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A setUpClass with ``tidy_class``, whether or not it calls ``super()``."""
 
     @functools.wraps(function)
-    def opened(cls: Any) -> Any:
-        cls._open_class()
+    def set_up(cls: Any) -> Any:
+        cls._start_class()
         return function(cls)
 
-    return opened
+    return set_up
 
 
-class TidyTestCase(_Rows, unittest.TestCase):
+class TidyTestCase(_TidyCase, unittest.TestCase):
     """A test case whose rows are deleted after its own ``tearDown`` and ``addCleanup`` functions.
 
     Attributes:
         tidy_engine: where the rows go, as for :class:`Tidy`; or override ``make_tidy_engine``.
         tidy_options: passed to :class:`Tidy`.
-        tidy: the test's, there from the first line of ``setUp`` on.
-        tidy_class: the class's, there from the first line of ``setUpClass`` on; its rows are
-            deleted after the last test of the class, and where ``setUpClass`` fails.
+        tidy: of the test, from the first line of ``setUp`` on.
+        tidy_class: of the class, from the first line of ``setUpClass`` on; its rows are deleted
+            after the last test of the class, and where ``setUpClass`` fails.
 
     Example:
         >>> class LoginTest(TidyTestCase):
@@ -195,57 +196,57 @@ class TidyTestCase(_Rows, unittest.TestCase):
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Listen for the rows of the class."""
-        cls._open_class()
+        """Start the tracker of the class."""
+        cls._start_class()
 
     def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
-        self._made().start()
-        self._tidy_open = True
+        self._new_tidy().start()
+        self._tidy_started = True
         self.addCleanup(self._finish)  # the first one, hence the last one to be called
-        with self._noting():
+        with self._collecting_errors():
             super()._callSetUp()  # type: ignore[misc]
 
     def _finish(self) -> None:
-        if self._tidy_open:
-            with self._closing():
-                self._say(self.tidy.finish(failed=bool(self._tidy_errors)))
+        if self._tidy_started:
+            with self._finishing():
+                self._show(self.tidy.finish(failed=bool(self._tidy_errors)))
 
-    def _interrupted(self) -> None:
+    def _finish_now(self) -> None:
         try:
             self._finish()
         finally:
-            self._close_class()
+            self._finish_class()
 
 
-class AsyncTidyTestCase(_Rows, unittest.IsolatedAsyncioTestCase):
+class AsyncTidyTestCase(_TidyCase, unittest.IsolatedAsyncioTestCase):
     """As :class:`TidyTestCase`, in an asyncio loop: rows are deleted in the test's own loop.
 
-    ``tidy_class`` is there where the engine is synchronous: ``setUpClass`` has no loop.
+    There is a ``tidy_class`` only where the engine is synchronous: ``setUpClass`` has no loop.
     """
 
     @classmethod
     def setUpClass(cls) -> None:
-        """Listen for the rows of the class."""
-        cls._open_class()
+        """Start the tracker of the class."""
+        cls._start_class()
 
     def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
-        self._made()
+        self._new_tidy()
         self._callAsync(self._start)  # type: ignore[attr-defined]
-        with self._noting():
+        with self._collecting_errors():
             super()._callSetUp()  # type: ignore[misc]
 
     async def _start(self) -> None:
         await self.tidy.start_async()
-        self._tidy_open = True
+        self._tidy_started = True
         self.addAsyncCleanup(self._finish)
 
     async def _finish(self) -> None:
-        if self._tidy_open:
-            with self._closing():
-                self._say(await self.tidy.finish_async(failed=bool(self._tidy_errors)))
+        if self._tidy_started:
+            with self._finishing():
+                self._show(await self.tidy.finish_async(failed=bool(self._tidy_errors)))
 
-    def _interrupted(self) -> None:
+    def _finish_now(self) -> None:
         try:
             self._callAsync(self._finish)  # type: ignore[attr-defined]
         finally:
-            self._close_class()
+            self._finish_class()
