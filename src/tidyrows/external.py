@@ -1,4 +1,4 @@
-"""What a test made that is no row: an account elsewhere, a file, a bucket; and who removes it."""
+"""External resources: what a test made that is no row (an account, a file), and their handlers."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _TRANSIENT: tuple[type[Exception], ...] = (ConnectionError, TimeoutError)
 
 @dataclass(frozen=True, eq=False)
 class ExternalResource:
-    """Something outside of the databases that cleanup removes: a handle, known by itself.
+    """Something outside of the databases that a cleanup removes; equal only to itself.
 
-    The payload may hold secrets, so no text shows it.
+    The payload may contain secrets, so no text shows it.
 
     Attributes:
-        kind: which handler removes it.
-        payload: what the handler is given; JSON values only.
-        number: tells a tracker's resources apart.
+        kind: the kind; its handler removes the resource.
+        payload: the argument of the handler; JSON values only.
+        number: different for each resource of a tracker.
     """
 
     kind: str
@@ -46,25 +46,19 @@ class ExternalResource:
 
 
 Item: TypeAlias = "TableName | RowKey | ExternalResource"
-"""What a resource is removed after or before; a table stands for all tracked rows of it."""
+"""A resource is removed after it, or before it; a table stands for all its tracked rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tie:
-    """A resource's place in the order.
-
-    Attributes:
-        resource: the resource.
-        after: what needs it, and goes first.
-        before: what it needs, and goes later.
-    """
+    """A resource, the items that are removed before it (``after``), and those removed later."""
 
     resource: ExternalResource
     after: tuple[Item, ...] = ()
     before: tuple[Item, ...] = ()
 
     def renamed(self, keys: dict[RowKey, RowKey]) -> Tie:
-        """The same, with rows under their new keys."""
+        """The same, with rows under new keys."""
 
         def new(items: tuple[Item, ...]) -> tuple[Item, ...]:
             return tuple(keys.get(i, i) if isinstance(i, RowKey) else i for i in items)
@@ -81,7 +75,7 @@ class Externals:
         self._last = 0
 
     def new(self, kind: str, payload: Any, number: int | None = None) -> ExternalResource:
-        """A handle of this tracker's, held by it once it is tied."""
+        """A resource of this tracker, not held yet."""
         resource = ExternalResource(
             kind_of(kind), plain(kind, payload), self._last + 1 if number is None else number
         )
@@ -92,19 +86,19 @@ class Externals:
     def tie(
         self, resource: ExternalResource, after: Iterable[Item], before: Iterable[Item]
     ) -> None:
-        """Hold a resource, in its place."""
+        """Hold a resource, in its place in the order."""
         self._ties[resource] = Tie(resource, tuple(after), tuple(before))
 
     def forget(self, resource: ExternalResource) -> None:
-        """It is gone."""
+        """The resource has been removed."""
         self._ties.pop(resource, None)
 
     def made(self, resource: ExternalResource) -> bool:
-        """Whether the handle is, or was, this tracker's."""
+        """Whether the resource is, or was, one of this tracker."""
         return resource in self._made
 
     def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> None:
-        """Follow rows whose key was changed; None is an unknown key."""
+        """Follow rows to their new keys; None is an unknown key."""
         keys = {table.row(old): table.row(new) for old, new in pairs if new is not None}
         self._ties = {resource: tie.renamed(keys) for resource, tie in self._ties.items()}
 
@@ -123,12 +117,7 @@ class Externals:
 
 @dataclass(frozen=True, slots=True)
 class Handler:
-    """What removes the resources of one kind.
-
-    Attributes:
-        remove: given the payload.
-        retry_on: the exceptions after which it is called again.
-    """
+    """The function that removes the resources of one kind, and the exceptions that it retries."""
 
     remove: Handle
     retry_on: tuple[type[Exception], ...] = _TRANSIENT
@@ -146,16 +135,16 @@ def external_handler(
 ) -> Callable[[HandleT], HandleT]:
     """Register the function that removes the external resources of one kind.
 
-    The function is given the payload, and returns once the thing is gone. It may be called again
-    for a thing that it has removed already (after an answer that was lost, say), so it must be
-    idempotent: what is not there any more is no error. It is called outside of any transaction of
-    the cleanup's. It should bound its own waiting: a call under way is not interrupted.
+    The function gets the payload, and returns when the resource is gone. It may be called again for
+    a resource that it has removed already (after a lost answer, say), so it must be idempotent: a
+    missing resource is no error. It is called outside of any transaction of the cleanup. It should
+    bound its own waiting: a running call is not interrupted.
 
     Args:
         kind: as given to :meth:`ResourceTracker.track_external`.
-        retry_on: exceptions that may pass by themselves; any other one makes the resource a
-            leftover at once.
-        replace: take the place of another function for the same kind.
+        retry_on: transient exceptions, after which the function is called again; any other one
+            makes the resource a leftover at once.
+        replace: replace another function for the same kind.
 
     Raises:
         ExternalResourceError: the kind has another handler already.
@@ -201,11 +190,11 @@ def _name(function: Handle) -> str:
     return f"{module}.{getattr(function, '__qualname__', repr(function))}"
 
 
-# -- what is taken -----------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------
 
 
 def kind_of(kind: Any) -> str:
-    """The kind, if it is a name."""
+    """The kind, checked."""
     if not isinstance(kind, str) or not kind.strip():
         raise ExternalResourceError(
             f"{kind!r} is no kind of external resource; give a name, as in "
@@ -216,10 +205,10 @@ def kind_of(kind: Any) -> str:
 
 
 def plain(kind: str, payload: Any, at: str = "payload") -> Any:
-    """A copy of a payload, as JSON would give it back.
+    """A copy of a payload, as JSON would return it.
 
     Raises:
-        ExternalResourceError: JSON has no form for it; the message says where, not what.
+        ExternalResourceError: a value has no form in JSON; the error shows its place alone.
     """
     if payload is None or isinstance(payload, (bool, int, str)):
         return payload

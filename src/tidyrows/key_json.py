@@ -1,4 +1,4 @@
-"""Keys and rows as JSON values, and back: how a ledger and a handed-over tracker write them."""
+"""Keys and rows as JSON values, and back: for entries of a ledger and for ``to_json``."""
 
 from __future__ import annotations
 
@@ -19,72 +19,63 @@ if TYPE_CHECKING:
 
     from tidyrows.keys import KeyedTable
 
-
-# What the driver takes goes to the driver as it is: a type would want the project's own value.
 UNTYPED = sa.types.NullType
-
-
+"""The type of a column whose values are the driver's own: a type would convert them again."""
 _BYTES = (bytes, bytearray, memoryview)
-
-
 _LOW, _HIGH = -(2**63), 2**63 - 1  # what every reader of JSON, a database too, takes exactly
-
-
 _MICROSECOND = dt.timedelta(microseconds=1)
 
-
-_WRITERS: tuple[tuple[type | tuple[type, ...], str, Callable[[Any], str]], ...] = (
-    (int, "int", lambda value: str(int(value))),
-    (float, "float", float.__repr__),
-    (uuid.UUID, "uuid", str),
-    (dt.datetime, "datetime", dt.datetime.isoformat),  # a datetime is a date, too
-    (dt.date, "date", dt.date.isoformat),
-    (dt.time, "time", dt.time.isoformat),
-    (dt.timedelta, "microseconds", lambda value: str(value // _MICROSECOND)),
-    (decimal.Decimal, "decimal", str),
-    (_BYTES, "bytes", lambda value: base64.b64encode(value).decode()),
+_FORMS: tuple[tuple[Any, str, Callable[[Any], str], Callable[[str], Any]], ...] = (
+    (int, "int", lambda value: str(int(value)), int),
+    (float, "float", float.__repr__, float),
+    (uuid.UUID, "uuid", str, uuid.UUID),
+    # a datetime is a date, too
+    (dt.datetime, "datetime", dt.datetime.isoformat, dt.datetime.fromisoformat),
+    (dt.date, "date", dt.date.isoformat, dt.date.fromisoformat),
+    (dt.time, "time", dt.time.isoformat, dt.time.fromisoformat),
+    (
+        dt.timedelta,
+        "microseconds",
+        lambda value: str(value // _MICROSECOND),
+        lambda text: int(text) * _MICROSECOND,
+    ),
+    (decimal.Decimal, "decimal", str, decimal.Decimal),
+    (_BYTES, "bytes", lambda value: base64.b64encode(value).decode(), base64.b64decode),
     # an interface is an address, too
-    ((ipaddress.IPv4Interface, ipaddress.IPv6Interface), "interface", str),
-    ((ipaddress.IPv4Address, ipaddress.IPv6Address), "address", str),
-    ((ipaddress.IPv4Network, ipaddress.IPv6Network), "network", str),
+    (
+        (ipaddress.IPv4Interface, ipaddress.IPv6Interface),
+        "interface",
+        str,
+        ipaddress.ip_interface,
+    ),
+    ((ipaddress.IPv4Address, ipaddress.IPv6Address), "address", str, ipaddress.ip_address),
+    ((ipaddress.IPv4Network, ipaddress.IPv6Network), "network", str, ipaddress.ip_network),
 )
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "int": int,
-    "float": float,
-    "uuid": uuid.UUID,
-    "datetime": dt.datetime.fromisoformat,
-    "date": dt.date.fromisoformat,
-    "time": dt.time.fromisoformat,
-    "microseconds": lambda text: int(text) * _MICROSECOND,
-    "decimal": decimal.Decimal,
-    "bytes": base64.b64decode,
-    "interface": ipaddress.ip_interface,
-    "address": ipaddress.ip_address,
-    "network": ipaddress.ip_network,
-}
+"""Types without a form of their own in JSON: the name of the form, the writer and the reader."""
+_READERS = {name: read for _type, name, _write, read in _FORMS}
 
 
 def in_python(held: KeyedTable, keys: Iterable[Any], table: sa.Table, dialect: Any) -> list[Any]:
-    """Keys that came as the driver takes them, as values of the project's own Table."""
+    """Keys as the driver takes them, converted to values of the project's own Table."""
     places = {column.name: place for place, column in enumerate(held.key_columns)}
-    order = [(places[column.name], _reader(column, held, dialect)) for column in table.primary_key]
+    order = [
+        (places[column.name], _converter(column, held, dialect)) for column in table.primary_key
+    ]
     rows = [held.row(key).key for key in keys]
-    found = [tuple(read(row[place]) for place, read in order) for row in rows]
+    found = [tuple(convert(row[place]) for place, convert in order) for row in rows]
     return [row[0] if len(order) == 1 else row for row in found]
 
 
-def _reader(column: sa.Column[Any], held: KeyedTable, dialect: Any) -> Callable[[Any], Any]:
-    raw = isinstance(held.table.c[column.name].type, UNTYPED)
-    own = isinstance(column.type, sa.types.TypeDecorator)  # only it knows what its values are
+def _converter(column: sa.Column[Any], held: KeyedTable, dialect: Any) -> Callable[[Any], Any]:
+    is_untyped = isinstance(held.table.c[column.name].type, UNTYPED)
+    is_own = isinstance(column.type, sa.types.TypeDecorator)  # only it knows what its values are
     converts = (sa.Date, sa.DateTime, sa.Time, sa.Enum, sa.Uuid)
-    if not raw or not (own or isinstance(column.type, converts)):
+    if not is_untyped or not (is_own or isinstance(column.type, converts)):
         return lambda value: value
     process = column.type.dialect_impl(dialect).result_processor(dialect, None)
     if process is None:
         return lambda value: value
-    if own:
+    if is_own:
         return process
     # what JSON has a form of its own for may be the project's value already
     done = column.type.python_type
@@ -95,7 +86,7 @@ def values_out(table: KeyedTable, dialect: sa.Dialect, keys: Iterable[Any]) -> l
     """Keys as JSON has them, each a list of the values that the database's driver takes.
 
     Args:
-        table: whose keys; a column of ``NullType`` has the driver's values already.
+        table: the table; a column of ``NullType`` has the driver's values already.
         dialect: SQLAlchemy's, of the engine that made the rows.
         keys: scalars where the key is one column, else tuples.
 
@@ -128,23 +119,39 @@ def values_of_rows_out(table: KeyedTable, rows: Iterable[Sequence[Any]]) -> list
     ]
 
 
-def values_in(entries: Sequence[Sequence[Any]]) -> list[Any]:
-    """Keys that :func:`values_out` wrote, as the driver takes them: scalars, or tuples of several.
+def values_in(written: Sequence[Sequence[Any]]) -> list[Any]:
+    """Keys of :func:`values_out`, as the driver takes them: scalars, or tuples of several.
 
     Raises:
-        ValueError, TypeError, KeyError, ArithmeticError: nobody wrote such a key.
+        ValueError, TypeError, KeyError, ArithmeticError: ``values_out`` writes no such key.
     """
-    if entries and len(entries[0]) == 1:
-        return column_in([value for (value,) in entries])
-    columns = [column_in(list(column)) for column in zip(*entries, strict=True)]
+    if written and len(written[0]) == 1:
+        return column_in([value for (value,) in written])
+    columns = [column_in(list(column)) for column in zip(*written, strict=True)]
     return list(zip(*columns, strict=True))
+
+
+def column_in(values: list[Any]) -> list[Any]:
+    """The values of one column, as the driver takes them."""
+    if set(map(type, values)) <= {int, str}:
+        return values
+    return [_value_in(value) for value in values]
+
+
+def _value_in(value: Any) -> Any:
+    if isinstance(value, dict):
+        ((name, text),) = value.items()
+        return _READERS[name](text)
+    if isinstance(value, list):
+        raise TypeError(value)
+    return value
 
 
 def _column_out(
     table: KeyedTable, column: sa.Column[Any], dialect: sa.Dialect, values: Sequence[Any]
 ) -> Sequence[Any]:
     kind = column.type
-    if _wraps_in_sql(kind):
+    if _converts_in_sql(kind):
         raise TidyRowsError(
             f"The type {type(kind).__name__} of {table.name}.{column.name} changes its values in "
             f"SQL, so nobody knows here what the database made of them, and they have no JSON "
@@ -156,14 +163,7 @@ def _column_out(
     return [_value_out(table, column, process, value) for value in values]
 
 
-def column_in(values: list[Any]) -> list[Any]:
-    """The values of one column, as the driver takes them."""
-    if set(map(type, values)) <= {int, str}:
-        return values
-    return [_read(value) for value in values]
-
-
-def _wraps_in_sql(kind: sa.types.TypeEngine[Any]) -> bool:
+def _converts_in_sql(kind: sa.types.TypeEngine[Any]) -> bool:
     if type(kind).bind_expression is sa.types.TypeEngine.bind_expression:
         return False
     return kind.bind_expression(sa.bindparam("x", type_=kind)) is not None
@@ -187,12 +187,12 @@ def _value_out(
         ) from error
 
 
-def _unwrapped(taken: Any) -> Any:
-    """What the driver takes, without the wrapper that some have for bytes."""
-    if isinstance(taken, _BYTES):
-        return taken
-    inside = getattr(taken, "obj", getattr(taken, "adapted", None))
-    return inside if isinstance(inside, _BYTES) else taken
+def _unwrapped(sent: Any) -> Any:
+    """What the driver takes, without the wrapper that some drivers have for bytes."""
+    if isinstance(sent, _BYTES):
+        return sent
+    inside = getattr(sent, "obj", getattr(sent, "adapted", None))
+    return inside if isinstance(inside, _BYTES) else sent
 
 
 def _plain(value: Any) -> Any:
@@ -201,28 +201,19 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         if not value.isascii():
             value.encode()  # half of a surrogate pair is no text: no database has such a key
-        return _as_all_drivers_do(value, str.__str__(value))
+        return _same_for_all_drivers(value, str.__str__(value))
     if isinstance(value, int) and _LOW <= value <= _HIGH:
-        return _as_all_drivers_do(value, int(value))
+        return _same_for_all_drivers(value, int(value))
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
-    for kind, name, write in _WRITERS:
+    for kind, name, write, _read in _FORMS:
         if isinstance(value, kind):
             return {name: write(value)}
     raise TypeError(type(value).__name__)
 
 
-def _as_all_drivers_do(value: Any, plain: Any) -> Any:
+def _same_for_all_drivers(value: Any, plain: Any) -> Any:
     """The plain value; of a class (str, Enum) some drivers send the name, others the value."""
     if type(value) is not type(plain) and str(value) != str(plain):
         raise TypeError(type(value).__name__)
     return plain
-
-
-def _read(value: Any) -> Any:
-    if isinstance(value, dict):
-        ((kind, text),) = value.items()
-        return _READERS[kind](text)
-    if isinstance(value, list):
-        raise TypeError(value)
-    return value

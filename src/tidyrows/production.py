@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 ALLOW_VARIABLE = "TIDYROWS_ALLOW_PRODUCTION"
-"""Names that are fine, with commas between them. Names only: nobody exports a yes to everything."""
+"""The variable with allowed names, separated by commas; it has no value that allows everything."""
 
 ENVIRONMENT_VARIABLES = (
     "APP_ENV",
@@ -30,29 +30,28 @@ ENVIRONMENT_VARIABLES = (
     "NODE_ENV",  # of an application under test that is not in Python, as the next
     "RAILS_ENV",
 )
-"""Where programs are told which environment they run in. A variable of one hosting company says
-where a program runs, not what for, so none of them is here."""
+"""Variables that name the environment of a program. Those of one hosting company are not here: they
+say where a program runs, not for what purpose."""
 
 _WORD = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
-_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
-_NO_NAME = re.compile(r"[=@\s]|://")
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_CONNECTION_STRING = re.compile(r"[=@\s]|://")
 _HOSTS = ("host", "hostaddr")
 _ELSEWHERE = (*_HOSTS, "dbname", "database", "service", "unix_socket")
-"""Parameters of a URL that say what it has no place for."""
+"""Parameters of a URL that name hosts and databases."""
 
 
 def checked_permission(allowed: object) -> bool | Collection[str]:
-    """What ``allow_production`` was given, if it can be meant.
+    """The value of ``allow_production``.
 
     Raises:
-        TypeError: it is neither a boolean nor a collection of names. One string is a collection of
+        TypeError: it is neither a boolean nor a collection of names; one string is a collection of
             letters, so it is refused too.
     """
     if isinstance(allowed, bool):
         return allowed
-    is_text = isinstance(allowed, (str, bytes))
     if (
-        is_text
+        isinstance(allowed, (str, bytes))
         or not isinstance(allowed, Collection)
         or not all(isinstance(name, str) for name in allowed)
     ):
@@ -72,16 +71,15 @@ def refuse_production(
     """Raise if host, database or environment has a word for production in its name.
 
     Args:
-        url: where the tracker would delete rows. Its user, password and other parameters are
-            neither looked at nor shown.
-        allowed: True, or exact names that are fine all the same: of a host, of a database (of
-            SQLite, of its file), or an environment's value, as ``production`` or, for one variable
-            only, ``APP_ENV=production``. Each name that looks like production needs its own.
-        environ: the environment's variables: :data:`ENVIRONMENT_VARIABLES`, and
-            :data:`ALLOW_VARIABLE` with more such names.
+        url: the database; its user, password and other parameters are neither read nor shown.
+        allowed: True, or exact names that are allowed: of a host, of a database (of SQLite, of its
+            file), or the value of an environment variable, as ``production`` or, for one variable
+            only, ``APP_ENV=production``. Each name that looks like production has to be given.
+        environ: environment variables: :data:`ENVIRONMENT_VARIABLES`, and :data:`ALLOW_VARIABLE`
+            with more such names.
 
     Raises:
-        ProductionDatabaseError: the error names everything that is not allowed, and where it is.
+        ProductionDatabaseError: the error shows every name that is not allowed, and its place.
         TypeError: ``allowed`` is neither a boolean nor a collection of names.
     """
     allowed = checked_permission(allowed)
@@ -96,13 +94,13 @@ def refuse_production(
     ]
     if not found:
         return
-    told = "; the ".join(
+    shown = "; the ".join(
         f"{_shown(where, value)} looks like production (it contains {word!r})"
         for where, value, word in found
     )
     needed = list(dict.fromkeys(_permission(where, value) for where, value, _word in found))
     raise ProductionDatabaseError(
-        f"The {told}, and tidyrows deletes rows. If it is for tests all the same, add "
+        f"The {shown}, and tidyrows deletes rows. If it is for tests all the same, add "
         f"allow_production={needed!r} to the call that was refused, or set "
         f"{ALLOW_VARIABLE}={','.join(needed)}; allow_production=True allows everything.",
         matched=found[0][2],
@@ -117,12 +115,12 @@ def _shown(where: str, value: str) -> str:
 
 
 def _permission(where: str, value: str) -> str:
-    """The narrowest name to allow."""
+    """The narrowest name that allows this."""
     return f"{where}={value}" if where in ENVIRONMENT_VARIABLES else value
 
 
 def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
-    # Of a file the name, not its folders, nor the parameters of a URI.
+    # The name of a file, without its folders and the parameters of a URI.
     named = [("database", re.split(r"[/\\]", (url.database or "").partition("?")[0])[-1])]
     places = [("host", url.host or ""), *named]
     for part in _ELSEWHERE:  # postgresql://user@/?host=...&dbname=...
@@ -131,8 +129,8 @@ def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
     for where, value in places:
         for name in value.split(",") if where in _HOSTS else [value]:
             word = _word_in(name)
-            if word:  # a whole connection string may have a password in it
-                yield where, word if _NO_NAME.search(name) else name, word
+            if word:  # a whole connection string may contain a password
+                yield where, word if _CONNECTION_STRING.search(name) else name, word
 
 
 def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
@@ -144,6 +142,6 @@ def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]
 
 
 def _word_in(name: str) -> str | None:
-    """The word for production that a name has between its dots, dashes, digits or humps."""
-    match = _WORD.search(name) or _WORD.search(_HUMP.sub(" ", name))
+    """The word for production in a name: between dots, dashes, digits, or in camel case."""
+    match = _WORD.search(name) or _WORD.search(_CAMEL_CASE.sub(" ", name))
     return match.group() if match else None

@@ -156,7 +156,7 @@ def test_the_lock_of_a_process_that_has_just_ended_is_waited_for(
     """A server notices only after a moment that it is gone."""
     parents, _children = family(outside)
     worker = Worker(database, ledgers).writes((parents, numbered([1])))
-    monkeypatch.setattr(dead_workers, "is_over", bool)
+    monkeypatch.setattr(dead_workers, "has_ended", bool)
     waits = []
 
     def wait(seconds):
@@ -173,7 +173,7 @@ def test_a_lock_that_somebody_holds_on_to_is_not_waited_for_for_ever(
     """A forked child may hold that of its parent."""
     parents, _children = family(outside)
     Worker(database, ledgers).writes((parents, numbered([1])))
-    monkeypatch.setattr(dead_workers, "is_over", bool)
+    monkeypatch.setattr(dead_workers, "has_ended", bool)
     now = [0.0]
 
     def wait(seconds):

@@ -874,7 +874,7 @@ def test_an_engine_that_is_gone_lets_go_of_its_lock(database, outside, ledgers):
     tracker.stop()
     tracker.said()
     owner = ledger.open()
-    thread = owner._heart._thread
+    thread = owner._heartbeat._thread
     engine.dispose()
     del tracker, ledger, engine, owner
     for _ in range(50):  # a beat under way holds the engine, which is garbage right after it

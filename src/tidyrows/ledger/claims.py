@@ -1,4 +1,4 @@
-"""Which rows other workers have entered into the ledger: they are theirs to delete."""
+"""Which rows are entered in the ledger by other workers: only those workers delete them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tidyrows.key_json import values_out
 from tidyrows.ledger.entries import ROWS
-from tidyrows.ledger.table import in_order
+from tidyrows.ledger.entry_table import entry_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,42 +18,44 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.journal import Book
 
+    Key = tuple[Any, ...]
+
 
 def claimed_by_others(
-    connection: sa.Connection, book: Book, table: KeyedTable, keys: Sequence[Any]
+    connection: sa.Connection, journal: Book, table: KeyedTable, keys: Sequence[Any]
 ) -> dict[Any, str]:
-    """Of these rows, those of another worker, and whose they are.
+    """The rows among these that belong to another worker, each with the worker's name.
 
     Args:
-        connection: in a transaction in which the rows were seen, and whose next statement sees
-            what was committed with them.
-        book: ours; what this process has entered is no claim.
-        table: theirs.
-        keys: theirs; ``[()]`` where the table has no primary key, so that no row can be named.
+        connection: in a transaction that has seen the rows, and whose next statement sees what was
+            committed together with them.
+        journal: of this process: its own entries are no claims.
+        table: the table of the rows.
+        keys: the rows; ``[()]`` where the table has no primary key, so that no row can be named.
     """
-    ledger = book.ledger
+    ledger = journal.ledger
     entries = ledger.table_on(connection)
-    asked = (
+    select = (
         sa.select(entries.c.owner, entries.c.kind, entries.c.body, entries.c.run, entries.c.worker)
         .where(
-            entries.c.owner != book.owner.id,
+            entries.c.owner != journal.owner.id,
             entries.c.schema_name == table.name.schema,
             entries.c.table_name == table.name.name,
             entries.c.kind.in_(ROWS),
         )
-        .order_by(*in_order(entries))
+        .order_by(*entry_order(entries))
     )
-    found = ledger.run(connection, asked).all()
+    found = ledger.run(connection, select).all()
     if not found:
         return {}
     if not table.key_columns:
-        return _of_nameless(found)
-    wanted: dict[Any, list[Any]] = {}
+        return _claims_without_keys(found)
+    wanted: dict[Key, list[Any]] = {}
     for key, sent in zip(keys, values_out(table, connection.dialect, keys), strict=True):
-        wanted.setdefault(_loosely(sent), []).append(key)
-    claims: dict[Any, dict[str, str]] = {}
+        wanted.setdefault(_comparable(sent), []).append(key)
+    claims: dict[Key, dict[str, str]] = {}
     for owner, kind, body, run, worker in found:
-        for key, is_there in _said(kind, json.loads(body), wanted):
+        for key, is_there in _changes(kind, json.loads(body), wanted):
             if is_there:
                 claims.setdefault(key, {})[owner] = f"worker {worker} of run {run}"
             else:
@@ -66,8 +68,8 @@ def claimed_by_others(
     }
 
 
-def _of_nameless(found: Sequence[Any]) -> dict[Any, str]:
-    """Who has entered more rows of a table without a primary key than are gone."""
+def _claims_without_keys(found: Sequence[Any]) -> dict[Any, str]:
+    """A worker that has entered more rows of the table than it has entered as deleted."""
     counts: dict[str, int] = {}
     names: dict[str, str] = {}
     for owner, kind, body, run, worker in found:
@@ -78,42 +80,43 @@ def _of_nameless(found: Sequence[Any]) -> dict[Any, str]:
     return {(): others[0]} if others else {}
 
 
-def _said(
-    kind: str, body: dict[str, Any], wanted: dict[Any, list[Any]]
-) -> Iterator[tuple[Any, bool]]:
-    """Of the rows asked about, those that an entry says are there, or are no more."""
+def _changes(
+    kind: str, body: dict[str, Any], wanted: dict[Key, list[Any]]
+) -> Iterator[tuple[Key, bool]]:
+    """The wanted rows that an entry names, and whether they exist after it."""
     if kind == "renamed":
         for old, new in zip(body["old"], body["new"], strict=True):
-            yield _loosely(old), False
-            if new is not None and _loosely(new) in wanted:
-                yield _loosely(new), True
+            yield _comparable(old), False
+            if new is not None and _comparable(new) in wanted:
+                yield _comparable(new), True
     elif kind in {"rows", "gone"}:
-        for key in _named(body, wanted):
+        for key in _wanted_keys(body, wanted):
             yield key, kind == "rows"
 
 
-def _named(body: dict[str, Any], wanted: dict[Any, list[Any]]) -> list[Any]:
-    """Which of the rows asked about an entry names."""
+def _wanted_keys(body: dict[str, Any], wanted: dict[Key, list[Any]]) -> list[Key]:
     if "ranges" not in body:
-        return [key for key in map(_loosely, body["keys"]) if key in wanted]
+        return [key for key in map(_comparable, body["keys"]) if key in wanted]
     ends = body["ranges"]
-    numbers = [key for key in wanted if len(key) == 1 and isinstance(key[0], (int, Decimal))]
+    ranges = list(zip(ends[::2], ends[1::2], strict=True))
     return [
         key
-        for key in numbers
-        if any(first <= key[0] <= last for first, last in zip(ends[::2], ends[1::2], strict=True))
+        for key in wanted
+        if len(key) == 1
+        and isinstance(key[0], (int, Decimal))
+        and any(first <= key[0] <= last for first, last in ranges)
     ]
 
 
-def _loosely(sent: Sequence[Any]) -> tuple[Any, ...]:
-    """A key by which equal ones are found, and maybe a few more: those are left alone too.
+def _comparable(sent: Sequence[Any]) -> Key:
+    """A form in which equal keys are equal, and perhaps a few others, whose rows stay as well.
 
-    Databases pad text, and some do not tell capitals; a decimal has many forms.
+    Databases pad text, and some ignore its case; a decimal has many forms.
     """
-    return tuple(_loose(value) for value in sent)
+    return tuple(_comparable_value(value) for value in sent)
 
 
-def _loose(value: Any) -> Any:
+def _comparable_value(value: Any) -> Any:
     if isinstance(value, str):
         return value.casefold().rstrip()
     if isinstance(value, dict):

@@ -1,8 +1,4 @@
-"""The heart of a worker: a thread that shows again and again that the process is alive.
-
-A worker is dead only when its lock is free *and* its heart has stopped: a connection may drop, and
-a machine may be too busy to beat.
-"""
+"""A heartbeat: a thread that shows again and again that its process is alive."""
 
 from __future__ import annotations
 
@@ -30,170 +26,156 @@ if TYPE_CHECKING:
 
     Work = Callable[[sa.Connection], object]
 
-EVERY = 2.0
+INTERVAL = 2.0
 """Seconds between two beats."""
 _START = 30.0
-"""Seconds that ``start`` waits for the first sign of life."""
+"""Seconds that ``start`` waits for the lock and the first entry."""
 _BOUND = 5.0
 """Seconds that a statement of a beat may wait for a lock, or run."""
 _STEP = 15.0
-"""Seconds that everything together may take over an asynchronous driver, connecting included."""
+"""Seconds that a beat over an asynchronous driver may take, connecting included."""
 _STOP = 10.0
 """Seconds that ``stop`` waits for the thread."""
 
-_hearts: WeakSet[Heart] = WeakSet()
+_running: WeakSet[Heartbeat] = WeakSet()
 
 
-class Heart:
-    """Holds a worker's lock and beats, in a thread of its own, until it is stopped.
+class Heartbeat:
+    """Holds a liveness lock and beats, in a thread of its own, until it is stopped.
 
-    It holds the engine weakly, and stops when that is gone. A beat that fails is tried again at the
-    next one. In a forked child it is not running, and the parent's goes on.
+    It holds the engine weakly, and stops when the engine is gone. A beat that fails is repeated at
+    the next one. A forked child has none, and its parent's goes on. Where no other process can see
+    the database (SQLite in memory), nothing is called: another connection would open another,
+    empty database.
 
     Args:
         engine: the database; a synchronous engine, or the one under an asynchronous engine.
-        life: the lock, of ``Dialect.life``, not taken yet.
+        lock: the liveness lock, not acquired yet.
         beat: writes the beat; called in a transaction of its own, which is committed, and not at
             all where the database keeps its beats in a file.
-        began: as ``beat``, once, as soon as the lock is held; called on every database.
-        ended: as ``beat``, once, before the lock is given back; not when the engine is gone.
-        every: seconds between two beats.
-        clock: what time it is, in seconds.
+        begin: as ``beat``, once, as soon as the lock is held; called on every database.
+        end: as ``beat``, once, before the lock is released; not when the engine is gone.
+        interval: seconds between two beats.
+        clock: the time, in seconds.
 
     Attributes:
-        life: the lock.
-        last_beat: when the lock was last seen held and the beat committed, by ``clock``; None
-            before the first time.
-        trouble: why the last beat failed; None where it did not.
-
-    Where no other process can see the database (SQLite in memory) ``life.alone`` is true, and
-    nothing is called: there would be another, empty database behind the connection.
-
-    Example:
-        >>> heart = Heart(engine, dialect_for(engine).life(engine, number), beat=write)
-        >>> heart.start()
-        >>> heart.stop()
+        lock: the liveness lock.
+        last_beat: the last time at which the lock was held and the beat committed, by ``clock``.
+        last_error: why the last beat failed; None where it did not.
     """
 
     def __init__(
         self,
         engine: sa.Engine,
-        life: Life,
+        lock: Life,
         *,
         beat: Work,
-        began: Work | None = None,
-        ended: Work | None = None,
-        every: float = EVERY,
+        begin: Work | None = None,
+        end: Work | None = None,
+        interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engine = ref(engine)
         self._dialect = dialect_for(engine)
         self._is_async = bool(engine.dialect.is_async)
-        self._beat, self._began, self._ended = beat, began, ended
-        self._every = every
+        self._begin, self._beat, self._end = begin, beat, end
+        self._interval = interval
         self._clock = clock
         self._pid = os.getpid()
         self._thread: threading.Thread | None = None
-        self._ready, self._over = threading.Event(), threading.Event()
+        self._ready, self._stopped = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
-        self.life = life
+        self.lock = lock
         self.last_beat: float | None = None
-        self.trouble: BaseException | None = None
+        self.last_error: BaseException | None = None
 
     @property
     def is_running(self) -> bool:
-        """Whether it beats, in this process."""
+        """Whether it beats, and in this process."""
         return (
             self._pid == os.getpid()
             and self._thread is not None
             and self._thread.is_alive()
             and self._ready.is_set()
-            and not self._over.is_set()
+            and not self._stopped.is_set()
         )
 
     def start(self, *, timeout: float = _START) -> None:
-        """Take the lock; return once it is held and ``began`` is committed.
-
-        Args:
-            timeout: how long to wait for that, in seconds.
+        """Acquire the lock; return once it is held and ``begin`` is committed.
 
         Raises:
-            LifeTakenError: somebody else holds the lock.
-            SessionStateError: it took too long, or this heart was started before.
-            Exception: what the driver or ``began`` raised; nothing is held then.
+            LifeTakenError: another process holds the lock.
+            SessionStateError: it took longer than ``timeout`` seconds, or it was started before.
+            Exception: what the driver or ``begin`` raised; nothing is held then.
         """
         if self._thread is not None:
             raise SessionStateError(
-                "This heart was started before. Make a new one, with a new number: "
-                "Heart(engine, dialect.life(engine, number), beat=...)."
+                "This heartbeat was started before. Make a new one, with a new number: "
+                "Heartbeat(engine, dialect.life(engine, number), beat=...)."
             )
-        self._thread = threading.Thread(target=self._run, name="tidyrows: heart", daemon=True)
-        _hearts.add(self)
+        self._thread = threading.Thread(target=self._run, name="tidyrows: heartbeat", daemon=True)
+        _running.add(self)
         self._thread.start()
         if not self._ready.wait(timeout):
-            self._over.set()
+            self._stopped.set()
             raise SessionStateError(
                 f"The database gave no sign within {timeout:g} s, so this worker cannot show that "
-                f"it is alive. See whether it answers, and start again with a new heart."
+                f"it is alive. See whether it answers, and start again with a new heartbeat."
             )
         if self._failure is not None:
             self._thread.join(_STOP)
             raise self._failure
 
     def stop(self, *, timeout: float = _STOP) -> None:
-        """Call ``ended`` and give the lock back; may be called again, and raises nothing.
-
-        Args:
-            timeout: how long to wait for that, in seconds.
-        """
-        self._over.set()
+        """Call ``end`` and release the lock, within so many seconds; raises nothing."""
+        self._stopped.set()
         thread = self._thread
         if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
             return
         thread.join(timeout)
 
     def abandon(self) -> None:
-        """In a forked child: let the parent's lock alone."""
-        self._over.set()
-        self.life.abandon()
+        """In a forked child: leave the parent's lock alone."""
+        self._stopped.set()
+        self.lock.abandon()
 
-    # ----- in the thread -----------------------------------------------------------------------
+    # -- in the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         with suppress(Exception), _caller(is_async=self._is_async) as call:
             try:
-                call(self._begin)
+                call(self._first)
             except BaseException as error:  # noqa: BLE001 -- it is raised where start() was called
                 self._failure = error
-                call(self.life.release)
+                call(self.lock.release)
                 return
             finally:
                 self._ready.set()
-            while not self._over.wait(self._every) and self._engine() is not None:
-                self._try(call, self._once)
-            self._over.set()
-            self._try(call, self._end)
-            self._try(call, self.life.release)
+            while not self._stopped.wait(self._interval) and self._engine() is not None:
+                self._try(call, self._next)
+            self._stopped.set()
+            self._try(call, self._last)
+            self._try(call, self.lock.release)
 
     def _try(self, call: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
         try:
             call(work)
         except Exception as error:  # noqa: BLE001 -- a server that restarts raises anything; the next beat tries again
-            self.trouble = error
+            self.last_error = error
         else:
-            self.trouble = None
+            self.last_error = None
 
-    def _begin(self) -> None:
-        self.life.take()
-        self._commit(self._began)
+    def _first(self) -> None:
+        self.lock.take()
+        self._commit(self._begin)
         self.last_beat = self._clock()
 
-    def _once(self) -> None:
+    def _next(self) -> None:
         failures: list[Exception] = []
-        for work in (self.life.keep, self._beat_in_row):
+        for work in (self.lock.keep, self._beat_in_row):
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 -- one sign of life is better than none
+            except Exception as error:  # noqa: BLE001 -- a lock without a beat, or a beat without a lock, still shows life
                 failures.append(error)
         if failures:
             raise failures[0]
@@ -203,17 +185,17 @@ class Heart:
         if not self._dialect.beats_in_file:
             self._commit(self._beat)
 
-    def _end(self) -> None:
+    def _last(self) -> None:
         if self._engine() is not None:
-            self._commit(self._ended)
+            self._commit(self._end)
 
     def _commit(self, work: Work | None) -> None:
-        """On a connection that is closed again, so that none idles."""
+        """On a connection that is closed at once, so that none is idle between beats."""
         engine = self._engine()
-        if work is None or self.life.alone or engine is None:
+        if work is None or self.lock.alone or engine is None:
             return
         if self._dialect.missing_file(engine) is not None:
-            return  # its database is gone, and to connect would make an empty one
+            return  # the database is gone, and connecting would create an empty one
         # The project's own way to connect, its listeners too, but nothing of its pool.
         pool = engine.pool.recreate()
         own = engine_over(pool, engine, **{INTERNAL: True})
@@ -254,9 +236,9 @@ def _close(connection: sa.Connection) -> None:
 
 @contextmanager
 def _caller(*, is_async: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """How to call something that talks to the database, from a thread without a loop.
+    """A function that calls work on the database, from a thread without an event loop.
 
-    Connections of an asynchronous driver belong to one loop, which runs only while one is used.
+    Connections of an asynchronous driver belong to one loop, which runs only during a call.
     """
     if not is_async:
         yield lambda work: work()
@@ -276,14 +258,14 @@ async def _within(work: Callable[[], None]) -> None:
 
 
 def _stop_all() -> None:
-    for heart in list(_hearts):
-        heart.stop()
+    for heartbeat in list(_running):
+        heartbeat.stop()
 
 
 def _abandon_all() -> None:
-    for heart in list(_hearts):
-        heart.abandon()
-    _hearts.clear()
+    for heartbeat in list(_running):
+        heartbeat.abandon()
+    _running.clear()
 
 
 atexit.register(_stop_all)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from tidyrows.external import ExternalResource, Tie
     from tidyrows.keys import KeyedTable, TableName
-    from tidyrows.ledger.process import Owner
+    from tidyrows.ledger.process import LedgerProcess
     from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -70,7 +70,7 @@ class Book:
     """
 
     def __init__(
-        self, ledger: Ledger, owner: Owner, refused: Callable[[TableName, str], None]
+        self, ledger: Ledger, owner: LedgerProcess, refused: Callable[[TableName, str], None]
     ) -> None:
         self._refused = refused
         self.ledger = ledger
@@ -85,7 +85,7 @@ class Book:
         self._waiting: list[Change] = []
         self._lock = threading.Lock()
 
-    def reopen(self, owner: Owner) -> None:
+    def reopen(self, owner: LedgerProcess) -> None:
         """Go on as another owner: the one before has been closed, and would be taken for dead."""
         scope = owner.scope()
         with self.ledger.alone(lock_timeout=5.0) as connection:
@@ -194,7 +194,7 @@ class Book:
         try:
             with self.ledger.alone(lock_timeout=1.0) as connection:
                 body = body_of(tie, tables, self.externals, connection.dialect)
-                row = self.ledger.row(self.owner, self.scope, seq, EXTERNAL, body, context=who)
+                row = self.ledger.row(self.owner.id, self.scope, seq, EXTERNAL, body, context=who)
                 self.ledger.insert(connection, [row])
         except sa.exc.DBAPIError as error:
             if not self.ledger.dialect.waited(error):
@@ -448,7 +448,7 @@ class Book:
     def _row(self, seq: int, entry: entries.Entry, context: WorkerContext) -> dict[str, Any]:
         name = entry.table.name
         return self.ledger.row(
-            self.owner,
+            self.owner.id,
             self.scope,
             seq,
             entry.kind,

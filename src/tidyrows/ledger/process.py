@@ -1,8 +1,8 @@
-"""Who this process is in a ledger, and the proof that it lives.
+"""This process in a ledger: its id, its liveness lock and its heartbeat.
 
-An owner is dead only when its lock is free *and* its heart has stopped. A connection that drops and
-is taken up again is no death, since the heart goes on; a heart that stands still for a while is
-none either, since the lock is held.
+Entries belong to a process that is dead only when its liveness lock is free *and* its heartbeat has
+stopped. A connection that drops is no death, since the heartbeat goes on; a heartbeat that pauses
+is none either, since the lock is held.
 """
 
 from __future__ import annotations
@@ -10,83 +10,50 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import threading
+import socket
 import weakref
+from functools import cache
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.execution import INTERNAL
-from tidyrows.ledger.heartbeat import Heart
-from tidyrows.ledger.id_ranges import Integers
-from tidyrows.ledger.process_identity import here
+from tidyrows.ledger.entry_table import OPTIONS
+from tidyrows.ledger.heartbeat import Heartbeat
+from tidyrows.ledger.id_ranges import IntegerRanges
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from tidyrows.ledger.table import Ledger
+    from tidyrows.ledger.entry_table import EntryTable
 
-OWNER = "owner"
-"""The kind of the row that says who an owner is, and when its heart last beat."""
+PROCESS = "owner"
+"""The kind of the entry that describes a process; its time is that of the last heartbeat."""
 _KEPT, _LEFT, _HANDED = "kept", "left", "hand"
-OPTIONS = {INTERNAL: True, "schema_translate_map": None}
-"""Execution options of statements about a ledger: real names, and no tracker hears them."""
-
-_owners: weakref.WeakKeyDictionary[sa.Engine, dict[Any, Owner]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
+_START_TIME = 21
+"""The place of the start time in /proc/<pid>/stat, counted from 0; see proc(5)."""
 
 
-def owner_of(ledger: Ledger, *, begin: bool = True) -> Owner | None:
-    """This process in a ledger, the same for all trackers of an engine.
+class LedgerProcess:
+    """One process in one ledger; a forked child is another one, with an id of its own."""
 
-    Args:
-        ledger: the ledger.
-        begin: take the lock and start the heart, where that has not been done.
-
-    Returns:
-        None where it was not begun, and was not to be.
-    """
-    with _lock:
-        owners = _owners.setdefault(ledger.engine, {})
-        place = ledger.place
-        owner = owners.get(place)
-        if owner is None or not owner.lives:
-            if not begin:
-                return None
-            owner = owners[place] = Owner(ledger)
-        return owner
-
-
-class Owner:
-    """One process in one ledger.
-
-    Attributes:
-        number: its lock's; random.
-        integers: those that it has taken.
-        id: the same, as the ledger's columns have it.
-        pid: the process; a child that is forked is nobody until it opens the ledger itself.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self.number = secrets.randbits(62) + 1
-        self.id = owner_id(self.number)
-        self.pid = os.getpid()
+    def __init__(self, ledger: EntryTable, *, beat: float) -> None:
+        number = secrets.randbits(62) + 1
+        self.id = f"{number:016x}"  # the number of its liveness lock, as the columns have it
+        self.integers = IntegerRanges()
+        self._pid = os.getpid()
         self._entries = count(1)
         self._scopes = count(1)
-        self.integers = Integers()
-        self._heart: Heart | None = None
-        if not ledger.is_private:
-            self._heart = self._started(ledger)
+        self._heartbeat = None if ledger.is_private else self._started(ledger, number, beat)
 
     @property
     def lives(self) -> bool:
-        """Whether it is this very process, with its heart beating."""
-        if self.pid != os.getpid():
-            return False
-        return self._heart is None or self._heart.is_running
+        """Whether this is the process that runs, and its heartbeat goes on."""
+        is_beating = self._heartbeat is None or self._heartbeat.is_running
+        return self._pid == os.getpid() and is_beating
 
     def entry(self) -> int:
-        """The number of its next entry: in the order of the COMMITs that it has to do with."""
+        """The number of its next entry; entries have the order of the COMMITs they belong to."""
         return next(self._entries)
 
     def scope(self) -> int:
@@ -94,92 +61,132 @@ class Owner:
         return next(self._scopes)
 
     def close(self) -> None:
-        """Stop the heart and free the lock."""
-        if self._heart is not None and self.pid == os.getpid():
-            self._heart.stop()
+        """Stop the heartbeat and release the liveness lock."""
+        if self._heartbeat is not None and self._pid == os.getpid():
+            self._heartbeat.stop()
 
-    def _started(self, ledger: Ledger) -> Heart:
-        dialect, me, number = ledger.dialect, self.id, self.number
+    def _started(self, ledger: EntryTable, number: int, interval: float) -> Heartbeat:
+        dialect, process_id = ledger.dialect, self.id
+        body = json.dumps(describe_process())
+        row = ledger.row(self.id, 0, 0, PROCESS, body, context=WorkerContext.current())
+        # The heartbeat must not keep the engine alive: it ends with the engine.
+        weak = weakref.ref(ledger)
         table: sa.Table
-        # Weakly: the heart must not keep the engine, whose end is its own.
-        this, begun = weakref.ref(self), weakref.ref(ledger)
 
-        def began(connection: sa.Connection) -> None:
+        def begin(connection: sa.Connection) -> None:
             nonlocal table
-            owner, ledger = this(), begun()
-            if owner is None or ledger is None:
-                return
-            ledger.check(connection)
-            table = ledger.table_on(connection)
-            row = ledger.row(
-                owner, 0, 0, OWNER, json.dumps(here()), context=WorkerContext.current()
-            )
-            ledger.insert(connection, [row])
+            ledger = weak()
+            if ledger is not None:
+                ledger.check(connection)
+                table = ledger.table_on(connection)
+                ledger.insert(connection, [row])
+
+        def update(connection: sa.Connection, **values: Any) -> None:
+            mine = sa.update(table).where(table.c.maker == process_id, table.c.seq == 0)
+            connection.execute(mine.values(**values), execution_options=OPTIONS)
 
         def beat(connection: sa.Connection) -> None:
-            clock: sa.ColumnElement[float] = sa.literal_column(dialect.clock)
-            alive = sa.update(table).where(table.c.maker == me, table.c.seq == 0)
-            connection.execute(alive.values(written=clock), execution_options=OPTIONS)
+            update(connection, written=sa.literal_column(dialect.clock))
 
-        def ended(connection: sa.Connection) -> None:
-            if not forget_owner(connection, table, me):
-                over = sa.update(table).where(table.c.maker == me, table.c.seq == 0)
-                body = json.dumps({**here(), "ended": True})
-                connection.execute(over.values(body=body), execution_options=OPTIONS)
+        def end(connection: sa.Connection) -> None:
+            if not forget_process(connection, table, process_id):
+                update(connection, body=json.dumps({**describe_process(), "ended": True}))
 
-        heart = Heart(
+        heartbeat = Heartbeat(
             ledger.engine,
             dialect.life(ledger.engine, number),
-            began=began,
+            begin=begin,
             beat=beat,
-            ended=ended,
-            every=ledger.beat,
+            end=end,
+            interval=interval,
         )
         with ledger.naming_rights():
-            heart.start()
-        return heart
+            heartbeat.start()
+        return heartbeat
 
 
-def owner_id(number: int) -> str:
-    """How the ledger's columns name the owner of a lock."""
-    return f"{number:016x}"
+def forget_process(connection: sa.Connection, table: sa.Table, process_id: str) -> bool:
+    """Delete the entry that describes a process, unless other entries of it are left."""
+    left = sa.select(sa.func.count()).where(table.c.maker == process_id, table.c.seq > 0)
+    if connection.execute(left, execution_options=OPTIONS).scalar_one():
+        return False
+    row = sa.delete(table).where(table.c.maker == process_id, table.c.seq == 0)
+    connection.execute(row, execution_options=OPTIONS)
+    return True
+
+
+# -- owners of entries that are no process ---------------------------------------------------------
 
 
 def kept_id() -> str:
-    """The owner of rows that are kept for study: nobody's process, so no lock is ever its."""
+    """An owner of rows that are kept for study; only a sweep that names it recovers them."""
     return f"{_KEPT}{secrets.token_hex(6)}"
 
 
 def left_id() -> str:
-    """The owner of what a sweep could not delete: nobody, so the next sweep takes it."""
+    """An owner of rows that a sweep could not delete; the next sweep recovers them."""
     return f"{_LEFT}{secrets.token_hex(6)}"
 
 
 def handed_id() -> str:
-    """The owner of rows that a worker has handed to its controller: nobody, who dies if not met."""
+    """An owner of rows that a worker has handed to its controller."""
     return f"{_HANDED}{secrets.token_hex(6)}"
 
 
-def is_handed(owner: str) -> bool:
-    """Whether a worker has handed it to its controller."""
-    return owner.startswith(_HANDED)
-
-
-def is_left(owner: str) -> bool:
-    """Whether a sweep left it."""
-    return owner.startswith(_LEFT)
-
-
 def is_kept(owner: str) -> bool:
-    """Whether rows are kept for study."""
+    """Whether :func:`kept_id` made this owner."""
     return owner.startswith(_KEPT)
 
 
-def forget_owner(connection: sa.Connection, table: sa.Table, owner: str) -> bool:
-    """Take an owner's own row out, once no entry is its any more; whether that is so."""
-    left = sa.select(sa.func.count()).where(table.c.maker == owner, table.c.seq > 0)
-    if connection.execute(left, execution_options=OPTIONS).scalar_one():
-        return False
-    row = sa.delete(table).where(table.c.maker == owner, table.c.seq == 0)
-    connection.execute(row, execution_options=OPTIONS)
-    return True
+def is_left(owner: str) -> bool:
+    """Whether :func:`left_id` made this owner."""
+    return owner.startswith(_LEFT)
+
+
+def is_handed(owner: str) -> bool:
+    """Whether :func:`handed_id` made this owner."""
+    return owner.startswith(_HANDED)
+
+
+# -- which process this is -------------------------------------------------------------------------
+
+
+def describe_process() -> dict[str, Any]:
+    """Host, machine, pid and start time, so that others on this machine see whether it ended."""
+    pid = os.getpid()
+    return {
+        "host": socket.gethostname(),
+        "machine": _machine(),
+        "pid": pid,
+        "started": _start_time(pid),
+    }
+
+
+def has_ended(process: dict[str, Any]) -> bool | None:
+    """Whether a process that is described so has ended; None where this machine cannot know."""
+    if process.get("ended"):
+        return True
+    machine = _machine()
+    if machine is None or process.get("machine") != machine or process.get("started") is None:
+        return None
+    return bool(_start_time(int(process["pid"])) != process["started"])
+
+
+@cache
+def _machine() -> str | None:
+    """This boot of this machine and its namespace of pids, where Linux shows them."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return None
+
+
+def _start_time(pid: int) -> str | None:
+    """The start of a process, in the kernel's ticks; None for one that has ended, or a zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()  # the name may have blanks and brackets
+    return None if fields[0] in {"Z", "X"} else fields[_START_TIME - 2]

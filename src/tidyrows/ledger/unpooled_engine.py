@@ -1,4 +1,4 @@
-"""An engine that connects as another one does, and takes nothing from its pool."""
+"""An engine that connects as another one does, without the other's pool."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ import sqlalchemy as sa
 
 
 def engine_over(pool: sa.Pool, engine: sa.Engine, **options: object) -> sa.Engine:
-    """An engine to the same database.
+    """An engine to the same database over another pool, with more execution options.
 
-    Args:
-        pool: made of the engine's own, so that the project's listeners are called.
-        engine: the project's.
-        options: execution options, besides the engine's.
+    Make the pool of the engine's own, so that the project's listeners are called.
     """
     return sa.Engine(
         pool,

@@ -12,7 +12,7 @@ from tidyrows.cleanup.report import describe_leftovers
 from tidyrows.dialects import Fault
 from tidyrows.errors import LedgerError
 from tidyrows.ledger.journal import Book
-from tidyrows.ledger.process import Owner, left_id
+from tidyrows.ledger.process import LedgerProcess, left_id
 from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import find_candidates, wait_for_locks
 from tidyrows.sweep.recovery import load, put_aside, recover, refuse_unwritable
@@ -37,7 +37,7 @@ class DatabaseSweep:
         self._ledger = ledger
         self._retry = retry or RetryPolicy()
         # Not the process that the trackers share: what a sweep leaves has no owner afterwards.
-        self._process = Owner(ledger)
+        self._process = LedgerProcess(ledger, beat=ledger.beat)
 
     def recover(self, arguments: SweepArguments) -> None:
         """Make the entries of dead workers this sweep's own, in one transaction."""

@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING
-from tidyrows.ledger.process import OWNER, forget_owner, is_handed, is_kept, is_left
-from tidyrows.ledger.process_identity import is_over
-from tidyrows.ledger.table import LEDGER
+from tidyrows.ledger.entry_table import LEDGER
+from tidyrows.ledger.process import (
+    PROCESS,
+    forget_process,
+    has_ended,
+    is_handed,
+    is_kept,
+    is_left,
+)
 
 if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
@@ -92,7 +98,7 @@ def _processes(
 ) -> dict[str, tuple[float, dict[str, Any]]]:
     """The last heartbeat of each process, and its description."""
     table = ledger.table_on(connection)
-    rows = sa.select(table.c.maker, table.c.written, table.c.body).where(table.c.kind == OWNER)
+    rows = sa.select(table.c.maker, table.c.written, table.c.body).where(table.c.kind == PROCESS)
     return {
         maker: (float(written), json.loads(body))
         for maker, written, body in ledger.run(connection, rows)
@@ -111,7 +117,7 @@ def _is_dead(
     dialect, number = ledger.dialect, int(owner, 16)
     if dialect.is_alive(connection, number):
         return False
-    if is_over(candidate.process):
+    if has_ended(candidate.process):
         return True
     if dialect.beats_in_file:
         beat_age = dialect.file_beat_age(connection, number)
@@ -126,7 +132,7 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
     while True:
         with ledger.engine.connect() as connection:
             is_held = any(
-                is_over(candidate.process)
+                has_ended(candidate.process)
                 and not (is_left(candidate.owner) or is_handed(candidate.owner))
                 and ledger.dialect.is_alive(connection, int(candidate.owner, 16))
                 for candidate in find_candidates(ledger, connection, everything)
@@ -148,5 +154,5 @@ def forget_dead_processes(ledger: Ledger, arguments: SweepArguments) -> None:
             age = now - beat
             candidate = Candidate(process_id, 0, "", "", process, age, age)
             if process_id not in in_use and _is_dead(ledger, connection, candidate, arguments):
-                forget_owner(connection, table, process_id)
+                forget_process(connection, table, process_id)
         ledger.dialect.remove_lives(connection)

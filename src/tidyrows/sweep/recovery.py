@@ -15,9 +15,9 @@ import sqlalchemy as sa
 
 from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, Player, each_of
+from tidyrows.ledger.entry_table import entry_order
 from tidyrows.ledger.intents import hold_all
 from tidyrows.ledger.journal import Book
-from tidyrows.ledger.table import in_order
 from tidyrows.tracking.believing import believe
 from tidyrows.tracking.tracker import ResourceTracker
 
@@ -52,7 +52,7 @@ def read_entries(
         connection,
         sa.select(*columns)
         .where(table.c.owner == owner, table.c.seq > 0)
-        .order_by(*in_order(table)),
+        .order_by(*entry_order(table)),
     ).all()
     of_tracker: dict[int, TrackerEntries] = {}
     player: Player | None = None

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError
+from tidyrows.ledger.entry_table import RUN, WORKER
 from tidyrows.ledger.process import is_kept
-from tidyrows.ledger.table import RUN, WORKER
 from tidyrows.sweep.orphans import first_names
 
 if TYPE_CHECKING:

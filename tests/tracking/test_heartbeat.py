@@ -1,4 +1,4 @@
-"""A heart beats while its process lives, whatever happens to its connections, and no longer."""
+"""A heartbeat lasts as long as its process, whatever happens to its connections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.asynchronous import DRIVERS
 from harness.targets import DEFAULT, on
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import LifeTakenError, SessionStateError
-from tidyrows.ledger.heartbeat import Heart
+from tidyrows.ledger.heartbeat import Heartbeat
 
 pytestmark = [
     pytest.mark.slow,
@@ -58,29 +58,29 @@ def until(condition: Callable[[], bool]) -> bool:
 
 
 class Patient:
-    """A heart, and how to see it from outside.
+    """A heartbeat, and how to see it from outside.
 
     Args:
         engine: what it beats through.
         outside: what looks at it.
-        options: the heart's.
+        options: of the heartbeat.
     """
 
     def __init__(self, engine: sa.Engine, outside: sa.Engine, **options: Any) -> None:
         self.number = next(_numbers)
         self._outside = outside
         life = dialect_for(engine).life(engine, self.number, patience=0.2)
-        works = {"began": self.began, "beat": self.beat, "ended": self.ended, "every": 0.02}
-        self.heart = Heart(engine, life, **{**works, **options})
+        works = {"begin": self.begin, "beat": self.beat, "end": self.end, "interval": 0.02}
+        self.heartbeat = Heartbeat(engine, life, **{**works, **options})
 
-    def began(self, connection: sa.Connection) -> None:
+    def begin(self, connection: sa.Connection) -> None:
         connection.execute(sa.insert(owners).values(id=self.number, beats=0))
 
     def beat(self, connection: sa.Connection) -> None:
         mine = sa.update(owners).where(owners.c.id == self.number)
         connection.execute(mine.values(beats=owners.c.beats + 1))
 
-    def ended(self, connection: sa.Connection) -> None:
+    def end(self, connection: sa.Connection) -> None:
         connection.execute(sa.delete(owners).where(owners.c.id == self.number))
 
     @property
@@ -96,8 +96,8 @@ class Patient:
 
     def beats_on(self) -> bool:
         """Whether another beat comes."""
-        last = self.heart.last_beat
-        return until(lambda: self.heart.last_beat != last)
+        last = self.heartbeat.last_beat
+        return until(lambda: self.heartbeat.last_beat != last)
 
 
 @pytest.fixture
@@ -111,7 +111,7 @@ def outside(database):
 def patient(database, outside):
     made = Patient(database.engine(), outside)
     yield made
-    made.heart.stop()
+    made.heartbeat.stop()
 
 
 def connections_to(engine: sa.Engine) -> set[int]:
@@ -135,29 +135,29 @@ def kill(engine: sa.Engine, ids: set[int]) -> None:
 
 
 def test_a_heart_holds_the_lock_and_beats(patient):
-    heart = patient.heart
-    assert (heart.is_running, heart.last_beat, patient.is_alive) == (False, None, False)
-    heart.start()
-    assert heart.is_running
+    heartbeat = patient.heartbeat
+    assert (heartbeat.is_running, heartbeat.last_beat, patient.is_alive) == (False, None, False)
+    heartbeat.start()
+    assert heartbeat.is_running
     assert patient.is_alive
     assert patient.beats is not None
-    assert heart.last_beat is not None
+    assert heartbeat.last_beat is not None
     assert patient.beats_on()
     if not dialect_for(patient._outside).beats_in_file:
         assert until(lambda: patient.beats >= 3)
-    assert heart.trouble is None
-    assert heart.is_running
-    heart.stop()
-    assert not heart.is_running
+    assert heartbeat.last_error is None
+    assert heartbeat.is_running
+    heartbeat.stop()
+    assert not heartbeat.is_running
     assert not patient.is_alive
     assert patient.beats is None
-    heart.stop()
+    heartbeat.stop()
 
 
 @on("sqlite")  # only there a file tells the beats
 def test_a_beat_in_a_file_writes_no_row(patient):
     """A writer would keep every other writer waiting."""
-    patient.heart.start()
+    patient.heartbeat.start()
     assert patient.beats_on()
     assert patient.beats_on()
     assert patient.beats == 0
@@ -168,10 +168,10 @@ def test_a_beat_in_a_file_writes_no_row(patient):
 
 
 def test_stopping_wakes_it_at_once(database, outside):
-    patient = Patient(database.engine(), outside, every=3600)
-    patient.heart.start()
+    patient = Patient(database.engine(), outside, interval=3600)
+    patient.heartbeat.start()
     began = time.monotonic()
-    patient.heart.stop()
+    patient.heartbeat.stop()
     assert time.monotonic() - began < WAIT / 2
     assert not patient.is_alive
     assert patient.beats is None
@@ -183,57 +183,57 @@ def test_no_connection_idles_between_beats_and_none_is_left(database, outside):
     with engine.connect() as connection:  # the suite has taken the only one
         connection.rollback()
         before = connections_to(outside)
-        patient = Patient(engine, outside, every=3600)
-        patient.heart.start()
+        patient = Patient(engine, outside, interval=3600)
+        patient.heartbeat.start()
         assert until(lambda: len(connections_to(outside)) == len(before) + 1)
-        patient.heart.stop()
+        patient.heartbeat.stop()
         assert until(lambda: connections_to(outside) == before)
 
 
 def test_what_goes_wrong_at_the_beginning_is_raised_where_it_is_started(database, outside):
     first = Patient(database.engine(), outside)
-    first.heart.start()
+    first.heartbeat.start()
     second = Patient(database.engine(), outside)
-    second.heart.life = dialect_for(outside).life(outside, first.number, patience=0)
+    second.heartbeat.lock = dialect_for(outside).life(outside, first.number, patience=0)
     with pytest.raises(LifeTakenError):
-        second.heart.start()
-    assert not second.heart.is_running
+        second.heartbeat.start()
+    assert not second.heartbeat.is_running
     assert first.is_alive
-    first.heart.stop()
+    first.heartbeat.stop()
 
     def refuse(connection: sa.Connection) -> None:
         raise LookupError("no table")
 
-    third = Patient(database.engine(), outside, began=refuse)
+    third = Patient(database.engine(), outside, begin=refuse)
     with pytest.raises(LookupError, match="no table"):
-        third.heart.start()
-    assert not third.heart.is_running
+        third.heartbeat.start()
+    assert not third.heartbeat.is_running
     assert not third.is_alive
-    third.heart.stop()
+    third.heartbeat.stop()
 
 
 def test_a_start_that_takes_too_long_is_given_up(database, outside):
     release = threading.Event()
-    patient = Patient(database.engine(), outside, began=lambda _connection: release.wait(WAIT))
+    patient = Patient(database.engine(), outside, begin=lambda _connection: release.wait(WAIT))
     with pytest.raises(SessionStateError, match=r"within 0\.1 s"):
-        patient.heart.start(timeout=0.1)
-    assert not patient.heart.is_running
+        patient.heartbeat.start(timeout=0.1)
+    assert not patient.heartbeat.is_running
     release.set()
-    patient.heart.stop()
+    patient.heartbeat.stop()
     assert not patient.is_alive
     with pytest.raises(SessionStateError, match="started before"):
-        patient.heart.start()
+        patient.heartbeat.start()
 
 
 @on(*SERVERS)  # a file has no connection
 def test_killed_connections_do_not_end_it(database, outside, patient):
     before = connections_to(outside)
-    patient.heart.start()
+    patient.heartbeat.start()
     for _twice in range(2):
         kill(outside, connections_to(outside) - before)
         assert until(lambda: patient.is_alive)
         assert patient.beats_on()
-    assert patient.heart.is_running
+    assert patient.heartbeat.is_running
     assert patient.is_alive
 
 
@@ -247,12 +247,12 @@ def test_a_beat_that_fails_is_tried_again(database, outside):
 
     patient = Patient(database.engine(), outside, beat=beat)
     if dialect_for(outside).beats_in_file:
-        patient.heart.life.keep = lambda: beat(None)
-    patient.heart.start()
+        patient.heartbeat.lock.keep = lambda: beat(None)
+    patient.heartbeat.start()
     assert patient.beats_on()
     assert next(failures, None) is None
-    assert patient.heart.trouble is None
-    patient.heart.stop()
+    assert patient.heartbeat.last_error is None
+    patient.heartbeat.stop()
 
 
 def test_what_a_failed_beat_wrote_is_not_committed(database, outside):
@@ -263,21 +263,21 @@ def test_what_a_failed_beat_wrote_is_not_committed(database, outside):
         done.set()
         raise LookupError("after the write")
 
-    patient = Patient(database.engine(), outside, beat=fails, ended=None)
-    patient.heart.start()
+    patient = Patient(database.engine(), outside, beat=fails, end=None)
+    patient.heartbeat.start()
     if not dialect_for(outside).beats_in_file:
         assert done.wait(WAIT)
-        assert until(lambda: isinstance(patient.heart.trouble, LookupError))
-    patient.heart.stop()
+        assert until(lambda: isinstance(patient.heartbeat.last_error, LookupError))
+    patient.heartbeat.stop()
     assert patient.beats == 0
 
 
 def test_time_is_given_from_outside(database, outside):
     patient = Patient(database.engine(), outside, clock=iter(range(100, 10**6)).__next__)
-    patient.heart.start()
-    assert patient.heart.last_beat >= 100
-    assert until(lambda: patient.heart.last_beat > 102)
-    patient.heart.stop()
+    patient.heartbeat.start()
+    assert patient.heartbeat.last_beat >= 100
+    assert until(lambda: patient.heartbeat.last_beat > 102)
+    patient.heartbeat.stop()
 
 
 def test_it_ends_with_its_engine(database, outside):
@@ -285,30 +285,30 @@ def test_it_ends_with_its_engine(database, outside):
     with engine.connect():
         pass
     patient = Patient(engine, outside)
-    patient.heart.start()
+    patient.heartbeat.start()
     assert patient.beats_on()
     engine.dispose()
     del engine
 
     def over() -> bool:
         gc.collect()
-        return not patient.heart.is_running
+        return not patient.heartbeat.is_running
 
     assert until(over)
-    patient.heart.stop()
+    patient.heartbeat.stop()
     assert until(lambda: not patient.is_alive)
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_database_that_nobody_else_sees_is_left_alone(url):
-    """A connection of the heart's own would lead to another, empty database."""
+    """A connection of the heartbeat would lead to another, empty database."""
     engine = sa.create_engine(url)
     patient = Patient(engine, engine)
-    patient.heart.start()
-    assert patient.heart.life.alone
+    patient.heartbeat.start()
+    assert patient.heartbeat.lock.alone
     assert patient.beats_on()
-    assert patient.heart.trouble is None
-    patient.heart.stop()
+    assert patient.heartbeat.last_error is None
+    patient.heartbeat.stop()
     engine.dispose()
 
 
@@ -327,7 +327,7 @@ def test_over_asynchronous_drivers_it_beats_in_a_loop_of_its_own(database, outsi
     async def main() -> None:
         engine = create_async_engine(database.url.set(drivername=driver))
         patient = Patient(engine.sync_engine, outside)
-        patient.heart.start()
+        patient.heartbeat.start()
         assert patient.is_alive
         assert patient.beats_on()
         if database.backend != "sqlite":
@@ -339,8 +339,8 @@ def test_over_asynchronous_drivers_it_beats_in_a_loop_of_its_own(database, outsi
             assert await connection.run_sync(
                 lambda sync: dialect_for(sync).is_alive(sync, patient.number)
             )
-        patient.heart.stop()
-        assert patient.heart.trouble is None
+        patient.heartbeat.stop()
+        assert patient.heartbeat.last_error is None
         assert not patient.is_alive
         assert patient.beats is None
         await engine.dispose()
@@ -355,26 +355,26 @@ def test_over_asynchronous_drivers_it_beats_in_a_loop_of_its_own(database, outsi
 
 @needs_fork
 def test_a_forked_child_has_no_heart_and_the_parents_goes_on(outside, patient):
-    patient.heart.start()
+    patient.heartbeat.start()
     pid = os.fork()
     if pid == 0:
         status = 1
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             try:
-                heart = patient.heart
-                assert not heart.is_running
-                assert getattr(heart.life, "_driver", None) is None
-                assert getattr(heart.life, "_descriptor", None) is None
-                heart.stop()
+                heartbeat = patient.heartbeat
+                assert not heartbeat.is_running
+                assert getattr(heartbeat.lock, "_driver", None) is None
+                assert getattr(heartbeat.lock, "_descriptor", None) is None
+                heartbeat.stop()
                 status = 0
             finally:
                 os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert patient.is_alive
     assert patient.beats_on()
-    assert patient.heart.trouble is None
-    assert patient.heart.is_running
+    assert patient.heartbeat.last_error is None
+    assert patient.heartbeat.is_running
 
 
 def _live(url: sa.URL, driver: str | None, number: int, pipe: Any, *, forks: bool) -> None:
@@ -382,8 +382,10 @@ def _live(url: sa.URL, driver: str | None, number: int, pipe: Any, *, forks: boo
     if driver is not None:
         engine = create_async_engine(url.set(drivername=driver)).sync_engine
     life = dialect_for(engine).life(engine, number)
-    heart = Heart(engine, life, beat=lambda connection: connection.scalar(sa.text("SELECT 1")))
-    heart.start()
+    heartbeat = Heartbeat(
+        engine, life, beat=lambda connection: connection.scalar(sa.text("SELECT 1"))
+    )
+    heartbeat.start()
     child = os.fork() if forks else 1
     if child == 0 or not forks:
         pipe.send(os.getpid())
@@ -443,20 +445,20 @@ import sys
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 from tidyrows.dialects import dialect_for
-from tidyrows.ledger.heartbeat import Heart
+from tidyrows.ledger.heartbeat import Heartbeat
 
-def ended(connection):
+def end(connection):
     connection.exec_driver_sql("SELECT 1")
     print("ended", flush=True)
 
 one, other = sa.create_engine(sys.argv[1]), create_async_engine(sys.argv[2])
-hearts = [
-    Heart(engine, dialect_for(engine).life(engine, number), ended=ended, every=0.01,
-          beat=lambda connection: None)
+heartbeats = [
+    Heartbeat(engine, dialect_for(engine).life(engine, number), end=end, interval=0.01,
+              beat=lambda connection: None)
     for engine, number in ((one, 1), (other.sync_engine, 2))
 ]
-for heart in hearts:
-    heart.start()
+for heartbeat in heartbeats:
+    heartbeat.start()
 print("started", flush=True)
 """
 
