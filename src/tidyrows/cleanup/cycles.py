@@ -204,7 +204,8 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
     _number, batch = _batch_at(step, key.child)
     clause = with_columns(batch.table, key.child_columns)
     nullable = nullable_columns(connection, key.child)
-    values = {column: None for column in key.child_columns if column in nullable}
+    # sa.null() has no bind, whose name might be that of one in the WHERE (id_1)
+    values = {column: sa.null() for column in key.child_columns if column in nullable}
     for chunk in chunks([row[1] for row in sorted(rows, key=repr)]):
         connection.execute(
             sa.update(clause).where(is_one_of(batch.table, chunk, clause)).values(values)

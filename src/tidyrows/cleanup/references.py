@@ -23,8 +23,9 @@ def referencing_pairs(
     parent: KeyedTable,
 ) -> Iterator[tuple[Any, Any]]:
     """Of these child rows, each one that references a parent, with the parent's key."""
-    children = with_columns(child, key.child_columns)
-    parents = with_columns(parent, key.parent_columns).alias("parent")
+    # Both have an alias: that of one alone may be the other's own name.
+    children = with_columns(child, key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
     width = len(child.key_columns)
     query = sa.select(
         *(children.c[column.name] for column in child.key_columns),
@@ -54,10 +55,10 @@ def referenced(
     """
     if but_for is None:
         schema, name = key.child
-        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias("child")
+        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias()
     else:
-        children = with_columns(but_for[0], key.child_columns).alias("child")
-    parents = with_columns(parent, key.parent_columns).alias("parent")
+        children = with_columns(but_for[0], key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
     query = (
         sa.select(*(parents.c[column.name] for column in parent.key_columns))
         .distinct()

@@ -9,6 +9,8 @@ from uuid import UUID
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.aliases import KEYS, ROW, keys_beside
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -25,7 +27,7 @@ def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement
     # unnest cannot infer a type, so an array of no rows lends it the column's. This also hides the
     # length from the planner, which then walks the index in the order of the keys: three times as
     # fast as its hash join, and two cleanups cannot meet crosswise.
-    lender = table.clause.alias("lender")
+    lender = table.clause.alias()
     typed = [
         sa.func.coalesce(
             sa.select(sa.func.array_agg(lender.c[column.name])).where(sa.false()).scalar_subquery(),
@@ -34,7 +36,8 @@ def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement
         for column, bind in zip(columns, binds, strict=True)
     ]
     names = [f"key_{number}" for number in range(len(columns))]
-    sent = sa.func.unnest(*typed).table_valued(*names, name="sent").render_derived()
+    keys = sa.func.unnest(*typed).table_valued(*names, name=keys_beside(table))
+    sent = keys.render_derived()
     equal = (column == sent.c[name] for column, name in zip(columns, names, strict=True))
     return sa.and_(*equal)
 
@@ -52,13 +55,14 @@ def select_by_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[st
     quote = dialect.identifier_preparer.quote
     names = [quote(column.name) for column in table.key_columns]
     place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
-    listed = ", ".join(f"t.{name}" for name in names)
+    listed = ", ".join(f"{ROW}.{name}" for name in names)
     if len(names) == 1:
-        return f"SELECT {listed} FROM {place} t WHERE {listed} = ANY({arrays[0]})"
+        return f"SELECT {listed} FROM {place} AS {ROW} WHERE {listed} = ANY({arrays[0]})"
     sent = ", ".join(f"k{number}" for number in range(len(names)))
-    equal = " AND ".join(f"t.{name} = k.k{number}" for number, name in enumerate(names))
+    equal = " AND ".join(f"{ROW}.{name} = {KEYS}.k{number}" for number, name in enumerate(names))
     return (
-        f"SELECT {listed} FROM unnest({', '.join(arrays)}) AS k({sent}) JOIN {place} t ON {equal}"
+        f"SELECT {listed} FROM unnest({', '.join(arrays)}) AS {KEYS}({sent}) "
+        f"JOIN {place} AS {ROW} ON {equal}"
     )
 
 

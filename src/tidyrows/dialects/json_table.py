@@ -57,7 +57,9 @@ def real_types(connection: sa.Connection, table: KeyedTable) -> list[RealType] |
         return None
 
 
-def json_rows(types: Sequence[RealType], values: Sequence[Sequence[Any]]) -> JsonRows | None:
+def json_rows(
+    types: Sequence[RealType], values: Sequence[Sequence[Any]], alias: str
+) -> JsonRows | None:
     """The keys (one list per column) for JSON_TABLE; None where a value does not fit exactly."""
     columns, expressions, written = [], [], []
     for number, (real, column) in enumerate(zip(types, values, strict=True)):
@@ -67,7 +69,7 @@ def json_rows(types: Sequence[RealType], values: Sequence[Sequence[Any]]) -> Jso
         type_name, write, expression = form
         path = "$" if len(types) == 1 else f"$[{number}]"
         columns.append(f"k{number} {type_name} PATH '{path}'")
-        expressions.append(expression.format(f"j.k{number}"))
+        expressions.append(expression.format(f"{alias}.k{number}"))
         written.append([write(value) for value in column])
     rows = written[0] if len(types) == 1 else list(zip(*written, strict=True))
     text = json.dumps(rows, separators=(",", ":"))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.mysql import LONGTEXT
 
+from tidyrows.dialects.aliases import keys_beside
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import blockers_on_mysql
 from tidyrows.dialects.json_table import json_rows, real_types
@@ -379,11 +380,13 @@ class MySQL(Dialect):
         values = driver_values(table, connection.dialect, keys)
         types = None if values is None else self._real_types(connection, table)
         place, names = _names(connection, table)
+        alias = keys_beside(table)
         for start in range(0, len(keys), _JSON_KEYS):
             part = keys[start : start + _JSON_KEYS]
             sent = None
             if values is not None and types is not None:
-                sent = json_rows(types, [column[start : start + _JSON_KEYS] for column in values])
+                few = [column[start : start + _JSON_KEYS] for column in values]
+                sent = json_rows(types, few, alias)
             if sent is None:
                 yield part, None
                 continue
@@ -391,8 +394,8 @@ class MySQL(Dialect):
                 f"{place}.{name} = {value}"
                 for name, value in zip(names, sent.expressions, strict=True)
             )
-            source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS j STRAIGHT_JOIN {place}"
-            yield part, (f"{source} ON {equal}", sent.json)
+            source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS {alias}"
+            yield part, (f"{source} STRAIGHT_JOIN {place} ON {equal}", sent.json)
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """Databases of the whole server: a foreign key may stand in any of them."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.aliases import KEYS
 from tidyrows.dialects.arrays import (
     any_of_array,
     array_literal,
@@ -387,7 +388,7 @@ class PostgreSQL(Dialect):
                 continue
             if len(arrays) == 1:
                 held = f"SELECT 1 FROM {self._any_of_array(connection, table)} FOR UPDATE"
-                sql = f"SELECT count(*) FROM ({held}) AS held"
+                sql = f"SELECT count(*) FROM ({held}) AS {KEYS}"
                 connection.exec_driver_sql(sql, tuple(arrays)).one()
                 continue
             one: sa.ColumnElement[int] = sa.literal_column("1")
@@ -486,15 +487,15 @@ class PostgreSQL(Dialect):
             if self._arrays(table, connection.dialect, keys) is not None:
                 return [self.delete_by_keys(connection, table, keys)]
         counts = []
-        for number, (table, keys) in enumerate(batch):
+        for table, keys in batch:
             condition = self._condition(table, connection.dialect, keys) if keys else sa.false()
             if condition is None:
                 condition = plain_condition(table, keys)
             deleted = (
                 sa.delete(table.clause)
                 .where(condition)
-                .returning(sa.literal_column("1").label("one"))
-                .cte(f"deleted_{number}")
+                .returning(sa.literal_column("1").label(None))
+                .cte()
             )
             counts.append(sa.select(sa.func.count()).select_from(deleted).scalar_subquery())
         return list(run(connection, sa.select(*counts)).one())
@@ -540,18 +541,19 @@ class PostgreSQL(Dialect):
         system: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
         own = [sa.column(column.name, column.type) for column in table.table.columns]
         clause = sa.table(table.table.name, *own, *system, schema=table.clause.schema)
+        target: Any = clause.alias()  # beside the anonymous name of the WITH
         condition = same_row(table, clause, row, self._same)
         deleted = 0
         while deleted < count:
             ours = (
-                sa.select(clause.c.tableoid.label("place"), clause.c.ctid.label("at"))
+                sa.select(clause.c.tableoid, clause.c.ctid)
                 .where(condition)
                 .limit(count - deleted)
                 .with_for_update()
-                .cte("ours")
+                .cte()
             )
-            here = sa.and_(clause.c.tableoid == ours.c.place, clause.c.ctid == ours.c.at)
-            taken = run(connection, sa.delete(clause).where(here)).rowcount
+            here = sa.and_(target.c.tableoid == ours.c.tableoid, target.c.ctid == ours.c.ctid)
+            taken = run(connection, sa.delete(target).where(here)).rowcount
             if taken <= 0:
                 break
             deleted += taken  # again: of rows that somebody changed meanwhile it takes no other

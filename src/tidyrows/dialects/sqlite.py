@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.aliases import KEYS, ROW
 from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Look, Loss, RealTable
 from tidyrows.dialects.blockers import holders_of_files
 from tidyrows.dialects.database_names import database_name
@@ -330,8 +331,11 @@ class SQLite(Dialect):
             return find_plainly(connection, table, keys, columns, lock=False, first=first)
         place, (name,) = _names(connection, table)
         quote = connection.dialect.identifier_preparer.quote
-        listed = ", ".join(f"t.{quote(str(column.key))}" for column in columns)
-        sql = f"SELECT {listed} FROM {place} t WHERE t.{name} IN (SELECT value FROM json_each(?))"
+        listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
+        sql = (
+            f"SELECT {listed} FROM {place} AS {ROW} "
+            f"WHERE {ROW}.{name} IN (SELECT value FROM json_each(?))"
+        )
         if first:
             sql += " LIMIT 1"
         found: list[tuple[Any, ...]] = []
@@ -518,13 +522,16 @@ def _look(
 
 def _select(connection: sa.Connection, table: KeyedTable, sent: Sequence[Any]) -> Look:
     place, names = _names(connection, table)
-    listed = ", ".join(f"t.{name}" for name in names)
+    listed = ", ".join(f"{ROW}.{name}" for name in names)
     if len(names) == 1:
-        sql = f"SELECT {listed} FROM {place} t WHERE {listed} IN (SELECT value FROM json_each(?))"
+        wanted = f"{listed} IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}"
     else:
         # CROSS JOIN holds the order: for each key one look into the index.
-        equal = (f"t.{name} = json_extract(k.value, '$[{i}]')" for i, name in enumerate(names))
-        sql = f"SELECT {listed} FROM json_each(?) k CROSS JOIN {place} t ON {' AND '.join(equal)}"
+        equal = " AND ".join(
+            f"{ROW}.{name} = json_extract({KEYS}.value, '$[{i}]')" for i, name in enumerate(names)
+        )
+        sql = f"SELECT {listed} FROM json_each(?) AS {KEYS} CROSS JOIN {place} AS {ROW} ON {equal}"
     return sql, (json.dumps(sent),)
 
 

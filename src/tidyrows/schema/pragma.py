@@ -22,19 +22,19 @@ def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys
     """
     quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
     # a virtual table has no page; it holds no key, and asking for its columns needs its module
-    real_tables = f"{quoted}.sqlite_master AS m"
     is_real = "m.type = 'table' AND m.rootpage > 0 AND m.name NOT LIKE 'sqlite!_%' ESCAPE '!'"
     tables: dict[str, list[ReflectedForeignKeyConstraint]] = {
         name: []
         for (name,) in connection.exec_driver_sql(
-            f"SELECT m.name FROM {real_tables} WHERE {is_real} ORDER BY m.name"
+            f"SELECT m.name FROM {quoted}.sqlite_master AS m WHERE {is_real} ORDER BY m.name"
         )
     }
     columns: dict[str, dict[str, str]] = defaultdict(dict)
     key_columns: dict[str, dict[int, str]] = defaultdict(dict)
     for table, column, key_position in connection.exec_driver_sql(
         "SELECT m.name, i.name, i.pk"
-        f" FROM {real_tables} CROSS JOIN pragma_table_info(m.name, ?) AS i WHERE {is_real}",
+        f" FROM {quoted}.sqlite_master AS m CROSS JOIN pragma_table_info(m.name, ?) AS i"
+        f" WHERE {is_real}",
         (schema,),
     ):
         columns[_fold(table)][_fold(column)] = column
