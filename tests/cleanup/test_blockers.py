@@ -22,7 +22,8 @@ from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
 from tidyrows.cleanup import lock_monitor
-from tidyrows.dialects import Blocker, blockers, dialect_for
+from tidyrows.dialects import Blocker, dialect_for
+from tidyrows.dialects.sqlite import locks
 
 everywhere = on(*ALL_DRIVERS)
 servers = on(*(target for target in ALL_DRIVERS if target != "sqlite"))
@@ -582,7 +583,7 @@ def test_an_asynchronous_cleanup_names_a_process_and_a_session_of_its_own(databa
 def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
     database, engine, parent, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(blockers, "_LOCKS", tmp_path / "absent")
+    monkeypatch.setattr(locks, "_LOCKS", tmp_path / "absent")
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
     with process(database):
@@ -611,8 +612,8 @@ def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
 def test_a_line_that_is_no_lock_of_a_file_names_nobody(garbage, monkeypatch, tmp_path):
     path = tmp_path / "locks"
     path.write_bytes(garbage)
-    monkeypatch.setattr(blockers, "_LOCKS", path)
-    assert blockers.holders_of_files([str(path), "/does/not/exist"]) == []
+    monkeypatch.setattr(locks, "_LOCKS", path)
+    assert locks.holders_of_files([str(path), "/does/not/exist"]) == []
 
 
 # --- in words

@@ -69,7 +69,7 @@ class Patient:
     def __init__(self, engine: sa.Engine, outside: sa.Engine, **options: Any) -> None:
         self.number = next(_numbers)
         self._outside = outside
-        life = dialect_for(engine).life(engine, self.number, patience=0.2)
+        life = dialect_for(engine).liveness_lock(engine, self.number, patience=0.2)
         works = {"begin": self.begin, "beat": self.beat, "end": self.end, "interval": 0.02}
         self.heartbeat = Heartbeat(engine, life, **{**works, **options})
 
@@ -143,7 +143,7 @@ def test_a_heart_holds_the_lock_and_beats(patient):
     assert patient.beats is not None
     assert heartbeat.last_beat is not None
     assert patient.beats_on()
-    if not dialect_for(patient._outside).beats_in_file:
+    if not dialect_for(patient._outside).heartbeat_in_file:
         assert until(lambda: patient.beats >= 3)
     assert heartbeat.last_error is None
     assert heartbeat.is_running
@@ -163,7 +163,7 @@ def test_a_beat_in_a_file_writes_no_row(patient):
     assert patient.beats == 0
     with patient._outside.connect() as connection:
         dialect = dialect_for(patient._outside)
-        age = dialect.file_beat_age(connection, patient.number)
+        age = dialect.heartbeat_file_age(connection, patient.number)
         assert 0 <= age < 5
 
 
@@ -194,7 +194,7 @@ def test_what_goes_wrong_at_the_beginning_is_raised_where_it_is_started(database
     first = Patient(database.engine(), outside)
     first.heartbeat.start()
     second = Patient(database.engine(), outside)
-    second.heartbeat.lock = dialect_for(outside).life(outside, first.number, patience=0)
+    second.heartbeat.lock = dialect_for(outside).liveness_lock(outside, first.number, patience=0)
     with pytest.raises(LifeTakenError):
         second.heartbeat.start()
     assert not second.heartbeat.is_running
@@ -246,8 +246,8 @@ def test_a_beat_that_fails_is_tried_again(database, outside):
             raise failure
 
     patient = Patient(database.engine(), outside, beat=beat)
-    if dialect_for(outside).beats_in_file:
-        patient.heartbeat.lock.keep = lambda: beat(None)
+    if dialect_for(outside).heartbeat_in_file:
+        patient.heartbeat.lock.renew = lambda: beat(None)
     patient.heartbeat.start()
     assert patient.beats_on()
     assert next(failures, None) is None
@@ -265,7 +265,7 @@ def test_what_a_failed_beat_wrote_is_not_committed(database, outside):
 
     patient = Patient(database.engine(), outside, beat=fails, end=None)
     patient.heartbeat.start()
-    if not dialect_for(outside).beats_in_file:
+    if not dialect_for(outside).heartbeat_in_file:
         assert done.wait(WAIT)
         assert until(lambda: isinstance(patient.heartbeat.last_error, LookupError))
     patient.heartbeat.stop()
@@ -381,7 +381,7 @@ def _live(url: sa.URL, driver: str | None, number: int, pipe: Any, *, forks: boo
     engine = sa.create_engine(url)
     if driver is not None:
         engine = create_async_engine(url.set(drivername=driver)).sync_engine
-    life = dialect_for(engine).life(engine, number)
+    life = dialect_for(engine).liveness_lock(engine, number)
     heartbeat = Heartbeat(
         engine, life, beat=lambda connection: connection.scalar(sa.text("SELECT 1"))
     )
@@ -453,7 +453,7 @@ def end(connection):
 
 one, other = sa.create_engine(sys.argv[1]), create_async_engine(sys.argv[2])
 heartbeats = [
-    Heartbeat(engine, dialect_for(engine).life(engine, number), end=end, interval=0.01,
+    Heartbeat(engine, dialect_for(engine).liveness_lock(engine, number), end=end, interval=0.01,
               beat=lambda connection: None)
     for engine, number in ((one, 1), (other.sync_engine, 2))
 ]
@@ -476,4 +476,4 @@ def test_a_process_that_just_ends_ends_quietly(database):
     with engine.connect() as connection:
         for number in (1, 2):
             assert dialect_for(engine).is_alive(connection, number) is False
-            assert dialect_for(engine).file_beat_age(connection, number) is None
+            assert dialect_for(engine).heartbeat_file_age(connection, number) is None

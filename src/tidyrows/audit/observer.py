@@ -167,7 +167,7 @@ class Ear:
             if not rows:
                 self.heard.of(name).inserts.add((target.name.schema, target.name.name))
         done: Pending = [(deed, row) for row in rows]
-        if dialect_for(connection).commits_by_itself(connection):
+        if dialect_for(connection).is_autocommit(connection):
             self.heard.committed += [each for each in done if not isinstance(each, str)]
         else:
             self._pending.setdefault(connection, []).extend(done)
@@ -185,7 +185,7 @@ class Ear:
         self, engine: sa.Engine, database: str, table: sa.Table, schema: str | None
     ) -> KeyedTable:
         table = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
-        place = schema or dialect_for(engine).usual_schema(engine)
+        place = schema or dialect_for(engine).default_schema(engine)
         found = self._keyed.get((place, table))
         if found is None or found.name.database != database:
             found = KeyedTable(TableName(database, place, table.name), table)

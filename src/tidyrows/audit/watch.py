@@ -172,7 +172,7 @@ class Watch:
         Not by a savepoint: MariaDB's Aria tables do not take part in one.
         """
         fault = self._dialect.fault(error)
-        if fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.waited(error):
+        if fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.is_timeout(error):
             raise error
         self._end(connection)
         self._begin(connection)
@@ -253,7 +253,11 @@ class Watch:
         except Exception as error:  # noqa: BLE001 -- a driver or a project's own converter may raise anything
             self._begin_again(connection, error)
             table.unseen = True
-            why = "this role may not read it" if self._dialect.lacks_right(error) else "not read"
+            why = (
+                "this role may not read it"
+                if self._dialect.is_permission_denied(error)
+                else "not read"
+            )
             self._say(f"{table.name}: {why} ({_short(error)})")
             return None
         if table.unseen and not unseen:
@@ -266,7 +270,7 @@ class Watch:
     def _listed(self, connection: sa.Connection) -> list[list[str]]:
         """The names of all tables: cheaper than to reflect them."""
         inspector = sa.inspect(connection)
-        schemas = self._dialect.own_schemas(connection)
+        schemas = self._dialect.application_schemas(connection)
         return [sorted(inspector.get_table_names(schema)) for schema in schemas]
 
     def _reflect(self, connection: sa.Connection) -> Iterable[Table]:
@@ -274,8 +278,8 @@ class Watch:
         with warnings.catch_warnings():
             # A column of a type that SQLAlchemy does not know is read as the driver reads it.
             warnings.simplefilter("ignore", sa.exc.SAWarning)
-            for schema in self._dialect.own_schemas(connection):
-                parts = self._dialect.parts(connection, schema)
+            for schema in self._dialect.application_schemas(connection):
+                parts = self._dialect.storage_tables(connection, schema)
                 for table in reflected(connection, self.name, schema):
                     if table.name.name in parts or table.name.name.startswith(LEDGER):
                         continue

@@ -10,7 +10,7 @@ import uuid
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.returning import makes_key
-from tidyrows.dialects.whole_rows import is_as_given
+from tidyrows.dialects.keyless_rows import is_as_given
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -89,7 +89,8 @@ def rewrite_insert(
     if keyed:
         needless = not upsert and len(parameters) <= 1 and is_plain(insert)
     else:
-        needless = real.kind == "other" or not dialect.whole_rows  # its rows will be counted
+        # Its rows will be counted.
+        needless = real.kind == "other" or not dialect.deletes_keyless_rows
     if needless:
         return None
     proof = None
@@ -153,7 +154,7 @@ def rewrite_delete(
     if not able or fetched or delete._return_defaults or len(parameters) > 1:
         return None
     if not target.key_columns:
-        return _with_row(delete, target, None, dialect) if dialect.whole_rows else None
+        return _with_row(delete, target, None, dialect) if dialect.deletes_keyless_rows else None
     return _with_key(delete, target, None, generated=False)
 
 

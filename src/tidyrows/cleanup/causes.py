@@ -31,7 +31,7 @@ def name_what_keeps(
         return
     try:
         with database.reading() as connection:
-            keeps = database.dialect.what_keeps(connection, table)
+            keeps = database.dialect.delete_suppressors(connection, table)
     except (sa.exc.SQLAlchemyError, SessionStateError):
         return  # the cause is told all the same, without a name
     if keeps:

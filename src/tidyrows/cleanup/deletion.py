@@ -260,7 +260,7 @@ class Deletion:
                 (self.view.reference(connection, key), values[key.parent_columns])
                 for key in incoming
             ]
-            if self.database.dialect.first_found(connection, asked):
+            if self.database.dialect.tables_with_rows(connection, asked):
                 raise SeenError
 
     def _refuse_stayers(

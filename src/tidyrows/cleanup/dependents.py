@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.cleanup.schema_view import SchemaView
-    from tidyrows.dialects.base import Dialect
+    from tidyrows.dialects import Dialect
     from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, Place
 
@@ -202,7 +202,7 @@ class Discovery:
             (self._view.reference(self._connection, key), values[key.parent_columns])
             for key in incoming
         ]
-        return [incoming[at] for at in self._dialect.first_found(self._connection, asked)]
+        return [incoming[at] for at in self._dialect.tables_with_rows(self._connection, asked)]
 
     def _children(
         self, key: ForeignKey, values: Sequence[Any], found: Found, blocks: list[_Block]

@@ -229,12 +229,12 @@ class Executor:
 
         def passes(error: BaseException) -> bool:
             nonlocal waits
-            waits -= self._dialect.waited(error)
+            waits -= self._dialect.is_timeout(error)
             return waits > 0 and self._database.passes(error)
 
         def on_retry(_attempt: int, error: BaseException) -> None:
             self.outcome.retries += 1
-            if self._dialect.waited(error):
+            if self._dialect.is_timeout(error):
                 self._database.waiting.armed = True  # who blocks the next attempt shall be known
 
         return replace(self._policy, deadline=max(self._remaining(), 0.0)).run(
@@ -256,7 +256,7 @@ class Executor:
         did not help, rows are refused: looking closer would only wait again.
         """
         several = sum(len(keys) for _table, keys in rows.values()) > 1
-        around = around and several and self._dialect.locks_rows
+        around = around and several and self._dialect.has_row_locks
         transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
         self._unanswered = None
         self._books.begin()
@@ -270,7 +270,7 @@ class Executor:
                 self._let_stay(error)
             if not self._database.passes(error):
                 return error
-            if around and self._dialect.waited(error) and self._remaining() > 0:
+            if around and self._dialect.is_timeout(error) and self._remaining() > 0:
                 self._around_locks(rows)
                 return None
             cause = f"gave up: {in_short(error)}{self._database.waiting.told()}"

@@ -162,7 +162,7 @@ def _are_final(
         known.generated
         and len(table.key_columns) == 1
         and set(map(type, keys)) == {int}
-        and not dialect.gives_again(connection, table, max(keys))
+        and not dialect.may_reuse_key(connection, table, max(keys))
     )
 
 

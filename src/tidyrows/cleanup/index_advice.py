@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.schema_view import SchemaView
-    from tidyrows.dialects.base import Dialect
+    from tidyrows.dialects import Dialect
     from tidyrows.schema import ForeignKey, Place
 
 SLOW = 0.5

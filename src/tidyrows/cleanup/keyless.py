@@ -128,11 +128,11 @@ class Keyless:
         try:
             with self._database.writing() as connection:
                 for equal in _equal(rows) if self._is_told_apart(connection, table) else ():
-                    count = dialect.delete_rows(connection, table, equal[0], len(equal))
+                    count = dialect.delete_equal_rows(connection, table, equal[0], len(equal))
                     _refuse_more(count, equal)
                     deleted += count
                     if count < len(equal):
-                        there = dialect.count_rows(connection, table, equal[0])
+                        there = dialect.count_equal_rows(connection, table, equal[0])
                         silent += equal[: min(there, len(equal) - count)]
                 stay = {id(row) for row in silent}
                 gone = [row for row in rows if id(row) not in stay]

@@ -72,7 +72,7 @@ class Waiting:
     @contextmanager
     def _watched(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
         dialect = self._database.dialect
-        waiting = dialect.waits_as(connection)
+        waiting = dialect.waiter(connection)
         if waiting is None:
             yield
             return
@@ -112,7 +112,7 @@ class _Look:
     def blockers(self) -> list[Blocker]:
         """Who blocks the connection now."""
         dialect = self._database.dialect
-        if not dialect.asks_for_blockers:
+        if not dialect.blockers_need_cursor:
             if dialect.in_transaction(self._driver):
                 return []  # it has got what it waited for
             found = dialect.blockers(None, self._waiting)
@@ -126,7 +126,7 @@ class _Look:
         if not found:
             return found
         own = self._database.capture.opened.by_id(self._driver)
-        if not dialect.asks_for_blockers:  # whatever else locks its files from here
+        if not dialect.blockers_need_cursor:  # whatever else locks its files from here
             own.setdefault(os.getpid(), "another connection")
         return [replace(each, own=own.get(each.pid)) for each in found]
 

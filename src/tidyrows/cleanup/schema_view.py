@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -17,8 +16,6 @@ from tidyrows.schema import (
     merge,
     model_foreign_keys,
     nullable_columns,
-    pragma_foreign_keys,
-    reflect_foreign_keys,
 )
 
 if TYPE_CHECKING:
@@ -196,18 +193,13 @@ def _found(database: Database, parts: frozenset[_Part]) -> tuple[list[ForeignKey
     And the tables of those schemas that may hide rows.
     """
     dialect = database.dialect
-    read = pragma_foreign_keys if dialect.foreign_key_pragmas else None
     found: list[ForeignKey] = []
     wanted = {real for _metadata, _schema, real in parts}
     done: set[str] = set()
     with database.reading() as connection:
         while wanted:
-            keys = reflect_foreign_keys(connection, sorted(wanted), read=read)
-            inherited = dialect.inherited_foreign_keys(connection, sorted(wanted))
-            found += [
-                replace(key, inherited=True) if (*key.child, key.name) in inherited else key
-                for key in keys
-            ]
+            keys = dialect.foreign_keys(connection, sorted(wanted))
+            found += keys
             done |= wanted
             parents = {key.parent[0] for key in keys}
             wanted = (parents | dialect.schemas_that_reference(connection, sorted(wanted))) - done

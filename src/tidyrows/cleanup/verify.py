@@ -49,7 +49,7 @@ def still_there(database: Database, batches: Sequence[Batch]) -> dict[TableName,
     try:
         with database.reading() as connection:
             asked = [(batch.table, batch.keys) for batch in batches]
-            found = database.dialect.existing_of_each(connection, asked)
+            found = database.dialect.existing_keys_of_each(connection, asked)
         return {batch.table.name: Seen(keys) for batch, keys in zip(batches, found, strict=True)}
     except SessionStateError:
         raise

@@ -8,13 +8,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from tidyrows.dialects.base import CommitOutcome, CycleForm, Dialect, Fault, Loss, RealTable
-from tidyrows.dialects.blocker import Blocker
+from tidyrows.dialects.base import Dialect, UnknownDialect
+from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.database_names import database_name
-from tidyrows.dialects.liveness_lock import Life, Socket, in_time
+from tidyrows.dialects.errors import Fault, Loss
+from tidyrows.dialects.liveness_lock import DriverSocket, LivenessLock, connect_within
+from tidyrows.dialects.locks import Blocker
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.postgresql import PostgreSQL
+from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.sqlite import SQLite
+from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -24,17 +28,17 @@ __all__ = [
     "CommitOutcome",
     "CycleForm",
     "Dialect",
+    "DriverSocket",
     "Fault",
-    "Life",
+    "LivenessLock",
     "Loss",
     "RealTable",
-    "Socket",
+    "connect_within",
     "database_name",
     "dialect_for",
-    "in_time",
 ]
 
-_KINDS: dict[str, type[Dialect]] = {
+_BUILT_IN: dict[str, type[Dialect]] = {
     "postgresql": PostgreSQL,
     "mysql": MySQL,
     "mariadb": MySQL,
@@ -48,6 +52,6 @@ def dialect_for(bind: sa.Engine | sa.Connection) -> Dialect:
     """What tidyrows knows of the database behind an engine or a connection."""
     known = _known.get(bind.dialect)
     if known is None:
-        kind = _KINDS.get(bind.dialect.name, Dialect)
+        kind = _BUILT_IN.get(bind.dialect.name, UnknownDialect)
         known = _known[bind.dialect] = kind(bind.dialect)
     return known

@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 ROW = "tidyrows_row"
 KEYS = "tidyrows_keys"

@@ -1,4 +1,4 @@
-"""Keys on their way to the database and back: plain forms, driver values, who is still there."""
+"""Keys on their way to the database and back: plain statements, driver values, keys found."""
 
 from __future__ import annotations
 
@@ -31,6 +31,13 @@ def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 def as_sent(values: list[list[Any]]) -> Sequence[Any]:
     """Driver values, one list per column, as one scalar or tuple per key."""
     return values[0] if len(values) == 1 else list(zip(*values, strict=True))
+
+
+def quoted_names(dialect: sa.Dialect, table: KeyedTable) -> tuple[str, list[str]]:
+    """A table's qualified name and the names of its key columns, for SQL text."""
+    quote = dialect.identifier_preparer.quote
+    place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+    return place, [quote(column.name) for column in table.key_columns]
 
 
 def run(connection: sa.Connection, statement: Any) -> sa.CursorResult[Any]:
@@ -178,17 +185,15 @@ def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) ->
 
     For the driver; keys are bound table by table, key by key, column by column.
     """
-    quote = dialect.identifier_preparer.quote
     mark = "?" if dialect.paramstyle == "qmark" else "%s"
     parts = []
     for table, count in tables:
-        names = [quote(column.name) for column in table.key_columns]
+        place, names = quoted_names(dialect, table)
         if len(names) == 1:
             condition = f"{names[0]} IN ({', '.join([mark] * count)})"
         else:
             one = " AND ".join(f"{name} = {mark}" for name in names)
             condition = " OR ".join([one] * count)
-        place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
         parts.append(f"EXISTS(SELECT 1 FROM {place} WHERE {condition})")
     return f"SELECT {', '.join(parts)}"
 
@@ -218,7 +223,7 @@ def typed_rows(
     ]
 
 
-def look_plainly(
+def select_keys_plainly(
     connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
     """The keys that are there, as rows, with SQLAlchemy's own statements."""
@@ -229,7 +234,7 @@ def look_plainly(
     return found
 
 
-def those_there(
+def keys_found(
     keys: Sequence[Any],
     sent: Sequence[Any],
     look: Callable[[Sequence[Any]], Iterable[tuple[Any, ...]]],

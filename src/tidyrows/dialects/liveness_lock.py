@@ -1,7 +1,7 @@
-"""A lock that a worker holds for as long as it lives, and that is free once it is dead.
+"""The liveness lock: a worker holds it as long as it lives, and it is free once the worker is dead.
 
-It lives on a connection of its own: the server takes it back when the process dies, however it
-dies. Nobody who asks for it disturbs it.
+It is held by a connection of its own: the server frees it when the process dies, however it dies.
+A question about the lock does not touch it.
 """
 
 from __future__ import annotations
@@ -30,72 +30,72 @@ PATIENCE = 1.0
 PAUSE = 0.05
 _BOUND = 5.0
 """Seconds that the server may take to answer, before the connection counts as lost."""
-# What a child inherited and must never use. It is not let go of either: a driver may say goodbye to
-# the parent's server when its connection is collected.
+# What a child inherited and must never use. It must not be collected either: a driver may then say
+# goodbye to the parent's server.
 _inherited: list[Any] = []
 
 
-class Life:
-    """Shows other processes that a worker is alive; this one shows nothing.
+class LivenessLock:
+    """Shows other processes that a worker is alive; this base class shows nothing.
 
-    All methods are called in one and the same thread, inside of SQLAlchemy's greenlet where the
-    engine is asynchronous; ``abandon`` alone is called in a forked child, by whoever.
+    All methods are called in one and the same thread, inside SQLAlchemy's greenlet where the
+    engine is asynchronous; only ``abandon`` is called in a forked child, by any thread.
 
     Attributes:
-        alone: whether no other process can see the database, so that nobody can ask either; known
-            once ``take`` has returned.
+        alone: whether no other process can see the database, so that none can ask either; known
+            once ``acquire`` has returned.
     """
 
     alone: bool = False
 
-    def take(self) -> None:
-        """Begin to show it.
+    def acquire(self) -> None:
+        """Acquire the lock.
 
         Raises:
             LifeTakenError: somebody else has the lock, after a short wait.
             Exception: the driver's own; no connection is left.
         """
 
-    def keep(self) -> None:
-        """Prove that the lock is still held, else take it again; bounded in time.
+    def renew(self) -> None:
+        """Prove that the lock is still held, else acquire it again; bounded in time.
 
         Raises:
-            Exception: as ``take``; the next call tries again.
+            Exception: as ``acquire``; the next call tries again.
         """
 
     def release(self) -> None:
-        """Show it no longer; may be called again, and raises nothing for a connection that died."""
+        """Release it; may be called again, and raises nothing for a connection that died."""
 
     def abandon(self) -> None:
         """In a forked child: forget everything, and leave the parent's lock as it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class LockWords:
+class LockStatements:
     """How one kind of server holds a lock for the length of a connection.
 
     Attributes:
         isolation: the isolation level of the connection, by SQLAlchemy's name.
         begin: sent first on a new connection; its answer does not matter.
-        take: a question whose answer is true where the lock is ours now; it never waits.
-        keep: a question whose answer is true where the lock is still ours.
+        acquire: a SELECT that is true where the lock is ours now; it never waits.
+        is_held: a SELECT that is true where the lock is still ours.
         release: gives the lock back, where a rollback would not.
     """
 
     isolation: Literal["READ COMMITTED", "AUTOCOMMIT"]
     begin: str | None
-    take: str
-    keep: str
+    acquire: str
+    is_held: str
     release: str | None
 
 
-class ConnectionLife(Life):
+class ConnectionLock(LivenessLock):
     """A lock on a connection that comes out of no pool and goes into none.
 
     Args:
-        engine: how to connect; it is held weakly.
+        engine: how to connect; held weakly.
         number: the worker's number.
-        words: how the lock is held.
+        statements: how the lock is held.
         patience: how long to wait for the lock where it is not free, in seconds.
         bound: how long the server may take to answer, in seconds.
     """
@@ -104,7 +104,7 @@ class ConnectionLife(Life):
         self,
         engine: sa.Engine,
         number: int,
-        words: LockWords,
+        statements: LockStatements,
         *,
         patience: float = PATIENCE,
         bound: float = _BOUND,
@@ -112,30 +112,30 @@ class ConnectionLife(Life):
         self._engine = ref(engine)
         self._where = repr(engine.url)
         self._number = number
-        self._words = words
+        self._statements = statements
         self._patience = patience
         self._bound = bound
         self._driver: Any = None
-        self._socket = Socket(None)
+        self._socket = DriverSocket(None)
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """On a new connection, unless there is one."""
         if self._driver is None:
             self._connect()
-        taken = False
+        acquired = False
         try:
-            taken = self._try_to_take()
+            acquired = self._try_to_acquire()
         finally:
-            if not taken:
+            if not acquired:
                 self._drop()
-        if not taken:
+        if not acquired:
             raise LifeTakenError(self._number, self._where)
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         """By a question to the server, on the connection that holds it."""
         if self._driver is not None:
             try:
-                if self._ask(self._words.keep):
+                if self._ask(self._statements.is_held):
                     return
             except Exception:  # noqa: BLE001, S110 -- whatever it is, a new connection is the answer
                 pass
@@ -143,7 +143,7 @@ class ConnectionLife(Life):
                 self._drop()
                 raise
             self._drop()
-        self.take()
+        self.acquire()
 
     def release(self) -> None:
         """At once: when this returns, the server knows."""
@@ -151,8 +151,8 @@ class ConnectionLife(Life):
             return
         try:
             with self._socket.bounded(self._bound):
-                if self._words.release is not None:
-                    self._run(self._words.release)
+                if self._statements.release is not None:
+                    self._run(self._statements.release)
                 self._driver.rollback()
         except Exception:  # noqa: BLE001 -- a connection that is dead holds no lock
             self._drop()
@@ -179,26 +179,26 @@ class ConnectionLife(Life):
                 f"The engine for {self._where} is gone, so this worker can no longer show that it "
                 f"is alive. Keep a reference to the engine for as long as its rows are tracked."
             )
-        # Its listeners prepare the connection as the project's own; detached, it holds neither the
-        # pool nor the engine.
+        # The pool's listeners prepare the connection like the project's own. Detached, it holds
+        # neither the pool nor the engine.
         pool = engine.pool.recreate()
-        proxied = in_time(pool.connect, self._bound, late=lambda late: late.invalidate())
+        proxied = connect_within(pool.connect, self._bound, late=lambda late: late.invalidate())
         self._driver = proxied.dbapi_connection
-        self._socket = Socket(self._driver)
+        self._socket = DriverSocket(self._driver)
         try:
             proxied.detach()
             with self._socket.bounded(self._bound):
                 self._driver.rollback()
-                engine.dialect.set_isolation_level(self._driver, self._words.isolation)
-                if self._words.begin is not None:
-                    self._run(self._words.begin)
+                engine.dialect.set_isolation_level(self._driver, self._statements.isolation)
+                if self._statements.begin is not None:
+                    self._run(self._statements.begin)
         except BaseException:
             self._drop()
             raise
 
-    def _try_to_take(self) -> bool:
+    def _try_to_acquire(self) -> bool:
         for _try in range(1 + round(self._patience / PAUSE)):
-            if self._ask(self._words.take):
+            if self._ask(self._statements.acquire):
                 return True
             sleep(PAUSE)
         return False
@@ -223,7 +223,7 @@ class ConnectionLife(Life):
             getattr(driver, "terminate", driver.close)()
 
 
-def in_time(make: Callable[[], T], seconds: float, *, late: Callable[[T], object]) -> T:
+def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T], object]) -> T:
     """Make a connection to a server, or give up: by themselves drivers may wait for minutes.
 
     Inside a greenlet there is no bound: whoever runs it has to cancel it.
@@ -264,7 +264,7 @@ def _make(make: Callable[[], T], made: Future[T]) -> None:
         made.set_exception(error)
 
 
-class Socket:
+class DriverSocket:
     """The socket of a driver's connection, under a descriptor of our own.
 
     The driver closes its own when it likes, and then its number is somebody else's.
@@ -275,34 +275,34 @@ class Socket:
 
     def __init__(self, driver: Any) -> None:
         self._number = _descriptor_of(driver)
-        self._twin: socket.socket | None = None
+        self._copy: socket.socket | None = None
         if self._number is not None:
             with suppress(OSError):
                 # The family does not matter: nothing is ever sent.
-                self._twin = socket.fromfd(self._number, socket.AF_INET, socket.SOCK_STREAM)
+                self._copy = socket.fromfd(self._number, socket.AF_INET, socket.SOCK_STREAM)
 
     @property
     def is_known(self) -> bool:
         """Whether the driver tells it."""
-        return self._twin is not None
+        return self._copy is not None
 
     def close(self) -> None:
         """Give up our own descriptor."""
-        if self._twin is not None:
-            self._twin.close()
+        if self._copy is not None:
+            self._copy.close()
 
     def shut(self) -> None:
         """End the connection, so that whatever waits for it fails."""
-        if self._twin is not None:
+        if self._copy is not None:
             with suppress(OSError):
-                self._twin.shutdown(socket.SHUT_RDWR)
+                self._copy.shutdown(socket.SHUT_RDWR)
 
     def lead_nowhere(self) -> None:
         """In a forked child: close it for this process; what still writes to it writes nowhere."""
-        if self._twin is None or self._number is None:
+        if self._copy is None or self._number is None:
             return
-        with suppress(OSError), closing(self._twin):
-            if os.path.samestat(os.fstat(self._number), os.fstat(self._twin.fileno())):
+        with suppress(OSError), closing(self._copy):
+            if os.path.samestat(os.fstat(self._number), os.fstat(self._copy.fileno())):
                 nowhere = os.open(os.devnull, os.O_RDWR)
                 os.dup2(nowhere, self._number, inheritable=False)
                 os.close(nowhere)

@@ -78,7 +78,7 @@ def _confining(session: Any, model: type[Any]) -> orm.Session | None:
     if not isinstance(real, orm.Session):
         return None
     connection = real.connection(bind_arguments={"mapper": sa.inspect(model)})
-    if dialect_for(connection).commits_by_itself(connection):
+    if dialect_for(connection).is_autocommit(connection):
         return None
     dialect_for(connection).before_savepoint(connection)
     return real

@@ -113,7 +113,7 @@ class EntryTable:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            if not self.dialect.lacks_right(error):
+            if not self.dialect.is_permission_denied(error):
                 raise
             name = self.name if self._table is None else self._table.fullname
             raise LedgerError(

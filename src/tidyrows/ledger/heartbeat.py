@@ -13,7 +13,7 @@ from weakref import WeakSet, ref
 
 import sqlalchemy as sa
 
-from tidyrows.dialects import Socket, dialect_for, in_time
+from tidyrows.dialects import DriverSocket, connect_within, dialect_for
 from tidyrows.errors import SessionStateError
 from tidyrows.execution import INTERNAL
 from tidyrows.greenlets import spawn
@@ -22,7 +22,7 @@ from tidyrows.ledger.unpooled_engine import engine_over
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tidyrows.dialects import Life
+    from tidyrows.dialects import LivenessLock
 
     Work = Callable[[sa.Connection], object]
 
@@ -67,7 +67,7 @@ class Heartbeat:
     def __init__(
         self,
         engine: sa.Engine,
-        lock: Life,
+        lock: LivenessLock,
         *,
         beat: Work,
         begin: Work | None = None,
@@ -111,7 +111,7 @@ class Heartbeat:
         if self._thread is not None:
             raise SessionStateError(
                 "This heartbeat was started before. Make a new one, with a new number: "
-                "Heartbeat(engine, dialect.life(engine, number), beat=...)."
+                "Heartbeat(engine, dialect.liveness_lock(engine, number), beat=...)."
             )
         self._thread = threading.Thread(target=self._run, name="tidyrows: heartbeat", daemon=True)
         _running.add(self)
@@ -166,13 +166,13 @@ class Heartbeat:
             self.last_error = None
 
     def _first(self) -> None:
-        self.lock.take()
+        self.lock.acquire()
         self._commit(self._begin)
         self.last_beat = self._clock()
 
     def _next(self) -> None:
         failures: list[Exception] = []
-        for work in (self.lock.keep, self._beat_in_row):
+        for work in (self.lock.renew, self._beat_in_row):
             try:
                 work()
             except Exception as error:  # noqa: BLE001 -- a lock without a beat, or a beat without a lock, still shows life
@@ -182,7 +182,7 @@ class Heartbeat:
         self.last_beat = self._clock()
 
     def _beat_in_row(self) -> None:
-        if not self._dialect.beats_in_file:
+        if not self._dialect.heartbeat_in_file:
             self._commit(self._beat)
 
     def _last(self) -> None:
@@ -203,7 +203,7 @@ class Heartbeat:
             connection = self._connected(own)
             try:
                 driver = connection.connection.dbapi_connection
-                with closing(Socket(driver)) as wire, wire.bounded(2 * _BOUND):
+                with closing(DriverSocket(driver)) as wire, wire.bounded(2 * _BOUND):
                     self._in_transaction(connection, work)
             finally:
                 _close(connection)
@@ -211,9 +211,10 @@ class Heartbeat:
             pool.dispose()
 
     def _connected(self, engine: sa.Engine) -> sa.Connection:
-        if self._dialect.beats_in_file:  # nothing to wait for, and its connections keep to a thread
+        # A file: there is nothing to wait for, and its connections stay in one thread.
+        if self._dialect.heartbeat_in_file:
             return engine.connect()
-        return in_time(engine.connect, 2 * _BOUND, late=lambda late: late.invalidate())
+        return connect_within(engine.connect, 2 * _BOUND, late=lambda late: late.invalidate())
 
     def _in_transaction(self, connection: sa.Connection, work: Work) -> None:
         try:

@@ -60,7 +60,7 @@ class IntegerRanges:
                 update = sa.update(table).where(*row).values(body=str(int(reserved) + 1))
                 ledger.run(connection, update)
         except sa.exc.DBAPIError as error:
-            if not ledger.dialect.waited(error):
+            if not ledger.dialect.is_timeout(error):
                 raise
             raise ScopeError(
                 f"The next {RANGE} integers that no other worker has cannot be taken from "

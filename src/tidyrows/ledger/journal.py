@@ -178,7 +178,7 @@ class Book:
             with self.ledger.alone(lock_timeout=0.2) as connection:
                 self.enter(connection, (), context)
         except sa.exc.DBAPIError as error:
-            if not dialect.waited(error):
+            if not dialect.is_timeout(error):
                 raise
         else:
             self.confirm(waiting)
@@ -197,7 +197,7 @@ class Book:
                 row = self.ledger.row(self.owner.id, self.scope, seq, EXTERNAL, body, context=who)
                 self.ledger.insert(connection, [row])
         except sa.exc.DBAPIError as error:
-            if not self.ledger.dialect.waited(error):
+            if not self.ledger.dialect.is_timeout(error):
                 raise
             raise LedgerError(
                 f"The intent to make {tie.resource} cannot be entered into {self.ledger!r} while "

@@ -94,7 +94,7 @@ class LedgerProcess:
 
         heartbeat = Heartbeat(
             ledger.engine,
-            dialect.life(ledger.engine, number),
+            dialect.liveness_lock(ledger.engine, number),
             begin=begin,
             beat=beat,
             end=end,

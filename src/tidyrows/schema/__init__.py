@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tidyrows.schema.facts import ForeignKey, Place, merge
 from tidyrows.schema.graph import ForeignKeyGraph
-from tidyrows.schema.pragma import pragma_foreign_keys
 from tidyrows.schema.reflect import (
     inspector_foreign_keys,
     model_foreign_keys,
@@ -26,6 +25,5 @@ __all__ = [
     "model_foreign_keys",
     "nullable_columns",
     "nullable_columns_of",
-    "pragma_foreign_keys",
     "reflect_foreign_keys",
 ]

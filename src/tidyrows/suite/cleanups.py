@@ -224,7 +224,7 @@ class SuiteCleanups:
             try:
                 run_for([engine], partial(_connect, spare_engine_of(engine)))
             except sa.exc.DBAPIError as error:
-                if dialect_for(engine).lacks_database(error):
+                if dialect_for(engine).is_database_missing(error):
                     tracker.let_go(name)
         return not tracker.snapshot()
 

@@ -54,7 +54,7 @@ class SuiteLedgers:
         name, dialect = database_name(engine), dialect_for(engine)
         if not self._are_wanted or name in self._known or dialect.is_private(engine):
             return
-        if dialect.locks_rows:
+        if dialect.has_row_locks:
             self._install(name, engine)
         else:  # the installation would wait for a transaction of the suite that may be open
             self._later[name] = engine

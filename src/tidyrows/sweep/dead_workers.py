@@ -119,8 +119,8 @@ def _is_dead(
         return False
     if has_ended(candidate.process):
         return True
-    if dialect.beats_in_file:
-        beat_age = dialect.file_beat_age(connection, number)
+    if dialect.heartbeat_in_file:
+        beat_age = dialect.heartbeat_file_age(connection, number)
         age = age if beat_age is None else min(age, beat_age)
     return age > arguments.patience
 
@@ -155,4 +155,4 @@ def forget_dead_processes(ledger: Ledger, arguments: SweepArguments) -> None:
             candidate = Candidate(process_id, 0, "", "", process, age, age)
             if process_id not in in_use and _is_dead(ledger, connection, candidate, arguments):
                 forget_process(connection, table, process_id)
-        ledger.dialect.remove_lives(connection)
+        ledger.dialect.remove_liveness_files(connection)

@@ -210,7 +210,7 @@ class WorkerDatabase:
     def is_gone(self, error: BaseException | None = None) -> bool:
         """Whether the database no longer exists, as far as is known or an error tells."""
         dialect = self._ledger.dialect
-        if error is not None and dialect.lacks_database(error):
+        if error is not None and dialect.is_database_missing(error):
             return True
         return dialect.missing_file(self._ledger.engine) is not None
 

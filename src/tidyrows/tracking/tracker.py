@@ -224,7 +224,7 @@ class ResourceTracker:
             elif book is None:
                 self._books[ledger.database] = Book(ledger, ledger.open(), self.say_unentered)
             awaits = ledger.engine.dialect.is_async and not in_greenlet()
-            if not (ledger.dialect.locks_rows or awaits):
+            if not (ledger.dialect.has_row_locks or awaits):
                 # Its one writer may be the test itself when it needs them.
                 self._books[ledger.database].owner.integers.stock(ledger)
         engine = self._binding.engine()

@@ -10,6 +10,7 @@ from uuid import UUID
 import sqlalchemy as sa
 
 from tidyrows.dialects.aliases import KEYS, ROW, keys_beside
+from tidyrows.dialects.keys import quoted_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,17 +45,13 @@ def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement
 
 def any_of_array(dialect: sa.Dialect, table: KeyedTable, mark: str) -> str:
     """SQL for the driver, from the table's name on: which rows have a key in the array bound."""
-    quote = dialect.identifier_preparer.quote
-    (column,) = table.key_columns
-    place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
-    return f"{place} WHERE {quote(column.name)} = ANY({mark})"
+    place, (name,) = quoted_names(dialect, table)
+    return f"{place} WHERE {name} = ANY({mark})"
 
 
 def select_by_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[str]) -> str:
     """SQL for the driver: the keys that are there, given SQL for one array per key column."""
-    quote = dialect.identifier_preparer.quote
-    names = [quote(column.name) for column in table.key_columns]
-    place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+    place, names = quoted_names(dialect, table)
     listed = ", ".join(f"{ROW}.{name}" for name in names)
     if len(names) == 1:
         return f"SELECT {listed} FROM {place} AS {ROW} WHERE {listed} = ANY({arrays[0]})"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 from weakref import ref
 
-from tidyrows.dialects.liveness_lock import PATIENCE, PAUSE, Life
+from tidyrows.dialects.liveness_lock import PATIENCE, PAUSE, LivenessLock
 from tidyrows.errors import LifeTakenError, SessionStateError
 from tidyrows.greenlets import sleep
 
@@ -29,7 +29,7 @@ except ImportError:  # on Windows: there the time in the file alone says who liv
 _IN_MEMORY = frozenset({None, "", ":memory:"})
 
 
-class FileLife(Life):
+class FileLock(LivenessLock):
     """The lock of a file, whose time of change is the worker's last beat.
 
     Args:
@@ -46,23 +46,23 @@ class FileLife(Life):
         self._path: Path | None = None
         self._descriptor: int | None = None
 
-    def take(self) -> None:
+    def acquire(self) -> None:
         """Make the file, unless the database is in memory."""
         if self._descriptor is not None:
-            self.keep()
+            self.renew()
             return
         if self._path is None and not self.alone:
             database = self._database()
             self.alone = database is None
             if database is not None:
-                self._path = life_file(database, self._number)
+                self._path = lock_file(database, self._number)
         if self._path is not None:
             self._hold(self._path)
 
-    def keep(self) -> None:
+    def renew(self) -> None:
         """Set its time, and make it anew if somebody deleted it."""
         if self._path is None or self._descriptor is None:
-            self.take()
+            self.acquire()
         elif _is_there(self._path, self._descriptor):
             _beat(self._path, self._descriptor)
         else:
@@ -82,7 +82,7 @@ class FileLife(Life):
         self._close()
 
     def abandon(self) -> None:
-        """Close it: the parent's descriptor keeps the lock."""
+        """Close it: the parent's descriptor still holds the lock."""
         self._close()
 
     def _hold(self, path: Path) -> None:
@@ -167,7 +167,7 @@ def database_file(cursor: Any) -> str | None:
     return None
 
 
-def life_file(database: str, number: int) -> Path:
+def lock_file(database: str, number: int) -> Path:
     """The lock file of a worker."""
     return Path(f"{database}-tidyrows-{number:016x}")
 
@@ -196,7 +196,7 @@ def is_held(path: Path) -> bool | None:
         os.close(descriptor)
 
 
-def beat_age(path: Path) -> float | None:
+def heartbeat_age(path: Path) -> float | None:
     """How many seconds ago its time was set; None where there is no file."""
     try:
         return max(0.0, time.time() - path.stat().st_mtime)
@@ -204,25 +204,19 @@ def beat_age(path: Path) -> float | None:
         return None
 
 
-def remove(path: Path) -> None:
-    """Delete it, unless somebody holds it or deletes it too."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDWR)
-        try:
-            if flock is not None and _lock(descriptor, path):
-                path.unlink()
-        finally:
-            os.close(descriptor)
-        if flock is None:
-            path.unlink()
-
-
 def remove_all(database: str) -> None:
-    """Delete the files of all workers of a database that are dead: of nobody without ``flock``."""
-    if flock is not None:
-        place = Path(database)
-        for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
-            remove(path)
+    """Delete the files of all dead workers of a database; none without ``flock``."""
+    if flock is None:
+        return
+    place = Path(database)
+    for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
+        with suppress(OSError):  # somebody else deletes it too
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if _lock(descriptor, path):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path) -> bool:

@@ -1,0 +1,126 @@
+"""PostgreSQL's transactions, and what is set for the cleanup's own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.dialects.base import Dialect
+from tidyrows.dialects.errors import Fault
+from tidyrows.dialects.sessions import CommitOutcome
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_IN_ERROR = "25P02"
+# libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
+_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+_BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
+_SETTINGS = """
+SELECT pg_catalog.set_config('lock_timeout', %s, true),
+       pg_catalog.set_config('statement_timeout', COALESCE(
+           CAST(%s AS pg_catalog.text), pg_catalog.current_setting('statement_timeout')), true),
+       pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
+                             ELSE pg_catalog.current_setting('role') END, true)
+FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
+# These send several statements without parameters in one go.
+_SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
+
+
+class PostgreSQLSessions(Dialect):
+    """Settings of the cleanup are for its transaction only: behind a pooler no session is ours."""
+
+    clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """The transaction status of libpq; None on a broken connection and for other drivers."""
+        status = self._status(dbapi_connection)
+        return None if status is None or status == _UNKNOWN else status != _IDLE
+
+    def _status(self, dbapi_connection: Any) -> int | None:
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        if self.driver == "psycopg":
+            return int(raw.pgconn.transaction_status)
+        if self.driver == "psycopg2":
+            return int(raw.get_transaction_status())
+        return None
+
+    def driver_server_id(self, raw: Any) -> int | None:
+        """The backend's process id."""
+        if self.driver == "psycopg":
+            return int(raw.pgconn.backend_pid) or None
+        ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
+        return int(ask())
+
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether its session exists, in the middle of a statement or a transaction."""
+        sql = (
+            "SELECT 1 FROM pg_catalog.pg_stat_activity "
+            f"WHERE pid = {int(server_id)} AND state IS DISTINCT FROM 'idle'"
+        )
+        return bool(self._query(connection, sql))
+
+    def session_setting(self, sql: str) -> bool:
+        """SET, RESET and their kin, DDL, and ``SELECT set_config(...)``."""
+        return super().session_setting(sql) or "set_config" in sql
+
+    def commit_is_void(self, connection: sa.Connection) -> bool:
+        """True in an aborted transaction, whose COMMIT is a silent ROLLBACK."""
+        status = self._status(connection.connection.dbapi_connection)
+        if status is not None:
+            return status == _INERROR
+        try:
+            self._query(connection, "SELECT 1")
+        except self._dbapi.Error as error:
+            return bool(self.code(error) == _IN_ERROR)
+        return False
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """A COMMIT that the server refused is rolled back; one without an answer is in doubt."""
+        if connection.closed or connection.invalidated:
+            return CommitOutcome.DOUBT
+        if self.in_transaction(connection.connection.dbapi_connection):
+            return CommitOutcome.OPEN
+        refused = self.fault(error) is not Fault.LOST and self.code(error) is not None
+        return CommitOutcome.GONE if refused else CommitOutcome.DOUBT
+
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+        foreign_keys: bool = True,
+    ) -> None:
+        """READ COMMITTED, READ WRITE, timeouts and no role, all for this transaction only."""
+        self._refuse_open_transaction(connection)
+        if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            connection.execution_options(isolation_level="READ COMMITTED")
+        limits = [
+            None if seconds is None else _milliseconds(seconds)
+            for seconds in (lock_timeout, statement_timeout)
+        ]
+        if self.driver in _SEVERAL_AT_ONCE:
+            written = tuple("NULL" if limit is None else f"'{limit}'" for limit in limits)
+            connection.exec_driver_sql(f"{_BEGINNING}; {_SETTINGS % written}").close()
+        else:
+            connection.exec_driver_sql(_BEGINNING)
+            self._execute(connection, _SETTINGS, *limits)
+
+    def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        return super()._query(connection, self._marked(sql), *values)
+
+    def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        return super()._execute(connection, self._marked(sql), *values)
+
+    def _marked(self, sql: str) -> str:
+        """The parameters' marks as the driver has them: ``%s``, or asyncpg's ``$1``."""
+        if self.driver != "asyncpg":
+            return sql
+        pieces = sql.split("%s")
+        marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
+        return "".join(marks) + pieces[-1]
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(max(1, round(seconds * 1000)))  # 0 would mean for ever
