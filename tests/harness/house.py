@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
+
 PACKAGE = "tidyrows"
 FACADE = "__init__"
 
@@ -98,7 +100,7 @@ class Module:
 
 def violations(root: Path) -> list[str]:
     """Everything in the tree below ``root`` (the package's folder) that breaks a rule."""
-    modules = list(_modules(root))
+    modules = list(modules_of(root))
     found = []
     for module in modules:
         found += _names(module)
@@ -108,7 +110,7 @@ def violations(root: Path) -> list[str]:
     return [*found, *_cycles(modules)]
 
 
-def _modules(root: Path) -> Iterator[Module]:
+def modules_of(root: Path) -> Iterator[Module]:
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if parts[-1] == "__init__":
@@ -222,6 +224,36 @@ def _words(node: ast.AST) -> Iterator[str]:
         yield node.arg
     elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield node.name
+
+
+def graph_of(modules: list[Module], *, at_run_time: bool = False) -> nx.DiGraph[str]:
+    """The modules by dotted name, with an edge for each import of another one of them."""
+    known = {module.dotted for module in modules}
+    graph: nx.DiGraph[str] = nx.DiGraph()
+    graph.add_nodes_from(sorted(known))
+    for module in modules:
+        for node, target in _imported(module, at_run_time=at_run_time):
+            aliases = node.names if isinstance(node, ast.ImportFrom) else []
+            for name in [f"{target}.{alias.name}" for alias in aliases] or [target]:
+                found = name if name in known else target
+                if found in known and found != module.dotted:
+                    graph.add_edge(module.dotted, found)
+    return graph
+
+
+def rooms_of(modules: list[Module], graph: nx.DiGraph[str]) -> nx.DiGraph[str]:
+    """The rooms, with an edge where a module of one imports a module of the other."""
+    room = {module.dotted: module.room for module in modules}
+    rooms: nx.DiGraph[str] = nx.DiGraph()
+    rooms.add_nodes_from(sorted(set(room.values())))
+    rooms.add_edges_from((room[a], room[b]) for a, b in graph.edges if room[a] != room[b])
+    return rooms
+
+
+def circles(graph: nx.DiGraph[str]) -> list[list[str]]:
+    """The strongly connected components of more than one node, the largest first."""
+    found = [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1]
+    return sorted(found, key=lambda part: (-len(part), part))
 
 
 def _cycles(modules: list[Module]) -> Iterator[str]:
