@@ -110,9 +110,7 @@ def _print_source(source: Path, *, causes: bool) -> None:
     ):
         _say(what, len(found), GOALS["circles"])
         for circle in found:
-            print(
-                f"    {len(circle)}: {', '.join(name.removeprefix('tidyrows.') for name in circle)}"
-            )
+            print(f"    {len(circle)}: {' '.join(n.removeprefix('tidyrows.') for n in circle)}")
 
     methods = Counter({
         f"{node.name} ({module.dotted})": sum(isinstance(each, _FUNCTIONS) for each in node.body)
