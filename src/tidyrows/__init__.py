@@ -9,6 +9,8 @@ in foreign-key order, on a database that other workers use at the same moment.
     print(cleanup.report)
 """
 
+from typing import TYPE_CHECKING
+
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import Dependents
 from tidyrows.cleanup.plan import Plan
@@ -40,8 +42,7 @@ from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactor
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
 from tidyrows.retry import Attempt, RetryPolicy
-from tidyrows.sweep.orphans import Orphans
-from tidyrows.sweep.sweep import find_orphans, find_orphans_async, sweep, sweep_async
+from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
@@ -95,3 +96,20 @@ __all__ = [
     "sweep_async",
     "with_retries",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # a type checker shall not take every name for one of this module
+
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Looking for the metadata costs milliseconds: only who asks for the version pays them.
+        from importlib import metadata  # noqa: PLC0415
+
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError as error:
+            raise AttributeError(
+                "tidyrows is not installed, so that its version is unknown"
+            ) from error
