@@ -3,7 +3,8 @@
     python tests/benchmarks/house_figures.py                      # PostgreSQL and SQLite
     python tests/benchmarks/house_figures.py --url URL --url URL  # these databases
     python tests/benchmarks/house_figures.py --no-database        # what the source alone tells
-    python tests/benchmarks/house_figures.py --calls              # each function that is called
+    python tests/benchmarks/house_figures.py --calls              # how often a function is called
+    python tests/benchmarks/house_figures.py --trace              # each call in order, indented
     python tests/benchmarks/house_figures.py --causes             # each text of a cause
     python tests/benchmarks/house_figures.py --source PATH/src    # another tree
 
@@ -15,7 +16,8 @@ Python only.
 
 What is measured, in a process of its own for each line: the second block of a process. Each block
 has a tracker of its own, and the first tracker is still alive. `UserFactory()` commits one user;
-the end is the exit of the block, with verification. The two tables are dropped at the end.
+the end is the exit of the block, with verification. The two tables are dropped at the end. The
+goals are those for PostgreSQL.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import factory
@@ -64,14 +67,14 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 def main() -> None:
     options = _options()
     if options.measure:
-        print(json.dumps(_measured(options.measure, ledger=options.ledger)))
+        print(json.dumps(_measured(sys.stdin.read(), ledger=options.ledger)))
         return
     source = options.source.resolve()
     _print_source(source, causes=options.causes)
     if not options.no_database:
         with tempfile.TemporaryDirectory() as folder:
             for url in options.url or _default_urls(folder):
-                _print_calls(source, url, each=options.calls)
+                _print_calls(source, url, calls=options.calls, trace=options.trace)
 
 
 def _options() -> argparse.Namespace:
@@ -80,10 +83,11 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--url", action="append", help="a database; may be given several times")
     parser.add_argument("--source", type=Path, default=TESTS.parent / "src", help="the folder src")
-    parser.add_argument("--calls", action="store_true", help="print the calls of each function")
+    parser.add_argument("--calls", action="store_true", help="print the functions called")
+    parser.add_argument("--trace", action="store_true", help="print each call in order")
     parser.add_argument("--causes", action="store_true", help="print each text of a cause")
     parser.add_argument("--no-database", action="store_true", help="count the source only")
-    parser.add_argument("--measure", metavar="URL", help=argparse.SUPPRESS)  # the child process
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)  # the child
     parser.add_argument("--ledger", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -150,41 +154,63 @@ def _say(what: str, today: int, goal: int, more: str = "") -> None:
 # What runs
 
 
-def _print_calls(source: Path, url: str, *, each: bool) -> None:
+@dataclass(frozen=True)
+class Call:
+    """One entry into a frame of the package.
+
+    Attributes:
+        depth: how many frames of the package are above it on the stack.
+        file: below the package.
+        name: the qualified name of the function.
+        resumed: whether a generator goes on, rather than a function begins.
+    """
+
+    depth: int
+    file: str
+    name: str
+    resumed: bool
+
+    @property
+    def is_inner(self) -> bool:
+        return self.resumed or self.name.endswith(("comp>", "<genexpr>"))
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.name}{' (resumed)' if self.resumed else ''}"
+
+
+def _print_calls(source: Path, url: str, *, calls: bool, trace: bool) -> None:
     print(f"\n{sa.make_url(url).render_as_string(hide_password=True)}")
     for ledger in (False, True):
         measured = _in_a_process(source, url, ledger=ledger)
         for part, what in (("factory", "one warm UserFactory()"), ("end", "the end of a block")):
-            counted = {tuple(key): number for *key, number in measured[part]}
-            calls = sum(counted.values())
-            files = len({file for file, _, _ in counted})
-            inner = sum(n for (_, name, resumed), n in counted.items() if _is_inner(name, resumed))
+            found = [Call(*each) for each in measured[part]]
+            files = len({call.file for call in found})
+            inner = sum(call.is_inner for call in found)
+            name = f"calls, {what}{', with a ledger' if ledger else ''}"
             more = f"{inner} comprehensions, generators; in {files} files"
-            _say(
-                f"calls, {what}{', with a ledger' if ledger else ''}",
-                calls,
-                GOALS[part, ledger],
-                more,
-            )
-            for (file, name, resumed), number in sorted(counted.items()) if each else []:
-                print(f"    {number:>4}  {file}: {name}{' (resumed)' if resumed else ''}")
-
-
-def _is_inner(name: str, resumed: bool) -> bool:
-    return resumed or name.endswith(("comp>", "<genexpr>"))
+            _say(name, len(found), GOALS[part, ledger], more)
+            for text, number in Counter(map(str, found)).most_common() if calls else []:
+                print(f"    {number:>4}  {text}")
+            for call in found if trace else []:
+                print(f"    {'  ' * call.depth}{call}")
 
 
 def _in_a_process(source: Path, url: str, *, ledger: bool) -> dict[str, list[list]]:
-    command = [sys.executable, __file__, "--measure", url, *(["--ledger"] if ledger else [])]
-    environment = {**os.environ, "PYTHONPATH": str(source)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, __file__, "--measure", *(["--ledger"] if ledger else [])],
+        env={**os.environ, "PYTHONPATH": str(source)},
+        input=url,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if ended.returncode:
         sys.exit(ended.stderr)
     return json.loads(ended.stdout)
 
 
 def _measured(url: str, *, ledger: bool) -> dict[str, list[list]]:
-    """The calls of a factory call and of the end of its block: file, function, resumed, number."""
+    """The calls of a factory call and of the end of its block, as arguments of `Call`."""
     name = f"house_figures_{os.getpid()}"
     engine = sa.create_engine(url)
     book = tidyrows.Ledger(engine, name=f"{name}_ledger") if ledger else None
@@ -197,7 +223,7 @@ def _measured(url: str, *, ledger: bool) -> dict[str, list[list]]:
         first = tidyrows.ResourceTracker(engine, ledger=book)
         with tidyrows.CleanupManager(first):
             user_factory()
-        calls, end = Counter(), Counter()
+        calls, end = [], []
         manager = tidyrows.CleanupManager(tidyrows.ResourceTracker(engine, ledger=book))
         manager.__enter__()
         with _profiled(calls):
@@ -209,10 +235,7 @@ def _measured(url: str, *, ledger: bool) -> dict[str, list[list]]:
         users.drop(engine, checkfirst=True)
         if book is not None:
             sa.Table(book.name, sa.MetaData()).drop(engine, checkfirst=True)
-    return {
-        part: [[*key, number] for key, number in counted.items()]
-        for part, counted in (("factory", calls), ("end", end))
-    }
+    return {"factory": calls, "end": end}
 
 
 def _user_factory(table: str) -> type[tidyrows.TrackedFactory]:
@@ -236,17 +259,21 @@ def _user_factory(table: str) -> type[tidyrows.TrackedFactory]:
 
 
 @contextmanager
-def _profiled(calls: Counter[tuple[str, str, bool]]) -> Iterator[None]:
-    """Count the frames of the package that this thread enters, by file, function and resumption."""
+def _profiled(calls: list[tuple[int, str, str, bool]]) -> Iterator[None]:
+    """Note the frames of the package that this thread enters."""
     package = str(Path(tidyrows.__file__).parent)
 
     def entered(frame, event, _argument):
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(package):
+            depth, above = 0, frame.f_back
+            while above is not None:
+                depth += above.f_code.co_filename.startswith(package)
+                above = above.f_back
             # The argument of the opcode RESUME is 0 at the start of a function, else it goes on.
             resumed = code.co_code[max(frame.f_lasti, 0) + 1] != 0
             file = code.co_filename.removeprefix(package).lstrip(os.sep)
-            calls[file, code.co_qualname, resumed] += 1
+            calls.append((depth, file, code.co_qualname, resumed))
 
     sys.setprofile(entered)
     try:
