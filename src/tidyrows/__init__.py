@@ -42,7 +42,8 @@ from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactor
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
 from tidyrows.retry import Attempt, RetryPolicy
-from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
+from tidyrows.sweep.orphans import Orphans
+from tidyrows.sweep.sweep import find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
@@ -99,17 +100,15 @@ __all__ = [
 
 __version__: str
 
-if not TYPE_CHECKING:  # a type checker shall not take every name for one of this module
+if not TYPE_CHECKING:  # or a type checker would accept every name
 
     def __getattr__(name: str) -> str:
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        # Looking for the metadata costs milliseconds: only who asks for the version pays them.
+        # Reading the metadata takes milliseconds, so it is read only when somebody asks.
         from importlib import metadata  # noqa: PLC0415
 
         try:
             return metadata.version(__name__)
         except metadata.PackageNotFoundError as error:
-            raise AttributeError(
-                "tidyrows is not installed, so that its version is unknown"
-            ) from error
+            raise AttributeError("tidyrows is not installed, so its version is unknown") from error
