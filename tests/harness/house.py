@@ -75,9 +75,6 @@ KNOWN = Known(
         tracking.selection tracking.tags tracking.ties tracking.tracker
         """,
         "cleanup.connection cleanup.lock_monitor cleanup.plan cleanup.schema_view cleanup.verify",
-        "factories.factory factories.get_or_create factories.options",
-        "ledger.id_ranges ledger.process ledger.table",
-        "suite.ledgers suite.suite suite.tracker",
     ),
 )
 
