@@ -22,7 +22,7 @@ class SessionOnly:
         self.owns_session = owns_session
         self.context = context or WorkerContext.current()
         self.active = True
-        self.is_foreign = False
+        self.is_async = False
         self.watched: list[Session] = []
         self.ended: list[str] = []
         sa.event.listen(session, "after_commit", lambda _: self.ended.append("commit"))
@@ -34,9 +34,6 @@ class SessionOnly:
 
     def may_pass(self, error: BaseException) -> bool:
         return False
-
-    def refuse_blocking(self, write: str) -> None:
-        pass
 
     def doubts(self) -> set[Any]:
         return set()

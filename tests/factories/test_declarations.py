@@ -78,7 +78,7 @@ class Ambient:
     """All that declarations ask of a tracker."""
 
     active = True
-    is_foreign = False
+    is_async = False
     in_transaction = False
     context = CONTEXT
 
@@ -86,9 +86,6 @@ class Ambient:
         return self.context.integer(start)
 
     def watch(self, session):
-        pass
-
-    def refuse_blocking(self, write):
         pass
 
 

@@ -53,7 +53,7 @@ class StreetFactory(TrackedFactory[Street]):
 
 class Ambient:
     active = True
-    is_foreign = False
+    is_async = False
     owns_session = True
     in_transaction = True
     context = WorkerContext.current()
@@ -63,9 +63,6 @@ class Ambient:
 
     def may_pass(self, error):
         return False
-
-    def refuse_blocking(self, write):
-        pass
 
     def doubts(self):
         return set()

@@ -8,7 +8,8 @@ is made, and one commit follows when the outermost call returns.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
@@ -17,37 +18,36 @@ from tidyrows.factories.asynchronous import make_usable, unexpired
 from tidyrows.greenlets import in_greenlet
 
 if TYPE_CHECKING:
-    from contextvars import Token
-    from types import TracebackType
+    from collections.abc import Callable
 
     from sqlalchemy.orm import Session, SessionTransaction
 
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
 
+T = TypeVar("T")
+
 _calls: ContextVar[tuple[Call, ...]] = ContextVar("tidyrows_calls", default=())
 
 
+@dataclass(slots=True, eq=False)
 class Call:
     """An outermost factory call, and the transaction that it commits.
 
     Calls nest only where a hook enters another tracker's block: the rows of the inner call must be
     committed before that block ends.
 
-    Args:
+    Attributes:
         tracker: the tracker whose session is used.
         commits: whether the session is committed at the end.
-        retriable: whether the call may be run again after its transaction was lost.
-
-    Attributes:
+        began_transaction: whether the transaction, if there is one, begins in this call.
         session: the tracker's session, once the call has made an object in it.
         running: False once the call has ended; a task that a hook started may outlive the call.
-        began: whether the transaction, if there is one, began in this call.
-        alone: False once a part of the call went through another session, or was committed before
-            the end of the call.
+        is_alone: False once a part of the call went through another session, or was committed
+            before the end of the call.
         transaction: the session's transaction when the call made its first object.
-        sent: whether the COMMIT has been sent.
-        doubts: the rows that the tracker held as in doubt before the COMMIT.
+        commit_sent: whether the COMMIT has been sent.
+        uncertain_before: the uncertain rows of the tracker before the COMMIT.
         error: the error with which the call failed.
         result: what the call returns.
         made: every object that the call has made.
@@ -55,117 +55,87 @@ class Call:
         expelled: objects that a rollback removed from the session.
     """
 
-    __slots__ = (
-        "_commits",
-        "_token",
-        "alone",
-        "began",
-        "doubts",
-        "error",
-        "expelled",
-        "made",
-        "result",
-        "retriable",
-        "running",
-        "sent",
-        "session",
-        "tracker",
-        "transaction",
-        "unkeyed",
-    )
+    tracker: ResourceTracker
+    commits: bool = True
+    began_transaction: bool = False
+    session: Session | None = None
+    running: bool = False
+    is_alone: bool = True
+    transaction: SessionTransaction | None = None
+    commit_sent: bool = False
+    uncertain_before: set[tuple[TableName, Any]] = field(default_factory=set)
+    error: BaseException | None = None
+    result: Any = None
+    made: list[Any] = field(default_factory=list)
+    unkeyed: list[Any] = field(default_factory=list)
+    expelled: list[Any] = field(default_factory=list)
 
-    def __init__(
-        self, tracker: ResourceTracker, *, commits: bool = True, retriable: bool = False
-    ) -> None:
-        self.tracker = tracker
-        self.retriable = retriable
-        self.session: Session | None = None
-        self.running = False
-        self.began = retriable and not tracker.in_transaction
-        self.alone = True
-        self.transaction: SessionTransaction | None = None
-        self.sent = False
-        self.doubts: set[tuple[TableName, Any]] = set()
-        self.error: BaseException | None = None
-        self.result: Any = None
-        self.made: list[Any] = []
-        self.unkeyed: list[Any] = []
-        self.expelled: list[Any] = []
-        self._commits = commits
-        self._token: Token[tuple[Call, ...]]
-
-    def __enter__(self) -> Self:
-        self.running = True
-        self._token = _calls.set((*_calls.get(), self))
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.running = False
-        _calls.reset(self._token)
-        self.error = error
-        if self.session is None:
-            return
-        if error is not None:
-            self._roll_back(self.session, error)
-        elif self._commits and not self._is_callers(self.session):
+    def run(self, make: Callable[[], T]) -> T:
+        """Call ``make`` as part of this call; then commit, or roll back what failed."""
+        try:
+            self.running = True
+            token = _calls.set((*_calls.get(), self))
             try:
-                self._commit(self.session)
-            except BaseException as failure:
-                self.error = failure
-                self._roll_back(self.session, failure)
-                raise
+                self.result = result = make()
+            finally:
+                self.running = False
+                _calls.reset(token)
+            session = self.session
+            if (
+                session is not None
+                and self.commits
+                and (self.tracker.owns_session or not _is_begun_by_hand(session))
+            ):
+                self._commit(session)
+        except BaseException as error:
+            self.error = error
+            if self.session is not None:
+                self._roll_back(self.session, error)
+            raise
+        return result
 
     @property
-    def is_whole(self) -> bool:
+    def may_run_again(self) -> bool:
         """Whether everything that was lost with the transaction belongs to this call."""
-        return self.began and self.alone and self.session is not None
+        return self.began_transaction and self.is_alone and self.session is not None
 
     def _commit(self, session: Session) -> None:
         session.flush()
-        is_async = in_greenlet()
-        if is_async:
+        if self.began_transaction:
+            self.uncertain_before = self.tracker.doubts()
+        if in_greenlet():
             make_usable(self.made)
-        if self.retriable:
-            self.doubts = self.tracker.doubts()
-        self.sent = True
-        if is_async:
+            self.commit_sent = True
             with unexpired(session):
                 session.commit()
         else:
+            self.commit_sent = True
             session.commit()
-        for outer in _calls.get():  # an outer call cannot be run again: this part is committed
-            outer.alone = False
-
-    def _is_callers(self, session: Session) -> bool:
-        """Whether the caller began the transaction by hand, in a session of the caller's own."""
-        if self.tracker.owns_session:
-            return False
-        transaction = session.get_nested_transaction() or session.get_transaction()
-        return (
-            transaction is not None and transaction.origin is not SessionTransactionOrigin.AUTOBEGIN
-        )
+        for outer in _calls.get():  # an outer call cannot run again: this part is committed
+            outer.is_alone = False
 
     def _roll_back(self, session: Session, error: BaseException) -> None:
         # a hook may have committed the objects that were made before it
-        self.alone &= session.get_transaction() is self.transaction
-        lost = self.is_whole and self.tracker.may_pass(error)
-        if not self.tracker.owns_session and not lost:
+        self.is_alone &= session.get_transaction() is self.transaction
+        is_lost = self.may_run_again and self.tracker.may_pass(error)
+        if not self.tracker.owns_session and not is_lost:
             return  # the caller may want to keep the earlier part of the transaction
-        heard = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
-        if lost:
-            event.listen(session, "persistent_to_transient", heard)
+        on_transient = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
+        if is_lost:
+            event.listen(session, "persistent_to_transient", on_transient)
         try:
             session.rollback()
         except Exception as failure:  # noqa: BLE001 -- the test's own error must surface
             error.add_note(f"Afterwards the session could not be rolled back: {failure!r}")
         finally:
-            if lost:
-                event.remove(session, "persistent_to_transient", heard)
+            if is_lost:
+                event.remove(session, "persistent_to_transient", on_transient)
+
+
+def _is_begun_by_hand(session: Session) -> bool:
+    """Whether the caller began the transaction, so that only the caller may commit it."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    return transaction is not None and transaction.origin is not SessionTransactionOrigin.AUTOBEGIN
 
 
 def innermost_call() -> Call | None:

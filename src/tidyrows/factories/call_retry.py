@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NOT_WHOLE = (
+_NOT_ALONE = (
     "tidyrows: this factory call was not run again, since its transaction is not its own alone: it "
     "began before the call, or a factory with a session of its own took part. Commit before the "
     "call, or put the whole transaction into with_retries(session, fn)"
@@ -36,24 +36,19 @@ def call_with_retries(tracker: ResourceTracker, make: Callable[[], T]) -> T:
         tracker: the tracker whose session the call uses.
         make: calls the factory.
     """
-    call = Call(tracker, retriable=True)
+    call = Call(tracker, began_transaction=not tracker.in_transaction)
     try:
-        with call:
-            made = call.result = make()
+        return call.run(make)
     except Exception as error:
         attempts = _Attempts(tracker, make, call)
-        if not attempts.may_help(error):
+        if not attempts.is_transient(error):
             raise
-    else:
-        return made
-    again: T = tracker.retry.run(attempts.next, is_transient=attempts.may_help)
+    again: T = tracker.retry.run(attempts.next, is_transient=attempts.is_transient)
     return again
 
 
 class _Attempts:
     """The attempts at one call, the first of which has failed."""
-
-    __slots__ = ("_call", "_counted", "_make", "_tracker")
 
     def __init__(self, tracker: ResourceTracker, make: Callable[[], Any], failed: Call) -> None:
         self._tracker = tracker
@@ -62,41 +57,41 @@ class _Attempts:
         self._counted = False
 
     def next(self) -> Any:
-        """Raise the first attempt's error once, so that the policy counts it; then try again."""
+        """Raise the first attempt's error once, so that the policy counts it; then run again."""
         call = self._call
         if not self._counted and call.error is not None:
             self._counted = True
             raise call.error
-        if call.sent and call.error is not None:
-            committed = self._was_committed(call, call.error)
-            if committed:
+        if call.commit_sent and call.error is not None:
+            is_committed = self._is_committed(call, call.error)
+            if is_committed:
                 _restore_instances(call)
                 return call.result
-            if committed is None:
-                call.alone = False
+            if is_committed is None:
+                call.is_alone = False
                 call.error.add_note(_UNKNOWN)
                 raise call.error
         detach_from_callers(call.made, call.unkeyed)
-        self._call = call = Call(self._tracker, retriable=True)
-        with call:
-            call.result = self._make()
-        return call.result
+        began = not self._tracker.in_transaction
+        self._call = call = Call(self._tracker, began_transaction=began)
+        return call.run(self._make)
 
-    def _was_committed(self, call: Call, error: BaseException) -> bool | None:
-        if self._tracker.doubts() - call.doubts:
-            return was_committed(self._tracker, call.doubts)
+    def _is_committed(self, call: Call, error: BaseException) -> bool | None:
+        """Whether the COMMIT succeeded; None where nobody can tell."""
+        if self._tracker.doubts() - call.uncertain_before:
+            return was_committed(self._tracker, call.uncertain_before)
         return None if self._tracker.fault(error) is Fault.LOST else False
 
-    def may_help(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         """Whether another attempt may succeed, and only rows of this call are lost."""
         call = self._call
         if not self._tracker.may_pass(error):
             return False
-        if not call.is_whole and error is call.error:
-            if not call.sent and (call.session is not None or not call.alone):
-                error.add_note(_NOT_WHOLE)
+        if not call.may_run_again and error is call.error:
+            if not call.commit_sent and (call.session is not None or not call.is_alone):
+                error.add_note(_NOT_ALONE)
             return False
-        return call.is_whole
+        return call.may_run_again
 
 
 def _restore_instances(call: Call) -> None:

@@ -21,18 +21,7 @@ _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`
 _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
-class _ScopedDeclaration(BaseDeclaration):
-    """A declaration without parameters, so that a value costs no more than itself."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-
-    def evaluate_pre(self, instance: Resolver, step: BuildStep, overrides: dict[str, Any]) -> Any:
-        """Evaluate, without unrolling parameters that we do not have."""
-        return self.evaluate(instance, step, overrides)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-
-
-class Scoped(_ScopedDeclaration):
+class Scoped(BaseDeclaration):
     """Text that differs in every call, test, worker, run and host.
 
     It is cut to fit the mapped column: literal text goes, the tag stays whole.
@@ -57,7 +46,7 @@ class Scoped(_ScopedDeclaration):
 
     def __init__(self, template: str) -> None:
         check(template)
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.template = template
 
     def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
@@ -69,7 +58,7 @@ class Scoped(_ScopedDeclaration):
         return f"Scoped({self.template!r})"
 
 
-class ScopedEmail(_ScopedDeclaration):
+class ScopedEmail(BaseDeclaration):
     """An e-mail address that differs in every call, test, worker, run and host.
 
     Only the prefix is cut to fit the mapped column, so the address stays valid.
@@ -91,7 +80,7 @@ class ScopedEmail(_ScopedDeclaration):
             )
         if not _DOMAIN.fullmatch(domain):
             raise ScopeError(f"{domain!r} is no domain of an e-mail address, as example.test is.")
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.prefix = prefix
         self.domain = domain
         begin = escaped(f"{prefix[: _LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
@@ -107,7 +96,7 @@ class ScopedEmail(_ScopedDeclaration):
         return f"ScopedEmail({self.prefix!r}, {self.domain!r})"
 
 
-class ScopedInteger(_ScopedDeclaration):
+class ScopedInteger(BaseDeclaration):
     """An integer that differs in every call, test and worker of a run.
 
     The workers' integers interleave, and another run begins at ``start`` again. Where the tracker
@@ -122,7 +111,7 @@ class ScopedInteger(_ScopedDeclaration):
     """
 
     def __init__(self, start: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.start = start
 
     def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> int:

@@ -1,33 +1,24 @@
-"""A lost attempt must leave nothing on the objects that the caller built and passed in.
+"""Remove the traces of a lost attempt from the objects that the caller built and passed in.
 
-The next attempt writes these objects again, together with everything that they still hold of the
-lost attempt.
+The next attempt writes these objects again, together with everything that they refer to.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sqlalchemy import inspect
 from sqlalchemy.orm import InstanceState
 from sqlalchemy.orm.collections import collection_adapter
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
-
-def unkeyed_among(values: Iterable[Any]) -> list[Any]:
-    """The objects without a key among these arguments, and among what they cascade to."""
-    found: list[Any] = []
-    for value in values:
-        if not hasattr(value, "_sa_instance_state"):
-            continue
-        state = inspect(value, raiseerr=False)
-        if not isinstance(state, InstanceState) or not state.transient:
-            continue
-        along = state.mapper.cascade_iterator("save-update", state)
-        found += [each for each in (value, *(row[0] for row in along)) if _is_unkeyed(each)]
-    return found
+def unkeyed_with(instance: Any) -> list[Any]:
+    """The objects without a key: this new object, and those to which saving it cascades."""
+    state = inspect(instance, raiseerr=False)
+    if not isinstance(state, InstanceState) or not state.transient:
+        return []
+    cascaded = (row[0] for row in state.mapper.cascade_iterator("save-update", state))
+    return [each for each in (instance, *cascaded) if _is_unkeyed(each)]
 
 
 def _is_unkeyed(instance: Any) -> bool:

@@ -85,7 +85,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if tracker is None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
-        tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
+        if tracker.is_async:
+            tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
         return call_with_retries(tracker, lambda: create(size, **kwargs))
 
@@ -117,11 +118,15 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
 
     @classmethod
     def _generate(cls, strategy: str, params: dict[str, Any]) -> Any:
-        tracker = current_tracker()
-        if strategy != CREATE_STRATEGY or tracker is None or running_call(tracker) is not None:
-            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         generate = super()._generate
+        if (
+            strategy != CREATE_STRATEGY
+            or (tracker := current_tracker()) is None
+            or running_call(tracker) is not None
+        ):
+            return generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        if tracker.is_async:
+            tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         # A copy: factory_boy removes its own arguments from the mapping.
         return call_with_retries(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 

@@ -25,7 +25,7 @@ Whose: TypeAlias = Literal["test", "worker", "run", "any"]
 _KNOWN = {"test": 3, "worker": 2, "run": 1, "any": 0}
 """How many of run, worker and test are known."""
 _LONGER = 40  # than any tag, so that no value that begins like ours comes after it
-# A counter's first character says how many there are (template.counter_code).
+# The first character of a counter gives its length (template.counter_codes).
 _COUNTER = "(?:[0-7]|[89ab][0-9a-z]|[c-f][0-9a-z]{2}|[g-j][0-9a-z]{3}|[k-z][0-9a-z]{4})"
 
 
