@@ -170,7 +170,7 @@ def worker(database: Database, ledgers: Ledgers) -> Worker:
 def _no_tracker_is_left_behind() -> Iterator[None]:
     """A tracker that a test leaves ambient would own the rows of the tests after it."""
     yield
-    left = ambient.trackers()
+    left = ambient.sinks()
     for tracker in left:
         tracker.stop()
     assert not left, f"the test left trackers started: {left}"

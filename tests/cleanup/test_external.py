@@ -21,6 +21,7 @@ from tidyrows import (
     TableName,
     external_handler,
 )
+from tidyrows.capture.changes import Inserted
 from tidyrows.cleanup.phases import Order, order_of
 from tidyrows.external import ExternalResource, Tie
 
@@ -176,8 +177,8 @@ def test_several_databases_are_cleaned_in_one_order(world, tmp_path):
         tracker.stop()
     second = tracked(other, (profiles, [{"id": 1}]))
     (held,) = second.snapshot()
-    tracker.hold(held.table, [1])
-    second.forget(held.table, [1])
+    tracker.store.apply(Inserted(held.table, [1]))
+    second.store.forget(held.table, [1])
     (org,) = (row for row in tracker.rows() if row.table.name == "orgs")
     (profile,) = (row for row in tracker.rows() if row.table.name == "profiles")
     for after, before in ((org, profile), (profile, org)):
@@ -196,7 +197,7 @@ def test_several_databases_are_cleaned_in_one_order(world, tmp_path):
         assert len(tracker) == 0
         insert(other, (profiles, [{"id": 1}]))
         insert(world.engine, (world.orgs, [{"id": 1}]))
-        tracker.hold(held.table, [1])
+        tracker.store.apply(Inserted(held.table, [1]))
         tracker.track_rows(world.orgs, [1])
     CleanupManager(tracker).cleanup()
     other.dispose()

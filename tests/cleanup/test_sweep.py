@@ -223,8 +223,8 @@ def test_rows_handed_to_a_controller_are_anybodys_once_it_has_not_come(database,
     """It may have been killed. Kept rows would stay for ever."""
     parents, _children = family(outside)
     worker = Worker(database, ledgers).writes((parents, numbered([1])))
-    (place,) = worker.tracker.books()
-    assert worker.tracker.put_aside(place, handed_id())
+    (place,) = worker.tracker.journals.databases
+    assert worker.tracker.journals.put_aside(place, handed_id())
     worker.dies()
     assert swept(outside).total_deleted == 0
     assert swept(outside, patience=0).total_deleted == 1

@@ -35,7 +35,7 @@ class SessionOnly:
     def may_pass(self, error: BaseException) -> bool:
         return False
 
-    def doubts(self) -> set[Any]:
+    def uncertain_keys(self) -> set[Any]:
         return set()
 
     def watch(self, session: Session) -> None:

@@ -64,7 +64,7 @@ class Ambient:
     def may_pass(self, error):
         return False
 
-    def doubts(self):
+    def uncertain_keys(self):
         return set()
 
     def watch(self, session):

@@ -65,12 +65,8 @@ class Known:
 
 
 KNOWN = Known(
-    imports=frozenset({("capture", "tracking"), ("capture", "ledger"), ("ledger", "tracking")}),
     circles=(
         """
-        capture.ambient capture.changes capture.connections capture.cursor capture.engine
-        capture.fingerprints capture.ownership capture.pending_commits capture.tracker_stack
-        capture.transactions capture.where_clause ledger.entries ledger.journal tracking.believing
         tracking.binding tracking.handover tracking.leak_warning tracking.preserved
         tracking.selection tracking.tags tracking.ties tracking.tracker
         """,

@@ -242,7 +242,7 @@ def test_marks_closer_to_the_test_have_the_last_word(suite):
         def test_own(tidy):
             assert tidy.cleanup._dependents is Dependents.ERROR
             assert tidy.cleanup._verify
-            assert tidy.tracker.has_ledger
+            assert tidy.tracker.journals
         """,
     )
     assert suite.run().outcomes == {"passed": 2}

@@ -88,7 +88,7 @@ def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
     suite.start()
     with suite.test("a test", {}, lambda: False, print):
         insert(orgs)
-        with suite.engines.turn(suite.outside), orgs.begin() as connection:
+        with suite.engines.pushed(suite.outside), orgs.begin() as connection:
             connection.execute(sa.insert(USERS).values(org_id=1))
     assert count(orgs) == 1
     suite.end()

@@ -1,6 +1,6 @@
-"""Which tracker is active here: a context variable, so tasks and ``to_thread`` inherit it.
+"""The sinks that are entered in this context.
 
-Plain threads do not inherit it; there ``scoped_to`` says whose rows they are.
+Tasks and ``to_thread`` inherit a context variable, plain threads do not.
 """
 
 from __future__ import annotations
@@ -12,41 +12,28 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.capture.sink import Sink
 
-_stack: ContextVar[tuple[ResourceTracker, ...]] = ContextVar("tidyrows_trackers", default=())
+_stack: ContextVar[tuple[Sink, ...]] = ContextVar("tidyrows_sinks", default=())
 
-
-def trackers() -> tuple[ResourceTracker, ...]:
-    """The trackers entered in this context, innermost last, stopped ones included."""
-    return _stack.get()
+sinks = _stack.get
+"""The sinks entered in this context, innermost last, stopped ones included."""
 
 
-def current_tracker() -> ResourceTracker | None:
-    """The innermost active tracker of this context, or None outside of any block.
-
-    A forked child has none of its parent's.
-    """
-    for tracker in reversed(_stack.get()):
-        if tracker.active:
-            return tracker
-    return None
+def enter(sink: Sink) -> None:
+    """Make a sink the innermost of this context."""
+    _stack.set((*_stack.get(), sink))
 
 
-def enter(tracker: ResourceTracker) -> None:
-    """Make ``tracker`` the innermost of this context."""
-    _stack.set((*_stack.get(), tracker))
-
-
-def leave(tracker: ResourceTracker) -> None:
-    """Take ``tracker`` out of this context, wherever it stands (blocks may end out of order)."""
-    _stack.set(tuple(other for other in _stack.get() if other is not tracker))
+def leave(sink: Sink) -> None:
+    """Remove a sink from this context, wherever it stands (blocks may end out of order)."""
+    _stack.set(tuple(other for other in _stack.get() if other is not sink))
 
 
 @contextmanager
-def entered(tracker: ResourceTracker) -> Iterator[None]:
-    """Make ``tracker`` the innermost for the length of a block."""
-    token = _stack.set((*_stack.get(), tracker))
+def entered(sink: Sink) -> Iterator[None]:
+    """Make a sink the innermost for the length of a block."""
+    token = _stack.set((*_stack.get(), sink))
     try:
         yield
     finally:

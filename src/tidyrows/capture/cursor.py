@@ -14,7 +14,7 @@ from tidyrows.execution import INTERNAL
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from tidyrows.capture.ownership import Listeners
+    from tidyrows.capture.ownership import Ownership
     from tidyrows.capture.table_resolution import Places
     from tidyrows.capture.transactions import Transactions
     from tidyrows.dialects import Dialect
@@ -28,7 +28,7 @@ class Strings:
 
     Args:
         transactions: what a string may move.
-        listeners: whose a raw INSERT would be.
+        ownership: whose a raw INSERT would be.
         places: where names lead.
         dialect: which strings change what names mean.
     """
@@ -36,12 +36,12 @@ class Strings:
     def __init__(
         self,
         transactions: Transactions,
-        listeners: Listeners,
+        ownership: Ownership,
         places: Places,
         dialect: Dialect,
     ) -> None:
         self._transactions = transactions
-        self._listeners = listeners
+        self._ownership = ownership
         self._places = places
         self._dialect = dialect
 
@@ -54,9 +54,9 @@ class Strings:
             return
         # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
         # any more whether the RELEASE before it was a COMMIT.
-        self._transactions.settle_on(context.root_connection)
+        self._transactions.resolve_on(context.root_connection)
         if context.isddl and self._dialect.ddl_commits:
-            self._transactions.enter(context.root_connection)
+            self._transactions.before_commit(context.root_connection)
         if context.isinsert:
             if not (self._dialect.counts_when_closed or context.compiled.effective_returning):
                 inserts.keep_count(context)  # the rows of RETURNING are counted as they are
@@ -92,20 +92,20 @@ class Strings:
             self._transactions.move(connection, *move)
         elif raw_sql.is_ddl(sql):
             if self._dialect.ddl_commits:
-                self._transactions.enter(connection)
+                self._transactions.before_commit(connection)
             self._say_dropping(connection, sql)
             self.ddl(connection)
         self._say_raw_insert(connection, sql)
 
     def _say_dropping(self, connection: sa.Connection, sql: str) -> None:
         """Who has a connection to a database would keep it from being dropped."""
-        watcher, database = self._listeners.watcher, raw_sql.dropped_database(sql)
+        watcher, database = self._ownership.watcher, raw_sql.dropped_database(sql)
         if watcher is not None and database is not None:
-            watcher.note_dropping(connection.engine, database)
+            watcher.before_drop(connection.engine, database)
 
     def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
         table = raw_sql.inserted_table(sql)
-        owner = self._listeners.owner(connection) if table is not None else None
+        owner = self._ownership.owner(connection) if table is not None else None
         if owner is not None:
             owner.warn_once(
                 ("raw", table),

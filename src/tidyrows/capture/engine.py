@@ -1,4 +1,4 @@
-"""See every insert of an engine, and believe it when its transaction has committed.
+"""See every insert of an engine, and tell its sink when its transaction has committed.
 
 One :class:`Capture` per engine listens to SQLAlchemy's connection events. It
 stays for the engine's life and is idle while no tracker is active: a COMMIT may arrive after its
@@ -18,12 +18,12 @@ from sqlalchemy.schema import ExecutableDDLElement
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.capture import inserts, returning, where_clause
-from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.changes import Change, DeletedWhole, Inserted, InsertedWhole
 from tidyrows.capture.connections import Opened
 from tidyrows.capture.cursor import EVENTS as STRING_EVENTS
 from tidyrows.capture.cursor import Strings
 from tidyrows.capture.fingerprints import Recorder
-from tidyrows.capture.ownership import Listeners
+from tidyrows.capture.ownership import Ownership
 from tidyrows.capture.table_resolution import NowhereError, Places
 from tidyrows.capture.transactions import EVENTS, Transactions
 from tidyrows.dialects import Fault, Loss, dialect_for
@@ -32,11 +32,11 @@ from tidyrows.execution import INTERNAL
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from tidyrows.capture.changes import TransactionLog
     from tidyrows.capture.returning import Rewrite
+    from tidyrows.capture.sink import Sink
     from tidyrows.capture.table_resolution import Target
+    from tidyrows.capture.transaction_log import TransactionLog
     from tidyrows.keys import KeyedTable
-    from tidyrows.tracking.tracker import ResourceTracker
 
 # Weak on both sides: an engine's own events keep its capture, which leads back to the engine.
 _captures: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[Capture]] = weakref.WeakKeyDictionary()
@@ -82,12 +82,12 @@ class Capture:
         self.opened = Opened(engine, self.dialect)
         self.places = Places(engine, self.dialect, self.opened.checkout)
         self._transactions = Transactions(self.dialect)
-        self._listeners = Listeners()
+        self._ownership = Ownership()
         self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
-        self._strings = Strings(self._transactions, self._listeners, self.places, self.dialect)
+        self._strings = Strings(self._transactions, self._ownership, self.places, self.dialect)
         for name in STRING_EVENTS:
             event.listen(engine, name, getattr(self._strings, name))
         for name in EVENTS:
@@ -105,39 +105,39 @@ class Capture:
         return self.places.version
 
     @property
-    def holders(self) -> list[ResourceTracker]:
-        """The trackers that may hold rows of the engine."""
-        return self._transactions.holders
+    def sinks(self) -> list[Sink]:
+        """The sinks that may hold rows of the engine."""
+        return self._transactions.sinks
 
     # -- who listens ---------------------------------------------------------------------------
 
-    def listen(self, tracker: ResourceTracker) -> Callable[[], None]:
-        """Let a tracker hear all that is written through the engine; returns what undoes it."""
-        self.add_holder(tracker)
-        return self._listeners.listen(tracker)
+    def listen(self, sink: Sink) -> Callable[[], None]:
+        """Let a sink own all that is inserted through the engine; returns what undoes it."""
+        self.add_sink(sink)
+        return self._ownership.listen(sink)
 
-    def listen_last(
-        self, owner: Callable[[], ResourceTracker | None] | None
-    ) -> Callable[[], ResourceTracker | None] | None:
-        """Let somebody say whose rows are that no tracker listens for; None for nobody.
+    def set_fallback(
+        self, fallback: Callable[[], Sink | None] | None
+    ) -> Callable[[], Sink | None] | None:
+        """Set what returns the owner of rows that no sink listens for; None for no owner.
 
         Returns:
-            Who said so before.
+            The fallback before.
         """
-        before, self._listeners.otherwise = self._listeners.otherwise, owner
-        self._transactions.attended = owner is not None
+        before, self._ownership.fallback = self._ownership.fallback, fallback
+        self._transactions.has_fallback = fallback is not None
         return before
 
-    def add_holder(self, tracker: ResourceTracker) -> None:
-        """From now on this tracker may hold rows of this engine."""
+    def add_sink(self, sink: Sink) -> None:
+        """From now on this sink may hold rows of this engine."""
         if self._transactions.forget_parent():
-            self._listeners.forget_parent()
-        self._transactions.add_holder(tracker)
+            self._ownership.forget_parent()
+        self._transactions.add_sink(sink)
 
-    def attribute(self, connection: sa.Connection, tracker: ResourceTracker) -> None:
-        """What this connection writes belongs to a session of ``tracker``."""
-        self.add_holder(tracker)
-        self._listeners.attribute(connection, tracker)
+    def attribute(self, connection: sa.Connection, sink: Sink) -> None:
+        """What this connection writes belongs to a session of ``sink``."""
+        self.add_sink(sink)
+        self._ownership.attribute(connection, sink)
 
     # -- statements ----------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class Capture:
             and not self._transactions.idle
             and not self._is_plain(statement, multiparams)
         ):
-            owner = self._listeners.owner(connection)
+            owner = self._ownership.owner(connection)
             if owner is not None:
                 rows = multiparams or ([params] if params else [])
                 statement = self._prepared_insert(connection, owner, statement, rows, options)
@@ -177,12 +177,12 @@ class Capture:
     def _prepared_insert(
         self,
         connection: sa.Connection,
-        owner: ResourceTracker,
+        owner: Sink,
         insert: Insert,
         parameters: Sequence[Mapping[str, Any]],
         options: Mapping[str, Any],
     ) -> Insert:
-        self._transactions.settle_on(connection)  # before the question below begins a transaction
+        self._transactions.resolve_on(connection)  # before the question below begins a transaction
         log = self._transactions.log(connection)
         try:
             found = self.places.find(connection, log.targets, returning.table_of(insert), options)
@@ -210,7 +210,7 @@ class Capture:
 
         Where they are tracked, and where somebody watches: what was not his may be put back.
         """
-        self._transactions.settle_on(connection)
+        self._transactions.resolve_on(connection)
         log = self._transactions.log(connection)
         try:
             found = self.places.find(connection, log.targets, delete.table, options)
@@ -221,7 +221,7 @@ class Capture:
             return delete
         target, real = found
         named = target.key_columns and where_clause.names_its_rows(delete, target)
-        if named or not (self._is_held(target, log) or self._listeners.watcher is not None):
+        if named or not (self._is_held(target, log) or self._ownership.watcher is not None):
             return delete
         rewrite = returning.rewrite_delete(delete, parameters, target, real, self.dialect)
         if rewrite is None:
@@ -276,11 +276,11 @@ class Capture:
         result: sa.CursorResult[Any],
     ) -> None:
         log = self._transactions.log(connection)
-        # a tracker that has stopped meanwhile: the caller must not see what was added for it
+        # its sink may have stopped meanwhile: the caller must not see what was added for it
         rewrite, owner = (
             log.rewritten.pop(id(insert), (None, None)) if log.rewritten else (None, None)
         )
-        owner = owner or self._listeners.owner(connection)
+        owner = owner or self._ownership.owner(connection)
         if owner is None:
             return
         try:
@@ -295,8 +295,7 @@ class Capture:
         if not target.key_columns:
             rows = _whole_rows(insert, rewrite, result, target)
             if rows:
-                change = Change(Kind.UNKEYED, target, rows, owner)
-                self._transactions.add(connection, log, change)
+                self._transactions.add(connection, log, InsertedWhole(target, rows), owner)
             return
         told = self._told(insert, rewrite, result, found)
         if isinstance(told, str):
@@ -311,11 +310,8 @@ class Capture:
                 prints = self._recorder.inserted(
                     insert, result.context, target, whole, owner.context
                 )
-            self._transactions.add(
-                connection,
-                log,
-                Change(Kind.INSERTED, target, stored, owner, generated=generated, prints=prints),
-            )
+            change = Inserted(target, stored, generated=generated, prints=prints)
+            self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
                 ("unnamed", target.name),
@@ -339,7 +335,7 @@ class Capture:
         told = inserts.keys_from_result(insert, result, target, real, self.dialect)
         return told or "its result does not tell which rows it made"
 
-    def _say_untold(self, owner: ResourceTracker, table: Any, reason: str) -> None:
+    def _say_untold(self, owner: Sink, table: Any, reason: str) -> None:
         name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)
         owner.warn_once(
             ("untold", name),
@@ -368,10 +364,11 @@ class Capture:
         changes: list[Change] = []
         if rewrite is not None or self._is_held(target, log):
             changes = self._followed(target, rewrite, statement, result)
-        watcher = self._listeners.watcher
+        watcher = self._ownership.watcher
         if watcher is not None:  # first, while rows that go with this are known as whose they were
-            touch = where_clause.touched(statement, result, target, changes, watcher)
-            changes = [touch, *changes] if touch is not None else changes
+            touched = where_clause.touched(statement, result, target, changes)
+            if touched is not None:
+                self._transactions.add(connection, log, touched, watcher)
         for change in changes:
             self._transactions.add(connection, log, change)
 
@@ -385,7 +382,7 @@ class Capture:
         """What a statement did to rows that are tracked, or are pending."""
         if not target.key_columns:
             rows = _taken_rows(statement, rewrite, result, target)
-            return [Change(Kind.TAKEN, target, rows)] if rows else []
+            return [DeletedWhole(target, rows)] if rows else []
         changes: list[Change | None] = []
         if self._recorder is not None and isinstance(statement, Update):
             changes.append(self._recorder.updated(statement, result.context, target))
@@ -394,25 +391,25 @@ class Capture:
 
     def _is_held(self, target: KeyedTable, log: TransactionLog) -> bool:
         """Whether rows of a table are tracked, or are pending here."""
-        self._transactions.settle()
-        return any(holder.holds(target.name) for holder in self._transactions.holders) or any(
-            change.table is target for change in log
+        self._transactions.resolve()
+        return any(sink.holds(target.name) for sink in self._transactions.sinks) or any(
+            change.table is target for change, _sink in log
         )
 
-    # -- for trackers --------------------------------------------------------------------------
+    # -- for sinks -----------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Believe every announced COMMIT that is over."""
-        self._transactions.settle()
+    def resolve(self) -> None:
+        """Apply the changes of every COMMIT that is over."""
+        self._transactions.resolve()
 
     @property
     def unanswered(self) -> set[int]:
         """Server ids of connections that were lost with a COMMIT, which may be under way yet."""
         return self._transactions.unanswered
 
-    def pending(self, owner: ResourceTracker) -> Iterator[Change]:
-        """What this tracker's transactions have inserted and not committed."""
-        return self._transactions.pending(owner)
+    def pending(self, sink: Sink) -> Iterator[Change]:
+        """What has been inserted for a sink and is not committed."""
+        return self._transactions.pending(sink)
 
 
 def _taken_rows(

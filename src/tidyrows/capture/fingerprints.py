@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.changes import Updated
 from tidyrows.capture.digests import UNCOMPARED, Layout, Patch, Plan, Prints, digest
 from tidyrows.capture.where_clause import matched_keys
 
@@ -61,7 +61,7 @@ class Recorder:
             return None
         return Prints(layout, pairs, self._tag_of(whose))
 
-    def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Change | None:
+    def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Updated | None:
         """What an UPDATE set: in the rows that it names, else in any row of the table."""
         compiled = context.compiled
         layout = self._layout(target, context.dialect)
@@ -73,7 +73,7 @@ class Recorder:
         loose: Patch = {layout.names[layout.places[name]]: UNCOMPARED for name in changed}
         keys = matched_keys(update, context, target)
         if keys is None:
-            return Change(Kind.UPDATED, target, [], patches=[loose])
+            return Updated(target, patches=[loose])
         patches = [loose] * len(keys)
         if len(keys) == len(context.parameters):
             plan = [
@@ -87,7 +87,7 @@ class Recorder:
             ]
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
         certain = context.rowcount == len(keys)
-        return Change(Kind.UPDATED, target, stored, certain=certain, patches=patches)
+        return Updated(target, stored, patches, certain=certain)
 
     def _layout(self, target: KeyedTable, dialect: sa.Dialect) -> Layout:
         layout = self._layouts.get(target)

@@ -1,4 +1,4 @@
-"""Whose is what is inserted on a connection now?"""
+"""Decide which sink owns an INSERT on a connection."""
 
 from __future__ import annotations
 
@@ -12,61 +12,60 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.capture.sink import Sink
 
 
-class Listeners:
-    """The trackers that listen on one engine, or to single connections of it.
+class Ownership:
+    """The sinks that listen on one engine, or to single connections of it.
 
     Attributes:
-        otherwise: says whose it is where none of them hears it; None where nobody does.
+        fallback: returns the sink of what no other sink owns; None where there is none.
     """
 
     def __init__(self) -> None:
-        self.otherwise: Callable[[], ResourceTracker | None] | None = None
-        self._everywhere: tuple[ResourceTracker, ...] = ()  # replaced, never changed: threads read
-        self._sessions: weakref.WeakKeyDictionary[
-            sa.Connection, weakref.WeakSet[ResourceTracker]
-        ] = weakref.WeakKeyDictionary()
+        self.fallback: Callable[[], Sink | None] | None = None
+        self._everywhere: tuple[Sink, ...] = ()  # replaced, never changed: threads read
+        self._sessions: weakref.WeakKeyDictionary[sa.Connection, weakref.WeakSet[Sink]]
+        self._sessions = weakref.WeakKeyDictionary()
 
     def forget_parent(self) -> None:
-        """After a fork: whoever listens, listens in the parent."""
+        """After a fork: all sinks are the parent's."""
         self._everywhere = ()
         self._sessions = weakref.WeakKeyDictionary()
 
     @property
-    def watcher(self) -> ResourceTracker | None:
-        """Who wants to know which rows of others are changed, if anybody does."""
-        return self.otherwise() if self.otherwise is not None else None
+    def watcher(self) -> Sink | None:
+        """The sink that wants to know which rows of others are changed, if there is one."""
+        return self.fallback() if self.fallback is not None else None
 
-    def listen(self, tracker: ResourceTracker) -> Callable[[], None]:
-        """Let a tracker hear all that is written through the engine; returns what undoes it."""
-        self._everywhere = (*self._everywhere, tracker)
+    def listen(self, sink: Sink) -> Callable[[], None]:
+        """Let a sink own all that is inserted through the engine; returns what undoes it."""
+        self._everywhere = (*self._everywhere, sink)
 
         def undo() -> None:
-            self._everywhere = tuple(t for t in self._everywhere if t is not tracker)
+            self._everywhere = tuple(each for each in self._everywhere if each is not sink)
 
         return undo
 
-    def attribute(self, connection: sa.Connection, tracker: ResourceTracker) -> None:
-        """What this connection writes belongs to a session of ``tracker``."""
-        self._sessions.setdefault(connection, weakref.WeakSet()).add(tracker)
+    def attribute(self, connection: sa.Connection, sink: Sink) -> None:
+        """What this connection writes belongs to a session of ``sink``."""
+        self._sessions.setdefault(connection, weakref.WeakSet()).add(sink)
 
-    def owner(self, connection: sa.Connection) -> ResourceTracker | None:
-        """The tracker that owns what is inserted on this connection now.
+    def owner(self, connection: sa.Connection) -> Sink | None:
+        """The sink that owns what is inserted on this connection now.
 
-        The innermost of the context that hears it; in a thread that has none, the one whose
-        session it is, or the only one that listens on the engine.
+        The innermost of the context that listens; in a thread that has none, the one that the
+        connection is attributed to, or the only one that listens on the engine.
         """
         everywhere = self._everywhere
         sessions = self._sessions.get(connection, ())
-        for tracker in reversed(ambient.trackers()):
-            if tracker.active and (tracker in everywhere or tracker in sessions):
-                return tracker
-        active = [tracker for tracker in sessions if tracker.active]
+        for sink in reversed(ambient.sinks()):
+            if sink.active and (sink in everywhere or sink in sessions):
+                return sink
+        active = [sink for sink in sessions if sink.active]
         if len(active) == 1:
             return active[0]
-        active += [tracker for tracker in everywhere if tracker.active and tracker not in active]
+        active += [sink for sink in everywhere if sink.active and sink not in active]
         if len(active) == 1:
             return active[0]
         if active:

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
-    from tidyrows.capture.changes import Change
+    from tidyrows.capture.transaction_log import Logged
     from tidyrows.dialects import Dialect
 
 
 @dataclass(slots=True)
-class Announcement:
+class PendingCommit:
     """A COMMIT that was about to be sent, and the changes that it makes true.
 
     Attributes:
@@ -34,7 +34,7 @@ class Announcement:
         sent: whether the COMMIT was sent at all; None while nobody has looked.
     """
 
-    changes: list[Change]
+    changes: list[Logged]
     connection: weakref.ref[sa.Connection]
     driver: Any
     server_id: int | None = None
@@ -44,7 +44,7 @@ class Announcement:
     sent: bool | None = None
 
 
-class Announced:
+class PendingCommits:
     """The announced COMMITs of one engine.
 
     Args:
@@ -53,7 +53,7 @@ class Announced:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._all: list[Announcement] = []
+        self._all: list[PendingCommit] = []
         self._lock = threading.RLock()
 
     def __bool__(self) -> bool:
@@ -62,14 +62,14 @@ class Announced:
     def add(
         self,
         connection: sa.Connection,
-        changes: list[Change],
+        changes: list[Logged],
         *,
         unasked: bool = False,
         prepared: bool = False,
     ) -> None:
         """A COMMIT is about to be sent."""
         driver = driver_of(connection)
-        announcement = Announcement(
+        pending = PendingCommit(
             changes,
             weakref.ref(connection),
             driver,
@@ -78,11 +78,11 @@ class Announced:
             prepared=prepared,
         )
         with self._lock:
-            self._all.append(announcement)
+            self._all.append(pending)
 
-    def take_over(
+    def pop_finished(
         self, connection: sa.Connection | None = None
-    ) -> tuple[list[Change], list[Change]]:
+    ) -> tuple[list[Logged], list[Logged]]:
         """Take what is over, in the order of the COMMITs: a later one may delete the row.
 
         Args:
@@ -91,23 +91,23 @@ class Announced:
         Returns:
             The changes that are committed, and those of which nobody knows.
         """
-        committed: list[Change] = []
-        unsure: list[Change] = []
+        committed: list[Logged] = []
+        uncertain: list[Logged] = []
         with self._lock:
-            for announcement in list(self._all):
-                here = announcement.connection() is connection is not None
-                if here or self._is_over(announcement):
-                    self._all.remove(announcement)
-                    sent = self._was_sent(announcement)
-                    (committed if sent else unsure).extend(announcement.changes)
-        return committed, unsure
+            for pending in list(self._all):
+                here = pending.connection() is connection is not None
+                if here or self._is_over(pending):
+                    self._all.remove(pending)
+                    sent = self._was_sent(pending)
+                    (committed if sent else uncertain).extend(pending.changes)
+        return committed, uncertain
 
-    def take_failed(self, connection: sa.Connection) -> list[Announcement]:
+    def pop_failed(self, connection: sa.Connection) -> list[PendingCommit]:
         """Take what was announced on a connection that has raised."""
         with self._lock:
             failed = [a for a in self._all if a.connection() is connection]
-            for announcement in failed:
-                self._all.remove(announcement)
+            for pending in failed:
+                self._all.remove(pending)
         return failed
 
     def returned(self, driver: Any) -> None:
@@ -115,36 +115,36 @@ class Announced:
         with self._lock:
             over = [a for a in self._all if a.driver is driver and a.sent is None]
             open_still = bool(over) and self._dialect.is_begun(driver)
-            for announcement in over:
-                announcement.sent = announcement.prepared or not open_still
-                if not announcement.sent:  # the pool rolls it back now
-                    self._all.remove(announcement)
+            for pending in over:
+                pending.sent = pending.prepared or not open_still
+                if not pending.sent:  # the pool rolls it back now
+                    self._all.remove(pending)
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[Logged]:
         """What waits here."""
         with self._lock:
-            return [change for announcement in self._all for change in announcement.changes]
+            return [change for pending in self._all for change in pending.changes]
 
-    def _is_over(self, announcement: Announcement) -> bool:
-        connection = announcement.connection()
-        if announcement.sent or connection is None or connection.closed or connection.invalidated:
+    def _is_over(self, pending: PendingCommit) -> bool:
+        connection = pending.connection()
+        if pending.sent or connection is None or connection.closed or connection.invalidated:
             return True
-        if announcement.unasked:
-            here = announcement.thread == threading.get_ident()
-            return here or not self._dialect.is_begun(announcement.driver)
+        if pending.unasked:
+            here = pending.thread == threading.get_ident()
+            return here or not self._dialect.is_begun(pending.driver)
         # None once SQLAlchemy has the answer to the COMMIT; an error has been handled by then
         return connection.get_transaction() is None
 
-    def _was_sent(self, announcement: Announcement) -> bool:
+    def _was_sent(self, pending: PendingCommit) -> bool:
         """Whether the COMMIT was sent: a commit listener that raises prevents it, or an interrupt.
 
         A transaction that is open now may as well be a new one, begun past SQLAlchemy: then too it
         is better to ask.
         """
-        connection = announcement.connection()
-        if announcement.sent or connection is None or connection.closed or connection.invalidated:
+        connection = pending.connection()
+        if pending.sent or connection is None or connection.closed or connection.invalidated:
             return True
-        return announcement.prepared or not self._dialect.is_begun(announcement.driver)
+        return pending.prepared or not self._dialect.is_begun(pending.driver)
 
 
 def driver_of(connection: sa.Connection) -> Any:

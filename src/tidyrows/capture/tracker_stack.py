@@ -1,47 +1,49 @@
-"""Trackers that take turns: one at a time is given all rows, in whatever thread they are made."""
+"""A stack of trackers: the last one pushed owns the rows of every thread."""
 
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.capture.sink import Sink
+
+S = TypeVar("S", bound="Sink")
 
 
-class Turns:
-    """What several trackers are bound to; the one whose turn began last is given the rows."""
+class TrackerStack(Generic[S]):
+    """What several trackers are bound to; the last one that was pushed owns the rows."""
 
     def __init__(self) -> None:
-        self._turns: tuple[ResourceTracker, ...] = ()  # replaced, never changed: threads read it
+        self._stack: tuple[S, ...] = ()  # replaced, never changed: threads read it
 
     @property
-    def whose(self) -> ResourceTracker | None:
-        """Whose turn it is; None where nobody listens."""
-        turns = self._turns
-        return turns[-1] if turns and turns[-1].active else None
+    def top(self) -> S | None:
+        """The tracker that owns the rows now; None where the last one is not active."""
+        stack = self._stack
+        return stack[-1] if stack and stack[-1].active else None
 
-    def hand_over(self, tracker: ResourceTracker) -> Callable[[], None]:
-        """Begin a tracker's turn; returns what ends it."""
-        self._turns = (*self._turns, tracker)
+    def push(self, tracker: S) -> Callable[[], None]:
+        """Let a tracker own the rows; returns what ends it."""
+        self._stack = (*self._stack, tracker)
 
-        def end() -> None:
-            turns = list(self._turns)
-            for place in range(len(turns) - 1, -1, -1):
-                if turns[place] is tracker:
-                    del turns[place]
+        def remove() -> None:
+            stack = list(self._stack)
+            for place in range(len(stack) - 1, -1, -1):
+                if stack[place] is tracker:
+                    del stack[place]
                     break
-            self._turns = tuple(turns)
+            self._stack = tuple(stack)
 
-        return end
+        return remove
 
     @contextmanager
-    def turn(self, tracker: ResourceTracker) -> Iterator[None]:
+    def pushed(self, tracker: S) -> Iterator[None]:
         """In the block all rows are this tracker's, which has been started."""
-        end = self.hand_over(tracker)
+        remove = self.push(tracker)
         try:
             yield
         finally:
-            end()
+            remove()

@@ -9,14 +9,13 @@ from sqlalchemy.sql import operators
 from sqlalchemy.sql.dml import Delete, Update
 
 from tidyrows.capture import returning
-from tidyrows.capture.changes import Change, Kind, Touch
+from tidyrows.capture.changes import Change, Deleted, KeysChanged, KeysLost, Touched
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.capture.returning import Rewrite
     from tidyrows.keys import KeyedTable
-    from tidyrows.tracking.tracker import ResourceTracker
 
 
 def change_of(
@@ -33,8 +32,9 @@ def change_of(
         if pairs is None or context.rowcount == 0:
             return None
         stored = [(old[0], new and new[0]) if single else (old, new) for old, new in pairs]
-        kind = Kind.RENAMED if pairs else Kind.MOVED
-        return Change(kind, target, stored, certain=not pairs or context.rowcount == len(pairs))
+        if not pairs:
+            return KeysLost(target)
+        return KeysChanged(target, stored, certain=context.rowcount == len(pairs))
     if rewrite is not None:
         keys: list[tuple[Any, ...]] | None = returning.keys_from_rewritten(result, rewrite)
     else:
@@ -42,7 +42,7 @@ def change_of(
     if not keys or context.rowcount == 0:
         return None
     removed = [key[0] for key in keys] if single else keys
-    return Change(Kind.DELETED, target, removed, certain=context.rowcount == len(keys))
+    return Deleted(target, removed, certain=context.rowcount == len(keys))
 
 
 def touched(
@@ -50,19 +50,17 @@ def touched(
     result: sa.CursorResult[Any],
     target: KeyedTable,
     changes: list[Change],
-    watcher: ResourceTracker,
-) -> Change | None:
-    """Which rows a statement has updated or deleted, whosever they are; None where it did none.
+) -> Touched | None:
+    """Which rows of any owner a statement has updated or deleted; None where it did none.
 
     Args:
         statement: the statement.
         result: its result.
         target: its table.
         changes: what is known of it already.
-        watcher: who wants to know.
     """
     context: Any = result.context
-    stored = [key for change in changes if change.kind is Kind.DELETED for key in change.keys]
+    stored = [key for change in changes if isinstance(change, Deleted) for key in change.keys]
     if target.key_columns and not stored:
         keys = matched_keys(statement, context, target) or _fetched_keys(context, target)
         stored = [key[0] if len(key) == 1 else key for key in keys or ()]
@@ -70,7 +68,7 @@ def touched(
     if not count:
         return None
     verb = "updated" if isinstance(statement, Update) else "deleted"
-    return Change(Kind.TOUCHED, target, stored, touch=Touch(watcher, verb, count))
+    return Touched(target, stored, verb=verb, count=count)
 
 
 def _fetched_keys(context: Any, target: KeyedTable) -> list[tuple[Any, ...]] | None:

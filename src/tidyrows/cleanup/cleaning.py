@@ -120,7 +120,7 @@ class Cleaning:
             if found and self._database.has_table(held.table.name):
                 leftovers += found
             elif found:
-                self._tracker.forget_counted(held.table)
+                self._tracker.store.forget_counted(held.table)
         return leftovers
 
     def _advise(self) -> None:
@@ -150,7 +150,7 @@ class Cleaning:
             name = held.table.name
             if len(held.keys) and not self._database.has_table(name):
                 _add(self._report.already_gone, name, len(held.keys))
-                self._tracker.forget(held.table, held.keys)
+                self._tracker.store.forget(held.table, held.keys)
 
     def _settle_doubts(self) -> list[Leftover]:
         leftovers: list[Leftover] = []
@@ -160,8 +160,8 @@ class Cleaning:
                 continue
             table = held.table
             settled = self._executor.patiently(partial(settle_doubt, self._database, held))
-            self._tracker.forget(table, held.doubtful.keys() - settled.unsure.keys())
-            self._tracker.hold_after_all(table, settled.ours)
+            self._tracker.store.forget(table, held.doubtful.keys() - settled.unsure.keys())
+            self._tracker.store.resolve_keys(table, settled.ours, committed=True)
             leftovers += [
                 Leftover(table.name, table.row(key), cause) for key, cause in settled.unsure.items()
             ]
@@ -169,7 +169,7 @@ class Cleaning:
 
     def _ask_ledger(self) -> None:
         book = self._books.book
-        if book is not None and book.doubtful:
+        if book is not None and book.uncertain:
             self._executor.patiently(partial(ask_ledger, self._tracker, self._database, book))
 
     def _delete(self) -> list[Leftover]:
@@ -190,7 +190,7 @@ class Cleaning:
             for each in held:
                 gone = self._executor.outcome.gone.get(each.table.name)
                 if gone:
-                    self._tracker.forget(each.table, gone)
+                    self._tracker.store.forget(each.table, gone)
             raise
         leftovers: list[Leftover] = []
         for batch in batches:
@@ -224,7 +224,7 @@ class Cleaning:
         if already_gone > 0:
             _add(self._report.already_gone, name, already_gone)
         gone = [key for key in batch.keys if key not in causes] if causes else batch.keys
-        self._tracker.forget(batch.table, gone)
+        self._tracker.store.forget(batch.table, gone)
         for key, tables in self._blockers(batch, seen, refused).items():
             causes[key] += f"; referenced by rows of {', '.join(tables)}"
         by = {key: reason.by for key, reason in kept.items() if reason.by and key not in refused}

@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import Kind
+from tidyrows.capture.changes import Inserted
 from tidyrows.capture.inserts import only_ours_can_hold
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.verify import still_there
-from tidyrows.tracking.believing import believe
 
 if TYPE_CHECKING:
     from tidyrows.capture.changes import Change
     from tidyrows.keys import TableName
-    from tidyrows.ledger.journal import Book
+    from tidyrows.ledger.journal import Journal
     from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
@@ -113,24 +112,22 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
     if unseen and not committed:
         committed = None
     for table, doubtful in theirs:
-        if committed:
-            tracker.hold_after_all(table, doubtful)
         if committed is not None:
-            tracker.settle_doubt(table, doubtful)
+            tracker.store.resolve_keys(table, doubtful, committed=committed)
     return committed
 
 
 def _told_by_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
     """What the ledgers say of a COMMIT that was not answered; None where nothing was entered."""
     told: bool | None = None
-    for place in tracker.books():
-        book = tracker.known_book(place)
-        if book is None or not book.doubtful:
+    for place in tracker.journals.databases:
+        book = tracker.journals.of(place)
+        if book is None or not book.uncertain:
             continue
         engine = tracker.engine_of(place)
         database = Database(engine, lock_timeout=_SECONDS, statement_timeout=_SECONDS)
         for change, is_true in ask_ledger(tracker, database, book):
-            if change.kind is not Kind.INSERTED:
+            if not isinstance(change, Inserted):
                 continue
             if not before.issuperset((change.table.name, key) for key in change.keys):
                 told = told or is_true
@@ -138,7 +135,7 @@ def _told_by_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]
 
 
 def ask_ledger(
-    tracker: ResourceTracker, database: Database, book: Book
+    tracker: ResourceTracker, database: Database, book: Journal
 ) -> list[tuple[Change, bool]]:
     """Settle what was entered with a COMMIT that was not answered: it is there if that succeeded.
 
@@ -151,10 +148,12 @@ def ask_ledger(
     """
     refuse_too_early(database)
     with database.reading() as connection:
-        committed, lost = book.settled(connection)
-    for change in (*committed, *lost):
-        tracker.settle_change(change)
-    believe(committed, [tracker])
+        committed, lost = book.resolve(connection)
+    for change in lost:
+        tracker.store.resolve(change, committed=False)
+    for change in committed:
+        tracker.store.resolve(change, committed=True)
+    tracker.warn_of_lost_rows()
     return [*((change, True) for change in committed), *((change, False) for change in lost)]
 
 

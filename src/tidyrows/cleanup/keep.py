@@ -43,14 +43,14 @@ def keep(tracker: ResourceTracker, wishes: Mapping[str, Iterable[str]] = NO_WISH
     count += len(resources)
     if not count:
         return "tidyrows: there are no rows to keep."
-    tracker.said()
+    tracker.dismiss_leak_warning()
     name = kept_id()
-    aside = [each for each in tracker.books() if tracker.put_aside(each, name)]
+    aside = [each for each in tracker.journals.databases if tracker.journals.put_aside(each, name)]
     lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
     lines += [f"  {each}" for each in things[:_SHOWN]]
     if len(things) > _SHOWN:
         lines.append(f"  ... and {len(things) - _SHOWN} more")
-    books = [book for each in aside if (book := tracker.known_book(each)) is not None]
+    books = [book for each in aside if (book := tracker.journals.of(each)) is not None]
     for ledger, schema in dict.fromkeys(book.ledger.place for book in books):
         where = "" if ledger == NAME else f", ledger={ledger!r}"
         where += f", schema={schema!r}" if schema else ""

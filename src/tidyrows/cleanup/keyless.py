@@ -142,12 +142,12 @@ class Keyless:
             if not sent or dialect.fault(error) in {Fault.TRANSIENT, Fault.CONSTRAINT}:
                 raise
             self._books.doubt_whole()
-            self._tracker.forget_whole(table, rows, unsure=True)
+            self._tracker.store.forget_whole(table, rows, certain=False)
             if not isinstance(error, Exception) or isinstance(error, SessionStateError):
                 raise
             raise _UnansweredError from error
         self._books.committed()
-        self._tracker.forget_whole(table, gone)
+        self._tracker.store.forget_whole(table, gone)
         return deleted, silent
 
     def _is_told_apart(self, connection: sa.Connection, table: KeyedTable) -> bool:

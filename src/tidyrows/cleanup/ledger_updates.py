@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.changes import Change, Kind
-from tidyrows.ledger.entries import each_of
-from tidyrows.ledger.journal import Page
+from tidyrows.capture.changes import Change, Deleted, DeletedWhole
+from tidyrows.ledger.journal import JournalUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.deletion import Done, Rows
     from tidyrows.keys import KeyedTable
-    from tidyrows.ledger.journal import Book
+    from tidyrows.ledger.journal import Journal
     from tidyrows.tracking.tracker import ResourceTracker
 
 
@@ -37,15 +36,15 @@ class Bookkeeping:
     def __init__(self, tracker: ResourceTracker, database: Database) -> None:
         self._tracker = tracker
         self._database = database
-        self._book = tracker.known_book(database.capture.database)
+        self._book = tracker.journals.of(database.capture.database)
         # Before what is held is looked at: rows of an entry that counts are held.
         self._numbers = set() if self._book is None else self._book.numbers()
         self._left: int | None = None
-        self._page: Page | None = None
-        self._sent: Page | None = None
+        self._page: JournalUpdate | None = None
+        self._sent: JournalUpdate | None = None
 
     @property
-    def book(self) -> Book | None:
+    def book(self) -> Journal | None:
         """The book; None where nothing is entered."""
         return self._book
 
@@ -65,19 +64,19 @@ class Bookkeeping:
             return
         sent, self._sent = self._sent, None
         if self._clear_up(connection, book, sent):
-            self._page = Page()  # the COMMIT that was not answered had succeeded
+            self._page = JournalUpdate()  # the COMMIT that was not answered had succeeded
             return
         gone = self._gone(connection, rows, done)
         count = sum(len(change.keys) for change in gone)
         context = self._tracker.context
         if count == self._rows_left():
             added = book.replace(connection, self._numbers, (), context)
-            self._page = Page(frozenset(self._numbers), frozenset(added), count)
+            self._page = JournalUpdate(frozenset(self._numbers), frozenset(added), count)
         elif gone:
-            added = book.note(connection, self._numbers, gone, context)
-            self._page = Page(added=frozenset(added), rows=count)
+            added = book.append(connection, self._numbers, gone, context)
+            self._page = JournalUpdate(added=frozenset(added), rows=count)
         else:
-            self._page = Page()
+            self._page = JournalUpdate()
 
     def begin(self) -> None:
         """Another set of rows is tried; of what was sent before the ledger will tell."""
@@ -87,7 +86,7 @@ class Bookkeeping:
         """The COMMIT was sent and nobody knows what became of it."""
         self._sent = self._page
         if self._page is not None and self._book is not None:
-            self._book.unclear.append(self._page)
+            self._book.unanswered.append(self._page)
 
     def committed(self) -> None:
         """The COMMIT has succeeded."""
@@ -95,16 +94,18 @@ class Bookkeeping:
         if page is not None and self._book is not None:
             self._turn(self._book, page)
 
-    def _turn(self, book: Book, page: Page) -> None:
-        book.turn(page)
+    def _turn(self, book: Journal, page: JournalUpdate) -> None:
+        book.apply(page)
         self._numbers = (self._numbers - page.removed) | page.added
         if self._left is not None and self._left >= 0:
             self._left -= page.rows
 
-    def _clear_up(self, connection: sa.Connection, book: Book, asked: Page | None = None) -> bool:
+    def _clear_up(
+        self, connection: sa.Connection, book: Journal, asked: JournalUpdate | None = None
+    ) -> bool:
         """Find out what became of transactions whose COMMIT was not answered; of one, if asked."""
-        unclear, book.unclear = book.unclear, []
-        true = [page for page in unclear if book.is_so(connection, page)]
+        unclear, book.unanswered = book.unanswered, []
+        true = [page for page in unclear if book.has_committed(connection, page)]
         for page in true:
             self._turn(book, page)
         return any(page is asked for page in true)
@@ -118,10 +119,10 @@ class Bookkeeping:
         self._page = None
         if self._book is not None and rows:
             self._clear_up(connection, self._book)
-            change = Change(Kind.TAKEN, table, list(rows))
+            change = DeletedWhole(table, list(rows))
             context = self._tracker.context
-            added = self._book.note(connection, self._numbers, [change], context)
-            self._page = Page(added=frozenset(added))
+            added = self._book.append(connection, self._numbers, [change], context)
+            self._page = JournalUpdate(added=frozenset(added))
 
     def doubt_whole(self) -> None:
         """Its COMMIT was not answered; it is not tried again."""
@@ -130,7 +131,7 @@ class Bookkeeping:
 
     # -- the end -------------------------------------------------------------------------------
 
-    def finish(self, patiently: Callable[[Callable[[], Page]], Page]) -> None:
+    def finish(self, patiently: Callable[[Callable[[], JournalUpdate]], JournalUpdate]) -> None:
         """Leave in the ledger what is left, and nothing more.
 
         Args:
@@ -141,25 +142,25 @@ class Bookkeeping:
             return
         self.begin()
         numbers = book.numbers()
-        left = list(each_of(self._tracker, self._database.capture.database))
+        left = list(self._tracker.store.changes(self._database.capture.database))
         if not left:
             book.forget_waiting()
         lasting = bool(left) and (book.keeps_log or not book.is_log)
-        if book.doubtful or ((not numbers or lasting) and not book.unclear):
+        if book.uncertain or ((not numbers or lasting) and not book.unanswered):
             return
 
-        def rewrite() -> Page:
+        def rewrite() -> JournalUpdate:
             with self._database.writing() as connection:
                 self._clear_up(connection, book)
                 kept = numbers & book.numbers()
                 if not kept or lasting:
-                    return Page()
+                    return JournalUpdate()
                 added = book.replace(connection, kept, left, self._tracker.context)
-                return Page(frozenset(kept), frozenset(added))
+                return JournalUpdate(frozenset(kept), frozenset(added))
 
         with book.ledger.naming_rights():
             page = patiently(rewrite)
-        book.turn(page)
+        book.apply(page)
         if page.removed:
             book.is_log = False
 
@@ -189,5 +190,5 @@ class Bookkeeping:
                 stay = set(there)
                 asked = [key for key in asked if key not in stay]
             if asked:
-                gone.append(Change(Kind.DELETED, table, asked))
+                gone.append(Deleted(table, asked))
         return gone

@@ -264,7 +264,7 @@ class CleanupManager:
         )
         report.seconds = clock() - started
         if leftovers or report.held or self._refusal is not None:
-            self.tracker.said()
+            self.tracker.dismiss_leak_warning()
         if self._refusal is not None:
             if leftovers:
                 self._refusal.add_note(self._described(leftovers))
@@ -345,7 +345,7 @@ class CleanupManager:
     def _finish_books(self) -> list[Exception]:
         """Leave in the ledgers what is left; what went wrong is returned."""
         failures: list[Exception] = []
-        for name in self.tracker.books():
+        for name in self.tracker.journals.databases:
             database = self._database(name)
             retry = partial(self._retry.run, is_transient=database.passes)
             try:
@@ -357,7 +357,7 @@ class CleanupManager:
             except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
                 failures.append(error)
             if name in self._taken:
-                self.tracker.let_go(name)
+                self.tracker.journals.release(name)
         return failures
 
     def _references(self) -> list[tuple[TableName, TableName]]:
@@ -398,12 +398,12 @@ class CleanupManager:
         """Of these rows, those that another tracker, here or in another process, will delete."""
         name = table.name
         claims: dict[Any, str] = {}
-        for other in database.capture.holders:
+        for other in database.capture.sinks:
             if other is not self.tracker and other.holds(name):
                 mine = other.context.tag
-                theirs = other.those_held(name, keys) if table.key_columns else keys
+                theirs = other.held_keys(name, keys) if table.key_columns else keys
                 claims.update((key, f"{HERE}{mine}") for key in theirs)
-        book = self.tracker.known_book(name.database)
+        book = self.tracker.journals.of(name.database)
         rest = [key for key in keys if key not in claims]
         if book is not None and rest:
             claims.update(claimed_by_others(connection, book, table, rest))

@@ -120,7 +120,7 @@ class Restoring:
             return []
         changed = []
         # deleted, and inserted again by the test: that row goes first
-        held = set(self.tracker.those_held(table.table.name, keys))
+        held = set(self.tracker.held_keys(table.table.name, keys))
         for key, memory in each_row(table):
             if key in held:
                 self._later.append(_Row(database, table, key, memory))

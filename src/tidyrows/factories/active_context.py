@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tidyrows.capture.ambient import current_tracker
+from tidyrows.tracking.current import current_tracker
 from tidyrows.worker import WorkerContext
 
 

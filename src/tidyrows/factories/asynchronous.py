@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect
 
-from tidyrows.capture.ambient import current_tracker
 from tidyrows.greenlets import spawn
+from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -102,7 +102,7 @@ class Call:
     def _commit(self, session: Session) -> None:
         session.flush()
         if self.began_transaction:
-            self.uncertain_before = self.tracker.doubts()
+            self.uncertain_before = self.tracker.uncertain_keys()
         if in_greenlet():
             make_usable(self.made)
             self.commit_sent = True

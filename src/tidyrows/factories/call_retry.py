@@ -78,7 +78,7 @@ class _Attempts:
 
     def _is_committed(self, call: Call, error: BaseException) -> bool | None:
         """Whether the COMMIT succeeded; None where nobody can tell."""
-        if self._tracker.doubts() - call.uncertain_before:
+        if self._tracker.uncertain_keys() - call.uncertain_before:
             return was_committed(self._tracker, call.uncertain_before)
         return None if self._tracker.fault(error) is Fault.LOST else False
 

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
-from tidyrows.capture.ambient import current_tracker, entered
+from tidyrows.capture.ambient import entered
 from tidyrows.errors import NoSessionError
 from tidyrows.factories.asynchronous import created
 from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.options import TrackedOptions, watch
+from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
     from tidyrows.tracking.tracker import ResourceTracker

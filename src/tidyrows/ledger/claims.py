@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.ledger.journal import Book
+    from tidyrows.ledger.journal import Journal
 
     Key = tuple[Any, ...]
 
 
 def claimed_by_others(
-    connection: sa.Connection, journal: Book, table: KeyedTable, keys: Sequence[Any]
+    connection: sa.Connection, journal: Journal, table: KeyedTable, keys: Sequence[Any]
 ) -> dict[Any, str]:
     """The rows among these that belong to another worker, each with the worker's name.
 

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
 
-from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.changes import (
+    Change,
+    Deleted,
+    DeletedWhole,
+    Inserted,
+    InsertedWhole,
+    KeysChanged,
+    KeysLost,
+    Updated,
+)
 from tidyrows.capture.digests import CELL, Prints
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
@@ -28,20 +37,18 @@ from tidyrows.keys import KeyedTable, TableName
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tidyrows.capture.engine import Capture
-    from tidyrows.tracking.tracker import ResourceTracker
 
 EXTERNAL = "external"
 MAKING = ("rows", "whole", EXTERNAL)
 """The kinds of entries that say that there is something."""
-_KINDS = {
-    Kind.INSERTED: "rows",
-    Kind.UNKEYED: "whole",
-    Kind.DELETED: "gone",
-    Kind.TAKEN: "taken",
-    Kind.RENAMED: "renamed",
-    Kind.MOVED: "moved",
-    Kind.UPDATED: "updated",
+_KINDS: dict[type[Change], str] = {
+    Inserted: "rows",
+    InsertedWhole: "whole",
+    Deleted: "gone",
+    DeletedWhole: "taken",
+    KeysChanged: "renamed",
+    KeysLost: "moved",
+    Updated: "updated",
 }
 _NAMED = {name: kind for kind, name in _KINDS.items()}
 ROWS = tuple(_NAMED)
@@ -86,7 +93,7 @@ def written(
         except TidyRowsError as error:
             refused(first.table.name, str(error))
         else:
-            kind = _KINDS[first.kind]
+            kind = _KINDS[type(first)]
             entries += [Entry(kind, first.table, body, tuple(group)) for body in bodies]
     return entries
 
@@ -97,12 +104,12 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
     open_now: dict[TableName, dict[Any, list[Change]]] = {}
     for change in changes:
         name = change.table.name
-        if change.kind is not Kind.INSERTED:
+        if not isinstance(change, Inserted):
             open_now.pop(name, None)
             groups.append([change])
             continue
         names = None if change.prints is None else change.prints.layout.names
-        key = (change.table, change.generated, change.certain, change.told, names)
+        key = (change.table, change.generated, change.certain, change.named, names)
         kin = open_now.setdefault(name, {})
         group = kin.get(key)
         if group is None:
@@ -124,21 +131,20 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
             yield {**common, "rows": rows}
         return
     common["columns"] = [column.name for column in table.key_columns]
-    if first.kind is Kind.RENAMED:
+    if isinstance(first, KeysChanged):
         for part in chunks(first.keys, _ROWS_IN_ONE):
             old = values_out(table, dialect, [old for old, _new in part])
             new = [None if new is None else values_out(table, dialect, [new])[0] for _, new in part]
             yield {**common, "old": old, "new": new}
         return
-    if first.generated:
-        common["generated"] = True
-    if first.told:
-        common["told"] = True
-    if first.kind is Kind.UPDATED:
+    if isinstance(first, Inserted):
+        common |= {"generated": True} if first.generated else {}
+        common |= {"told": True} if first.named else {}
+    elif isinstance(first, Updated):
         common["patches"] = list(first.patches)
     keys = [key for change in group for key in change.keys]
     looks = _looks(group)
-    size = max(len(keys), 1) if first.kind is Kind.UPDATED else _KEYS_IN_ONE
+    size = max(len(keys), 1) if isinstance(first, Updated) else _KEYS_IN_ONE
     for start in range(0, max(len(keys), 1), size):
         part = keys[start : start + size]
         body = {**common, **_named(table, dialect, part)}
@@ -172,27 +178,28 @@ class _Looks:
 
 
 def _looks(group: Sequence[Change]) -> _Looks | None:
-    first = group[0].prints
-    if first is None:
+    prints = [
+        each.prints for each in group if isinstance(each, Inserted) and each.prints is not None
+    ]
+    if not prints:
         return None
     cells = array(CELL)
-    for change in group:
-        if change.prints is not None:
-            cells += change.prints.cells()
+    for each in prints:
+        cells += each.cells()
     if sys.byteorder == "big":
         cells.byteswap()
-    return _Looks(list(first.layout.names), cells)
+    return _Looks(list(prints[0].layout.names), cells)
 
 
-class Player:
-    """Plays entries of a ledger into a tracker.
+class EntryReader:
+    """Reads entries of a ledger as the changes that they were made of.
 
     Args:
-        capture: the ledger's database.
+        database: the ledger's database.
     """
 
-    def __init__(self, capture: Capture) -> None:
-        self._capture = capture
+    def __init__(self, database: str) -> None:
+        self._database = database
         self._metadata = sa.MetaData()
         self._tables: dict[tuple[str, str], KeyedTable | None] = {}
 
@@ -202,9 +209,8 @@ class Player:
         kind: str,
         place: tuple[str, str],
         body: str,
-        owner: ResourceTracker,
     ) -> Change | None:
-        """One entry, as a change of rows of ``owner``; None where its table is no more.
+        """The change of one entry; None where its table does not exist any more.
 
         Raises:
             TidyRowsError: nobody wrote such an entry.
@@ -214,7 +220,7 @@ class Player:
             read = json.loads(body)
             key = () if "rows" in read else read["columns"]
             keyed = self.table(connection, schema, table, key)
-            return None if keyed is None else _change(_NAMED[kind], keyed, read, owner)
+            return None if keyed is None else _change(_NAMED[kind], keyed, read)
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise TidyRowsError(
                 f"An entry of the ledger about {schema}.{table} cannot be read (kind {kind!r}); "
@@ -239,17 +245,14 @@ class Player:
                 autoload_replace=False,
                 resolve_fks=False,
             )
-            found = KeyedTable(TableName(self._capture.database, schema, name), table)
+            found = KeyedTable(TableName(self._database, schema, name), table)
         except NoSuchTableError:
             found = None
         self._tables[schema, name] = found
         return found
 
 
-def _change(
-    kind: Kind, table: KeyedTable, body: dict[str, Any], tracker: ResourceTracker
-) -> Change:
-    owner = tracker if kind in {Kind.INSERTED, Kind.UNKEYED} else None
+def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Change:
     certain = body.get("certain", True)
     if "rows" in body:
         rows = [
@@ -260,21 +263,23 @@ def _change(
         if set(names) != set(places):  # not the whole table: its rows could not be told apart
             rows = [None] * len(rows)
         rows = [row and tuple(row[places[name]] for name in names) for row in rows]
-        return Change(kind, table, rows, owner, certain=certain)
-    if kind is Kind.RENAMED:
+        return kind(table, rows, certain=certain)
+    if kind is KeysChanged:
         new = [None if each is None else values_in([each])[0] for each in body["new"]]
-        return Change(kind, table, list(zip(values_in(body["old"]), new, strict=True)))
-    return Change(
-        kind,
-        table,
-        keys_in(body),
-        owner,
-        generated=body.get("generated", False),
-        certain=certain,
-        told=body.get("told", False),
-        prints=_prints(body.get("looks")),
-        patches=body.get("patches", ()),
-    )
+        return KeysChanged(table, list(zip(values_in(body["old"]), new, strict=True)))
+    keys = keys_in(body)
+    if kind is Updated:
+        return Updated(table, keys, body.get("patches", ()), certain=certain)
+    if kind is Inserted:
+        return Inserted(
+            table,
+            keys,
+            generated=body.get("generated", False),
+            named=body.get("told", False),
+            prints=_prints(body.get("looks")),
+            certain=certain,
+        )
+    return kind(table, keys, certain=certain)
 
 
 def keys_in(body: dict[str, Any]) -> list[Any]:
@@ -292,45 +297,3 @@ def _prints(looks: dict[str, Any] | None) -> Prints | None:
     if sys.byteorder == "big":
         cells.byteswap()
     return Prints.of_digests(tuple(looks["columns"]), cells)
-
-
-def each_of(
-    tracker: ResourceTracker, database: str, owner: ResourceTracker | None = None
-) -> Iterator[Change]:
-    """What a tracker holds in a database now, as the changes that made it so.
-
-    Args:
-        tracker: the tracker.
-        database: the database.
-        owner: whose the changes are to be; the tracker's own by default.
-    """
-    owner = owner or tracker
-    for held in tracker.snapshot():
-        if held.table.name.database != database:
-            continue
-        told = [key for key in held.keys.in_order() if key in held.told]
-        mine = [key for key in held.keys.in_order() if key not in held.told]
-        if mine:
-            prints = None if held.prints is None else held.prints.all_of(mine)
-            yield Change(
-                Kind.INSERTED,
-                held.table,
-                mine,
-                owner,
-                generated=held.prints is not None and held.prints.generated,
-                prints=prints,
-            )
-        if told:
-            yield Change(Kind.INSERTED, held.table, told, owner, told=True)
-        if held.doubtful:
-            for generated in (True, False):
-                keys = [key for key, made in held.doubtful.items() if made is generated]
-                if keys:
-                    yield Change(
-                        Kind.INSERTED, held.table, keys, owner, generated=generated, certain=False
-                    )
-        nameless: list[Any] = [*held.whole, *[None] * held.unkeyed]
-        if nameless:
-            yield Change(Kind.UNKEYED, held.table, nameless, owner)
-        if held.unsure:
-            yield Change(Kind.UNKEYED, held.table, [()] * held.unsure, owner, certain=False)

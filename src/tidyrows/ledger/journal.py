@@ -1,18 +1,19 @@
-"""What one tracker has entered into a ledger.
+"""The entries of one tracker in one ledger.
 
-An entry counts once its transaction has committed, as the rows do: both in memory and in the
+An entry counts once its transaction has committed, as its rows do: both in memory and in the
 database. Where a COMMIT was not answered, the ledger itself can tell.
 """
 
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
 from tidyrows.errors import LedgerError, TakenOverError
 from tidyrows.ledger import entries
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.process import LedgerProcess
     from tidyrows.ledger.table import Ledger
-    from tidyrows.tracking.tracker import ResourceTracker
 
 
 Number = tuple[str, int]
@@ -35,13 +35,13 @@ Number = tuple[str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """What a transaction makes of a book, if it commits.
+class JournalUpdate:
+    """What a transaction changes in a journal, if it commits.
 
     Attributes:
-        removed: the entries that are gone then.
-        added: those that are new.
-        rows: how many rows it takes out.
+        removed: the entries that it deletes.
+        added: the entries that it inserts.
+        rows: how many rows it deletes.
     """
 
     removed: frozenset[Number] = frozenset()
@@ -49,7 +49,7 @@ class Page:
     rows: int = 0
 
 
-class Book:
+class Journal:
     """A tracker's entries in one ledger.
 
     Args:
@@ -62,11 +62,11 @@ class Book:
         owner: this process in it.
         scope: the tracker's number.
         committed: the numbers of the entries that are in the ledger.
-        doubtful: entries of which nobody knows whether they are, and what they say.
+        uncertain: entries that may be in the ledger or not, and their changes.
         externals: the entries of external resources.
-        keeps_log: what is left is not written anew, so that each entry says whose it was.
-        unclear: pages of transactions of which nobody knows whether they have committed.
-        is_log: entries also say what is gone, so that fewer of them may say the same.
+        keeps_log: the entries are not written anew at the end, so that each keeps its test.
+        unanswered: updates whose COMMIT was not answered.
+        is_log: some entries say that rows are gone, so that fewer entries may say the same.
     """
 
     def __init__(
@@ -77,12 +77,15 @@ class Book:
         self.owner = owner
         self.scope = owner.scope()
         self.committed: set[Number] = set()
-        self.doubtful: dict[Number, list[Change]] = {}
+        self.uncertain: dict[Number, list[Change]] = {}
         self.is_log = False
         self.keeps_log = False
-        self.unclear: list[Page] = []
+        self.unanswered: list[JournalUpdate] = []
         self.externals: dict[ExternalResource, Number] = {}
         self._waiting: list[Change] = []
+        # by change, as long as its transaction is known
+        self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
+        self._numbers = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def reopen(self, owner: LedgerProcess) -> None:
@@ -97,25 +100,23 @@ class Book:
 
     # -- in the transaction whose rows they are ------------------------------------------------
 
-    def enter(
+    def record(
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
     ) -> None:
-        """Write what a transaction did, in that transaction."""
+        """Write changes in the transaction that made them; those written before are left out."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
-        for change in waiting:
-            change.entries.clear()  # what was written before went with its transaction
+            fresh = [change for change in changes if change not in self._numbers]
         rows = []
-        for entry in entries.written([*waiting, *changes], connection.dialect, self._refused):
-            seq = self.owner.entry()
-            rows.append(self._row(seq, entry, context))
-            for change in entry.changes:
-                change.entries.append((self, (self.owner.id, seq)))
+        numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
         try:
+            for entry in entries.written([*waiting, *fresh], connection.dialect, self._refused):
+                seq = self.owner.entry()
+                rows.append(self._row(seq, entry, context))
+                for change in entry.changes:
+                    numbers[change].append((self.owner.id, seq))
             self._insert(connection, rows)
         except BaseException as error:
-            for change in (*waiting, *changes):
-                change.entries = [each for each in change.entries if each[0] is not self]
             with self._lock:
                 self._waiting[:0] = waiting
             if isinstance(error, sa.exc.DBAPIError):
@@ -125,50 +126,50 @@ class Book:
                     f"INSERT on that table; without ledger= the tracker writes nothing."
                 )
             raise
-        with self._lock:  # until their transaction has committed
-            self._waiting += waiting
-        for change in changes[:1]:
-            change.entries += [each.entries[-1] for each in waiting if each.entries]
+        with self._lock:
+            self._waiting += waiting  # until their transaction has committed
+            self._numbers.update(numbers)
+            for change in changes[:1]:
+                self._numbers[change] += [numbers[each][-1] for each in waiting if numbers[each]]
 
     def confirm(self, changes: Iterable[Change]) -> None:
         """The transaction has committed."""
         with self._lock:
             for change in changes:
-                for book, number in change.entries:
-                    if book is self:
-                        self.committed.add(number)
-                        self.is_log = self.is_log or change.kind not in _MAKING
+                numbers = self._numbers.get(change)
+                if numbers:
+                    self.committed.update(numbers)
+                    self.is_log = self.is_log or not isinstance(change, _MAKING)
             if self._waiting:
                 self._waiting = [
-                    change for change in self._waiting if not self._holds(change.entries)
+                    change
+                    for change in self._waiting
+                    if self.committed.isdisjoint(self._numbers.get(change, ()))
                 ]
+            for change in changes:
+                self._numbers.pop(change, None)
 
-    def _holds(self, written: Iterable[tuple[Book, Number]]) -> bool:
-        return any(number in self.committed for book, number in written if book is self)
-
-    def doubt(self, changes: Iterable[Change]) -> None:
-        """Nobody knows whether the transaction has committed."""
+    def mark_uncertain(self, changes: Iterable[Change]) -> None:
+        """It is not known whether the transaction has committed."""
         with self._lock:
             for change in changes:
-                for book, number in change.entries:
-                    if book is self:
-                        self.doubtful.setdefault(number, []).append(change)
+                for number in self._numbers.pop(change, ()):
+                    self.uncertain.setdefault(number, []).append(change)
 
     # -- by itself -----------------------------------------------------------------------------
 
-    def tell(self, change: Change, context: WorkerContext) -> None:
-        """Enter rows that are committed already; with the next COMMIT where that cannot be now."""
-        with self._lock:
-            self._waiting.append(change)
+    def add(self, change: Change, context: WorkerContext) -> None:
+        """Record rows that are committed already; with the next COMMIT where that cannot be now."""
+        self.postpone(change)
         self.catch_up(context)
 
-    def wait_for(self, change: Change) -> None:
-        """Enter rows with the next COMMIT."""
+    def postpone(self, change: Change) -> None:
+        """Record rows with the next COMMIT."""
         with self._lock:
             self._waiting.append(change)
 
     def catch_up(self, context: WorkerContext) -> None:
-        """Enter what is waiting, unless somebody holds the lock that it takes."""
+        """Record what is waiting, unless somebody holds the lock that it takes."""
         with self._lock:
             waiting = list(self._waiting)
         if not waiting:
@@ -176,7 +177,7 @@ class Book:
         dialect = self.ledger.dialect
         try:
             with self.ledger.alone(lock_timeout=0.2) as connection:
-                self.enter(connection, (), context)
+                self.record(connection, (), context)
         except sa.exc.DBAPIError as error:
             if not dialect.is_timeout(error):
                 raise
@@ -184,7 +185,7 @@ class Book:
             self.confirm(waiting)
 
     def forget_waiting(self) -> None:
-        """Rows that were told and not yet entered are gone."""
+        """Rows that wait to be recorded are gone."""
         with self._lock:
             self._waiting = []
 
@@ -217,31 +218,31 @@ class Book:
             self.ledger.run(connection, gone)
         del self.externals[resource]
 
-    def settled(self, connection: sa.Connection) -> tuple[list[Change], list[Change]]:
-        """What entries in doubt say, by whether they are there; none is in doubt afterwards."""
-        doubtful = dict(self.doubtful)
-        if not doubtful:
+    def resolve(self, connection: sa.Connection) -> tuple[list[Change], list[Change]]:
+        """The changes of uncertain entries: committed, and not; none is uncertain afterwards."""
+        uncertain = dict(self.uncertain)
+        if not uncertain:
             return [], []
         table = self.ledger.table_on(connection)
         there: set[Number] = set()
-        for part in self._mine(table, set(doubtful)):
+        for part in self._mine(table, set(uncertain)):
             asked = sa.select(table.c.maker, table.c.seq).where(*part)
             there |= {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
-        true = [change for number in doubtful if number in there for change in doubtful[number]]
-        false = [c for number in doubtful if number not in there for c in doubtful[number]]
+        committed = [each for number in uncertain if number in there for each in uncertain[number]]
+        lost = [each for number in uncertain if number not in there for each in uncertain[number]]
         with self._lock:
-            for number in doubtful:
-                self.doubtful.pop(number, None)
+            for number in uncertain:
+                self.uncertain.pop(number, None)
             self.committed |= there
-            self.is_log = self.is_log or any(change.kind not in _MAKING for change in true)
-        return true, false
+            self.is_log = self.is_log or not all(isinstance(c, _MAKING) for c in committed)
+        return committed, lost
 
     def put_aside(self, name: str, context: WorkerContext) -> bool:
         """Make the entries, and what waits, those of an owner of this name; whether any are."""
         with self._lock:
             waiting = list(self._waiting)
         with self.ledger.alone(lock_timeout=5.0) as connection:
-            self.enter(connection, (), context)
+            self.record(connection, (), context)
             table = self.ledger.table_on(connection)
             mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
             moved = sa.update(table).where(*mine).values(owner=name)
@@ -270,8 +271,8 @@ class Book:
         changes: Iterable[Change],
         context: WorkerContext,
         externals: Iterable[ExternalResource],
-    ) -> Page:
-        """Make another's entries this book's.
+    ) -> JournalUpdate:
+        """Make another's entries this journal's.
 
         Args:
             connection: in the transaction.
@@ -303,7 +304,7 @@ class Book:
                 f"somebody else's by now. Nothing was deleted; there is nothing left to do."
             )
         self.externals |= tied
-        return Page(added=frozenset(self._add(connection, changes, context)))
+        return JournalUpdate(added=frozenset(self._add(connection, changes, context)))
 
     # -- with the rows' end --------------------------------------------------------------------
 
@@ -340,7 +341,7 @@ class Book:
         self._refuse_loss(gone, numbers)
         return self._add(connection, changes, context)
 
-    def note(
+    def append(
         self,
         connection: sa.Connection,
         numbers: set[Number],
@@ -373,20 +374,20 @@ class Book:
         self._refuse_loss(held, set(oldest.items()))
         return self._add(connection, changes, context)
 
-    def turn(self, page: Page) -> None:
-        """What a page says is so: its transaction has committed."""
+    def apply(self, update: JournalUpdate) -> None:
+        """The transaction of an update has committed."""
         with self._lock:
-            self.committed = (self.committed - page.removed) | page.added
-            self.is_log = bool(self.committed) and (self.is_log or bool(page.added))
+            self.committed = (self.committed - update.removed) | update.added
+            self.is_log = bool(self.committed) and (self.is_log or bool(update.added))
 
-    def is_so(self, connection: sa.Connection, page: Page) -> bool:
-        """Whether the transaction of a page has committed, by what the ledger shows."""
-        if not page.added and not page.removed:
+    def has_committed(self, connection: sa.Connection, update: JournalUpdate) -> bool:
+        """Whether the transaction of an update has committed, by what the ledger shows."""
+        if not update.added and not update.removed:
             return False
         table = self.ledger.table_on(connection)
         asked = sa.select(table.c.maker, table.c.seq).where(table.c.owner == self.owner.id)
         found = {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
-        return page.added <= found and not page.removed & found
+        return update.added <= found and not update.removed & found
 
     def _mine(
         self, table: sa.Table, numbers: set[Number], owner: str | None = None
@@ -462,44 +463,4 @@ _AT_ONCE, _LONG = 50, 500_000
 """Entries in one INSERT, and characters of their bodies."""
 _IN_ONE = 500
 """Numbers of entries in one statement."""
-_MAKING = frozenset({Kind.INSERTED, Kind.UNKEYED})
-
-
-def enter(
-    connection: sa.Connection, changes: Sequence[Change], holders: Iterable[ResourceTracker]
-) -> None:
-    """Write what a transaction did into the ledgers of those whom it concerns; once each.
-
-    Args:
-        connection: in the transaction.
-        changes: all of it so far.
-        holders: the trackers that may hold rows of the engine.
-    """
-    fresh = [change for change in changes if not change.entered]
-    if not fresh:
-        return
-    for tracker in holders:
-        if not tracker.has_ledger:
-            continue
-        made = {change.table.name for change in changes if change.owner is tracker}
-        mine = [
-            part
-            for change in fresh
-            if (part := _concern(change, tracker, pending=change.table.name in made)) is not None
-        ]
-        book = tracker.book(fresh[0].table.name.database) if mine else None
-        if book is not None:
-            book.enter(connection, mine, tracker.context)
-    for change in fresh:
-        change.entered = True
-
-
-def _concern(change: Change, tracker: ResourceTracker, *, pending: bool) -> Change | None:
-    """The change, or what of it concerns a tracker."""
-    if change.touch is not None:
-        return None
-    if change.owner is not None:
-        return change if change.owner is tracker else None
-    if not pending and not tracker.holds(change.table.name):
-        return None
-    return change
+_MAKING = (Inserted, InsertedWhole)

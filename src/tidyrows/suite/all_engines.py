@@ -15,20 +15,21 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tidyrows.capture.engine import capture_for, root_engine
-from tidyrows.capture.tracker_stack import Turns
+from tidyrows.capture.tracker_stack import TrackerStack
 from tidyrows.execution import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tidyrows.capture.sink import Sink
     from tidyrows.tracking.tracker import ResourceTracker
 
-    Owner = Callable[[], ResourceTracker | None]
+    Owner = Callable[[], Sink | None]
 
 _EVENTS = ("engine_connect", "begin")
 
 
-class AllEngines(Turns):
+class AllEngines(TrackerStack["ResourceTracker"]):
     """Gives all rows that no other tracker listens for to one tracker at a time.
 
     Args:
@@ -60,7 +61,7 @@ class AllEngines(Turns):
         for name in _EVENTS:
             event.remove(sa.Engine, name, self._meet)
         for engine in self.known:
-            capture_for(engine).listen_last(self._owners_before[engine])
+            capture_for(engine).set_fallback(self._owners_before[engine])
         self._met.clear()
         self._owners_before.clear()
 
@@ -73,10 +74,10 @@ class AllEngines(Turns):
             capture = capture_for(engine)
             capture.opened.add(connection)
             owner = partial(self._owner, weakref.ref(engine))
-            self._owners_before[engine] = capture.listen_last(owner)
+            self._owners_before[engine] = capture.set_fallback(owner)
 
     def _owner(self, reference: weakref.ref[sa.Engine]) -> ResourceTracker | None:
-        engine, tracker = reference(), self.whose
+        engine, tracker = reference(), self.top
         if engine is None or tracker is None:
             return None
         captured = self._captured.get(engine)

@@ -139,7 +139,7 @@ class SuiteCleanups:
                     options = (_BUSY if undeleted else _AT_THE_END) if busy else {}
                     self._delete(pending, options)
                 except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
-                    pending.tracker.said()
+                    pending.tracker.dismiss_leak_warning()
                     undeleted.append(_text_of(pending, error))
                 else:
                     held += [pending] if pending.held else []
@@ -160,7 +160,7 @@ class SuiteCleanups:
             if all(each.by.startswith(HERE) for each in pending.held):
                 stays.update(settled_counts(tracker))
                 for rows in tracker.snapshot():
-                    tracker.forget(rows.table, rows.keys)
+                    tracker.store.forget(rows.table, rows.keys)
                 self._delete(pending, {})
         return stays
 
@@ -173,7 +173,7 @@ class SuiteCleanups:
         before = {held.table: held.keys for held in tracker.snapshot()}
         created = dict(Counter(created_by(tracker)) - pending.reported)
         pending.held = ()
-        if not (before or tracker.has_entries):
+        if not (before or tracker.journals.has_entries):
             self._record(tracker, created, None)
             return
         manager = CleanupManager(tracker, **{**pending.options, **options})
@@ -215,7 +215,7 @@ class SuiteCleanups:
     def _forget_vanished(self, tracker: SuiteTracker) -> None:
         for name in _databases(tracker):
             if has_vanished(tracker.own_engine_of(name)):
-                tracker.let_go(name)
+                tracker.journals.release(name)
 
     def _are_gone_with_databases(self, tracker: SuiteTracker) -> bool:
         """Whether the suite itself has dropped the databases of all rows that are left."""
@@ -225,7 +225,7 @@ class SuiteCleanups:
                 run_for([engine], partial(_connect, spare_engine_of(engine)))
             except sa.exc.DBAPIError as error:
                 if dialect_for(engine).is_database_missing(error):
-                    tracker.let_go(name)
+                    tracker.journals.release(name)
         return not tracker.snapshot()
 
     def _delete_as_other_roles(self, tracker: SuiteTracker, manager: CleanupManager) -> bool:

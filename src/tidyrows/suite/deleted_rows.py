@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.capture.changes import Inserted
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,7 +28,7 @@ class DeletedRows:
         """A test has deleted these rows."""
         for key in keys:
             self._creators[table.name, key] = next(
-                (each for each in self._trackers if each.those_held(table.name, [key])), None
+                (each for each in self._trackers if each.held_keys(table.name, [key])), None
             )
 
     def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
@@ -34,6 +36,6 @@ class DeletedRows:
         for key in keys if self._creators else ():
             if (table.name, key) in self._creators:
                 creator = self._creators.pop((table.name, key))
-                tracker.forget(table, [key])
+                tracker.store.forget(table, [key])
                 if creator is not None and creator in self._trackers:
-                    creator.take_told(table, [key])
+                    creator.store.apply(Inserted(table, [key], named=True))

@@ -74,7 +74,7 @@ class SuiteLedgers:
             if ledger is not None and url and (url.database, url.host, url.port) == wanted:
                 del self._known[name]
                 for tracker in self._trackers():
-                    tracker.drop_ledger(ledger)
+                    tracker.journals.drop_ledger(ledger)
                 ledger.close()
 
     def _install(self, name: str, engine: sa.Engine) -> None:

@@ -85,7 +85,7 @@ class WholeSuite:
         if not self._everything:
             stays = Counter(settled_counts(self.outside))
             record["stays"] = dict(stays + self._cleanups.leave_with_references(held))
-            self.outside.said()
+            self.outside.dismiss_leak_warning()
         self._add(record)
         self.engines.stop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tidyrows.capture.changes import Inserted, Touched
 from tidyrows.suite.spare_engine import usable_engine
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
@@ -13,8 +14,8 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.capture.digests import Prints
-    from tidyrows.capture.tracker_stack import Turns
+    from tidyrows.capture.changes import Change
+    from tidyrows.capture.tracker_stack import TrackerStack
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.table import Ledger
     from tidyrows.suite.summary import Record
@@ -51,7 +52,7 @@ class SuiteTracker(ResourceTracker):
 
     def __init__(
         self,
-        engines: Turns,
+        engines: TrackerStack[ResourceTracker],
         events: SuiteEvents,
         test: str,
         *,
@@ -92,35 +93,33 @@ class SuiteTracker(ResourceTracker):
         """Collect the warning: the suite may turn warnings into errors."""
         self._untracked[_in_brief(subject, message)] = None
 
-    def say_late(self, table: KeyedTable) -> None:
+    def warn_late(self, table: KeyedTable) -> None:
         """A transaction that the test left open is committed: its rows can be deleted now."""
         self._events.committed_late(self)
 
-    def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
-        """Rows that the test did not create were changed."""
-        rows = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{count} row(s)"
-        if len(keys) > _SHOWN:
-            rows += f" and {count - _SHOWN} more"
-        self._touched[str(table.name), verb, rows] = None
-        if verb == "deleted":
-            self._events.deleted(table, keys)
-
-    def note_dropping(self, engine: sa.Engine, database: str) -> None:
+    def before_drop(self, engine: sa.Engine, database: str) -> None:
         """No connection of the ledger's may be in the way."""
         self._events.dropping(engine, database)
 
-    def hold(
-        self,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        *,
-        prints: Prints | None = None,
-        generated: bool = False,
-    ) -> None:
-        """Hold rows that were inserted, except those that a test had only deleted."""
-        super().hold(table, keys, prints=prints, generated=generated)
-        if not generated:
-            self._events.inserted(self, table, keys)
+    def apply(self, change: Change) -> Change:
+        """Track rows that were inserted, except those that a test had only deleted."""
+        if isinstance(change, Touched):
+            self._note_touched(change)
+            return change
+        rest = super().apply(change)
+        if isinstance(change, Inserted) and change.certain and not change.generated:
+            self._events.inserted(self, change.table, change.keys)
+        return rest
+
+    def _note_touched(self, touched: Touched) -> None:
+        """Rows that the test did not create were changed."""
+        keys = touched.keys
+        rows = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{touched.count} row(s)"
+        if len(keys) > _SHOWN:
+            rows += f" and {touched.count - _SHOWN} more"
+        self._touched[str(touched.table.name), touched.verb, rows] = None
+        if touched.verb == "deleted":
+            self._events.deleted(touched.table, keys)
 
 
 def _in_brief(subject: Any, message: str) -> str:

@@ -11,7 +11,7 @@ from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.report import describe_leftovers
 from tidyrows.dialects import Fault
 from tidyrows.errors import LedgerError
-from tidyrows.ledger.journal import Book
+from tidyrows.ledger.journal import Journal
 from tidyrows.ledger.process import LedgerProcess, left_id
 from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import find_candidates, wait_for_locks
@@ -71,8 +71,8 @@ class DatabaseSweep:
         """Release the liveness lock: the next sweep recovers the rows that are left."""
         self._process.close()
 
-    def _journal(self) -> Book:
-        journal = Book(self._ledger, self._process, refuse_unwritable)
+    def _journal(self) -> Journal:
+        journal = Journal(self._ledger, self._process, refuse_unwritable)
         journal.keeps_log = True
         return journal
 

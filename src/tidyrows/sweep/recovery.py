@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import sqlalchemy as sa
 
+from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.errors import TidyRowsError
-from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, Player, each_of
+from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, EntryReader
 from tidyrows.ledger.entry_table import entry_order
 from tidyrows.ledger.intents import hold_all
-from tidyrows.ledger.journal import Book
-from tidyrows.tracking.believing import believe
+from tidyrows.ledger.journal import Journal
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
@@ -55,12 +55,11 @@ def read_entries(
         .order_by(*entry_order(table)),
     ).all()
     of_tracker: dict[int, TrackerEntries] = {}
-    player: Player | None = None
+    reader = EntryReader(ledger.database)
     for scope, maker, seq, kind, schema, name, body, run, worker, test in rows:
         entries = of_tracker.get(scope)
         if entries is None:
             entries = of_tracker[scope] = TrackerEntries(_empty_tracker(ledger))
-        player = player or Player(entries.tracker.capture(ledger.engine))
         if kind in MAKING or not entries.columns:
             entries.columns = {"run": run, "worker": worker, "test": test}
         if test:
@@ -69,9 +68,12 @@ def read_entries(
             entries.externals[maker, seq] = body
         elif kind in ROWS:
             entries.numbers.add((maker, seq))
-            change = player.change(connection, kind, (schema, name), body, entries.tracker)
-            if change is not None:
-                believe([change], [each.tracker for each in of_tracker.values()])
+            change = reader.change(connection, kind, (schema, name), body)
+            if isinstance(change, (Inserted, InsertedWhole)):
+                entries.tracker.store.apply(change)
+            elif change is not None:
+                for each in of_tracker.values():
+                    change = each.tracker.store.apply(change)
         else:
             raise TidyRowsError(
                 f"The ledger has an entry of the unknown kind {kind!r}; nothing was deleted. Was "
@@ -80,7 +82,7 @@ def read_entries(
     return of_tracker
 
 
-def recover(journal: Book, connection: sa.Connection, wanted: Iterable[tuple[str, int]]) -> None:
+def recover(journal: Journal, connection: sa.Connection, wanted: Iterable[tuple[str, int]]) -> None:
     """Make the entries of these owners and trackers those of a journal's process."""
     ledger = journal.ledger
     table = ledger.table_on(connection)
@@ -101,18 +103,17 @@ def recover(journal: Book, connection: sa.Connection, wanted: Iterable[tuple[str
 
 
 def _rewrite(
-    journal: Book, connection: sa.Connection, place: tuple[str, int], entries: TrackerEntries
+    journal: Journal, connection: sa.Connection, place: tuple[str, int], entries: TrackerEntries
 ) -> None:
     """Write what is left of one tracker's rows as entries of the journal's process."""
     ledger, process, (owner, scope) = journal.ledger, journal.owner, place
     table = ledger.table_on(connection)
-    writer = Book(ledger, process, refuse_unwritable)
+    writer = Journal(ledger, process, refuse_unwritable)
     here = (table.c.owner == owner, table.c.scope == scope)
     ledger.run(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
     externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
     ledger.run(connection, externals.values(owner=process.id, scope=writer.scope))
-    database = entries.tracker.capture(ledger.engine).database
-    writer.write(connection, each_of(entries.tracker, database), entries.columns)
+    writer.write(connection, entries.tracker.store.changes(ledger.database), entries.columns)
 
 
 def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
@@ -120,7 +121,7 @@ def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
     raise TidyRowsError(f"Rows of {table} cannot be written to the ledger again: {reason}")
 
 
-def load(journal: Book, connection: sa.Connection) -> ResourceTracker:
+def load(journal: Journal, connection: sa.Connection) -> ResourceTracker:
     """A tracker of all rows of a journal's process."""
     tracker = _empty_tracker(journal.ledger)
     capture = tracker.capture(journal.ledger.engine)
@@ -128,19 +129,20 @@ def load(journal: Book, connection: sa.Connection) -> ResourceTracker:
     for entries in read_entries(journal.ledger, connection, journal.owner.id).values():
         externals |= entries.externals
         journal.committed |= entries.numbers
-        believe(each_of(entries.tracker, capture.database, tracker), [tracker])
-    player = Player(capture)
+        for change in entries.tracker.store.changes(capture.database):
+            tracker.store.apply(change)
+    reader = EntryReader(capture.database)
     journal.externals = hold_all(
         tracker.external_resources,
         externals,
         capture.database,
-        lambda schema, name, key: player.table(connection, schema, name, key),
+        lambda schema, name, key: reader.table(connection, schema, name, key),
     )
-    tracker.add_book(journal)
+    tracker.journals.attach(journal)
     return tracker
 
 
-def put_aside(journal: Book, name: str) -> None:
+def put_aside(journal: Journal, name: str) -> None:
     """Give what is left an owner that no process is, under the runs that it had."""
     ledger, process = journal.ledger, journal.owner
     with ledger.alone(lock_timeout=5.0) as connection:
@@ -153,5 +155,5 @@ def put_aside(journal: Book, name: str) -> None:
 
 def _empty_tracker(ledger: Ledger) -> ResourceTracker:
     tracker = ResourceTracker(ledger.engine, allow_production=True)
-    tracker.said()
+    tracker.dismiss_leak_warning()
     return tracker

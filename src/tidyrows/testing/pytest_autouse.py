@@ -93,9 +93,9 @@ class Autouse:
         engines, tracker = self._suite.engines, self._tracker_of(self._suite, request.node)
         torn_down = ExitStack()
         fixturedef.addfinalizer(torn_down.close)  # the first that is added is the last to be called
-        with engines.turn(tracker):
+        with engines.pushed(tracker):
             value = yield
-        fixturedef.addfinalizer(lambda: torn_down.callback(engines.hand_over(tracker)))
+        fixturedef.addfinalizer(lambda: torn_down.callback(engines.push(tracker)))
         return value
 
     def _tracker_of(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> SuiteTracker:

@@ -131,7 +131,7 @@ class Plugin:
         folder = request.getfixturevalue("tmp_path_factory").getbasetemp().parent / "tidy_run"
         folder.mkdir(exist_ok=True)
         shared = Shared(tidy, folder)
-        if not tidy.tracker.has_ledger:
+        if not tidy.tracker.journals:
             pytest.fail(
                 "tidy_run needs a ledger where the run has several workers: its rows must outlive "
                 "the worker that made them. Set tidy_ledger = on in the ini file, or use "
@@ -142,8 +142,8 @@ class Plugin:
         yield shared
         record = record_of("tidy_run", created_by(tidy.tracker), None)
         name = handed_id()
-        for database in tidy.tracker.books():
-            tidy.tracker.put_aside(database, name)
+        for database in tidy.tracker.journals.databases:
+            tidy.tracker.journals.put_aside(database, name)
         self.add(record)
 
     def _new_tidy(self, bind: Any, **options: Any) -> Tidy:
@@ -222,7 +222,7 @@ class Plugin:
         if self._config.getoption("--tidy-sweep") and not tidy.is_async:
             with self._sweeping():
                 self._add_swept(sweep(engine))
-        if tidy.tracker.has_ledger:
+        if tidy.tracker.journals:
             self._note_database(engine, tidy.context)
 
     def add_ledger(self, ledger: Ledger, context: WorkerContext) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
 from tidyrows.capture.connections import open_connections
-from tidyrows.capture.tracker_stack import Turns
+from tidyrows.capture.tracker_stack import TrackerStack
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import (
     AsyncMaker,
@@ -44,7 +44,7 @@ Synchronous: TypeAlias = (
     | orm.scoped_session[Any]
     | AsyncMaker
     | AsyncRegistry
-    | Turns
+    | TrackerStack[Any]
 )
 
 
@@ -60,12 +60,12 @@ class Binding:
 
     def __init__(self, bind: Any) -> None:
         self.is_async = is_async(bind)
-        self.is_ambient = not isinstance(bind, Turns)
+        self.is_ambient = not isinstance(bind, TrackerStack)
         if self.is_async:
             bind = synchronous(bind)
         if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker, AsyncMaker)):
             self.owns_session = True
-        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry, Turns)):
+        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry, TrackerStack)):
             self.owns_session = False
         else:
             raise NotBoundError(
@@ -127,7 +127,7 @@ class Binding:
     def open_session(self) -> orm.Session:
         """The session that factories use."""
         bind = self.bind
-        if isinstance(bind, Turns):
+        if isinstance(bind, TrackerStack):
             raise NotBoundError(
                 "A tracker of whatever the process writes has no session of its own. Bind one to "
                 "an engine: ResourceTracker(engine)."
@@ -147,8 +147,8 @@ class Binding:
         """
         self.refuse_unusable()
         bind = self.bind
-        if isinstance(bind, Turns):
-            return [bind.hand_over(tracker)]
+        if isinstance(bind, TrackerStack):
+            return [bind.push(tracker)]
         if isinstance(bind, sa.Engine):
             return [tracker.capture(bind).listen(tracker)]
         if isinstance(bind, sa.Connection):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.exc import NoSuchTableError
 
+from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.capture.digests import CELL, UNCOMPARED, Prints
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.key_json import UNTYPED, column_in, values_in, values_of_rows_out, values_out
@@ -36,7 +37,7 @@ def dumps(tracker: ResourceTracker) -> str:
         TidyRowsError: a value has no form in JSON. Nothing is written then, and all stay tracked.
     """
     tracker.settle()
-    tracker.catch_up()
+    tracker.journals.catch_up()
     tables = []
     ties, held_now = tracker.ties(), tracker.snapshot()
     for held in held_now:
@@ -116,9 +117,10 @@ def loads(
             ) from error
         keyed = KeyedTable(TableName(capture.database, schema, name), table)
         held[schema, name] = keyed, keys
-        tracker.hold(keyed, keys, prints=prints, generated=generated)
+        tracker.store.apply(Inserted(keyed, keys, generated=generated, prints=prints))
         if named:
-            tracker.take_told(keyed, [keys[place] for place in sorted(named)])
+            told = [keys[place] for place in sorted(named)]
+            tracker.store.apply(Inserted(keyed, told, named=True))
         if nameless:
             _take_nameless(tracker, keyed, nameless)
     read_ties(tracker.external_resources, externals, held)
@@ -126,7 +128,7 @@ def loads(
         try:
             tracker.take_over(entered)
         except BaseException:
-            tracker.said()  # its rows are another's: that it is gone is nothing to warn of
+            tracker.dismiss_leak_warning()  # its rows are another's
             raise
     return tracker
 
@@ -182,8 +184,8 @@ def _take_nameless(tracker: ResourceTracker, table: KeyedTable, entry: dict[str,
             rows.append(tuple(values[places[name]] for name in columns))
     else:  # the Table was not the whole table, so its rows could not be told from others
         rows += [None] * len(entry["rows"])
-    tracker.take_unkeyed(table, rows)
-    tracker.take_unkeyed(table, [()] * entry["unsure"], certain=False)
+    tracker.store.apply(InsertedWhole(table, rows))
+    tracker.store.apply(InsertedWhole(table, [()] * entry["unsure"], certain=False))
 
 
 def _looks(held: TableHoldings, keys: Sequence[Any]) -> dict[str, Any] | None:

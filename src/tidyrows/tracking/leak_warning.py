@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tidyrows.external import Externals
-    from tidyrows.tracking.store import Holdings
+    from tidyrows.tracking.store import Store
     from tidyrows.tracking.tracker import ResourceTracker
 
 _SHOWN = 5
@@ -39,17 +39,17 @@ def watch(tracker: ResourceTracker) -> weakref.finalize[..., ResourceTracker]:
     return weakref.finalize(
         tracker,
         _say,
-        tracker.holdings,
+        tracker.store,
         tracker.external_resources,
         tracker.context.tag,
         tracker.started_at,
         os.getpid(),
-        entered=tracker.has_ledger,
+        entered=bool(tracker.journals),
     )
 
 
 def _say(
-    holdings: Holdings,
+    store: Store,
     externals: Externals,
     tag: str,
     started: list[str],
@@ -59,7 +59,7 @@ def _say(
 ) -> None:
     if pid != os.getpid():
         return  # a forked child owns nothing of its parent's
-    held = holdings.copy()
+    held = store.snapshot()
     count = sum(len(each.keys) + len(each.doubtful) + each.nameless for each in held)
     count += len(externals)
     if not count:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.capture.engine import Capture
+    from tidyrows.capture.sink import Sink
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.tracking.row_snapshots import State
     from tidyrows.tracking.tracker import ResourceTracker
@@ -89,7 +90,7 @@ class Preserved:
         return count
 
     def _remember(self, tracker: ResourceTracker, table: KeyedTable, keys: list[Any]) -> None:
-        ours = set(tracker.those_held(table.name, keys))
+        ours = set(tracker.held_keys(table.name, keys))
         known = self._tables.get(table.name)
         new = [key for key in keys if key not in ours and not (known and key in known.rows)]
         if not new:
@@ -136,16 +137,16 @@ class Preserved:
             )
         ]
 
-    def whose(self, capture: Capture) -> ResourceTracker | None:
+    def whose(self, capture: Capture) -> Sink | None:
         """The tracker for which this context writes; None where nobody can tell."""
-        holders = capture.holders
-        for tracker in reversed(ambient.trackers()):
-            if tracker.active and tracker in holders:
-                return tracker
+        sinks = capture.sinks
+        for sink in reversed(ambient.sinks()):
+            if sink.active and sink in sinks:
+                return sink
         own = self._tracker()
-        return None if any(each.active and each is not own for each in holders) else own
+        return None if any(each.active and each is not own for each in sinks) else own
 
-    def is_ours(self, tracker: ResourceTracker) -> bool:
+    def is_ours(self, tracker: Sink) -> bool:
         """Whether a tracker is the one that preserves."""
         return tracker is self._tracker()
 

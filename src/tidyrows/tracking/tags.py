@@ -176,7 +176,7 @@ def _range(
 def _nobody_elses(tracker: ResourceTracker, table: KeyedTable, keys: list[Any]) -> list[Any]:
     """Leave out rows that another tracker of this process is going to delete."""
     taken: set[Any] = set()
-    for other in tracker.capture(tracker.engine_of(table.name.database)).holders:
+    for other in tracker.capture(tracker.engine_of(table.name.database)).sinks:
         if other is not tracker:
-            taken.update(other.those_held(table.name, keys))
+            taken.update(other.held_keys(table.name, keys))
     return [key for key in dict.fromkeys(keys) if key not in taken]

@@ -14,36 +14,34 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from tidyrows.capture import ambient
-from tidyrows.capture.changes import Change, Kind
+from tidyrows.capture.changes import Inserted, KeysChanged
 from tidyrows.capture.engine import Capture, capture_for, root_engine
 from tidyrows.dialects import Fault, database_name
 from tidyrows.errors import (
     LateCommitWarning,
-    LedgerError,
     SessionStateError,
     TidyRowsError,
     UntrackedRowsWarning,
 )
 from tidyrows.external import Externals, Tie
 from tidyrows.greenlets import in_greenlet, spawn
-from tidyrows.ledger import entries
-from tidyrows.ledger.journal import Book
-from tidyrows.ledger.table import Ledger
 from tidyrows.production import checked_permission, refuse_production
 from tidyrows.retry import RetryPolicy
 from tidyrows.tracking import handover, leak_warning, selection, tags, ties
 from tidyrows.tracking.binding import Binding, listen_to_session, session_engine
+from tidyrows.tracking.journals import Journals
 from tidyrows.tracking.preserved import Preserved
-from tidyrows.tracking.store import Holdings
+from tidyrows.tracking.store import Store
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 
-    from tidyrows.capture.digests import Patch, Prints
-    from tidyrows.capture.tracker_stack import Turns
+    from tidyrows.capture.changes import Change
+    from tidyrows.capture.tracker_stack import TrackerStack
     from tidyrows.external import ExternalResource
     from tidyrows.keys import KeyedTable, RowKey, TableName
+    from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tags import Whose
@@ -52,22 +50,6 @@ _ASYNC = "await tracker.run_sync(lambda tracker: tracker.{})"
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-def ledgers_of(given: Any) -> tuple[Ledger, ...]:
-    """The ledgers that a tracker was given.
-
-    Raises:
-        LedgerError: it is something else.
-    """
-    ledgers = () if given is None else (given,) if isinstance(given, Ledger) else tuple(given)
-    for each in ledgers:
-        if not isinstance(each, Ledger):
-            raise LedgerError(
-                f"ledger={each!r} is no ledger. Write ResourceTracker(engine, "
-                f"ledger=Ledger(engine))."
-            )
-    return ledgers
 
 
 class ResourceTracker:
@@ -104,7 +86,7 @@ class ResourceTracker:
 
     def __init__(
         self,
-        bind: Bind | Turns,
+        bind: Bind | TrackerStack[ResourceTracker],
         *,
         context: WorkerContext | None = None,
         allow_production: bool | Collection[str] = False,
@@ -112,15 +94,21 @@ class ResourceTracker:
         ledger: Ledger | Iterable[Ledger] | None = None,
     ) -> None:
         self._binding = Binding(bind)
-        self._ledgers = ledgers_of(ledger)
-        self._books: dict[str, Book] = {}
-        self._told_early: list[Change] = []
         self.retry = retry or RetryPolicy()
         self._allow_production = checked_permission(allow_production)
         self.context = context or WorkerContext.current()
         self._active = False
-        self.holdings = Holdings()
+        self.store = Store()
+        self.holds = self.store.holds
+        self.held_keys = self.store.held_keys
+        self.count_of = self.store.count_of
+        self.keys_by_table = self.store.keys_by_table
+        self.uncertain_keys = self.store.uncertain_keys
         self.external_resources = Externals()
+        self.journals = Journals(
+            ledger, self.context, self.store, self.external_resources, self.warn_once
+        )
+        self.integer = self.journals.integer
         self.preserved = Preserved(self)
         self._engines: dict[str, sa.Engine] = {}
         self._captures: dict[Capture, int] = {}  # and how often their schema had changed by then
@@ -162,7 +150,7 @@ class ResourceTracker:
             self._caller_transaction = session.get_transaction()
         if not self._forgotten.alive:
             self._forgotten = leak_warning.watch(self)
-        self._open_books()
+        self.journals.open(self._binding.engine())
         self.started_at[:] = leak_warning.started_here()
         self._undo = self._binding.listen(self)
         self._active = True
@@ -177,7 +165,7 @@ class ResourceTracker:
         try:
             self.settle()
             if not self.is_async or in_greenlet():
-                self.catch_up()
+                self.journals.catch_up()
         finally:  # where warnings are errors, another tracker's late commit may be said here
             self._active = False
             ambient.leave(self)
@@ -203,10 +191,10 @@ class ResourceTracker:
 
     def _forget_parent(self) -> None:
         self._pid = os.getpid()
-        self._books = {}
         self._lock = threading.RLock()  # another thread of the parent may have held it
-        self.holdings = Holdings()
+        self.store.forget_parent()
         self.external_resources = Externals()
+        self.journals.forget_parent(self.external_resources)
         self.preserved = Preserved(self)
         self._forgotten = leak_warning.watch(self)
         self._sessions = {}
@@ -214,126 +202,15 @@ class ResourceTracker:
         self._watched.clear()
         self._said.clear()
 
-    def _open_books(self) -> None:
-        for ledger in self._ledgers:
-            if ledger.is_private:
-                continue
-            book = self._books.get(ledger.database)
-            if book is not None and not book.owner.lives:
-                book.reopen(ledger.open())
-            elif book is None:
-                self._books[ledger.database] = Book(ledger, ledger.open(), self.say_unentered)
-            awaits = ledger.engine.dialect.is_async and not in_greenlet()
-            if not (ledger.dialect.has_row_locks or awaits):
-                # Its one writer may be the test itself when it needs them.
-                self._books[ledger.database].owner.integers.stock(ledger)
-        engine = self._binding.engine()
-        if self._ledgers and engine is not None:
-            mine = database_name(engine)
-            if mine not in {ledger.database for ledger in self._ledgers}:
-                raise LedgerError(
-                    f"The tracker writes to {mine}, and its ledger is in "
-                    f"{self._ledgers[0].database}: rows and ledger must share transactions. Write "
-                    f"ResourceTracker(engine, ledger=Ledger(engine)), with one engine."
-                )
-
-        early, self._told_early = self._told_early, []
-        for change in early:
-            book = self.book(change.table.name.database)
-            if book is not None:
-                book.wait_for(change)
-
     def add_ledger(self, ledger: Ledger) -> None:
         """Enter what is committed in the ledger's database from now on."""
-        self._ledgers = (*self._ledgers, ledger)
+        self.journals.add_ledger(ledger)
         if self.active:
-            self._open_books()
+            self.journals.open(self._binding.engine())
 
-    def drop_ledger(self, ledger: Ledger) -> None:
-        """Enter nothing there any more: its database is about to be dropped."""
-        self._ledgers = tuple(each for each in self._ledgers if each is not ledger)
-        self._books.pop(ledger.database, None)
-
-    @property
-    def has_ledger(self) -> bool:
-        """Whether what it holds is entered into a ledger."""
-        return any(not ledger.is_private for ledger in self._ledgers) or bool(self._books)
-
-    @property
-    def has_entries(self) -> bool:
-        """Whether anything stands in a ledger for it, be it that rows are gone again."""
-        return any(book.committed or book.doubtful for book in self._books.values())
-
-    def said(self) -> None:
-        """What it holds has been reported: no warning need say it again, once it is forgotten."""
+    def dismiss_leak_warning(self) -> None:
+        """What it holds has been reported: no warning is needed once the tracker is garbage."""
         self._forgotten.detach()
-
-    def known_book(self, database: str) -> Book | None:
-        """What is entered into the ledger of a database; None where it has none."""
-        return self._books.get(database)
-
-    def book(self, database: str) -> Book | None:
-        """The same, said where a ledger is missing."""
-        book = self._books.get(database)
-        if book is None and self._ledgers and not all(each.is_private for each in self._ledgers):
-            self.warn_once(
-                ("no ledger", database),
-                f"Rows are written to {database}, for which the tracker has no ledger: a kill "
-                f"would leave them there. Write ResourceTracker(..., ledger=[Ledger(one), "
-                f"Ledger(other)]).",
-            )
-        return book
-
-    def books(self) -> list[str]:
-        """The databases of which rows are entered into a ledger."""
-        return list(self._books)
-
-    def put_aside(self, database: str, name: str) -> bool:
-        """Keep the rows of a database for study, under this name; whether there were any."""
-        book = self._books[database]
-        if not book.put_aside(name, self.context):
-            return False
-        self.let_go(database)
-        for resource in list(book.externals):
-            self.external_resources.forget(resource)
-        book.externals = {}
-        return True
-
-    def let_go(self, database: str) -> None:
-        """The rows of a database are somebody else's to delete from now on."""
-        with self._lock:
-            self.holdings.drop(database)
-            book = self._books.get(database)
-            if book is not None:
-                book.committed, book.doubtful, book.is_log = set(), {}, False
-                book.unclear = []
-
-    def catch_up(self) -> None:
-        """Enter what could not be entered when it was told."""
-        for book in self._books.values():
-            book.catch_up(self.context)
-
-    def integer(self, start: int = 0) -> int:
-        """A number of this worker's: of all workers, runs and hosts where there is a ledger.
-
-        As :meth:`WorkerContext.integer`, which knows this run only.
-        """
-        book = next(iter(self._books.values()), None)
-        if book is None:
-            return self.context.integer(start)
-        return start + book.owner.integers.next(book.ledger)
-
-    def say_unentered(self, table: TableName, reason: str) -> None:
-        """Say that rows are tracked, and not in the ledger."""
-        self.warn_once(
-            ("not entered", table),
-            f"Rows of {table} are not entered into the ledger, so a kill would leave them there: "
-            f"{reason}",
-        )
-
-    def add_book(self, book: Book) -> None:
-        """Hold what a book says, which somebody else has written."""
-        self._books[book.ledger.database] = book
 
     @property
     def is_async(self) -> bool:
@@ -457,7 +334,7 @@ class ResourceTracker:
         """The capture of an engine that this tracker may hold rows of."""
         self.refuse_production(engine)
         capture = capture_for(engine)
-        capture.add_holder(self)
+        capture.add_sink(self)
         if capture not in self._captures:
             self._captures[capture] = capture.schema_version
             self._engines.setdefault(capture.database, root_engine(engine))
@@ -487,8 +364,8 @@ class ResourceTracker:
         if root_engine(engine) not in self._engines.values():  # those have been looked at
             refuse_production(engine.url, self._allow_production)
 
-    def say_late(self, table: KeyedTable) -> None:
-        """Say that rows are committed after the tracker has stopped."""
+    def warn_late(self, table: KeyedTable) -> None:
+        """Warn that rows are committed after the tracker has stopped."""
         warnings.warn(
             f"Rows of {table.name} are committed after their tracker has stopped. They stay "
             f"tracked: call cleanup() again to delete them.",
@@ -496,158 +373,41 @@ class ResourceTracker:
             stacklevel=2,
         )
 
-    def hold(
-        self,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        *,
-        prints: Prints | None = None,
-        generated: bool = False,
-    ) -> None:
-        """Hold rows that were inserted."""
-        with self._lock:
-            holdings = self.holdings.of(table)
-            holdings.keys.update(keys)
-            holdings.note(keys, prints, generated=generated)
+    def apply(self, change: Change) -> Change:
+        """A change has been committed; returns what is left of it for other trackers."""
+        if isinstance(change, KeysChanged) and change.certain and len(self.external_resources):
+            self.external_resources.rename(change.table, list(change.keys))
+        return self.store.apply(change)
 
-    def hold_after_all(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Hold rows that were in doubt."""
-        with self._lock:
-            self.holdings.of(table).keys.update(keys)
+    def mark_uncertain(self, change: Change) -> Change:
+        """It is not known whether a change has been committed."""
+        return self.store.mark_uncertain(change)
 
-    def doubts(self) -> set[tuple[TableName, Any]]:
-        """The rows of which nobody knows whether they were committed."""
-        with self._lock:
-            return self.holdings.doubts()
+    def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
+        """Record changes in their own transaction, where there is a ledger."""
+        self.journals.before_commit(connection, changes)
 
-    def settle_doubt(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Of these rows it is known by now whether they are there."""
-        with self._lock:
-            self.holdings.settle(table.name, keys)
+    def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
+        """All changes of a transaction have been applied, or marked uncertain."""
+        self.journals.after_commit(changes, certain=certain)
+        self.warn_of_lost_rows()
 
-    def settle_change(self, change: Change) -> None:
-        """Of a change that was in doubt it is known by now whether it was committed."""
-        with self._lock:
-            name = change.table.name
-            if change.kind is Kind.UNKEYED:
-                self.holdings.settle_unsure(name, len(change.keys))
-            elif change.kind is Kind.INSERTED:
-                self.holdings.settle(name, change.keys)
-            elif change.kind is Kind.DELETED:
-                self.holdings.undoubt(name, change.keys)
-            elif change.kind is Kind.RENAMED:
-                self.holdings.undoubt(name, [old for old, _new in change.keys])
+    def warn_of_lost_rows(self) -> None:
+        """Warn of rows that can no longer be followed."""
+        while self.store.lost:
+            table = self.store.lost.pop()
+            self.warn_once(
+                ("renamed", table.name),
+                f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, "
+                f"so tracked rows are lost from sight. Name them with tracker.track_rows(table, "
+                f"keys).",
+            )
 
-    def note_update(self, table: KeyedTable, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
-        """Columns were set in these rows, or without keys in any row of the table."""
-        with self._lock:
-            self.holdings.note_update(table.name, keys, patches)
-
-    def take_in_doubt(
-        self,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        *,
-        prints: Prints | None = None,
-        generated: bool,
-    ) -> None:
-        """Hold rows of which nobody knows whether they were committed."""
-        with self._lock:
-            holdings = self.holdings.of(table)
-            holdings.doubtful.update(dict.fromkeys(keys, generated))
-            holdings.note(keys, prints, generated=generated)
-
-    def take_unkeyed(
-        self, table: KeyedTable, rows: Sequence[tuple[Any, ...] | None], *, certain: bool = True
-    ) -> None:
-        """Remember rows of a table without a primary key as a whole, or count them where None.
-
-        Args:
-            table: theirs.
-            rows: values in the order of the table's columns.
-            certain: whether they are known to be committed.
-        """
-        whole = [row for row in rows if row is not None]
-        with self._lock:
-            held = self.holdings.of(table)
-            held.unkeyed += len(rows) - len(whole)
-            if certain:
-                held.whole += whole
-            else:
-                held.unsure += len(whole)
-
-    def forget_whole(
-        self, table: KeyedTable, rows: Iterable[tuple[Any, ...]], *, unsure: bool = False
-    ) -> None:
-        """Rows of a table without a primary key that are gone, or may be gone."""
-        with self._lock:
-            self.holdings.forget_whole(table.name, rows, unsure=unsure)
-
-    def forget_counted(self, table: KeyedTable) -> None:
-        """The rows of a table of which only the number is known are gone."""
-        with self._lock:
-            self.holdings.forget_counted(table.name)
-
-    def drop_equal(
-        self, table: KeyedTable, rows: Sequence[tuple[Any, ...] | None], *, unsure: bool
-    ) -> Sequence[tuple[Any, ...] | None]:
-        """Rows without a primary key that a statement deleted; those that were not held."""
-        with self._lock:
-            return self.holdings.drop_equal(table.name, rows, unsure=unsure)
-
-    def note_touched(self, table: KeyedTable, keys: Sequence[Any], verb: str, count: int) -> None:
-        """Rows of others were changed: for a tracker that watches."""
-
-    def note_dropping(self, engine: sa.Engine, database: str) -> None:
-        """A database of this name is about to be dropped, through an engine to its server."""
-
-    def count_of(self, name: TableName) -> int:
-        """How many rows of this table are held."""
-        with self._lock:
-            return self.holdings.count_of(name)
-
-    def holds(self, name: TableName) -> bool:
-        """Whether rows of this table are held."""
-        return name in self.holdings
-
-    def those_held(self, name: TableName, keys: Iterable[Any]) -> list[Any]:
-        """Of these keys of a table, those that are held."""
-        with self._lock:
-            return self.holdings.those_held(name, keys)
-
-    def forget(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Rows that are gone."""
-        with self._lock:
-            self.holdings.forget(table.name, keys)
-
-    def doubt(self, table: KeyedTable, keys: Iterable[Any]) -> None:
-        """Of these rows, if held, nobody knows any more whether they are there."""
-        with self._lock:
-            self.holdings.doubt(table.name, keys)
-
-    def doubt_all(self, table: KeyedTable) -> bool:
-        """Of this table's rows nobody knows any more which are ours; whether any are held."""
-        with self._lock:
-            return self.holdings.doubt_all(table.name)
-
-    def rename(self, table: KeyedTable, pairs: Iterable[tuple[Any, Any]]) -> bool:
-        """Rows whose key was changed through a session; whether a new key, None, is unknown."""
-        pairs = list(pairs)
-        with self._lock:
-            if len(self.external_resources):
-                self.external_resources.rename(table, pairs)
-            return self.holdings.rename(table.name, pairs)
-
-    def say_renamed(self, table: KeyedTable) -> None:
-        """Say that rows can no longer be followed."""
-        self.warn_once(
-            ("renamed", table.name),
-            f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, so "
-            f"tracked rows are lost from sight. Name them with tracker.track_rows(table, keys).",
-        )
+    def before_drop(self, engine: sa.Engine, database: str) -> None:
+        """A raw statement is about to drop a database, through an engine to its server."""
 
     def warn_once(self, subject: Any, message: str) -> None:
-        """Say something about untracked rows, once per block and subject."""
+        """Warn of untracked rows, once per block and subject."""
         if subject not in self._said:
             self._said.add(subject)
             warnings.warn(message, UntrackedRowsWarning, stacklevel=2)
@@ -702,7 +462,7 @@ class ResourceTracker:
             return self._ask_late(lambda: self.track_query(select))
         found, count = selection.rows_of_query(self, select)
         for keyed, keys in found:
-            self.tell(keyed, keys)
+            self._track_named(keyed, keys)
         return count
 
     def track_tagged(
@@ -737,7 +497,7 @@ class ResourceTracker:
             return self._ask_late(lambda: self.track_tagged(column, template, whose=whose))
         found = tags.rows_of_tag(self, column, template, whose)
         for keyed, keys in found:
-            self.tell(keyed, keys)
+            self._track_named(keyed, keys)
         return max((len(keys) for _keyed, keys in found), default=0)
 
     def _ask_late(self, question: Callable[[], int]) -> int:
@@ -765,28 +525,14 @@ class ResourceTracker:
         """An insert that is not committed counts when it is, or is nobody's row."""
         self.settle()  # an insert that is committed is pending no more
         pending = set(self.pending_keys(table.table))
-        self.tell(table, [key for key in keys if key not in pending] if pending else keys)
+        keys = [key for key in keys if key not in pending] if pending else keys
+        self._track_named(table, keys)
 
-    def tell(self, table: KeyedTable, keys: list[Any]) -> None:
-        """Hold rows that the user named, and enter them into the ledger."""
-        self.take_told(table, keys)
-        if not self._ledgers or not keys:
-            return
-        change = Change(Kind.INSERTED, table, keys, self, told=True)
-        if not self._books and not self._active:
-            self._told_early.append(change)  # entered as soon as the tracker starts
-            return
-        book = self.book(table.name.database)
-        if book is not None:
-            book.tell(change, self.context)
-
-    def take_told(self, table: KeyedTable, keys: list[Any]) -> None:
-        """Hold rows that the user named."""
-        with self._lock:
-            holdings = self.holdings.of(table)
-            holdings.keys.update(keys)
-            holdings.told.update(keys)
-            holdings.trust(keys)
+    def _track_named(self, table: KeyedTable, keys: list[Any]) -> None:
+        """Hold rows that the user named, and record them in the ledger."""
+        named = Inserted(table, keys, named=True)
+        self.store.apply(named)
+        self.journals.add(named, active=self._active)
 
     def preserve(self, select: sa.Select[Any]) -> int:
         """Remember the shared rows that a query finds now, and put them back at cleanup.
@@ -844,7 +590,7 @@ class ResourceTracker:
             >>> tracker.track_external("auth-user", {"id": user.auth_id}, after=[user])
             <ExternalResource auth-user #1>
         """
-        if self._ledgers:
+        if self.journals.has_ledgers:
             self.refuse_blocking(_ASYNC.format("track_external(...)"))
         if self.is_foreign:
             raise SessionStateError(
@@ -856,13 +602,11 @@ class ResourceTracker:
         with self._lock:
             resource = self.external_resources.new(kind, payload)
             self.external_resources.tie(resource, needed_by, needs)
-        book = next(iter(self._books.values()), None)
-        if book is not None:
-            try:
-                book.intend(Tie(resource, needed_by, needs), self._tables(), self.context)
-            except BaseException:
-                self.external_resources.forget(resource)
-                raise
+        try:
+            self.journals.intend(Tie(resource, needed_by, needs), self._tables)
+        except BaseException:
+            self.external_resources.forget(resource)
+            raise
         return resource
 
     def _tables(self) -> dict[TableName, KeyedTable]:
@@ -873,9 +617,9 @@ class ResourceTracker:
     # -- asking --------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Believe every announced COMMIT of this tracker's engines that is over."""
+        """Apply the changes of every COMMIT of this tracker's engines that is over."""
         for capture in list(self._captures):
-            capture.settle()
+            capture.resolve()
 
     def mine(self, model: Any) -> sa.ColumnElement[bool]:
         """A WHERE clause for the rows of this test only, uncommitted ones included.
@@ -931,22 +675,19 @@ class ResourceTracker:
 
     def forget_external(self, resource: ExternalResource) -> None:
         """An external resource that is gone."""
-        for book in self._books.values():
-            book.removed(resource)
+        self.journals.remove(resource)
         with self._lock:
             self.external_resources.forget(resource)
 
     def snapshot(self) -> list[TableHoldings]:
         """What is held now, by table; a copy. Empty in a forked child, which owns nothing."""
-        if self.is_foreign:
-            return []
-        with self._lock:
-            return self.holdings.copy()
+        return self.store.snapshot()
 
     def engine_of(self, database: str) -> sa.Engine:
         """The engine that reaches a database of :meth:`snapshot`, or of :meth:`books`."""
         engine = self._engines.get(database)
-        return self._books[database].ledger.engine if engine is None else engine
+        journal = self.journals.of(database) if engine is None else None
+        return self._engines[database] if journal is None else journal.ledger.engine
 
     def reach_by(self, database: str, engine: sa.Engine) -> None:
         """From now on this engine reaches a database of :meth:`snapshot`."""
@@ -990,33 +731,27 @@ class ResourceTracker:
         """As :meth:`from_json`, for something asynchronous."""
         return await spawn(cls.from_json, text, bind, **options)
 
-    def handed_on(self) -> dict[str, Any] | None:
+    def handed_on(self) -> Any:
         """Which entries of a ledger name what it holds; None where there are none."""
         engine = self.bound_engine
-        book = None if engine is None else self._books.get(database_name(engine))
-        return None if book is None else book.handed_on(self.externals())
+        if engine is None:
+            return None
+        return self.journals.handed_on(database_name(engine), self.externals())
 
     def take_over(self, entered: dict[str, Any]) -> None:
         """Make the entries its own that another process has made of what it holds."""
-        self._open_books()
-        (book,) = self._books.values()
-        database = book.ledger.database
-        with book.ledger.alone(lock_timeout=5.0) as connection:
-            page = book.adopt(
-                connection, entered, entries.each_of(self, database), self.context, self.externals()
-            )
-        book.turn(page)
+        engine = self.bound_engine
+        if engine is not None:
+            self.journals.adopt(entered, engine, self.externals())
 
     def __len__(self) -> int:
         if self.is_foreign:
             return 0
         self.settle()
-        with self._lock:  # counting sorts the keys
-            return len(self.holdings)
+        return len(self.store)
 
     def __bool__(self) -> bool:
         return True
 
     def __repr__(self) -> str:
-        with self._lock:
-            return f"<ResourceTracker {self.context.tag}: {len(self.holdings)} rows>"
+        return f"<ResourceTracker {self.context.tag}: {len(self.store)} rows>"
