@@ -217,18 +217,20 @@ def _audit(config: pytest.Config) -> None:
             "--tidy-audit looks at the database after each test; with several workers it could not "
             "tell which worker's test made a row: add -n0."
         )
-    from tidyrows.testing.pytest_audit import Audit  # noqa: PLC0415 -- as above
+    from tidyrows.testing.pytest_audit import AuditPlugin  # noqa: PLC0415 -- as above
 
     environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
-    config.pluginmanager.register(Audit(config, environment), "tidyrows audit")
+    config.pluginmanager.register(AuditPlugin(config, environment), "tidyrows audit")
 
 
 def _order(config: pytest.Config) -> None:
     """Run the tests in the order of a seed."""
-    from tidyrows.testing.audit_child import Again  # noqa: PLC0415 -- as above
+    from tidyrows.testing.audit_child import OrderPlugin  # noqa: PLC0415 -- as above
 
-    again = Again(config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again"))
-    config.pluginmanager.register(again, "tidyrows order")
+    order = OrderPlugin(
+        config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again")
+    )
+    config.pluginmanager.register(order, "tidyrows order")
 
 
 def _import() -> Any:

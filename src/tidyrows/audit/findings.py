@@ -1,4 +1,4 @@
-"""What is wrong with a test, how bad it is, and the line that cures it."""
+"""What is wrong with a test, how bad that is, and the line that cures it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.audit.keys import shown
-from tidyrows.audit.makers import BEFORE, Touch
+from tidyrows.audit.keys import first_keys
+from tidyrows.audit.row_history import BEFORE, RowAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from tidyrows.audit.keys import Key
-    from tidyrows.audit.makers import Book, Maker
+    from tidyrows.audit.row_history import Maker, RowHistory
     from tidyrows.keys import TableName
 
 _MAKERS = 3
 
 
-class Fault(IntEnum):
+class FindingKind(IntEnum):
     """What may be wrong with a test, the worst first."""
 
     ORDER = 1
@@ -33,64 +33,64 @@ class Fault(IntEnum):
 
     @property
     def words(self) -> str:
-        """In the table."""
+        """The words of the table."""
         return _WORDS[self]
 
 
 _WORDS = {
-    Fault.ORDER: "needs an order",
-    Fault.TWICE: "does not pass twice",
-    Fault.CHANGES: "changes others' rows",
-    Fault.DELETES: "deletes others' rows",
-    Fault.READS: "reads others' rows",
-    Fault.LEAVES: "leaves rows",
-    Fault.SHARED: "leaves rows (shared)",
+    FindingKind.ORDER: "needs an order",
+    FindingKind.TWICE: "does not pass twice",
+    FindingKind.CHANGES: "changes others' rows",
+    FindingKind.DELETES: "deletes others' rows",
+    FindingKind.READS: "reads others' rows",
+    FindingKind.LEAVES: "leaves rows",
+    FindingKind.SHARED: "leaves rows (shared)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One fault of one test.
+    """One thing that is wrong with one test.
 
     Attributes:
         test: the test's id, or the name of a shared fixture.
-        fault: what.
-        said: in words.
+        kind: what is wrong.
+        text: the same in words.
         cure: the line that cures it.
         count: how many rows.
-        table: which.
-        keys: the first few.
-        whose: who made the rows, the first few.
+        table: the table of the rows.
+        keys: the first few keys.
+        others: the first few tests that made the rows, or that ran before.
     """
 
     test: str
-    fault: Fault
-    said: str
+    kind: FindingKind
+    text: str
     cure: str
     count: int = 0
     table: str | None = None
     keys: list[Any] = field(default_factory=list)
-    whose: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
-            "fault": self.fault.name.lower(),
-            "said": self.said,
+            "fault": self.kind.name.lower(),
+            "said": self.text,
             "cure": self.cure,
             "table": self.table,
             "rows": self.count,
             "keys": self.keys,
-            "whose": self.whose,
+            "whose": self.others,
         }
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What a cure is worded with.
+class Wording:
+    """The facts that the words of a finding depend on.
 
     Attributes:
-        models: the name of the mapped class of a table.
+        models: the name of the mapped class, by the name of its table.
         unittests: the ids of tests that are methods of a TestCase.
         own: the databases that one test alone made for itself.
         keyless: whether a table has no primary key.
@@ -102,15 +102,15 @@ class Known:
     keyless: Callable[[TableName], bool]
 
     def model(self, table: TableName) -> str:
-        """What to call a row of a table."""
+        """The name of a row of a table."""
         return self.models.get(table.name) or repr(table.name)
 
     def select(self, table: TableName) -> str:
-        """What selects the rows of a table in Python; a Table is often called as it is named."""
+        """Python code that selects the rows; a variable often has the name of its Table."""
         return f"select({self.models.get(table.name, table.name)})"
 
     def take_tidy(self, test: str) -> str:
-        """How a test gets rid of its rows."""
+        """How a test deletes its rows."""
         if test in self.unittests:
             return "derive the class from tidyrows.testing.TidyTestCase"
         return f"def {function(test)}(tidy): or, for all tests, tidy_autouse = true in the ini file"
@@ -121,22 +121,22 @@ def function(test: str) -> str:
     return test.partition("::")[2].partition("[")[0].rpartition("::")[2]
 
 
-def of_rows(book: Book, known: Known) -> Iterator[Finding]:
+def row_findings(history: RowHistory, wording: Wording) -> Iterator[Finding]:
     """What is wrong by the rows that were seen."""
-    for who, touched in book.touched.items():
-        groups: dict[tuple[Touch, TableName, str], _Group] = defaultdict(_Group)
-        for (touch, table, maker), keys in touched.items():
-            if table.database not in known.own:
-                # All tests' rows in one line, those of each shared fixture in another.
-                groups[touch, table, "" if maker.is_test else maker.name].add(maker, keys)
-        for (touch, table, _name), group in groups.items():
-            yield _touched(who, touch, table, group, known)
-    for who, left in book.left.items():
+    for maker, touched in history.touched.items():
+        groups: dict[tuple[RowAccess, TableName, str], _Group] = defaultdict(_Group)
+        for (access, table, other), keys in touched.items():
+            if table.database not in wording.own:
+                # The rows of all tests in one line, those of each shared fixture in another.
+                groups[access, table, "" if other.is_test else other.name].add(other, keys)
+        for (access, table, _name), group in groups.items():
+            yield _touched(maker, access, table, group, wording)
+    for maker, left in history.left.items():
         for table, rows in left.items():
-            if rows and table.database not in known.own:
-                there = book.still_there(who, table)
-                few = [] if known.keyless(table) else shown(rows.keys)
-                found = _left(who, table, few, (len(rows), there), known)
+            if rows and table.database not in wording.own:
+                there = history.still_there(maker, table)
+                few = [] if wording.keyless(table) else first_keys(rows.keys)
+                found = _left(maker, table, few, (len(rows), there), wording)
                 if found is not None:
                     yield found
 
@@ -161,43 +161,48 @@ class _Group:
         return f"made by {named}" + (f" and {more} other test(s)" if more > 0 else "")
 
 
-def _touched(who: Maker, touch: Touch, table: TableName, group: _Group, known: Known) -> Finding:
+_KINDS = {
+    RowAccess.READ: FindingKind.READS,
+    RowAccess.CHANGED: FindingKind.CHANGES,
+    RowAccess.DELETED: FindingKind.DELETES,
+}
+
+
+def _touched(
+    maker: Maker, access: RowAccess, table: TableName, group: _Group, wording: Wording
+) -> Finding:
     count = len(group.keys)
-    keys = [] if known.keyless(table) else shown(group.keys)
-    model = known.model(table)
-    if touch is Touch.READ:
-        fault = Fault.READS
+    keys = [] if wording.keyless(table) else first_keys(group.keys)
+    model = wording.model(table)
+    preserve = f"tidy.tracker.preserve({wording.select(table)})"
+    if access is RowAccess.READ:
         cure = f"make the {model} it reads in the test itself, or with tidy_worker.once(...)"
     elif group.makers[0].is_test:
-        fault = Fault.CHANGES if touch is Touch.CHANGED else Fault.DELETES
-        cure = f"make the {model} it {touch.value} in the test itself"
-    elif touch is Touch.CHANGED:
-        fault = Fault.CHANGES
-        cure = f"tidy.tracker.preserve({known.select(table)}) before the change"
+        cure = f"make the {model} it {access.value} in the test itself"
+    elif access is RowAccess.CHANGED:
+        cure = f"{preserve} before the change"
     else:
-        fault = Fault.DELETES
-        preserve = f"tidy.tracker.preserve({known.select(table)})"
         cure = f"delete a {model} made in the test, or {preserve}"
-    said = f"{touch.value} {count} row(s) of {table}{_listed(keys, count)}, {group.made}"
-    whose = [maker.name for maker in group.makers[:_MAKERS]]
-    return Finding(who.name, fault, said, cure, count, str(table), keys, whose)
+    text = f"{access.value} {count} row(s) of {table}{_listed(keys, count)}, {group.made}"
+    others = [other.name for other in group.makers[:_MAKERS]]
+    return Finding(maker.name, _KINDS[access], text, cure, count, str(table), keys, others)
 
 
 def _left(
-    who: Maker, table: TableName, keys: list[Any], counts: tuple[int, int], known: Known
+    maker: Maker, table: TableName, keys: list[Any], counts: tuple[int, int], wording: Wording
 ) -> Finding | None:
     count, there = counts
-    if not who.is_test:
+    if not maker.is_test:
         if not there:
             return None
-        said = f"leaves {there} row(s) of {table}{_listed(keys, there)} at the end of the run"
+        text = f"leaves {there} row(s) of {table}{_listed(keys, there)} at the end of the run"
         cure = "make them with tidy_worker or tidy_run, which delete them at the end"
-        return Finding(who.name, Fault.SHARED, said, cure, there, str(table), keys)
-    said = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
+        return Finding(maker.name, FindingKind.SHARED, text, cure, there, str(table), keys)
+    text = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
     if there != count:
-        said += f", {there or 'none'} of them still there at the end of the run"
-    cure = known.take_tidy(who.name)
-    return Finding(who.name, Fault.LEAVES, said, cure, count, str(table), keys)
+        text += f", {there or 'none'} of them still there at the end of the run"
+    cure = wording.take_tidy(maker.name)
+    return Finding(maker.name, FindingKind.LEAVES, text, cure, count, str(table), keys)
 
 
 def _listed(keys: list[Any], count: int) -> str:
@@ -208,5 +213,5 @@ def _listed(keys: list[Any], count: int) -> str:
 
 
 def _printable(key: Any) -> str:
-    """A key may hold anything: a new line, or what a terminal takes for a command."""
+    """A key may contain anything: a new line, or a command for the terminal."""
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(key))

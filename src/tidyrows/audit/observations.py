@@ -1,4 +1,4 @@
-"""What was heard of the suite's SQL in one stretch of time: in a test, or in a shared fixture."""
+"""What was observed of the suite's SQL during one test or one shared fixture."""
 
 from __future__ import annotations
 
@@ -6,54 +6,54 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from tidyrows.audit.sql_scan import Name
+    from tidyrows.audit.sql_scan import WrittenName
     from tidyrows.keys import RowKey
 
-Deed = Literal["inserted", "updated", "deleted"]
+Operation = Literal["inserted", "updated", "deleted"]
 
 
 @dataclass(slots=True)
-class HeardThere:
-    """What was heard of one database.
+class DatabaseObservations:
+    """What was observed of one database.
 
     Attributes:
-        written: the tables that were written to, by name.
-        inserts: those in which rows may have been made that nobody could name.
-        read: those that were read from.
-        ddl: tables may have been made or dropped.
-        dropped: those that were dropped, and perhaps made again.
-        unclear: something may have been written that names no table.
+        written: tables that were written to.
+        unnamed_inserts: names of tables that got rows whose keys are not known.
+        read: tables that were read from.
+        ddl: tables may have been created or dropped.
+        dropped: tables that were dropped, and perhaps created again.
+        unclear: a statement may have written that names no table.
     """
 
-    written: set[Name] = field(default_factory=set)
-    inserts: set[Name] = field(default_factory=set)
-    read: set[Name] = field(default_factory=set)
+    written: set[WrittenName] = field(default_factory=set)
+    unnamed_inserts: set[str] = field(default_factory=set)
+    read: set[WrittenName] = field(default_factory=set)
     ddl: bool = False
-    dropped: set[Name] = field(default_factory=set)
+    dropped: set[WrittenName] = field(default_factory=set)
     unclear: bool = False
 
     @property
     def writes(self) -> bool:
-        """Whether anything was written, as far as was heard."""
+        """Whether a statement of this process may have written."""
         return bool(self.written) or self.ddl or self.unclear
 
 
 @dataclass(slots=True)
-class Heard:
-    """What was heard, of all databases.
+class Observations:
+    """What was observed of all databases.
 
     Attributes:
-        there: by database.
+        databases: by name.
         loaded: rows that the ORM loaded.
         inserted: rows whose INSERT was seen, committed or not.
-        committed: what was done to rows by key, in transactions that were committed.
+        committed: operations on rows by key, in transactions that were committed.
     """
 
-    there: dict[str, HeardThere] = field(default_factory=dict)
+    databases: dict[str, DatabaseObservations] = field(default_factory=dict)
     loaded: set[RowKey] = field(default_factory=set)
     inserted: set[RowKey] = field(default_factory=set)
-    committed: list[tuple[Deed, RowKey]] = field(default_factory=list)
+    committed: list[tuple[Operation, RowKey]] = field(default_factory=list)
 
-    def of(self, database: str) -> HeardThere:
-        """What was heard of a database."""
-        return self.there.setdefault(database, HeardThere())
+    def of(self, database: str) -> DatabaseObservations:
+        """The observations of one database."""
+        return self.databases.setdefault(database, DatabaseObservations())

@@ -1,4 +1,4 @@
-"""The ear: the SQL of every engine that the suite or its application opens in this process."""
+"""Observes the SQL of every engine that the suite or its application opens in this process."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sqlalchemy.engine import Compiled
 from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.audit.keys import sent_key
-from tidyrows.audit.observations import Deed, Heard
-from tidyrows.audit.sql_scan import spoken
+from tidyrows.audit.observations import Observations, Operation
+from tidyrows.audit.sql_scan import scan
 from tidyrows.capture import inserts, returning, where_clause
 from tidyrows.dialects import RealTable, dialect_for
 from tidyrows.execution import INTERNAL
@@ -24,14 +24,14 @@ from tidyrows.keys import KeyedTable, RowKey, TableName
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-Pending = list[tuple[Deed, RowKey] | str]
+Pending = list[tuple[Operation, RowKey] | str]
 """What an open transaction has done, and the names of its savepoints between."""
 
 _MANY = 10_000
 """Rows of one statement of which no more is remembered."""
 
 
-class Ear:
+class AuditObserver:
     """Hears all engines, those that are made later too, from open to close.
 
     Attributes:
@@ -40,11 +40,11 @@ class Ear:
     """
 
     def __init__(self) -> None:
-        self.heard = Heard()
+        self.observed = Observations()
         self.models: dict[str, str] = {}
         self._meet: Callable[[sa.Connection], str | None]
         self._leave: Callable[[], None]
-        self._deaf: set[int] = set()
+        self._ignored: set[int] = set()
         self._process = os.getpid()
         self._names: weakref.WeakKeyDictionary[sa.Engine, str | None] = weakref.WeakKeyDictionary()
         self._pending: weakref.WeakKeyDictionary[sa.Connection, Pending]
@@ -73,26 +73,26 @@ class Ear:
         while self._hung:
             event.remove(*self._hung.pop())
 
-    def be_deaf_to_this_thread(self) -> None:
+    def ignore_this_thread(self) -> None:
         """What is asked here is the audit's own."""
-        self._deaf.add(threading.get_ident())
+        self._ignored.add(threading.get_ident())
 
     @contextmanager
-    def deaf(self) -> Iterator[None]:
+    def unobserved(self) -> Iterator[None]:
         """What this thread asks in the block is the audit's own."""
-        self.be_deaf_to_this_thread()
+        self.ignore_this_thread()
         try:
             yield
         finally:
-            self._deaf.discard(threading.get_ident())
+            self._ignored.discard(threading.get_ident())
 
-    def _is_deaf(self) -> bool:
+    def _is_ignored(self) -> bool:
         """In the audit's own thread; and after a fork, where nobody takes what was heard."""
-        return threading.get_ident() in self._deaf or os.getpid() != self._process
+        return threading.get_ident() in self._ignored or os.getpid() != self._process
 
-    def take(self) -> Heard:
+    def take(self) -> Observations:
         """What was heard since the last time."""
-        heard, self.heard = self.heard, Heard()
+        heard, self.observed = self.observed, Observations()
         return heard
 
     def _hang(self, target: Any, name: str, hear: Any, **options: Any) -> None:
@@ -101,7 +101,7 @@ class Ear:
 
     def _database(self, connection: sa.Connection) -> str | None:
         """The name of a connection's database; None where it is nobody's business."""
-        if self._is_deaf() or INTERNAL in connection.get_execution_options():
+        if self._is_ignored() or INTERNAL in connection.get_execution_options():
             return None
         if connection.engine not in self._names:  # it was taken before the ear was opened
             self._names[connection.engine] = self._meet(connection)
@@ -110,11 +110,11 @@ class Ear:
     # -- what SQLAlchemy calls -------------------------------------------------------------------
 
     def _engine_connect(self, connection: sa.Connection) -> None:
-        if self._is_deaf():
+        if self._is_ignored():
             return
         self._names[connection.engine] = name = self._meet(connection)
         if name is not None:
-            self.heard.of(name)
+            self.observed.of(name)
 
     def _before_cursor_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
         self,
@@ -126,19 +126,19 @@ class Ear:
         executemany: bool,
     ) -> None:
         name = self._database(connection)
-        said = spoken(statement)
-        if said.alone and not self._is_deaf():
+        found = scan(statement)
+        if found.exclusive and not self._is_ignored():
             self._leave()
         if name is None:
             return
-        there = self.heard.of(name)
-        there.written |= said.written
-        there.read |= said.read
+        there = self.observed.of(name)
+        there.written |= found.written
+        there.read |= found.read
         if not getattr(getattr(context, "compiled", None), "isinsert", False):
-            there.inserts |= said.inserts
-        there.ddl |= said.ddl
-        there.dropped |= said.dropped
-        there.unclear |= said.unclear
+            there.unnamed_inserts |= {name for _schema, name in found.written}
+        there.ddl |= found.ddl
+        there.dropped |= found.dropped
+        there.unclear |= found.unclear
 
     def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
         self,
@@ -163,12 +163,12 @@ class Ear:
         deed, keys = _done(statement, result, target, connection)
         rows = self._rows(connection, target, keys[:_MANY])
         if deed == "inserted":
-            self.heard.inserted.update(rows)
+            self.observed.inserted.update(rows)
             if not rows:
-                self.heard.of(name).inserts.add((target.name.schema, target.name.name))
+                self.observed.of(name).unnamed_inserts.add(target.name.name)
         done: Pending = [(deed, row) for row in rows]
         if dialect_for(connection).is_autocommit(connection):
-            self.heard.committed += [each for each in done if not isinstance(each, str)]
+            self.observed.committed += [each for each in done if not isinstance(each, str)]
         else:
             self._pending.setdefault(connection, []).extend(done)
 
@@ -216,13 +216,13 @@ class Ear:
             target = self._named(bind.engine, name, table, table.schema)
             key = sent_key(mapper.primary_key, state.key[1], bind.dialect)
             if key is not None:
-                self.heard.loaded.add(RowKey(target.name, key))
+                self.observed.loaded.add(RowKey(target.name, key))
 
     # -- transactions ----------------------------------------------------------------------------
 
     def _commit(self, connection: sa.Connection) -> None:
         done = self._pending.pop(connection, [])
-        self.heard.committed += [each for each in done if not isinstance(each, str)]
+        self.observed.committed += [each for each in done if not isinstance(each, str)]
 
     def _rollback(self, connection: sa.Connection) -> None:
         self._pending.pop(connection, None)
@@ -246,7 +246,7 @@ class Ear:
 
 def _done(
     statement: Any, result: sa.CursorResult[Any], target: KeyedTable, connection: sa.Connection
-) -> tuple[Deed, list[tuple[Any, ...]]]:
+) -> tuple[Operation, list[tuple[Any, ...]]]:
     """What a statement did, and the keys that it did it to, where they can be told."""
     if isinstance(statement, Insert):
         if not returning.is_plain(statement):
@@ -255,5 +255,5 @@ def _done(
         told = inserts.keys_from_result(statement, result, target, real, dialect_for(connection))
         return "inserted", inserts.nameable(told[0]) if told else []
     keys = where_clause.matched_keys(statement, result.context, target) or []
-    deed: Deed = "updated" if isinstance(statement, Update) else "deleted"
+    deed: Operation = "updated" if isinstance(statement, Update) else "deleted"
     return deed, keys if result.context.rowcount else []

@@ -1,4 +1,4 @@
-"""All that an audit found, the worst first; and its form in JSON."""
+"""The findings of an audit by test, the worst first; and their form in JSON."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from tidyrows.audit.findings import Fault, Finding
-    from tidyrows.audit.runs import Run
+    from tidyrows.audit.findings import Finding, FindingKind
+    from tidyrows.audit.runs import AuditRun
 
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Culprit:
-    """A test with all that is wrong with it, the worst first."""
+    """A test and its findings, the worst first."""
 
     test: str
     findings: Sequence[Finding]
 
     @property
     def badness(self) -> tuple[int, int, str]:
-        """To sort by: the worst fault, then how many rows."""
-        worst = self.findings[0].fault
-        rows = sum(each.count for each in self.findings if each.fault is worst)
+        """To sort by: the worst finding, then the number of rows."""
+        worst = self.findings[0].kind
+        rows = sum(each.count for each in self.findings if each.kind is worst)
         return int(worst), -rows, self.test
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AuditReport:
     """What an audit found.
 
     Attributes:
@@ -42,7 +42,7 @@ class Report:
 
     tests: int
     culprits: Sequence[Culprit]
-    runs: Sequence[Run] = ()
+    runs: Sequence[AuditRun] = ()
     notes: Sequence[str] = field(default=())
 
     def as_json(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ class Report:
                     "seed": run.seed,
                     "tests": len(run.failed),
                     "failed": [test for test, failed in run.failed.items() if failed],
-                    "said": run.said,
+                    "said": run.fault,
                 }
                 for run in self.runs
             ],
@@ -69,27 +69,27 @@ class Report:
 
     @property
     def headline(self) -> str:
-        """In one line."""
+        """The report in one line."""
         if not self.culprits:
             return f"{self.tests} test(s), no culprit"
-        counts: dict[Fault, int] = {}
+        counts: dict[FindingKind, int] = {}
         for culprit in self.culprits:
-            for fault in {each.fault for each in culprit.findings}:
-                counts[fault] = counts.get(fault, 0) + 1
-        told = ", ".join(f"{count} {fault.words}" for fault, count in sorted(counts.items()))
-        return f"{len(self.culprits)} culprit(s), {self.tests} test(s): {told}"
+            for kind in {each.kind for each in culprit.findings}:
+                counts[kind] = counts.get(kind, 0) + 1
+        text = ", ".join(f"{count} {kind.words}" for kind, count in sorted(counts.items()))
+        return f"{len(self.culprits)} culprit(s), {self.tests} test(s): {text}"
 
 
-def reported(
-    findings: Iterable[Finding], tests: int, runs: Sequence[Run], notes: Sequence[str]
-) -> Report:
+def report_of(
+    findings: Iterable[Finding], tests: int, runs: Sequence[AuditRun], notes: Sequence[str]
+) -> AuditReport:
     """The report of all that was found."""
     by_test: dict[str, list[Finding]] = {}
     for each in findings:
         by_test.setdefault(each.test, []).append(each)
     culprits = [
-        Culprit(test, sorted(found, key=lambda each: (each.fault, -each.count, each.table or "")))
+        Culprit(test, sorted(found, key=lambda each: (each.kind, -each.count, each.table or "")))
         for test, found in by_test.items()
     ]
-    faults = [f"the run {run.name!r}: {run.said}" for run in runs if run.said]
-    return Report(tests, sorted(culprits, key=lambda c: c.badness), runs, [*notes, *faults])
+    faults = [f"the run {run.name!r}: {run.fault}" for run in runs if run.fault]
+    return AuditReport(tests, sorted(culprits, key=lambda c: c.badness), runs, [*notes, *faults])

@@ -1,4 +1,4 @@
-"""Runs of the same suite in children of pytest: once more, and in other orders."""
+"""Runs of the same suite in other processes: once more, and in other orders."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 _TAIL = 2000
-_OURS = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-audit-html")
+_AUDIT = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-audit-html")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class AuditRun:
     """One run of the suite.
 
     Attributes:
         name: ``as it is``, ``once more``, ``seed 1``.
         failed: by test, whether it failed; in the order in which they ran.
         seed: of its order; None for the suite's own.
-        said: what went wrong with the run itself, with the end of what it printed.
+        fault: what went wrong with the run itself, and the end of what it printed.
     """
 
     name: str
     failed: dict[str, bool]
     seed: int | None = None
-    said: str | None = None
+    fault: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class SuiteCommand:
     """How the suite was started.
 
     Attributes:
         arguments: of pytest, as they were given.
         folder: where.
         seconds: the longest that a run may take.
-        environment: what the suite found when it was started, before it changed it.
-        apart: arguments that keep a run from what the others write, given a folder of its own.
+        environment: of the suite's start, before the suite changed it.
+        separate: given a new folder, returns arguments that keep the files of the runs apart.
     """
 
     arguments: Sequence[str]
     folder: Path
     seconds: float
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-    apart: Callable[[Path], Iterable[str]] = lambda _folder: ()
+    separate: Callable[[Path], Iterable[str]] = lambda _folder: ()
 
-    def run(self, name: str, order: Sequence[str], seed: int | None = None) -> Run:
+    def run(self, name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
         """Run it again.
 
         Args:
@@ -65,25 +65,25 @@ class Command:
         """
         with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made, _lifeline() as held:
             folder = Path(made)
-            told, plan, printed = folder / "told", folder / "plan", folder / "printed"
-            said = {"order": list(order), "seed": seed, "told": str(told), "lifeline": [*held]}
-            plan.write_text(json.dumps(said), encoding="utf-8")
+            outcomes, plan, printed = folder / "outcomes", folder / "plan", folder / "printed"
+            content = {"order": list(order), "seed": seed, "outcomes": str(outcomes)}
+            plan.write_text(json.dumps({**content, "lifeline": [*held]}), encoding="utf-8")
             command = [
-                *(sys.executable, "-m", "pytest", *without_ours(self.arguments)),
-                *(*self.apart(folder), "--maxfail=0", f"--tidy-audit-again={plan}"),
+                *(sys.executable, "-m", "pytest", *without_audit(self.arguments)),
+                *(*self.separate(folder), "--maxfail=0", f"--tidy-audit-again={plan}"),
             ]
             with printed.open("wb") as output:
                 fault = self._wait(command, output.fileno(), held)
-            failed = dict(_told(told))
+            failed = dict(_read_outcomes(outcomes))
             if order and not failed:
                 fault = fault or "it ran no test"
             if fault is not None:
                 end = printed.read_bytes()[-_TAIL:].decode(errors="replace")
                 fault = f"{fault}; the end of what it printed:\n{end}"
-            return Run(name, failed, seed, fault)
+            return AuditRun(name, failed, seed, fault)
 
     def _wait(self, command: list[str], output: int, held: Sequence[int]) -> str | None:
-        """Until it has ended; its whole group is ended where it takes too long."""
+        """Wait for its end; kill its whole process group where it takes too long."""
         with subprocess.Popen(  # noqa: S603 -- the command that this very process was started with
             command,
             cwd=self.folder,
@@ -97,17 +97,17 @@ class Command:
             try:
                 code = process.wait(self.seconds)
             except subprocess.TimeoutExpired:
-                _end(process)
+                _kill(process)
                 return f"it was ended after {self.seconds:.0f} s"
             except BaseException:
-                _end(process)
+                _kill(process)
                 raise
         return None if code in {0, 1} else f"it ended with exit code {code}"
 
 
 @contextmanager
 def _lifeline() -> Iterator[tuple[int, ...]]:
-    """The end of a pipe by which a run learns that nobody waits for it any longer."""
+    """A pipe that closes when this process ends; the run ends with it."""
     if not hasattr(os, "killpg"):
         yield ()
         return
@@ -119,8 +119,8 @@ def _lifeline() -> Iterator[tuple[int, ...]]:
         os.close(held)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """With what it has started itself."""
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill it, and the processes that it has started."""
     if hasattr(os, "killpg"):
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -128,20 +128,20 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def without_ours(arguments: Sequence[str]) -> Iterator[str]:
-    """The arguments, but for those that ask for the audit."""
+def without_audit(arguments: Sequence[str]) -> Iterator[str]:
+    """The arguments without those of the audit."""
     skip = False
     for argument in arguments:
         name, equals, _value = argument.partition("=")
         if skip:
             skip = False
-        elif name in _OURS:
-            skip = not equals and name != _OURS[0]
+        elif name in _AUDIT:
+            skip = not equals and name != _AUDIT[0]
         else:
             yield argument
 
 
-def _told(file: Path) -> Iterator[tuple[str, bool]]:
+def _read_outcomes(file: Path) -> Iterator[tuple[str, bool]]:
     if file.exists():
         for line in file.read_text(encoding="utf-8").splitlines():
             test, failed = json.loads(line)

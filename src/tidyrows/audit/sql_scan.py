@@ -1,7 +1,7 @@
 """Which tables an SQL string writes to and reads from, as far as its words tell.
 
-The string that goes to the driver is looked at, so that raw SQL and SQLAlchemy's own are the same.
-A word too many costs one more look at a table, and accuses nobody.
+The string that goes to the driver is scanned, so raw SQL and SQLAlchemy's are the same. A table too
+many costs one more look at it, and causes no finding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tidyrows.capture.raw_sql import first_word, is_ddl
 _PART = r'(?:[\w$]+|"(?:[^"]|"")+"|`(?:[^`]|``)+`|\[[^\]]+\])'
 _NAME = rf"({_PART}(?:\s*\.\s*{_PART})*)"
 _WRITES = re.compile(
-    r"\b(INSERT\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+|OR\s+\w+\s+)*(?:INTO\s+)?"
+    r"\b(?:INSERT\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+|OR\s+\w+\s+)*(?:INTO\s+)?"
     r"|REPLACE\s+INTO\s+|MERGE\s+INTO\s+|COPY\s+"
     r"|UPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?"
     r"|DELETE\s+FROM\s+(?:ONLY\s+)?|TRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?)" + _NAME,
@@ -26,64 +26,56 @@ _DROPS = re.compile(
 )
 _READS = re.compile(rf"\b(?:FROM|JOIN)\s+{_NAME}", re.IGNORECASE)
 _PIECE = re.compile(_PART)
-# What begins with one of these and names no table may still write: a procedure, a block.
+# A statement that begins with one of these may write and name no table: a procedure, a block.
 _UNCLEAR = frozenset({"CALL", "DO", "EXEC", "EXECUTE", "LOAD"})
-# CREATE DATABASE may name another for its template, to which nobody may be connected.
-_ALONE = re.compile(r"\s*(?:DROP|ALTER|CREATE)\s+(?:DATABASE|SCHEMA)\b", re.IGNORECASE)
+# CREATE DATABASE may name another database as its template, to which nobody may be connected.
+_EXCLUSIVE = re.compile(r"\s*(?:DROP|ALTER|CREATE)\s+(?:DATABASE|SCHEMA)\b", re.IGNORECASE)
 
-Name = tuple[str | None, str]
-"""A schema, if one was written, and a table."""
+WrittenName = tuple[str | None, str]
+"""A table as it is written: the schema, None where there is none, and the name."""
 
 
 @dataclass(frozen=True, slots=True)
-class Spoken:
-    """What one SQL string says.
+class SqlScan:
+    """What one SQL string does.
 
     Attributes:
-        inserts: whether rows may be made by it.
-        written: the tables it writes to.
-        read: the tables it reads from.
-        ddl: it may make or drop tables.
-        dropped: the tables it drops.
-        unclear: it may write, and does not say where to.
-        alone: it may want a database or a schema for itself, while nobody is connected there.
+        written: the tables that it writes to.
+        read: the tables that it reads from.
+        ddl: it may create or drop tables.
+        dropped: the tables that it drops.
+        unclear: it may write, and does not name the table.
+        exclusive: it may need a database or a schema to which nobody is connected.
     """
 
-    inserts: frozenset[Name] = frozenset()
-    written: frozenset[Name] = frozenset()
-    read: frozenset[Name] = frozenset()
-    ddl: bool = False
-    dropped: frozenset[Name] = frozenset()
-    unclear: bool = False
-    alone: bool = False
+    written: frozenset[WrittenName]
+    read: frozenset[WrittenName]
+    ddl: bool
+    dropped: frozenset[WrittenName]
+    unclear: bool
+    exclusive: bool
 
 
 @lru_cache(maxsize=4096)
-def spoken(sql: str) -> Spoken:
-    """What an SQL string says."""
-    word = first_word(sql)
-    found = [(match[1].upper(), _name(match[2])) for match in _WRITES.finditer(sql)]
-    made = ("INSERT", "REPLACE", "MERGE", "COPY")
-    written = frozenset(name for _verb, name in found)
-    return Spoken(
-        inserts=frozenset(name for verb, name in found if verb.startswith(made)),
+def scan(sql: str) -> SqlScan:
+    """Scan one SQL string."""
+    written = frozenset(_name(match[1]) for match in _WRITES.finditer(sql))
+    return SqlScan(
         written=written,
         read=frozenset(_name(match[1]) for match in _READS.finditer(sql)) - written,
         ddl=is_ddl(sql),
-        dropped=frozenset(
-            _name(name) for match in _DROPS.finditer(sql) for name in match[1].split(",")
-        ),
-        unclear=word in _UNCLEAR,
-        alone=_ALONE.match(sql) is not None,
+        dropped=frozenset(_name(n) for m in _DROPS.finditer(sql) for n in m[1].split(",")),
+        unclear=first_word(sql) in _UNCLEAR,
+        exclusive=_EXCLUSIVE.match(sql) is not None,
     )
 
 
-def _name(text: str) -> Name:
-    parts = [_bare(part) for part in _PIECE.findall(text)]
+def _name(text: str) -> WrittenName:
+    parts = [_unquoted(part) for part in _PIECE.findall(text)]
     return (parts[-2] if len(parts) > 1 else None), parts[-1]
 
 
-def _bare(part: str) -> str:
+def _unquoted(part: str) -> str:
     if part[0] in '"`':
         return part[1:-1].replace(part[0] * 2, part[0])
     return part[1:-1] if part[0] == "[" else part

@@ -1,7 +1,7 @@
-"""The rows of one table between two looks: which appeared, which are gone, which look otherwise.
+"""The rows of one table between two looks: which are new, which are gone, which have changed.
 
 Of a small table every row is known. Of a large one only those are that were added since the audit
-began, by the index of its number: nobody reads a million keys after each test.
+began, by the index of its key: reading a million keys after each test takes too long.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.audit.keys import as_text, plain_key
+from tidyrows.audit.keys import plain_key, row_text
 from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 SMALL = 1000
 """Up to how many rows a table is read as a whole."""
 TOGETHER = 50
-"""How many tables are glanced at in one statement."""
+"""How many tables one statement counts."""
 _AS_WRITTEN = {"schema_translate_map": None}
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What became of a table's rows.
+    """What became of the rows of one table.
 
     Attributes:
-        table: which.
+        table: the table.
         appeared: keys of new rows.
         gone: keys of rows that are no longer there.
-        changed: keys of rows that look otherwise.
+        changed: keys of rows with other values.
         more: how many more are new, whose keys were not read.
         dropped: the table itself is gone, and its rows with it.
     """
@@ -52,23 +52,23 @@ class Difference:
         return bool(self.appeared or self.gone or self.changed or self.more)
 
     def remade(self) -> Iterator[Difference]:
-        """Of a table that was dropped and made again: what looks otherwise is another row."""
+        """The same for a table that was dropped and created again: a changed row is another row."""
         yield Difference(self.table, gone=self.gone | self.changed, dropped=True)
         yield Difference(self.table, appeared=self.appeared | self.changed, more=self.more)
 
 
 @dataclass
-class Table:
+class WatchedTable:
     """A table, and its rows as they were at the last look.
 
     Attributes:
         name: the real table.
-        columns: the names of its columns, as far as their values are worth a comparison.
+        columns: the names of the columns that are compared.
         key: the names of its primary key's columns; empty where it has none.
-        numbered: the key is one number, so that what is new can be found by the index.
+        numbered: the key is one number, so new rows are found by the index.
         above: rows up to this number are not looked at; None where all are.
-        rows: what is known of each, by key.
-        unseen: it is too large to be looked at, and has no number to do it by.
+        rows: the hash of each row, by key.
+        unseen: it is too large to be looked at, and its key is not a number.
     """
 
     name: TableName
@@ -91,8 +91,8 @@ class Table:
 
     # -- looking -----------------------------------------------------------------------------------
 
-    def glance(self) -> list[sa.ScalarSelect[Any]]:
-        """What shows cheaply whether rows were added or taken away: how many, and the highest."""
+    def counts(self) -> list[sa.ScalarSelect[Any]]:
+        """Cheap questions that show whether rows came or went: the count, and the highest key."""
         some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._clause)
         inner = self._limited(some).subquery()
         looks: list[sa.ScalarSelect[Any]] = [
@@ -103,15 +103,15 @@ class Table:
         return looks
 
     def expected(self) -> list[Any]:
-        """What a glance says where nothing has happened."""
+        """The answers where nothing has happened."""
         if not self.numbered:
             return [len(self.rows)]
-        # SQLite has text in such columns too; then each glance is a reason for a look.
+        # SQLite may have text in such columns too; then a look follows each time.
         numbers = (key[0] for key in self.rows if isinstance(key[0], int))
         return [len(self.rows), max(numbers, default=self.above)]
 
     def look(self, connection: sa.Connection) -> Difference:
-        """Read what may be new, and say what is."""
+        """Read the rows, and compare them with the look before."""
         if self.unseen:
             return Difference(self.name)
         before = self.rows
@@ -133,7 +133,7 @@ class Table:
         return Difference(self.name, appeared=new, more=max(0, count - len(before) - len(new)))
 
     def begin(self, connection: sa.Connection) -> None:
-        """The first look: all that is there was there before."""
+        """The first look: all rows were there before."""
         found = self._read(connection)
         if len(found) > SMALL:
             self._grow(connection)
@@ -141,39 +141,39 @@ class Table:
             self.rows = found
 
     def _grow(self, connection: sa.Connection) -> None:
-        """From now on only what comes after the highest number is looked at."""
+        """From now on look only at rows with a higher number than there is now."""
         highest = (
-            self._ask(connection, sa.select(sa.func.max(self._first))) if self.numbered else None
+            self._scalar(connection, sa.select(sa.func.max(self._first))) if self.numbered else None
         )
         self.unseen = not isinstance(highest, int)
         self.above = None if self.unseen else highest
 
     def _count(self, connection: sa.Connection) -> int:
         counted = sa.select(sa.func.count()).select_from(self._clause)
-        return int(self._ask(connection, self._restricted(counted)))
+        return int(self._scalar(connection, self._restricted(counted)))
 
     def _read(self, connection: sa.Connection) -> dict[Key, int]:
-        """All rows that are looked at, or one more than a small table has."""
+        """All rows that are looked at, at most one more than a small table has."""
         chosen = sa.select(*(self._clause.c[name] for name in self.columns))
         sql = self._limited(chosen)
         found = connection.execute(sql, execution_options=_AS_WRITTEN).all()
         places = [self.columns.index(name) for name in self.key]
         if places:
-            return {plain_key(row[n] for n in places): hash(as_text(row)) for row in found}
-        # Rows without a key are told apart by all that they are, and equal ones by their number.
-        met: Counter[str] = Counter()
+            return {plain_key(row[n] for n in places): hash(row_text(row)) for row in found}
+        # Rows without a key are distinguished by all their values, and equal rows by a number.
+        equal: Counter[str] = Counter()
         rows: dict[Key, int] = {}
         for row in found:
-            text = as_text(row)
-            met[text] += 1
-            rows[text, met[text]] = 0
+            text = row_text(row)
+            equal[text] += 1
+            rows[text, equal[text]] = 0
         return rows
 
-    def _ask(self, connection: sa.Connection, statement: sa.Select[Any]) -> Any:
+    def _scalar(self, connection: sa.Connection, statement: sa.Select[Any]) -> Any:
         return connection.execute(statement, execution_options=_AS_WRITTEN).scalar()
 
     def _limited(self, statement: sa.Select[Any]) -> sa.Select[Any]:
-        """One row more than a small table has."""
+        """At most one row more than a small table has."""
         if self.above is not None:
             # By the index: a planner without statistics would read the whole table for a LIMIT.
             statement = self._restricted(statement).order_by(self._first)
@@ -184,7 +184,7 @@ class Table:
 
     @cached_property
     def _clause(self) -> sa.TableClause:
-        # Without types: what the driver reads is compared with what it has read before.
+        # Without types: values are compared as the driver reads them.
         columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self.columns]
         return sa.table(
             sa.quoted_name(self.name.name, quote=None),
@@ -198,22 +198,22 @@ class Table:
         return column
 
 
-def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator[Table]:
+def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator[WatchedTable]:
     """The tables of one schema, as the database describes them.
 
     Args:
-        connection: where to look; catalog queries only.
-        database: how rows of it are named.
-        schema: its name.
+        connection: for catalogue queries.
+        database: the name of the database in row keys.
+        schema: the name of the schema.
     """
     inspector = sa.inspect(connection)
     keys = inspector.get_multi_pk_constraint(schema=schema)
-    for (told, bare), columns in inspector.get_multi_columns(schema=schema).items():
+    for (place, name), columns in inspector.get_multi_columns(schema=schema).items():
         kinds: Mapping[str, Any] = {str(column["name"]): column["type"] for column in columns}
-        key: Sequence[str] = _key_of(keys.get((told, bare)))
-        worth = tuple(n for n, t in kinds.items() if n in key or not _is_heavy(t))
+        key: Sequence[str] = _key_of(keys.get((place, name)))
+        compared = tuple(n for n, t in kinds.items() if n in key or not _is_heavy(t))
         numbered = len(key) == 1 and isinstance(kinds[key[0]], sa.Integer)
-        yield Table(TableName(database, schema, bare), worth, tuple(key), numbered)
+        yield WatchedTable(TableName(database, schema, name), compared, tuple(key), numbered)
 
 
 def _key_of(constraint: Mapping[str, Any] | None) -> Sequence[str]:
@@ -221,5 +221,5 @@ def _key_of(constraint: Mapping[str, Any] | None) -> Sequence[str]:
 
 
 def _is_heavy(kind: Any) -> bool:
-    """Files in columns are not read after each test."""
+    """Whether a column may hold files: these are not read after each test."""
     return isinstance(kind, sa.LargeBinary)

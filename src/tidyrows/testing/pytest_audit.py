@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tidyrows.audit.findings import Known, of_rows
-from tidyrows.audit.makers import Book, Maker
-from tidyrows.audit.observer import Ear
-from tidyrows.audit.orders import of_orders, rerun
-from tidyrows.audit.page import html
-from tidyrows.audit.report import Report, reported
-from tidyrows.audit.runs import Command, Run
-from tidyrows.audit.text import lines
-from tidyrows.audit.watches import Watches
+from tidyrows.audit.databases import WatchedDatabases
+from tidyrows.audit.findings import Wording, row_findings
+from tidyrows.audit.observer import AuditObserver
+from tidyrows.audit.orders import order_findings, rerun
+from tidyrows.audit.report import AuditReport, report_of
+from tidyrows.audit.report_html import html
+from tidyrows.audit.report_text import lines
+from tidyrows.audit.row_history import Maker, RowHistory
+from tidyrows.audit.runs import AuditRun, SuiteCommand
 from tidyrows.testing.audit_child import Outcomes
 
 if TYPE_CHECKING:
@@ -32,44 +32,47 @@ _XUNIT = re.compile(r"_(?:xunit|unittest)_(\w+?)_fixture(?:_(.*))?$")
 _ENDED = Maker("the end of shared fixtures", is_test=False)
 
 
-class Audit:
-    """One run of a suite, looked at.
+class AuditPlugin:
+    """The audit of one run of a suite.
 
     Args:
         config: pytest's.
-        environment: what the suite found when it was started.
+        environment: of the suite's start, before the suite changed it.
     """
 
     def __init__(self, config: pytest.Config, environment: Mapping[str, str]) -> None:
         self._config = config
         self._environment = environment
-        self._ear = Ear()
-        self._watches = Watches(self._ear.be_deaf_to_this_thread, self._ear.deaf)
-        self._book = Book(self._watches.sees)
+        self._observer = AuditObserver()
+        self._databases = WatchedDatabases(
+            self._observer.ignore_this_thread, self._observer.unobserved
+        )
+        self._history = RowHistory(self._databases.sees)
         self._outcomes = Outcomes()
-        self._who = Maker("what was done before the first test", is_test=False)
+        self._maker = Maker("what was done before the first test", is_test=False)
         self._unittests: set[str] = set()
         self._began = time.monotonic()
-        self._report: Report | None = None
+        self._report: AuditReport | None = None
         self._written: list[str] = []
-        self._ear.open(self._watches.meet, self._watches.release)
+        self._observer.open(self._databases.meet, self._databases.release)
 
-    # -- stretches of time ---------------------------------------------------------------------
+    # -- what ran ---------------------------------------------------------------------------
 
-    def _enter(self) -> None:
-        """Whatever happened since the last look was done by whoever is at work."""
-        heard = self._ear.take()
-        self._book.enter(self._who, self._watches.look(self._who, heard), heard)
+    def _look(self) -> None:
+        """What is different since the last look was done by the current maker."""
+        observed = self._observer.take()
+        differences = self._databases.look(self._maker, observed)
+        self._history.add(self._maker, differences, observed)
 
     @contextmanager
-    def _at_work(self, who: Maker) -> Iterator[None]:
-        self._enter()
-        before, self._who = self._who, who
+    def _running(self, maker: Maker) -> Iterator[None]:
+        self._look()
+        before, self._maker = self._maker, maker
         try:
             yield
         finally:
-            self._enter()
-            self._who = before
+            self._look()
+            self._maker = before
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(
@@ -84,25 +87,25 @@ class Audit:
         # After a test's own fixtures, and before those that end with it, pytest calls this one.
         usual, last = item.teardown, nextitem is None
         item.teardown = self._teardown(usual, last=last)  # type: ignore[method-assign]
-        with self._at_work(Maker(item.nodeid)):
+        with self._running(Maker(item.nodeid)):
             return (yield)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """Another plugin may run a test again after its end."""
-        if self._who == _ENDED:
-            self._enter()
-            self._who = Maker(item.nodeid)
+        if self._maker == _ENDED:
+            self._look()
+            self._maker = Maker(item.nodeid)
 
     def _teardown(self, usual: Callable[[], None], *, last: bool) -> Callable[[], None]:
         def teardown() -> None:
             try:
                 usual()
             finally:
-                self._enter()
-                self._who = _ENDED
+                self._look()
+                self._maker = _ENDED
                 if last:
-                    self._watches.release()
+                    self._databases.release()
 
         return teardown
 
@@ -113,23 +116,23 @@ class Audit:
         """A fixture that several tests share."""
         if fixturedef.scope == "function":
             return (yield)
-        with self._at_work(Maker(_fixture(fixturedef), is_test=False)):
+        with self._running(Maker(_fixture(fixturedef), is_test=False)):
             return (yield)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """How a test has ended."""
-        self._outcomes.hear(report)
+        self._outcomes.add(report)
 
     # -- the end -----------------------------------------------------------------------------------
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Run the suite in other orders, and say what was found."""
-        self._enter()
-        self._ear.close()
-        self._watches.close()
+        """Run the suite in other orders, and make the report."""
+        self._look()
+        self._observer.close()
+        self._databases.close()
         failed = self._outcomes.failed
-        runs = [Run("as it is", failed)]
+        runs = [AuditRun("as it is", failed)]
         whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
         seeds = int(self._config.getoption("--tidy-audit-seeds"))
         if seeds and failed and whole and not session.shouldstop:
@@ -138,38 +141,38 @@ class Audit:
                     runs.append(run)  # noqa: PERF402 -- those are kept that have ended before Ctrl-C
             except KeyboardInterrupt:
                 session.exitstatus = pytest.ExitCode.INTERRUPTED
-                self._watches.notes["the runs in other orders were interrupted"] = None
-        known = Known(
-            self._ear.models, self._unittests, self._watches.own, self._watches.is_keyless
+                self._databases.notes["the runs in other orders were interrupted"] = None
+        wording = Wording(
+            self._observer.models, self._unittests, self._databases.own, self._databases.is_keyless
         )
-        if not self._watches.met:
-            self._watches.notes["no database was met: nobody used SQLAlchemy in this process"] = (
+        if not self._databases.met:
+            self._databases.notes["no database was met: nobody used SQLAlchemy in this process"] = (
                 None
             )
-        findings = [*of_rows(self._book, known), *of_orders(runs, self._book)]
-        self._report = reported(findings, len(failed), runs, list(self._watches.notes))
+        findings = [*row_findings(self._history, wording), *order_findings(runs, self._history)]
+        self._report = report_of(findings, len(failed), runs, list(self._databases.notes))
         self._written = list(self._write(self._report))
 
-    def _in_other_orders(self, first: Run, seeds: int) -> Iterator[Run]:
+    def _in_other_orders(self, first: AuditRun, seeds: int) -> Iterator[AuditRun]:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         given = self._config.invocation_params
         seconds = _PATIENCE + 3 * (time.monotonic() - self._began)
         order = list(first.failed)
         arguments = [str(each) for each in given.args]
-        command = Command(arguments, given.dir, seconds, self._environment, self._kept_apart)
+        command = SuiteCommand(arguments, given.dir, seconds, self._environment, self._separate)
 
         if reporter is not None and reporter.verbosity < 0:
             reporter.write("\n")  # -q leaves the line of dots open
 
-        def run(name: str, seed: int | None) -> Run:
+        def run(name: str, seed: int | None) -> AuditRun:
             if reporter is not None:
                 reporter.write_line(f"tidyrows audit: {len(order)} test(s) {name}")
             return command.run(name, order, seed)
 
         return rerun(first, range(1, seeds + 1), run)
 
-    def _kept_apart(self, folder: Path) -> Iterator[str]:
-        """What keeps the further runs from the files that the first has written."""
+    def _separate(self, folder: Path) -> Iterator[str]:
+        """Arguments that keep the other runs from the files that the first has written."""
         plugins = self._config.pluginmanager
         given = [
             *map(str, self._config.invocation_params.args),
@@ -185,8 +188,8 @@ class Audit:
         if plugins.has_plugin("pytest_cov"):
             yield "--no-cov"
 
-    def _write(self, report: Report) -> Iterator[str]:
-        """Write what was asked for; what cannot be written is said."""
+    def _write(self, report: AuditReport) -> Iterator[str]:
+        """Write the files that were asked for; lines that report it."""
         texts = {"json": json.dumps(report.as_json(), indent=1), "html": html(report)}
         for kind, text in texts.items():
             given = self._config.getoption(f"--tidy-audit-{kind}")
@@ -201,7 +204,7 @@ class Audit:
                     yield f"written to {path}"
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """The table of culprits."""
+        """Print the report."""
         if self._report is not None and self._report.tests:
             terminalreporter.write_sep("=", "tidyrows audit")
             for line in (*lines(self._report), *self._written):
@@ -209,7 +212,7 @@ class Audit:
 
 
 def _fixture(fixturedef: pytest.FixtureDef[Any]) -> str:
-    """How a shared fixture is named: the set-up of a class or a module by its own name."""
+    """The name of a shared fixture; of the set-up of a class or a module its own name."""
     found = _XUNIT.match(fixturedef.argname)
     if found is not None:
         return f"{found[1]} of {found[2] or fixturedef.baseid}"

@@ -1,4 +1,4 @@
-"""All databases that the suite met, and what was different in them after each stretch of time."""
+"""All databases that the suite uses, and what was different in them after each test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import weakref
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.audit.reach import LookThread, Reach, SharedReach
-from tidyrows.audit.watch import Watch
+from tidyrows.audit.connection import AuditConnection, AuditThread, SharedConnection
+from tidyrows.audit.watch import DatabaseWatch
 from tidyrows.dialects import database_name, dialect_for
 
 if TYPE_CHECKING:
@@ -17,80 +17,81 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.audit.makers import Maker
-    from tidyrows.audit.observations import Heard
+    from tidyrows.audit.observations import Observations
+    from tidyrows.audit.row_history import Maker
     from tidyrows.audit.tables import Difference
     from tidyrows.keys import TableName
 
 
-class Watches:
+class WatchedDatabases:
     """The databases of a run.
 
     Args:
         begin: called first in the thread that looks.
-        deaf: a block in which nobody listens to what this thread asks.
+        unobserved: a block in which the observer ignores the statements of this thread.
 
     Attributes:
         notes: what could not be looked at, and why.
     """
 
     def __init__(
-        self, begin: Callable[[], None], deaf: Callable[[], AbstractContextManager[None]]
+        self, begin: Callable[[], None], unobserved: Callable[[], AbstractContextManager[None]]
     ) -> None:
-        self._deaf = deaf
+        self._unobserved = unobserved
         self.notes: dict[str, None] = {}
-        self._thread = LookThread(begin)
+        self._thread = AuditThread(begin)
         self._lock = threading.Lock()
-        self._watches: dict[str, Watch] = {}
+        self._watches: dict[str, DatabaseWatch] = {}
         self._names: dict[Any, str] = {}
-        self._met: dict[str, set[Maker]] = {}
+        self._users: dict[str, set[Maker]] = {}
         self._numbers = count(1)
-        self._private: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
-        self._private = weakref.WeakKeyDictionary()
+        self._in_memory: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
+        self._in_memory = weakref.WeakKeyDictionary()
 
     def meet(self, connection: sa.Connection) -> str | None:
-        """The name of a connection's database, which is looked at first if it is new.
+        """The name of a connection's database, which is looked at if it is new.
 
         None where it cannot be looked at.
         """
         engine = connection.engine
         dialect = dialect_for(engine)
         if dialect.is_private(engine):
-            return self._meet_private(connection)
+            return self._meet_in_memory(connection)
         identity = dialect.identity(engine)
         place = None if identity is None else identity[0]
         with self._lock:
             name = self._names.get(place)
             if name is None:
-                name = database_name(engine)
-                self._names[place] = name
+                name = self._names[place] = database_name(engine)
             if name not in self._watches:
                 try:
-                    reach = Reach(engine, self._thread)
+                    own = AuditConnection(engine, self._thread)
                 except Exception as error:  # noqa: BLE001 -- a pool of the project's own
-                    self._say(f"{name} was not looked at: its pool cannot be made again ({error})")
+                    self._note(f"{name} was not looked at: its pool cannot be made again ({error})")
                     return None
-                self._add(engine, name, reach)
+                self._add(engine, name, own)
         return name
 
-    def _meet_private(self, connection: sa.Connection) -> str | None:
-        """A database in memory, which is another with each connection of the driver."""
+    def _meet_in_memory(self, connection: sa.Connection) -> str | None:
+        """Each connection of the driver has a database in memory of its own."""
         if connection.dialect.is_async:
-            self._say("databases in memory were not looked at where their driver is asynchronous")
+            self._note("databases in memory were not looked at where their driver is asynchronous")
             return None
-        reach = SharedReach(connection, self._deaf)
+        shared = SharedConnection(connection, self._unobserved)
         driver = connection.connection.dbapi_connection
-        known, name = self._private.get(connection.engine, (None, ""))
+        known, name = self._in_memory.get(connection.engine, (None, ""))
         if known is driver:
-            self._watches[name].go_by(reach)
+            self._watches[name].use_connection(shared)
             return name
         name = f"in memory {next(self._numbers)}"
-        self._private[connection.engine] = driver, name
-        self._add(connection.engine, name, reach)
+        self._in_memory[connection.engine] = driver, name
+        self._add(connection.engine, name, shared)
         return name
 
-    def _add(self, engine: sa.Engine, name: str, reach: Reach | SharedReach) -> None:
-        watch = self._watches[name] = Watch(engine, name, reach, self._say)
+    def _add(
+        self, engine: sa.Engine, name: str, connection: AuditConnection | SharedConnection
+    ) -> None:
+        watch = self._watches[name] = DatabaseWatch(engine, name, connection, self._note)
         watch.look()
 
     def sees(self, table: TableName, key: Any) -> bool:
@@ -103,32 +104,32 @@ class Watches:
         watch = self._watches.get(table.database)
         return watch is not None and table in watch.keyless
 
-    def look(self, who: Maker, heard: Heard) -> list[Difference]:
+    def look(self, maker: Maker, observed: Observations) -> list[Difference]:
         """What is different since the last look.
 
         Args:
-            who: whose doing it is.
-            heard: what was heard meanwhile.
+            maker: the test, or the fixture, that ran.
+            observed: what was observed meanwhile.
         """
         found: list[Difference] = []
         for name, watch in list(self._watches.items()):
-            there = heard.there.get(name)
+            there = observed.databases.get(name)
             if there is not None:
-                self._met.setdefault(name, set()).add(who)
+                self._users.setdefault(name, set()).add(maker)
             elif watch.gone or self._is_own(name, watch):
-                continue  # a test's own, which no other has met
+                continue  # one test's own, which no other test uses
             found += watch.look(there)
             if self._is_own(name, watch):
-                watch.let_go()
+                watch.suspend()
         return found
 
     def release(self) -> None:
-        """Close all connections: somebody may want to drop a database."""
+        """Close all connections: a database may be about to be dropped."""
         for watch in list(self._watches.values()):
             watch.release()
 
     def close(self) -> None:
-        """Look no more."""
+        """End the thread and the connections."""
         self.release()
         self._thread.close()
 
@@ -142,9 +143,9 @@ class Watches:
         """The databases that one test alone has made for itself."""
         return {name for name, watch in self._watches.items() if self._is_own(name, watch)}
 
-    def _is_own(self, name: str, watch: Watch) -> bool:
-        met = self._met.get(name, set())
-        return watch.fresh and len(met) == 1 and next(iter(met)).is_test
+    def _is_own(self, name: str, watch: DatabaseWatch) -> bool:
+        users = self._users.get(name, set())
+        return watch.fresh and len(users) == 1 and next(iter(users)).is_test
 
-    def _say(self, note: str) -> None:
+    def _note(self, note: str) -> None:
         self.notes[note] = None

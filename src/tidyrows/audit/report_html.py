@@ -1,4 +1,4 @@
-"""The report as one HTML file, which needs no other."""
+"""The report as one HTML file, without other files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.audit.report import Report
+    from tidyrows.audit.report import AuditReport
 
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>tidyrows audit</title><style>
@@ -20,12 +20,12 @@ code, pre { font: 13px/1.4 monospace; white-space: pre-wrap; overflow-wrap: anyw
 </style></head><body>"""
 
 
-def html(report: Report) -> str:
+def html(report: AuditReport) -> str:
     """The page."""
     return "\n".join([_HEAD, *_body(report), "</body></html>", ""])
 
 
-def _body(report: Report) -> Iterator[str]:
+def _body(report: AuditReport) -> Iterator[str]:
     yield f"<h1>tidyrows audit</h1><p>{escape(report.headline)}</p>"
     if report.culprits:
         yield "<table><tr><th>test</th><th>fault</th><th>what</th><th>cure</th></tr>"
@@ -33,8 +33,8 @@ def _body(report: Report) -> Iterator[str]:
             name = f"<code>{escape(culprit.test)}</code>"
             for each in culprit.findings:
                 yield (
-                    f'<tr class="f{int(each.fault)}"><td>{name}</td>'
-                    f"<td>{escape(each.fault.words)}</td><td>{escape(each.said)}</td>"
+                    f'<tr class="f{int(each.kind)}"><td>{name}</td>'
+                    f"<td>{escape(each.kind.words)}</td><td>{escape(each.text)}</td>"
                     f"<td><code>{escape(each.cure)}</code></td></tr>"
                 )
                 name = ""

@@ -27,7 +27,7 @@ def shuffled(items: Iterable[T], seed: int, name: Callable[[T], str]) -> list[T]
         module, _, inner = name(item).partition("::")
         inner = inner.partition("[")[0]  # what a test is given may have colons too
         group = inner.rpartition("::")[0] or inner
-        return tuple(_drawn(seed, part) for part in (module, f"{module}::{group}", name(item)))
+        return tuple(_hashed(seed, part) for part in (module, f"{module}::{group}", name(item)))
 
     return sorted(items, key=place)
 
@@ -38,5 +38,5 @@ def as_listed(items: Iterable[T], order: Sequence[str], name: Callable[[T], str]
     return sorted((i for i in items if name(i) in places), key=lambda item: places[name(item)])
 
 
-def _drawn(seed: int, part: str) -> str:
+def _hashed(seed: int, part: str) -> str:
     return hashlib.sha256(f"{seed} {part}".encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The table of culprits for a terminal."""
+"""The report as text for a terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.audit.report import Report
+    from tidyrows.audit.report import AuditReport
 
 MOST = 30
 """Culprits in the terminal; JSON and HTML have them all."""
@@ -16,17 +16,17 @@ _TABLES = 4
 _NOTES = 10
 
 
-def lines(report: Report) -> Iterator[str]:
-    """What is printed at the end of the run."""
+def lines(report: AuditReport) -> Iterator[str]:
+    """The lines of the report."""
     yield report.headline
-    width = max((len(each.fault.words) for c in report.culprits for each in c.findings), default=0)
+    width = max((len(each.kind.words) for c in report.culprits for each in c.findings), default=0)
     for culprit in report.culprits[:MOST]:
         yield ""
         yield culprit.test
-        for (fault, cure), alike in groupby(culprit.findings, lambda f: (f.fault, f.cure)):
-            said = [each.said for each in alike]
-            more = [f"and {len(said) - _TABLES} more tables"] if len(said) > _TABLES else []
-            yield f"  {fault.words:<{width}}  {'; '.join([*said[:_TABLES], *more])}"
+        for (kind, cure), alike in groupby(culprit.findings, lambda f: (f.kind, f.cure)):
+            texts = [each.text for each in alike]
+            more = [f"and {len(texts) - _TABLES} more tables"] if len(texts) > _TABLES else []
+            yield f"  {kind.words:<{width}}  {'; '.join([*texts[:_TABLES], *more])}"
             yield f"  {'':<{width}}  cure: {cure}"
     hidden = len(report.culprits) - MOST
     if hidden > 0:

@@ -1,7 +1,7 @@
-"""The audit's own way to a database: one connection, in a thread that asks for nothing else.
+"""The audit's own connection to a database, in a thread of its own.
 
 An asynchronous driver's connection belongs to a loop, and SQLite's to a thread; and the suite's own
-loop runs while it connects for the first time. A thread with a loop of its own suits them all.
+loop runs while it connects for the first time. A thread with its own loop serves them all.
 """
 
 from __future__ import annotations
@@ -27,25 +27,23 @@ PATIENCE = 30.0
 """Seconds that one look may take."""
 
 
-class LookThread:
-    """The thread, and its loop.
-
-    A daemon, unlike an executor's: the process can end where a look hangs.
+class AuditThread:
+    """The thread and its loop; a daemon, so that the process can end where a look hangs.
 
     Args:
-        begin: called there first.
+        begin: called first in the thread.
     """
 
     def __init__(self, begin: Callable[[], None]) -> None:
-        self._asked: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._late: Future[Any] | None = None
+        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._overdue: Future[Any] | None = None
         self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         Thread(target=self._serve, args=[begin], name="tidyrows audit", daemon=True).start()
 
     def _serve(self, begin: Callable[[], None]) -> None:
         begin()
-        while (asked := self._asked.get()) is not None:
-            future, work = asked
+        while (job := self._queue.get()) is not None:
+            future, work = job
             try:
                 future.set_result(work())
             except BaseException as error:  # noqa: BLE001 -- it is raised where the answer is waited for
@@ -53,39 +51,39 @@ class LookThread:
         self._runner.close()
 
     def call(self, work: Callable[..., T], *arguments: Any, is_async: bool) -> T:
-        """What the work returned, in the thread; in a greenlet that may await if asked.
+        """Do the work in the thread, in a greenlet that may await if ``is_async``.
 
         Raises:
-            TimeoutError: it takes too long, or what was asked before is not done yet.
+            TimeoutError: it takes too long, or the work before is not done yet.
         """
-        if self._late is not None and not self._late.done():
+        if self._overdue is not None and not self._overdue.done():
             raise TimeoutError
         future: Future[T] = Future()
-        asked = partial(work, *arguments)
-        self._asked.put((future, partial(self._await, asked) if is_async else asked))
+        job = partial(work, *arguments)
+        self._queue.put((future, partial(self._await, job) if is_async else job))
         try:
             return future.result(PATIENCE)
         except TimeoutError:
-            self._late = future
+            self._overdue = future
             raise
 
     def _await(self, work: Callable[[], T]) -> T:
         return self._runner.run(spawn(work))
 
     def close(self) -> None:
-        """End it; a look that hangs is not waited for."""
-        self._asked.put(None)
+        """End the thread, without waiting for a look that hangs."""
+        self._queue.put(None)
 
 
-class Reach:
+class AuditConnection:
     """A connection to the database of an engine, opened as the engine opens its own.
 
     Args:
         engine: the suite's; nothing is taken from its pool.
-        thread: where the connection lives.
+        thread: the connection is used there.
     """
 
-    def __init__(self, engine: sa.Engine, thread: LookThread) -> None:
+    def __init__(self, engine: sa.Engine, thread: AuditThread) -> None:
         self._thread = thread
         self._is_async = engine.dialect.is_async
         self._engine = sa.Engine(
@@ -97,11 +95,11 @@ class Reach:
         self._connection: sa.Connection | None = None
 
     def call(self, work: Callable[[sa.Connection], T]) -> T:
-        """What the work returned.
+        """Do the work with the connection.
 
         Raises:
             TimeoutError: it takes too long.
-            Exception: what the work, or the connection, has raised.
+            Exception: raised by the work, or by the connection.
         """
         done: T = self._thread.call(self._work, work, is_async=self._is_async)
         return done
@@ -132,26 +130,26 @@ class Reach:
                 self._engine.dispose()
 
 
-class SharedReach:
-    """A database in memory, which can be reached through the suite's own connection only.
+class SharedConnection:
+    """The suite's own connection, where the database is in its memory.
 
     Args:
         connection: of the suite.
-        deaf: a block in which nobody listens to what is asked.
+        unobserved: a block in which the observer ignores the statements of this thread.
     """
 
     def __init__(
-        self, connection: sa.Connection, deaf: Callable[[], AbstractContextManager[None]]
+        self, connection: sa.Connection, unobserved: Callable[[], AbstractContextManager[None]]
     ) -> None:
         driver: Any = connection.connection.dbapi_connection
-        self._deaf = deaf
-        # Given back, the connection is left as it is: the suite's own pool looks after it.
+        self._unobserved = unobserved
+        # The connection is returned as it is: the suite's own pool resets it.
         pool = sa.StaticPool(lambda: driver, reset_on_return=None)
         self._engine = sa.Engine(pool, connection.dialect, connection.engine.url)
 
     def call(self, work: Callable[[sa.Connection], T]) -> T:
-        """What the work returned, here and now."""
-        with self._deaf(), self._engine.connect() as connection:
+        """Do the work in this thread."""
+        with self._unobserved(), self._engine.connect() as connection:
             return work(connection)
 
     def close(self) -> None:

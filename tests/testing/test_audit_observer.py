@@ -1,4 +1,4 @@
-"""What the audit hears in this process, and what it makes of it with what it sees."""
+"""What the audit observes in this process, together with its looks at the database."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sqlalchemy.pool import StaticPool
 from harness.audits import Audited, Base, Note, Org
 from harness.targets import on
 from tidyrows.audit import tables
-from tidyrows.audit.observer import Ear
+from tidyrows.audit.observer import AuditObserver
 
 
 @pytest.fixture
 def audited():
     made = Audited()
     yield made
-    made.ear.close()
+    made.observer.close()
     made.watches.close()
 
 
@@ -84,14 +84,14 @@ def test_rows_of_other_processes_count_as_those_of_the_test_that_ran(made, audit
     with made.connect() as connection:
         connection.execute(sa.select(Org.__table__)).all()
     audited.test("before", is_test=False)
-    with audited.ear.deaf(), made.begin() as connection:
+    with audited.observer.unobserved(), made.begin() as connection:
         connection.execute(sa.insert(Org).values(name="by the application"))
     audited.test("calls it")
     assert audited.found == {("calls it", "leaves", "orgs", 1)}
 
 
 @on("sqlite")
-def test_a_database_in_memory_that_tests_share_is_looked_at(database, audited):
+def test_a_database_in_memory_that_tests_share_is_tables(database, audited):
     shared = sa.create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(shared)
     audited.test("fixture", is_test=False)
@@ -133,13 +133,13 @@ def test_a_database_that_one_test_has_made_for_itself_is_not_kept_alive(
     assert engines[0]() is None
 
 
-def test_a_closed_ear_hears_nothing(made):
-    ear = Ear()
-    ear.open(lambda _connection: "here", lambda: None)
-    ear.close()
+def test_a_closed_observer_observes_nothing(made):
+    observer = AuditObserver()
+    observer.open(lambda _connection: "here", lambda: None)
+    observer.close()
     with Session(made) as session:
         session.add(Org())
         session.commit()
         session.scalars(sa.select(Org)).all()
-    assert ear.take().there == {}
-    assert ear.take().loaded == set()
+    assert observer.take().databases == {}
+    assert observer.take().loaded == set()
