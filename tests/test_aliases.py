@@ -26,6 +26,7 @@ def test_no_alias_has_a_name_that_a_users_table_may_have():
         ("one = sa.literal_column('1').label('one')", "one"),
         ("other = orm.aliased(Model, name='other')", "other"),
         ("sent = sa.func.unnest(a).table_valued('k', name='sent')", "sent"),
+        ("sent = valued.render_derived(name='sent')", "sent"),
         ("sql = f'SELECT 1 FROM {place} t'", "t"),
         ("sql = f'SELECT 1 FROM {schema}.{place} AS t'", "t"),
         ("sql = 'SELECT 1 FROM {place} t'.format(place=place)", "t"),

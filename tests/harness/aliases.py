@@ -12,7 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PREFIX = "tidyrows_"
-_NAMING = {"alias", "cte", "subquery", "lateral", "label", "tablesample", "aliased"}
+_NAMING = {
+    "alias",
+    "cte",
+    "subquery",
+    "lateral",
+    "label",
+    "tablesample",
+    "aliased",
+    "render_derived",
+}
 """SQLAlchemy's methods and functions whose first or only text is a name."""
 _CAST = re.compile(r"\b(?:CAST|convert)\((?:[^()]|\([^()]*\))*\)", re.IGNORECASE)
 # A placeholder that stands for a table, not for the schema in front of a catalogue's table.

@@ -217,6 +217,23 @@ class Node(Base):
     parent_id: Mapped[int] = mapped_column(sa.ForeignKey("nodes.id"))
 
 
+# --- tables that are called as our own SQL calls something, or once did, or as SQLAlchemy does
+
+OWN_NAMES = (
+    *("parent", "child", "lender", "sent", "ours", "held", "deleted_0", "j", "k", "t"),
+    *("tidyrows_row", "tidyrows_keys", "tidyrows_inserted", "anon_1", "parent_1"),
+)
+OWN_TABLES = [
+    sa.Table(
+        name,
+        Base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("id_1", sa.ForeignKey(f"{name}.id")),  # as SQLAlchemy calls a value for ``id``
+    )
+    for name in OWN_NAMES
+]
+
+
 _deferred: dict[str, Any] = {"deferrable": True, "initially": "DEFERRED"}
 
 

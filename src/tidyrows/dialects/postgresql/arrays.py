@@ -37,8 +37,8 @@ def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement
         for column, bind in zip(columns, binds, strict=True)
     ]
     names = [f"key_{number}" for number in range(len(columns))]
-    keys = sa.func.unnest(*typed).table_valued(*names, name=keys_beside(table))
-    sent = keys.render_derived()
+    # not table_valued(name=), which render_derived() forgets
+    sent = sa.func.unnest(*typed).table_valued(*names).render_derived(name=keys_beside(table))
     equal = (column == sent.c[name] for column, name in zip(columns, names, strict=True))
     return sa.and_(*equal)
 
