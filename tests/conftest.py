@@ -31,7 +31,7 @@ from harness import servers, targets  # noqa: E402 -- after the assert rewriting
 from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.ledgers import Ledgers, Worker, closing_all  # noqa: E402 -- as above
-from harness.models import zoo_metadata  # noqa: E402 -- as above
+from harness.models import zoo_file, zoo_metadata  # noqa: E402 -- as above
 from tidyrows import production  # noqa: E402 -- as above
 from tidyrows.capture import ambient  # noqa: E402 -- as above
 
@@ -58,10 +58,10 @@ def homes() -> Iterator[Homes]:
 @contextmanager
 def _lease(target: str, homes: Homes, tmp_path: Path, *, zoo: bool) -> Iterator[Database]:
     if target.startswith("sqlite"):
-        database = Database(target, sa.URL.create("sqlite", database=str(tmp_path / "test.db")))
+        file = tmp_path / "test.db"
         if zoo:
-            for metadata in zoo_metadata("sqlite"):
-                metadata.create_all(database.engine())
+            file.write_bytes(zoo_file())
+        database = Database(target, sa.URL.create("sqlite", database=str(file)))
     else:
         backend = target.partition("+")[0]
         try:

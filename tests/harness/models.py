@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -271,3 +274,15 @@ def zoo_metadata(backend: str) -> tuple[sa.MetaData, ...]:
     if backend == "mysql":
         return _METADATA[backend][:1]
     return _METADATA[backend]
+
+
+@cache
+def zoo_file() -> bytes:
+    """An SQLite file with the tables of the zoo: to copy it is faster than to make them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "zoo.db")
+        engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)))
+        for metadata in zoo_metadata("sqlite"):
+            metadata.create_all(engine)
+        engine.dispose()
+        return file.read_bytes()

@@ -204,7 +204,7 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
     _number, batch = _batch_at(step, key.child)
     clause = with_columns(batch.table, key.child_columns)
     nullable = nullable_columns(connection, key.child)
-    # sa.null() has no bind, whose name might be that of one in the WHERE (id_1)
+    # Not None: SQLAlchemy refuses a bind for the column id_1 beside a condition on id.
     values = {column: sa.null() for column in key.child_columns if column in nullable}
     for chunk in chunks([row[1] for row in sorted(rows, key=repr)]):
         connection.execute(

@@ -206,7 +206,7 @@ def _write(connection: sa.Connection, row: _Row, now: State) -> None:
         if not same_value(one, other)
     }
     key = row.key if len(table.table.key_clauses) > 1 else (row.key,)
-    # A bind of its own: SQLAlchemy would call it id_1, as it calls the value of a column id_1.
+    # SQLAlchemy names the bind of a condition on id as that of a value for id_1, and then refuses.
     conditions = [
         clause.c[column.name] == sa.bindparam("tidyrows_key", value, type_=column.type, unique=True)
         for column, value in zip(table.table.key_clauses, key, strict=True)
