@@ -17,8 +17,8 @@ from harness.models import OWN_NAMES, OWN_TABLES
 from harness.strangers import strangers
 from harness.targets import ALL_DRIVERS, WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, ResourceTracker
+from tidyrows.audit.tables import reflected
 from tidyrows.dialects import dialect_for
-from tidyrows.testing.audit.tables import reflected
 
 CATALOGUES = (*"abcdfilmnoprwx", "me", "pid")  # aliases in questions to catalogues
 RESERVED = ("select", "order", "key", "row")
@@ -225,7 +225,7 @@ def test_rows_that_are_still_there_are_seen(engine, shape):
         for numbers in (FEW, range(600)):
             asked = [(real, keys(real.table, numbers)) for real in reals]
             there = [keys(real.table, FEW) for real in reals]
-            assert dialect.existing_of_each(connection, asked) == there
+            assert dialect.existing_keys_of_each(connection, asked) == there
             for (real, wanted), found in zip(asked, there, strict=True):
                 assert dialect.existing_keys(connection, real, wanted) == found
                 dialect.lock(connection, real, wanted)
