@@ -14,8 +14,15 @@ from typing import TYPE_CHECKING
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import Dependents
 from tidyrows.cleanup.plan import Plan
-from tidyrows.cleanup.progress import Progress, progress_bar
-from tidyrows.cleanup.report import CleanupReport, Held, Leftover, TableRows
+from tidyrows.cleanup.reasons import LeftoverKind
+from tidyrows.cleanup.report import (
+    CleanupReport,
+    Held,
+    Leftover,
+    Progress,
+    TableRows,
+    progress_bar,
+)
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     CleanupError,
@@ -63,6 +70,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Leftover",
+    "LeftoverKind",
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",

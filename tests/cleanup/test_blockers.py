@@ -352,7 +352,7 @@ def test_a_blocker_that_waits_itself_is_said_to_wait(database, engine, parent):
 def told_when_seen(monkeypatch):
     """An event that is set once the cleanup has seen a blocker."""
     seen = threading.Event()
-    look = lock_monitor._Look.blockers
+    look = lock_monitor._Poll.blockers
 
     def looked(self):
         found = look(self)
@@ -361,7 +361,7 @@ def told_when_seen(monkeypatch):
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(lock_monitor._Look, "blockers", looked)
+        patch.setattr(lock_monitor._Poll, "blockers", looked)
         yield seen
 
 

@@ -13,7 +13,7 @@ from harness.loops import insert_loop
 from harness.scene import Scene, told
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, RetryPolicy
-from tidyrows.cleanup.batches import shares
+from tidyrows.cleanup.batches import transactions_of
 from tidyrows.cleanup.plan import Batch, Step
 from tidyrows.keys import KeyedTable, TableName
 
@@ -35,7 +35,7 @@ def step(*batches, cycle=False):
 def parted(steps, limit, apart=lambda _step: pytest.fail("nothing is to be taken apart")):
     return [
         [(place[1], list(keys)) for place, (_table, keys) in share.items()]
-        for share in shares(steps, limit, apart=apart)
+        for share in transactions_of(steps, limit, apart=apart)
     ]
 
 

@@ -70,7 +70,6 @@ KNOWN = Known(
         tracking.binding tracking.handover tracking.leak_warning tracking.preserved
         tracking.selection tracking.tags tracking.ties tracking.tracker
         """,
-        "cleanup.connection cleanup.lock_monitor cleanup.plan cleanup.schema_view cleanup.verify",
     ),
 )
 

@@ -1,72 +1,78 @@
-"""A cleanup in transactions of bounded size: which rows go together, and which first.
+"""How rows are divided into transactions: in order, and of bounded size.
 
 Rows that reference go before or with what they reference, so that the foreign keys are whole
-wherever a transaction ends. Pure: steps in, shares out.
+wherever a transaction ends. Pure: steps in, rows out.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.plan import place_of
+from tidyrows.cleanup.plan import Batch, Step, place_of
 from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from tidyrows.cleanup.deletion import Rows
-    from tidyrows.cleanup.plan import Step
+    from tidyrows.cleanup.plan import Rows
     from tidyrows.keys import KeyedTable
 
 
-class _Share:
-    """The rows of one transaction, as they are gathered."""
-
-    def __init__(self) -> None:
-        self.rows: Rows = {}
-        self.size = 0
-
-    def add(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        place = place_of(table.name)
-        if place in self.rows:  # rows of a cycle come level by level
-            keys = in_order([*self.rows[place][1], *keys])
-        self.size += len(keys) - (len(self.rows[place][1]) if place in self.rows else 0)
-        self.rows[place] = table, keys
-
-
-def shares(
+def transactions_of(
     steps: Iterable[Step], limit: int, *, apart: Callable[[Step], Iterable[Step]]
 ) -> Iterator[Rows]:
     """The rows of these steps, in order, a transaction each.
 
     Args:
         steps: what is to be deleted, children first.
-        limit: the most rows of one share. Rows that only go together are not parted.
-        apart: takes a step whose tables form a cycle, and that is too large for one share, apart
-            into smaller ones in the order in which their rows can go; a step of it with ``cycle``
-            is a circle of rows. Asked when the shares before have been taken.
+        limit: the most rows of one transaction. Rows that only go together are not divided.
+        apart: divides a step whose tables form a cycle, and that is too large for one
+            transaction, into smaller ones in the order in which their rows can go; a step of it
+            with ``cycle`` is a circle of rows. Called when the transactions before have ended.
     """
-    share = _Share()
+    rows: Rows = {}
+    size = 0
     for step in steps:
-        size = sum(len(batch.keys) for batch in step.batches)
-        parts = apart(step) if step.cycle and size > limit else (step,)
+        parts = apart(step) if step.cycle and step.size > limit else (step,)
         for part in parts:
             if part.cycle:
-                size = sum(len(batch.keys) for batch in part.batches)
-                if share.size and share.size + size > limit:
-                    yield share.rows
-                    share = _Share()
+                if size and size + part.size > limit:
+                    yield rows
+                    rows, size = {}, 0
                 for batch in part.batches:
-                    share.add(batch.table, batch.keys)
+                    size += _add(rows, batch.table, batch.keys)
                 continue
             for batch in part.batches:
                 at = 0
                 while at < len(batch.keys):
-                    if share.size >= limit:
-                        yield share.rows
-                        share = _Share()
-                    room = limit - share.size
-                    share.add(batch.table, batch.keys[at : at + room])
+                    if size >= limit:
+                        yield rows
+                        rows, size = {}, 0
+                    room = limit - size
+                    whole = not at and room >= len(batch.keys)
+                    keys = batch.keys if whole else batch.keys[at : at + room]
+                    size += _add(rows, batch.table, keys)
                     at += room
-    if share.size:
-        yield share.rows
+    if size:
+        yield rows
+
+
+def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
+    place = place_of(table.name)
+    before = len(rows[place][1]) if place in rows else 0
+    if before:  # rows of a cycle come level by level
+        keys = in_order([*rows[place][1], *keys])
+    rows[place] = table, keys
+    return len(keys) - before
+
+
+def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
+    """Some rows of a step, given as (number of the batch, key)."""
+    keys: dict[int, list[Any]] = {}
+    for number, key in rows:
+        keys.setdefault(number, []).append(key)
+    places = {place_of(step.batches[number].table.name) for number in keys}
+    return Step(
+        tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
+        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
+    )

@@ -13,7 +13,8 @@ from tidyrows.capture.changes import Inserted
 from tidyrows.capture.inserts import only_ours_can_hold
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.plan import Batch
-from tidyrows.cleanup.verify import still_there
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.verify import existing_rows
 
 if TYPE_CHECKING:
     from tidyrows.capture.changes import Change
@@ -22,49 +23,45 @@ if TYPE_CHECKING:
     from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
-CAUSE = (
-    "the answer to its COMMIT was lost, and a row with this key may as well be somebody else's; "
-    "look at it, and delete it yourself or call tracker.track_rows() to own it"
-)
+_SECONDS = 5.0
 
 
 @dataclass(slots=True)
-class Settled:
-    """What became of the rows in doubt of one table; those not named are no rows.
+class Resolved:
+    """What became of the rows in doubt of one table; those not named do not exist.
 
     Attributes:
         ours: keys that are ours after all.
-        unsure: keys that stay in doubt, and why.
+        in_doubt: keys that stay in doubt, and why.
     """
 
     ours: list[Any] = field(default_factory=list)
-    unsure: dict[Any, str] = field(default_factory=dict)
+    in_doubt: dict[Any, Reason] = field(default_factory=dict)
 
 
-def settle_doubt(database: Database, held: TableHoldings) -> Settled:
+def resolve_doubts(database: Database, held: TableHoldings) -> Resolved:
     """Ask the database about the rows in doubt of one table.
 
     Raises:
         ConnectionError: the server has not ended the transaction yet; ask again.
     """
     refuse_too_early(database)
-    name = held.table.name
-    seen = still_there(database, [Batch(held.table, list(held.doubtful))])[name]
-    settled = Settled(unsure=dict(seen.unseen))
+    seen = existing_rows(database, [Batch(held.table, list(held.doubtful))])[held.table.name]
+    resolved = Resolved(in_doubt=dict(seen.unconfirmed))
     for key in seen.there:
-        # Inserted again after the doubt and committed, or told by the user: then it is ours.
-        if key in held.keys or only_ours_can_hold(
-            held.table.row(key).key,
-            generated=held.doubtful[key],
-            reused=database.dialect.reuses_keys,
-        ):
-            settled.ours.append(key)
+        # Inserted again after the doubt and committed, or named by the user: then it is ours.
+        if key in held.keys or _is_proof(database, held, key):
+            resolved.ours.append(key)
         else:
-            settled.unsure[key] = CAUSE
-    return settled
+            resolved.in_doubt[key] = Reason(LeftoverKind.IN_DOUBT)
+    return resolved
 
 
-_SECONDS = 5.0
+def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
+    """Whether a row with this key can only be ours."""
+    return only_ours_can_hold(
+        held.table.row(key).key, generated=held.doubtful[key], reused=database.dialect.reuses_keys
+    )
 
 
 def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
@@ -77,39 +74,30 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
         before: rows in doubt that are not of this COMMIT.
 
     Returns:
-        None where no key proves whose row it names.
+        None where no key proves that a row is ours.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
+        sqlalchemy.exc.SQLAlchemyError: a transient error.
         ConnectionError: the server has not ended the transaction yet; ask again.
     """
-    told = _told_by_ledgers(tracker, before)
-    if told is not None:
-        return told
+    answer = _answer_of_ledgers(tracker, before)
+    if answer is not None:
+        return answer
     committed: bool | None = None
-    unseen = False
+    unconfirmed = False
     theirs = []
     for held in tracker.snapshot():
         table = held.table
         doubtful = [key for key in held.doubtful if (table.name, key) not in before]
         theirs.append((table, doubtful))
-        engine = tracker.engine_of(table.name.database)
-        database = Database(engine, lock_timeout=_SECONDS, statement_timeout=_SECONDS)
-        proving = [
-            key
-            for key in doubtful
-            if only_ours_can_hold(
-                table.row(key).key,
-                generated=held.doubtful[key],
-                reused=database.dialect.reuses_keys,
-            )
-        ]
+        database = _database(tracker, table.name.database)
+        proving = [key for key in doubtful if _is_proof(database, held, key)]
         if not committed and proving:  # somebody may have deleted the first table's rows already
             refuse_too_early(database)
-            seen = still_there(database, [Batch(table, proving)])[table.name]
-            unseen = unseen or bool(seen.unseen)
+            seen = existing_rows(database, [Batch(table, proving)])[table.name]
+            unconfirmed = unconfirmed or bool(seen.unconfirmed)
             committed = bool(seen.there)
-    if unseen and not committed:
+    if unconfirmed and not committed:
         committed = None
     for table, doubtful in theirs:
         if committed is not None:
@@ -117,38 +105,40 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
     return committed
 
 
-def _told_by_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
+def _database(tracker: ResourceTracker, name: str) -> Database:
+    return Database(tracker.engine_of(name), lock_timeout=_SECONDS, statement_timeout=_SECONDS)
+
+
+def _answer_of_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
     """What the ledgers say of a COMMIT that was not answered; None where nothing was entered."""
-    told: bool | None = None
+    answer: bool | None = None
     for place in tracker.journals.databases:
-        book = tracker.journals.of(place)
-        if book is None or not book.uncertain:
+        journal = tracker.journals.of(place)
+        if journal is None or not journal.uncertain:
             continue
-        engine = tracker.engine_of(place)
-        database = Database(engine, lock_timeout=_SECONDS, statement_timeout=_SECONDS)
-        for change, is_true in ask_ledger(tracker, database, book):
+        for change, is_true in resolve_by_ledger(tracker, _database(tracker, place), journal):
             if not isinstance(change, Inserted):
                 continue
             if not before.issuperset((change.table.name, key) for key in change.keys):
-                told = told or is_true
-    return told
+                answer = answer or is_true
+    return answer
 
 
-def ask_ledger(
-    tracker: ResourceTracker, database: Database, book: Journal
+def resolve_by_ledger(
+    tracker: ResourceTracker, database: Database, journal: Journal
 ) -> list[tuple[Change, bool]]:
-    """Settle what was entered with a COMMIT that was not answered: it is there if that succeeded.
+    """Resolve what was entered with a COMMIT that was not answered: it is there if that succeeded.
 
     Returns:
         What was in doubt, and whether it is true.
 
     Raises:
-        sqlalchemy.exc.SQLAlchemyError: an error that may pass by itself.
+        sqlalchemy.exc.SQLAlchemyError: a transient error.
         ConnectionError: the server has not ended the transaction yet; ask again.
     """
     refuse_too_early(database)
     with database.reading() as connection:
-        committed, lost = book.resolve(connection)
+        committed, lost = journal.resolve(connection)
     for change in lost:
         tracker.store.resolve(change, committed=False)
     for change in committed:

@@ -50,8 +50,8 @@ def keep(tracker: ResourceTracker, wishes: Mapping[str, Iterable[str]] = NO_WISH
     lines += [f"  {each}" for each in things[:_SHOWN]]
     if len(things) > _SHOWN:
         lines.append(f"  ... and {len(things) - _SHOWN} more")
-    books = [book for each in aside if (book := tracker.journals.of(each)) is not None]
-    for ledger, schema in dict.fromkeys(book.ledger.place for book in books):
+    journals = [found for each in aside if (found := tracker.journals.of(each)) is not None]
+    for ledger, schema in dict.fromkeys(journal.ledger.place for journal in journals):
         where = "" if ledger == NAME else f", ledger={ledger!r}"
         where += f", schema={schema!r}" if schema else ""
         where += "".join(f", {name}={sorted(each)}" for name, each in wishes.items() if each)

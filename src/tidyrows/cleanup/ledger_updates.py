@@ -7,10 +7,7 @@ the entries are still the tracker's: a sweep that took the worker for dead has t
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any
-
-import sqlalchemy as sa
 
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole
 from tidyrows.ledger.journal import JournalUpdate
@@ -18,38 +15,46 @@ from tidyrows.ledger.journal import JournalUpdate
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import sqlalchemy as sa
+
     from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.deletion import Done, Rows
+    from tidyrows.cleanup.outcome import Outcome
+    from tidyrows.cleanup.plan import Rows
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.journal import Journal
+    from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
 
-class Bookkeeping:
-    """The entries of a tracker's rows in one database, while they are deleted.
-
-    Args:
-        tracker: whose.
-        database: where.
-    """
+class LedgerUpdates:
+    """The entries of a tracker's rows in one database, while they are deleted."""
 
     def __init__(self, tracker: ResourceTracker, database: Database) -> None:
         self._tracker = tracker
         self._database = database
-        self._book = tracker.journals.of(database.capture.database)
+        self.journal: Journal | None = tracker.journals.of(database.name)
         # Before what is held is looked at: rows of an entry that counts are held.
-        self._numbers = set() if self._book is None else self._book.numbers()
+        self._numbers = set() if self.journal is None else self.journal.numbers()
         self._left: int | None = None
-        self._page: JournalUpdate | None = None
+        self._update: JournalUpdate | None = None
         self._sent: JournalUpdate | None = None
 
-    @property
-    def book(self) -> Journal | None:
-        """The book; None where nothing is entered."""
-        return self._book
+    def count(self, held: Sequence[TableHoldings]) -> None:
+        """How many rows are entered; unknown where there is more than rows with keys.
 
-    def settle(self, connection: sa.Connection, rows: Rows, done: Done) -> None:
-        """In the transaction that has deleted rows: let the ledger say so.
+        Args:
+            held: all that the tracker holds in this database.
+        """
+        if self.journal is not None:
+            others = any(each.doubtful or each.nameless for each in held)
+            self._left = None if others else sum([len(each.keys) for each in held])
+
+    def begin(self) -> None:
+        """Another set of rows is tried; of what was sent before the ledger will tell."""
+        self._update = self._sent = None
+
+    def record(self, connection: sa.Connection, rows: Rows, done: Outcome) -> None:
+        """In the transaction that has deleted rows: write that into the ledger.
 
         Args:
             connection: in the transaction.
@@ -59,135 +64,114 @@ class Bookkeeping:
         Raises:
             TakenOverError: the rows are a sweep's by now.
         """
-        book = self._book
-        if book is None:
+        journal = self.journal
+        if journal is None:
             return
         sent, self._sent = self._sent, None
-        if self._clear_up(connection, book, sent):
-            self._page = JournalUpdate()  # the COMMIT that was not answered had succeeded
+        if journal.unanswered and self._resolve_unclear(connection, journal, sent):
+            self._update = JournalUpdate()  # the COMMIT that was not answered had succeeded
             return
         gone = self._gone(connection, rows, done)
-        count = sum(len(change.keys) for change in gone)
+        count = sum([len(change.keys) for change in gone])
         context = self._tracker.context
-        if count == self._rows_left():
-            added = book.replace(connection, self._numbers, (), context)
-            self._page = JournalUpdate(frozenset(self._numbers), frozenset(added), count)
+        if count == self._left:
+            added = journal.replace(connection, self._numbers, (), context)
+            self._update = JournalUpdate(frozenset(self._numbers), frozenset(added), count)
         elif gone:
-            added = book.append(connection, self._numbers, gone, context)
-            self._page = JournalUpdate(added=frozenset(added), rows=count)
+            added = journal.append(connection, self._numbers, gone, context)
+            self._update = JournalUpdate(added=frozenset(added), rows=count)
         else:
-            self._page = JournalUpdate()
-
-    def begin(self) -> None:
-        """Another set of rows is tried; of what was sent before the ledger will tell."""
-        self._page = self._sent = None
+            self._update = JournalUpdate()
 
     def unanswered(self) -> None:
-        """The COMMIT was sent and nobody knows what became of it."""
-        self._sent = self._page
-        if self._page is not None and self._book is not None:
-            self._book.unanswered.append(self._page)
+        """The COMMIT was sent and nobody knows whether it succeeded."""
+        self._sent = self._update
+        if self._update is not None and self.journal is not None:
+            self.journal.unanswered.append(self._update)
 
     def committed(self) -> None:
         """The COMMIT has succeeded."""
-        page, self._page, self._sent = self._page, None, None
-        if page is not None and self._book is not None:
-            self._turn(self._book, page)
+        update, self._update, self._sent = self._update, None, None
+        if update is not None and self.journal is not None:
+            self._apply(self.journal, update)
 
-    def _turn(self, book: Journal, page: JournalUpdate) -> None:
-        book.apply(page)
-        self._numbers = (self._numbers - page.removed) | page.added
-        if self._left is not None and self._left >= 0:
-            self._left -= page.rows
+    def _apply(self, journal: Journal, update: JournalUpdate) -> None:
+        journal.apply(update)
+        self._numbers = (self._numbers - update.removed) | update.added
+        if self._left is not None:
+            self._left -= update.rows
 
-    def _clear_up(
-        self, connection: sa.Connection, book: Journal, asked: JournalUpdate | None = None
+    def _resolve_unclear(
+        self, connection: sa.Connection, journal: Journal, asked: JournalUpdate | None = None
     ) -> bool:
         """Find out what became of transactions whose COMMIT was not answered; of one, if asked."""
-        unclear, book.unanswered = book.unanswered, []
-        true = [page for page in unclear if book.has_committed(connection, page)]
-        for page in true:
-            self._turn(book, page)
-        return any(page is asked for page in true)
+        unclear, journal.unanswered = journal.unanswered, []
+        true = [update for update in unclear if journal.has_committed(connection, update)]
+        for update in true:
+            self._apply(journal, update)
+        return any(update is asked for update in true)
 
     # -- rows without a key --------------------------------------------------------------------
 
-    def settle_whole(
+    def record_unkeyed(
         self, connection: sa.Connection, table: KeyedTable, rows: Sequence[tuple[Any, ...]]
     ) -> None:
-        """The same for rows of a table without a primary key."""
-        self._page = None
-        if self._book is not None and rows:
-            self._clear_up(connection, self._book)
+        """As :meth:`record`, for rows of a table without a primary key."""
+        self._update = None
+        if self.journal is not None and rows:
+            self._resolve_unclear(connection, self.journal)
             change = DeletedWhole(table, list(rows))
-            context = self._tracker.context
-            added = self._book.append(connection, self._numbers, [change], context)
-            self._page = JournalUpdate(added=frozenset(added))
+            added = self.journal.append(connection, self._numbers, [change], self._tracker.context)
+            self._update = JournalUpdate(added=frozenset(added))
 
-    def doubt_whole(self) -> None:
+    def unkeyed_unanswered(self) -> None:
         """Its COMMIT was not answered; it is not tried again."""
         self.unanswered()
         self.begin()
 
     # -- the end -------------------------------------------------------------------------------
 
-    def finish(self, patiently: Callable[[Callable[[], JournalUpdate]], JournalUpdate]) -> None:
-        """Leave in the ledger what is left, and nothing more.
+    def finish(self, retry: Callable[[Callable[[], JournalUpdate]], JournalUpdate]) -> None:
+        """Leave in the ledgers what is left, and nothing more.
 
         Args:
-            patiently: runs a whole transaction, again where that may help.
+            retry: runs a whole transaction, again where that may help.
         """
-        book = self._book
-        if book is None:
+        journal = self.journal
+        if journal is None:
             return
         self.begin()
-        numbers = book.numbers()
-        left = list(self._tracker.store.changes(self._database.capture.database))
+        numbers = journal.numbers()
+        left = list(self._tracker.store.changes(self._database.name))
         if not left:
-            book.forget_waiting()
-        lasting = bool(left) and (book.keeps_log or not book.is_log)
-        if book.uncertain or ((not numbers or lasting) and not book.unanswered):
+            journal.forget_waiting()
+        lasting = bool(left) and (journal.keeps_log or not journal.is_log)
+        if journal.uncertain or ((not numbers or lasting) and not journal.unanswered):
             return
 
         def rewrite() -> JournalUpdate:
             with self._database.writing() as connection:
-                self._clear_up(connection, book)
-                kept = numbers & book.numbers()
+                self._resolve_unclear(connection, journal)
+                kept = numbers & journal.numbers()
                 if not kept or lasting:
                     return JournalUpdate()
-                added = book.replace(connection, kept, left, self._tracker.context)
+                added = journal.replace(connection, kept, left, self._tracker.context)
                 return JournalUpdate(frozenset(kept), frozenset(added))
 
-        with book.ledger.naming_rights():
-            page = patiently(rewrite)
-        book.apply(page)
-        if page.removed:
-            book.is_log = False
+        with journal.ledger.naming_rights():
+            update = retry(rewrite)
+        journal.apply(update)
+        if update.removed:
+            journal.is_log = False
 
-    def _rows_left(self) -> int:
-        """How many rows are entered; -1 where there is more than rows with keys."""
-        if self._left is None:
-            held = [
-                each
-                for each in self._tracker.snapshot()
-                if each.table.name.database == self._database.capture.database
-            ]
-            others = any(each.doubtful or each.nameless for each in held)
-            self._left = -1 if others else sum(len(each.keys) for each in held)
-        return self._left
-
-    def _gone(self, connection: sa.Connection, rows: Rows, done: Done) -> list[Change]:
+    def _gone(self, connection: sa.Connection, rows: Rows, done: Outcome) -> list[Change]:
         gone: list[Change] = []
         for place, (table, keys) in rows.items():
             kept = done.kept.get(place)
             asked = [key for key in keys if key not in kept] if kept else list(keys)
-            if len(done.gone.get(table.name, ())) < len(asked):
-                there = asked
-                # It may have to switch off what hides rows, or fail: neither must outlast the look.
-                with suppress(sa.exc.DBAPIError), connection.begin_nested() as look:
-                    there = self._database.dialect.existing_keys(connection, table, asked)
-                    look.rollback()
-                stay = set(there)
+            if sum(map(len, done.gone.get(place, ()))) < len(asked):
+                there = self._database.existing_inside(connection, table, asked)
+                stay = set(asked if there is None else there)
                 asked = [key for key in asked if key not in stay]
             if asked:
                 gone.append(Deleted(table, asked))

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidyrows.cleanup.schema_view import graph_of
+from tidyrows.cleanup.schema_view import schema_of
 from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
     from tidyrows.tracking.store import TableHoldings
+
+Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
+"""Rows by place: their table, and their keys in the one global order."""
 
 
 def place_of(name: TableName) -> Place:
@@ -52,6 +55,16 @@ class Step:
 
     batches: tuple[Batch, ...]
     cycle: tuple[ForeignKey, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return sum(len(batch.keys) for batch in self.batches)
+
+    @property
+    def rows(self) -> Rows:
+        """The rows by place."""
+        return {place_of(batch.table.name): (batch.table, batch.keys) for batch in self.batches}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,26 +140,34 @@ def _mermaid_text(text: str) -> str:
 
 def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[Step, ...]:
     """Order what is held of one database."""
-    rows = {
+    rows = rows_held(holdings)
+    if not rows:
+        return ()
+    view = schema_of(database, [table for table, _keys in rows.values()])
+    return steps_of(view.graph, rows)
+
+
+def rows_held(holdings: Iterable[TableHoldings]) -> Rows:
+    """The rows with a key of one database."""
+    return {
         place_of(held.table.name): (held.table, held.keys.in_order())
         for held in holdings
         if len(held.keys)
     }
-    if not rows:
-        return ()
-    return steps_of(graph_of(database, (table for table, _keys in rows.values())), rows)
 
 
-def steps_of(
-    graph: ForeignKeyGraph, rows: Mapping[Place, tuple[KeyedTable, Sequence[Any]]]
-) -> tuple[Step, ...]:
-    """Order rows, given by place: the table, and its keys in the one global order."""
-    own: dict[Place, list[ForeignKey]] = {}
+def steps_of(graph: ForeignKeyGraph, rows: Rows) -> tuple[Step, ...]:
+    """Order rows."""
+    if len(rows) == 1:  # the usual cleanup needs no order
+        ((table, keys),) = rows.values()
+        own = graph.foreign_keys_between(rows)
+        return (Step((Batch(table, keys, own),), own if graph.is_cyclic(rows) else ()),)
+    keys_of: dict[Place, list[ForeignKey]] = {}
     for key in graph.foreign_keys_between(rows):
-        own.setdefault(key.child, []).append(key)
+        keys_of.setdefault(key.child, []).append(key)
     return tuple(
         Step(
-            tuple(Batch(*rows[place], tuple(own.get(place, ()))) for place in group),
+            tuple(Batch(*rows[place], tuple(keys_of.get(place, ()))) for place in group),
             graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
         )
         for group in graph.order(rows)

@@ -1,42 +1,118 @@
-"""Rows and external resources together: each phase of rows committed, then what they have freed."""
+"""Rows and external resources in one order: rows are committed, then what they freed goes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidyrows.cleanup.dependents import Reason
-from tidyrows.cleanup.phases import order_of
 from tidyrows.cleanup.plan import place_of
-from tidyrows.cleanup.report import Held, Leftover
-from tidyrows.cleanup.verify import in_short
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.report import Held, Leftover, count_in
+from tidyrows.cleanup.run import log_retry
 from tidyrows.external import ExternalResource, handler_of, plain
-from tidyrows.keys import RowKey
+from tidyrows.keys import RowKey, TableName
+from tidyrows.schema import PrecedenceGraph
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tidyrows.cleanup.dependents import Kept
-    from tidyrows.cleanup.phases import Order
-    from tidyrows.cleanup.report import CleanupReport
+    from tidyrows.cleanup.outcome import Kept
+    from tidyrows.cleanup.run import CleanupRun
     from tidyrows.external import Item, Tie
-    from tidyrows.keys import TableName
-    from tidyrows.retry import RetryPolicy
     from tidyrows.schema import Place
     from tidyrows.tracking.store import TableHoldings
-    from tidyrows.tracking.tracker import ResourceTracker
+
+
+@dataclass(frozen=True, slots=True)
+class Circle:
+    """Things that each must go before the next, and the last before the first.
+
+    Attributes:
+        members: all that are caught in it.
+        path: one way around it, from a resource to the same.
+    """
+
+    members: frozenset[Item]
+    path: tuple[Item, ...]
+
+
+class RemovalOrder:
+    """Which rows and resources must go before which others, as far as ties and foreign keys say.
+
+    A table stands for those of its rows that no tie names. Which row references which is not
+    looked up: a row of a child table may reference any row of the parent table.
+
+    Args:
+        ties: the resources.
+        references: which table references which, child first.
+    """
+
+    def __init__(
+        self, ties: Sequence[Tie], references: Iterable[tuple[TableName, TableName]]
+    ) -> None:
+        self._named: dict[TableName, set[RowKey]] = defaultdict(set)
+        for tie in ties:
+            for item in (*tie.after, *tie.before):
+                if isinstance(item, RowKey):
+                    self._named[item.table].add(item)
+        pairs: set[tuple[Item, Item]] = set()
+        for tie in ties:
+            pairs |= {(row, tie.resource) for each in tie.after for row in self._rows_of(each)}
+            pairs |= {(tie.resource, row) for each in tie.before for row in self._rows_of(each)}
+        for child, parent in references:
+            parents = self._rows_of(parent)
+            pairs |= {(c, p) for c in self._rows_of(child) for p in parents if c != p}
+        self._graph: PrecedenceGraph[Item] = PrecedenceGraph(pairs)
+        self.circles: list[Circle] = []
+        for members in self._graph.circles():
+            resources = [each for each in members if isinstance(each, ExternalResource)]
+            if resources:  # a circle of foreign keys alone is no matter of this order
+                first = min(resources, key=lambda resource: resource.number)
+                path = tuple(self._graph.path_around(members, first))
+                self.circles.append(Circle(frozenset(members), path))
+
+    def node(self, row: RowKey) -> Item:
+        """What a row is in this order: itself where a tie names it, else its table."""
+        return row if row in self._named.get(row.table, ()) else row.table
+
+    def later(self, resources: Iterable[ExternalResource]) -> set[Item]:
+        """Everything that must not go before these resources are gone."""
+        return self._graph.after(resources)
+
+    def _rows_of(self, item: Item) -> set[Item]:
+        if not isinstance(item, TableName):
+            return {item}
+        return {item, *self._named.get(item, ())}
+
+
+def removal_order(
+    ties: Sequence[Tie],
+    references: Sequence[tuple[TableName, TableName]],
+    tracked: Iterable[TableName],
+) -> RemovalOrder:
+    """The order that all foreign keys allow, or where they leave none, those of tracked tables.
+
+    A key from or to a table without tracked rows matters only where the application wrote rows
+    into it; those are found when rows are deleted, and then keep what they must.
+    """
+    order = RemovalOrder(ties, references)
+    if order.circles:
+        known = set(tracked)
+        order = RemovalOrder(ties, [pair for pair in references if known.issuperset(pair)])
+    return order
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which rows go in one phase.
+    """The rows of one phase.
 
     Attributes:
         goes: whether a row goes now.
         doubts: whether rows in doubt are looked at now, which is once.
-        held: rows that stay since a row of another tracker needs them, and whose.
+        held: rows that stay since a row of another tracker needs them, and why.
     """
 
     goes: Callable[[RowKey], bool]
@@ -48,14 +124,14 @@ class Part:
         parts = []
         for each in held:
             going = [key for key in each.keys if self.goes(each.table.row(key))]
-            nameless = self.goes(_unkeyed(each.table.name))
+            unnamed = self.goes(_unkeyed(each.table.name))
             part = replace(
                 each,
                 keys=KeySet(going),
                 doubtful=each.doubtful if self.doubts else {},
-                unkeyed=each.unkeyed if nameless else 0,
-                whole=each.whole if nameless else [],
-                unsure=each.unsure if nameless else 0,
+                unkeyed=each.unkeyed if unnamed else 0,
+                whole=each.whole if unnamed else [],
+                unsure=each.unsure if unnamed else 0,
             )
             if part:
                 parts.append(part)
@@ -76,36 +152,23 @@ class Part:
         kept: Kept = {}
         for row, reason in self.held.items():
             if row.table in tables:
-                key = row.key[0] if len(row.key) == 1 else row.key
-                kept.setdefault(place_of(row.table), {})[key] = reason
+                kept.setdefault(place_of(row.table), {})[_stored(row)] = reason
         return kept
 
 
-Clean: TypeAlias = Callable[[Part], Sequence[Leftover]]
+Delete: TypeAlias = Callable[[Part], Sequence[Leftover]]
 """Deletes the rows of a phase in every database; what is left over of them."""
 
 
-@dataclass(slots=True)
-class Phases:
-    """One cleanup of rows and resources.
+class ResourceCleanup:
+    """One cleanup of rows and external resources."""
 
-    Attributes:
-        tracker: whose.
-        report: where it is written down.
-        clean: deletes rows.
-        retry: how often a handler is called.
-        until: when the cleanup's deadline ends, by the policy's clock.
-        failure: the first error of a handler, or None.
-    """
-
-    tracker: ResourceTracker
-    report: CleanupReport
-    clean: Clean
-    retry: RetryPolicy
-    until: float
-    failure: Exception | None = None
-    _stay: dict[Item, Reason] = field(default_factory=dict)
-    _tried: set[RowKey] = field(default_factory=set)
+    def __init__(self, run: CleanupRun, delete: Delete) -> None:
+        self._run = run
+        self._tracker = run.tracker
+        self._delete = delete
+        self._stay: dict[Item, Reason] = {}
+        self._tried: set[RowKey] = set()
 
     def run(self, references: Sequence[tuple[TableName, TableName]]) -> list[Leftover]:
         """Delete the rows and remove the resources, as far as that can be done.
@@ -114,19 +177,16 @@ class Phases:
             references: which table references which, child first.
 
         Returns:
-            What is left over, with its cause.
+            What is left over.
         """
-        ties = {tie.resource: tie for tie in self.tracker.ties()}
-        tracked = [held.table.name for held in self.tracker.snapshot()]
-        order = order_of(list(ties.values()), references, tracked)
+        ties = {tie.resource: tie for tie in self._tracker.ties()}
+        tracked = [held.table.name for held in self._tracker.snapshot()]
+        order = removal_order(list(ties.values()), references, tracked)
         leftovers: list[Leftover] = []
         for circle in order.circles:
-            cause = (
-                f"there is no order in which these can go: {circle}; nothing in this circle was "
-                f"touched. Take one of them out of after= or before="
-            )
-            self._stay.update(dict.fromkeys(circle.members, Reason(cause)))
-            leftovers += [_left(each, cause) for each in ties if each in circle.members]
+            reason = Reason(LeftoverKind.CIRCULAR, names=tuple(map(str, circle.path)))
+            self._stay.update(dict.fromkeys(circle.members, reason))
+            leftovers += [_left(each, reason) for each in ties if each in circle.members]
         pending = [each for each in ties if each not in self._stay]
         doubts = True
         while True:
@@ -140,7 +200,7 @@ class Phases:
                 pending.remove(resource)
                 leftovers += self._resource(ties[resource])
 
-    def _rows(self, order: Order, later: set[Item], *, doubts: bool) -> list[Leftover]:
+    def _rows(self, order: RemovalOrder, later: set[Item], *, doubts: bool) -> list[Leftover]:
         """Delete the rows that wait for nothing any more."""
 
         def goes(row: RowKey) -> bool:
@@ -149,20 +209,20 @@ class Phases:
             return order.node(row) not in later
 
         held = {
-            each.row: Reason(f"it is held by {each.by}", each.by)
-            for each in self.report.held
+            each.row: Reason(LeftoverKind.HELD, item=each.row, holder=each.by)
+            for each in self._run.report.held
             if each.row is not None
         }
         held.update(
             (row, reason)
             for row, reason in self._stay.items()
-            if isinstance(row, RowKey) and reason.by
+            if isinstance(row, RowKey) and reason.holder
         )
         part = Part(goes, doubts, held)
-        if not part.of(self.tracker.snapshot()):
+        if not part.of(self._tracker.snapshot()):
             return []
-        leftovers = list(self.clean(part))
-        for left in part.of(self.tracker.snapshot()):
+        leftovers = list(self._delete(part))
+        for left in part.of(self._tracker.snapshot()):
             self._tried.update(map(left.table.row, left.keys))
             if left.nameless:
                 self._tried.add(_unkeyed(left.table.name))
@@ -174,19 +234,18 @@ class Phases:
 
     def _untouched(self) -> list[Leftover]:
         leftovers = []
-        for held in self.tracker.snapshot():
+        for held in self._tracker.snapshot():
             name = held.table.name
             for row in map(held.table.row, held.keys.in_order()):
                 reason = self._reason(row)
                 if reason is None or row in self._tried:
                     continue
-                if reason.by is None:
-                    leftovers.append(Leftover(name, row, reason.cause))
+                if reason.holder is None:
+                    leftovers.append(Leftover(name, row, reason))
                 else:
-                    self.report.held += (Held(row, reason.by),)
+                    self._run.report.held += (Held(row, reason.holder),)
             if held.nameless and name in self._stay:
-                cause = self._stay[name].cause
-                leftovers.append(Leftover(name, None, cause, held.nameless))
+                leftovers.append(Leftover(name, None, self._stay[name], held.nameless))
         return leftovers
 
     # -- resources -----------------------------------------------------------------------------
@@ -195,37 +254,36 @@ class Phases:
         """Remove a resource; where it stays, so does what it needs."""
         reason = self._stay.get(tie.resource) or self._needed(tie) or self._removed(tie.resource)
         if reason is None:
-            self.tracker.forget_external(tie.resource)
-            removed = self.report.external
-            removed[tie.resource.kind] = removed.get(tie.resource.kind, 0) + 1
+            self._tracker.forget_external(tie.resource)
+            count_in(self._run.report.external, tie.resource.kind, 1)
             return []
-        needs = Reason(f"{tie.resource} needs it and is still there", reason.by)
+        needs = Reason(LeftoverKind.NEEDED, item=tie.resource, holder=reason.holder)
         for item in tie.before:
             self._stay.setdefault(item, needs)
-        if reason.by is not None:
-            self.report.held += (Held(None, reason.by, tie.resource),)
+        if reason.holder is not None:
+            self._run.report.held += (Held(None, reason.holder, tie.resource),)
             return []
-        return [_left(tie.resource, reason.cause)]
+        return [_left(tie.resource, reason)]
 
     def _needed(self, tie: Tie) -> Reason | None:
         """What needs this resource and is still there."""
-        there = {held.table.name: held for held in self.tracker.snapshot()}
+        there = {held.table.name: held for held in self._tracker.snapshot()}
         for item in tie.after:
             blocker = self._still(item, there)
             if blocker is None:
                 continue
-            by = {each.resource or each.row: each.by for each in self.report.held}.get(blocker)
-            return Reason(f"{blocker} needs it and is still there", by)
+            held = {each.resource or each.row: each.by for each in self._run.report.held}
+            return Reason(LeftoverKind.NEEDED, item=blocker, holder=held.get(blocker))
         return None
 
     def _still(self, item: Item, there: Mapping[TableName, TableHoldings]) -> Any:
         if isinstance(item, ExternalResource):
-            return item if item in self.tracker.externals() else None
+            return item if item in self._tracker.externals() else None
         held = there.get(item.table if isinstance(item, RowKey) else item)
         if held is None:
             return None
         if isinstance(item, RowKey):
-            key = item.key[0] if len(item.key) == 1 else item.key
+            key = _stored(item)
             return item if key in held.keys or key in held.doubtful else None
         for key in (*held.keys.in_order(), *held.doubtful):
             return held.table.row(key)
@@ -235,28 +293,30 @@ class Phases:
         """Call the handler; why the resource is still there, if it is."""
         handler = handler_of(resource.kind)
         if handler is None:
-            return Reason(
-                f"no handler for kind {resource.kind!r}: write "
-                f'@external_handler("{resource.kind}") above the function that removes it, and '
-                f"import it before the cleanup"
-            )
-        remaining = self.until - self.retry.clock()
+            return Reason(LeftoverKind.NO_HANDLER, names=(resource.kind,))
+        remaining = self._run.remaining()
         if remaining <= 0:
-            return Reason("the cleanup's deadline had passed before it was tried")
+            return Reason(LeftoverKind.LATE)
 
-        def again(_attempt: int, _error: BaseException) -> None:
-            self.report.retries += 1
+        def on_retry(attempt: int, error: BaseException) -> None:
+            self._run.report.retries += 1
+            log_retry(f"handler of {resource.kind}", attempt, error)
 
         try:
-            replace(self.retry, deadline=remaining).run(
+            replace(self._run.options.retry, deadline=remaining).run(
                 lambda: handler.remove(plain(resource.kind, resource.payload)),
                 is_transient=lambda error: isinstance(error, handler.retry_on),
-                on_retry=again,
+                on_retry=on_retry,
             )
-        except Exception as error:  # noqa: BLE001 -- a handler may raise anything; it is the resource's cause, and the manager raises from it
-            self.failure = self.failure or error
-            return Reason(f"its handler failed: {in_short(error)}")
+        except Exception as error:  # noqa: BLE001 -- a handler may raise anything; it is the resource's reason, and the manager raises from it
+            self._run.fail(error)
+            return Reason(LeftoverKind.HANDLER_FAILED, error)
         return None
+
+
+def _stored(row: RowKey) -> Any:
+    """A key as trackers hold it: a scalar where it is one column."""
+    return row.key[0] if len(row.key) == 1 else row.key
 
 
 def _unkeyed(name: TableName) -> RowKey:
@@ -264,5 +324,5 @@ def _unkeyed(name: TableName) -> RowKey:
     return RowKey(name, ())
 
 
-def _left(resource: ExternalResource, cause: str) -> Leftover:
-    return Leftover(None, None, cause, resource=resource)
+def _left(resource: ExternalResource, reason: Reason) -> Leftover:
+    return Leftover(None, None, reason, resource=resource)

@@ -8,27 +8,23 @@ lock, in the transaction that writes it.
 from __future__ import annotations
 
 import datetime as dt
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup.report import Leftover
-from tidyrows.cleanup.verify import in_short
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.report import Leftover, count_in
 from tidyrows.dialects import Fault
 from tidyrows.dialects.keys import run
-from tidyrows.errors import SessionStateError
+from tidyrows.errors import SessionStateError, TidyRowsError
 from tidyrows.tracking.row_snapshots import each_row, is_same, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.report import CleanupReport
-    from tidyrows.retry import RetryPolicy
+    from tidyrows.cleanup.run import CleanupRun
     from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, State
-    from tidyrows.tracking.tracker import ResourceTracker
 
 _WRITES = 2
 _SHOWN = 40
@@ -45,39 +41,22 @@ class _Row:
     memory: PreservedRow
 
 
-class _ConflictError(Exception):
+class _ConflictError(TidyRowsError):
     """Somebody else changed a row too."""
 
 
-@dataclass(slots=True)
-class Restoring:
-    """One cleanup's work on preserved rows.
+class PreservedRows:
+    """One cleanup's work on preserved rows."""
 
-    Args:
-        tracker: who preserves them.
-        report: where it is written down.
-        database: the database of a name.
-        retry: how often a transaction is run again.
-        until: when the cleanup's deadline ends, by the policy's clock.
-
-    Attributes:
-        failure: the first error that was no conflict, or None.
-        refusal: somebody's transaction is open on the only connection there is.
-    """
-
-    tracker: ResourceTracker
-    report: CleanupReport
-    database: Callable[[str], Database]
-    retry: RetryPolicy
-    until: float
-    failure: Exception | None = None
-    refusal: SessionStateError | None = None
-    _later: list[_Row] = field(default_factory=list)
-    _leftovers: list[Leftover] = field(default_factory=list)
+    def __init__(self, run: CleanupRun) -> None:
+        self._run = run
+        self._preserved = run.tracker.preserved
+        self._later: list[_Row] = []
+        self._leftovers: list[Leftover] = []
 
     def before_deletes(self) -> None:
         """Put back what no constraint keeps from it."""
-        for table in self.tracker.preserved.tables():
+        for table in self._preserved.tables():
             self._try_all(self._changed(table))
 
     def after_deletes(self) -> list[Leftover]:
@@ -90,16 +69,16 @@ class Restoring:
         waiting = self._later
         while waiting:
             self._later = []
-            causes = self._try_all(waiting)
+            errors = self._try_all(waiting)
             if len(self._later) == len(waiting):
-                self._leftovers += [_left(row, causes[id(row)]) for row in waiting]
+                self._leftovers += [_left(row, errors[id(row)]) for row in waiting]
                 break
             waiting = self._later
         return self._leftovers
 
     def _changed(self, table: PreservedTable) -> list[_Row]:
         """The rows that are not as they were; those that are, are forgotten."""
-        database = self.database(table.table.name.database)
+        database = self._run.database(table.table.name.database)
         keys = list(table.rows)
 
         def look() -> dict[Any, tuple[Any, ...]]:
@@ -107,62 +86,49 @@ class Restoring:
                 return table.read(connection, keys)
 
         try:
-            now = self._patiently(database, look)
+            now = self._run.retry(database, look)
         except SessionStateError as error:
-            self.refusal = self.refusal or error
+            self._run.refuse(error)
             return []
-        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it is the rows' cause
-            self.failure = self.failure or error
-            cause = f"nobody could look at it: {in_short(error)}"
+        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it is the rows' reason
+            self._run.fail(error)
             self._leftovers += [
-                _left(_Row(database, table, *pair), cause) for pair in each_row(table)
+                _left(_Row(database, table, *pair), error) for pair in each_row(table)
             ]
             return []
         changed = []
         # deleted, and inserted again by the test: that row goes first
-        held = set(self.tracker.held_keys(table.table.name, keys))
+        held = set(self._run.tracker.held_keys(table.table.name, keys))
         for key, memory in each_row(table):
             if key in held:
                 self._later.append(_Row(database, table, key, memory))
             elif is_same(now.get(key), memory.then):
-                self.tracker.preserved.forget(table, [key])
+                self._preserved.forget(table, [key])
             else:
                 changed.append(_Row(database, table, key, memory))
         return changed
 
-    def _try_all(self, rows: list[_Row]) -> dict[int, str]:
-        """Put rows back, each in its own transaction; why they wait, of those that do."""
-        causes: dict[int, str] = {}
+    def _try_all(self, rows: list[_Row]) -> dict[int, Exception]:
+        """Put rows back, each in its own transaction; the errors of those that wait."""
+        errors: dict[int, Exception] = {}
         for row in rows:
             try:
-                written = self._patiently(row.database, partial(_put_back, row))
+                written = self._run.retry(row.database, partial(_put_back, row))
             except SessionStateError as error:
-                self.refusal = self.refusal or error
+                self._run.refuse(error)
             except _ConflictError as error:
-                self._leftovers.append(_left(row, str(error)))
+                self._leftovers.append(_left(row, error))
             except Exception as error:  # noqa: BLE001 -- as above
                 if row.database.dialect.fault(error) is Fault.CONSTRAINT:
-                    causes[id(row)] = f"it could not be put back: {in_short(error)}"
+                    errors[id(row)] = error
                     self._later.append(row)
                 else:
-                    self.failure = self.failure or error
-                    cause = f"it could not be put back: {in_short(error)}"
-                    self._leftovers.append(_left(row, cause))
+                    self._run.fail(error)
+                    self._leftovers.append(_left(row, error))
             else:
-                name = row.table.table.name
-                if written:
-                    self.report.restored[name] = self.report.restored.get(name, 0) + 1
-                self.tracker.preserved.forget(row.table, [row.key])
-        return causes
-
-    def _patiently(self, database: Database, transaction: Callable[[], Any]) -> Any:
-        def again(_attempt: int, _error: BaseException) -> None:
-            self.report.retries += 1
-
-        remaining = max(self.until - self.retry.clock(), 0.0)
-        return replace(self.retry, deadline=remaining).run(
-            transaction, is_transient=database.passes, on_retry=again
-        )
+                count_in(self._run.report.restored, row.table.table.name, int(written))
+                self._preserved.forget(row.table, [row.key])
+        return errors
 
 
 def _put_back(row: _Row) -> bool:
@@ -261,6 +227,9 @@ def _clause(table: PreservedTable) -> sa.TableClause:
     return sa.table(table.table.name.name, *columns, schema=schema)
 
 
-def _left(row: _Row, cause: str) -> Leftover:
+def _left(row: _Row, error: Exception) -> Leftover:
     table = row.table.table
-    return Leftover(table.name, table.row(row.key), f"preserved, and not as it was: {cause}")
+    kind = LeftoverKind.NOT_RESTORED
+    if isinstance(error, _ConflictError):
+        kind = LeftoverKind.CHANGED
+    return Leftover(table.name, table.row(row.key), Reason(kind, error))

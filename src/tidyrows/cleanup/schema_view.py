@@ -1,4 +1,4 @@
-"""What is known of a database's schema: its foreign keys and tables, read once and kept."""
+"""The foreign keys and tables of a database, read once and cached."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tidyrows.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.schema import Place
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 """The models of one MetaData, what they call a schema, and which schema that really is."""
 
-_KEPT = 8
+_CACHED = 8
 SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 """What a foreign key may do to rows that reference a deleted one, without a word."""
 
@@ -35,15 +35,9 @@ SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 class SchemaView:
     """The foreign keys and tables of one database, as far as cleanups have asked.
 
-    Args:
-        database: the database's name.
-        graph: every foreign key.
-        declared: the project's own tables, by place.
-        hidden: tables that may have rows which the cleanup is not shown.
-
     Attributes:
         graph: every foreign key.
-        hidden: as given.
+        hidden: tables that may have rows which the cleanup is not shown.
     """
 
     def __init__(
@@ -155,33 +149,40 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
 
     What the models say is joined with what the database has: keys that the models do not know are
     honoured, and keys that only the models know still order the deletes. It is read again after
-    DDL through the engine, after :func:`forget_graph`, and for a schema or model not seen before.
+    DDL through the engine, after :func:`forget_schema`, and for a schema or model not seen before.
     """
-    parts = frozenset(
-        (table.table.metadata, table.table.schema, table.name.schema) for table in tables
-    )
-    version = database.capture.schema_version
+    tables = list(tables)
+    view = known_schema(database, tables)
+    if view is None:
+        parts, version = _parts(tables), database.capture.schema_version
+        found, hidden = _found(database, parts)
+        graph = ForeignKeyGraph(merge(found, _declared(parts)))
+        view = SchemaView(database.name, graph, _models(parts), hidden)
+        with _lock:
+            views = _views.setdefault(database.engine, OrderedDict())
+            views[parts] = (version, view)
+            while len(views) > _CACHED:
+                views.popitem(last=False)
+    return view
+
+
+def known_schema(database: Database, tables: Sequence[KeyedTable]) -> SchemaView | None:
+    """What :func:`schema_of` returns, if it has been read already."""
+    version, parts = database.capture.schema_version, _parts(tables)
     with _lock:
         for known, (known_version, view) in _views.get(database.engine, {}).items():
             if known_version == version and parts <= known:
                 return view
-    found, hidden = _found(database, parts)
-    graph = ForeignKeyGraph(merge(found, _declared(parts)))
-    view = SchemaView(database.capture.database, graph, _models(parts), hidden)
-    with _lock:
-        kept = _views.setdefault(database.engine, OrderedDict())
-        kept[parts] = (version, view)
-        while len(kept) > _KEPT:
-            kept.popitem(last=False)
-    return view
+    return None
 
 
-def graph_of(database: Database, tables: Iterable[KeyedTable]) -> ForeignKeyGraph:
-    """The foreign keys of :func:`schema_of`."""
-    return schema_of(database, tables).graph
+def _parts(tables: Sequence[KeyedTable]) -> frozenset[_Part]:
+    return frozenset(
+        [(each.table.metadata, each.table.schema, each.name.schema) for each in tables]
+    )
 
 
-def forget_graph(engine: sa.Engine) -> None:
+def forget_schema(engine: sa.Engine) -> None:
     """Read the schema anew next time: a delete has failed in a way that the graph did not know."""
     with _lock:
         _views.pop(engine, None)

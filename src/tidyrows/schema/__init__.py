@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tidyrows.schema.facts import ForeignKey, Place, merge
-from tidyrows.schema.graph import ForeignKeyGraph
+from tidyrows.schema.graph import ForeignKeyGraph, PrecedenceGraph
 from tidyrows.schema.reflect import (
     inspector_foreign_keys,
     model_foreign_keys,
@@ -17,6 +17,7 @@ __all__ = [
     "ForeignKey",
     "ForeignKeyGraph",
     "Place",
+    "PrecedenceGraph",
     "RowOrder",
     "RowStep",
     "inspector_foreign_keys",

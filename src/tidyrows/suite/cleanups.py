@@ -11,8 +11,8 @@ import sqlalchemy as sa
 
 from tidyrows.capture.engine import capture_for
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.reasons import in_short
 from tidyrows.cleanup.report import HERE
-from tidyrows.cleanup.verify import in_short
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError
 from tidyrows.retry import RetryPolicy

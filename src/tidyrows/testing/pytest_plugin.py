@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from tidyrows.cleanup.manager import CleanupManager
-from tidyrows.cleanup.verify import in_short
+from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.ledger.process import handed_id
 from tidyrows.ledger.table import Ledger

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
-from tidyrows.cleanup.options import Dependents
-from tidyrows.cleanup.table_arguments import named_tables, written_names
-from tidyrows.cleanup.verify import in_short
+from tidyrows.cleanup.options import Dependents, named_tables, written_names
+from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import TidyRowsError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.table import Ledger

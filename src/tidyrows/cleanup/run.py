@@ -1,0 +1,163 @@
+"""One call of ``cleanup()``: the state that all its parts share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.report import HERE, CleanupReport
+from tidyrows.ledger.claims import claimed_by_others
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import sqlalchemy as sa
+
+    from tidyrows.cleanup.options import CleanupOptions
+    from tidyrows.cleanup.report import ProgressListener
+    from tidyrows.dialects import Blocker
+    from tidyrows.errors import SessionStateError
+    from tidyrows.keys import KeyedTable
+    from tidyrows.retry import RetryPolicy
+    from tidyrows.tracking.store import TableHoldings
+    from tidyrows.tracking.tracker import ResourceTracker
+
+T = TypeVar("T")
+logger = logging.getLogger("tidyrows")
+
+
+@dataclass(slots=True)
+class CleanupRun:
+    """One cleanup.
+
+    Attributes:
+        until: when its deadline ends, by the policy's clock.
+        failure: the first error that kept rows from being deleted, or None.
+        refusal: why nothing was deleted in one of the databases, or None.
+        taken_over: the databases in which a sweep has the rows now.
+    """
+
+    tracker: ResourceTracker
+    options: CleanupOptions
+    report: CleanupReport
+    until: float
+    progress: ProgressListener | None = None
+    failure: BaseException | None = None
+    refusal: SessionStateError | None = None
+    databases: dict[str, Database] = field(default_factory=dict)
+    taken_over: set[str] = field(default_factory=set)
+
+    def remaining(self) -> float:
+        """The seconds until the deadline."""
+        return self.until - self.options.retry.clock()
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first failure."""
+        self.failure = self.failure or error
+
+    def refuse(self, error: SessionStateError) -> None:
+        """Remember the first refusal."""
+        self.refusal = self.refusal or error
+
+    def done(self, rows: int) -> None:
+        """So many rows are deleted, or given up."""
+        if self.progress is not None:
+            self.progress.add(rows)
+
+    def database(self, name: str) -> Database:
+        """The database of a name."""
+        database = self.databases.get(name)
+        if database is None:
+            retry, lock_timeout = self.options.retry, self.options.lock_timeout
+            database = self.databases[name] = Database(
+                self.tracker.engine_of(name),
+                lock_timeout=lock_timeout,
+                statement_timeout=retry.deadline,
+            )
+            # There may be no second attempt, and only that one is watched otherwise.
+            only_one = retry.deadline < 2 * lock_timeout
+            database.monitor.armed = retry.attempts == 1 or only_one
+        return database
+
+    def held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
+        """What the tracker holds now, by database."""
+        self.tracker.settle()
+        by_database: dict[str, list[TableHoldings]] = {}
+        for held in self.tracker.snapshot():
+            by_database.setdefault(held.table.name.database, []).append(held)
+        return [(self.database(name), by_database[name]) for name in sorted(by_database)]
+
+    def retry(
+        self,
+        database: Database,
+        transaction: Callable[[], T],
+        *,
+        waits: int = sys.maxsize,
+        policy: RetryPolicy | None = None,
+    ) -> T:
+        """Run a whole transaction, again where that may help, until the cleanup's deadline.
+
+        Args:
+            database: where it runs.
+            transaction: begins and ends one.
+            waits: after how many waits for a lock in vain to give up.
+            policy: by default the cleanup's.
+        """
+        dialect = database.dialect
+
+        def is_transient(error: BaseException) -> bool:
+            nonlocal waits
+            waits -= dialect.is_timeout(error)
+            return waits > 0 and database.is_transient(error)
+
+        def on_retry(attempt: int, error: BaseException) -> None:
+            self.report.retries += 1
+            monitor = database.monitor
+            log_retry(database.name, attempt, error, monitor.recent)
+            if dialect.is_timeout(error):
+                monitor.armed = True  # who blocks the next attempt shall be known
+
+        policy = policy or self.options.retry
+        return replace(policy, deadline=max(self.remaining(), 0.0)).run(
+            transaction, is_transient=is_transient, on_retry=on_retry
+        )
+
+    def claimed(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> dict[Any, str]:
+        """Of these rows, those that another tracker, here or in another process, will delete.
+
+        Args:
+            connection: in the transaction in which the rows were seen.
+            table: theirs.
+            keys: theirs; ``[()]`` for any row of a table without a primary key.
+        """
+        name = table.name
+        claims: dict[Any, str] = {}
+        for other in self.database(name.database).capture.sinks:
+            if other is not self.tracker and other.holds(name):
+                theirs = other.held_keys(name, keys) if table.key_columns else keys
+                claims.update((key, f"{HERE}{other.context.tag}") for key in theirs)
+        journal = self.tracker.journals.of(name.database)
+        rest = [key for key in keys if key not in claims]
+        if journal is not None and rest:
+            claims.update(claimed_by_others(connection, journal, table, rest))
+        return claims
+
+
+def log_retry(
+    place: str, attempt: int, error: BaseException, blockers: Sequence[Blocker] = ()
+) -> None:
+    """INFO of a retry: the class of the error and the blockers, never a statement or a value."""
+    if logger.isEnabledFor(logging.INFO):
+        who = [f"pid {each.pid}" for each in blockers]
+        logger.info(
+            "%s: attempt %d failed with %s and is retried%s",
+            place,
+            attempt,
+            type(getattr(error, "orig", None) or error).__name__,
+            f"; blocked by {', '.join(who)}" if who else "",
+        )
