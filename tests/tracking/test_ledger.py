@@ -702,10 +702,10 @@ def held_of(tracker):
 
 
 def played(tracker, ledger):
-    """A tracker that has read what another one entered."""
+    """A store of the entries of a tracker."""
     book = tracker.journals.of(ledger.database)
     with tracker.bound_engine.connect() as connection:
-        return recovery.read_entries(ledger, connection, book.owner.id)[book.scope].tracker
+        return recovery.read_entries(ledger, connection, book.owner.id)[book.scope].store
 
 
 STEPS = (

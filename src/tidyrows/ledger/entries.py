@@ -1,8 +1,8 @@
-"""What a transaction did, as a ledger's bodies say it, and back.
+"""Changes of rows as entries, and back: the form in which a ledger and ``to_json`` write them.
 
-A ledger is a log: whoever plays an owner's entries in their order into a tracker holds what that
-owner held. Keys are written as the database's driver takes them, so that a process without the
-project's models can read them; integers that follow each other as a first and a last.
+The entries of a process are a log: a store that applies them in their order holds what the process
+held. Keys are written as the database's driver takes them, so that a process without the project's
+models can read them; a run of integers is written as its first and its last.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tidyrows.capture.changes import (
 from tidyrows.capture.digests import CELL, Prints
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
-from tidyrows.key_json import values_in, values_of_rows_out, values_out
+from tidyrows.key_json import UNTYPED, values_in, values_of_rows_out, values_out
 from tidyrows.keys import KeyedTable, TableName
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 EXTERNAL = "external"
 MAKING = ("rows", "whole", EXTERNAL)
-"""The kinds of entries that say that there is something."""
+"""The kinds of entries about new rows or resources."""
 _KINDS: dict[type[Change], str] = {
     Inserted: "rows",
     InsertedWhole: "whole",
@@ -50,46 +50,38 @@ _KINDS: dict[type[Change], str] = {
     KeysLost: "moved",
     Updated: "updated",
 }
-_NAMED = {name: kind for kind, name in _KINDS.items()}
-ROWS = tuple(_NAMED)
-"""The kinds of entries that say what rows there are."""
+_TYPES = {name: kind for kind, name in _KINDS.items()}
+ROWS = tuple(_TYPES)
+"""The kinds of entries about rows."""
 _KEYS_IN_ONE, _ROWS_IN_ONE = 5_000, 500
-_NUMBERS = (sa.Integer, sa.types.NullType)
-_AS_IT_IS = sa.types.NullType  # what the driver takes goes to the driver as it is
+"""Keys and whole rows in one entry: a server accepts no packet of any size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One entry.
-
-    Attributes:
-        kind: what happened.
-        table: to rows of this table.
-        body: JSON.
-        changes: what it was made of.
-    """
+    """One entry: its kind, the table of its rows, its JSON body, and the changes it is made of."""
 
     kind: str
     table: KeyedTable
-    body: str
+    body: dict[str, Any]
     changes: tuple[Change, ...]
 
 
-def written(
+def entries_of(
     changes: Iterable[Change], dialect: sa.Dialect, refused: Callable[[TableName, str], None]
 ) -> list[Entry]:
-    """What a transaction did, in few entries: the rows of a table together.
+    """Changes as few entries: the inserted rows of a table together.
 
     Args:
         changes: in their order.
-        dialect: whose driver takes the keys.
-        refused: told of a table whose keys have no form in JSON, and why.
+        dialect: SQLAlchemy's dialect, whose driver takes the keys.
+        refused: called with a table whose keys have no form in JSON, and the reason.
     """
     entries = []
     for group in _grouped(changes):
         first = group[0]
         try:
-            bodies = [json.dumps(body) for body in _bodies(group, dialect)]
+            bodies = list(_bodies(group, dialect))
         except TidyRowsError as error:
             refused(first.table.name, str(error))
         else:
@@ -101,26 +93,24 @@ def written(
 def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
     """Inserts of a table together, as long as nothing else happened to it in between."""
     groups: list[list[Change]] = []
-    open_now: dict[TableName, dict[Any, list[Change]]] = {}
+    open_groups: dict[TableName, dict[Any, list[Change]]] = {}
     for change in changes:
         name = change.table.name
         if not isinstance(change, Inserted):
-            open_now.pop(name, None)
+            open_groups.pop(name, None)
             groups.append([change])
             continue
         names = None if change.prints is None else change.prints.layout.names
         key = (change.table, change.generated, change.certain, change.named, names)
-        kin = open_now.setdefault(name, {})
-        group = kin.get(key)
-        if group is None:
-            group = kin[key] = []
-            groups.append(group)
-        group.append(change)
+        of_table = open_groups.setdefault(name, {})
+        if key not in of_table:
+            of_table[key] = []
+            groups.append(of_table[key])
+        of_table[key].append(change)
     return groups
 
 
 def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, Any]]:
-    """As many as keep each one small: a server takes no packet of any size."""
     first = group[0]
     table = first.table
     common: dict[str, Any] = {} if first.certain else {"certain": False}
@@ -137,66 +127,71 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
             new = [None if new is None else values_out(table, dialect, [new])[0] for _, new in part]
             yield {**common, "old": old, "new": new}
         return
+    keys = [key for change in group for key in change.keys]
+    if isinstance(first, Updated):
+        yield {**common, "patches": list(first.patches), **_keys_out(table, dialect, keys)}
+        return
     if isinstance(first, Inserted):
         common |= {"generated": True} if first.generated else {}
         common |= {"told": True} if first.named else {}
-    elif isinstance(first, Updated):
-        common["patches"] = list(first.patches)
-    keys = [key for change in group for key in change.keys]
-    looks = _looks(group)
-    size = max(len(keys), 1) if isinstance(first, Updated) else _KEYS_IN_ONE
-    for start in range(0, max(len(keys), 1), size):
-        part = keys[start : start + size]
-        body = {**common, **_named(table, dialect, part)}
-        if looks is not None:
-            width = len(looks.names) + 1
-            cells = looks.cells[start * width : (start + len(part)) * width]
-            body["looks"] = {
-                "columns": looks.names,
-                "cells": base64.b64encode(cells.tobytes()).decode(),
-            }
+    names, cells = _digests(group)
+    for start in range(0, max(len(keys), 1), _KEYS_IN_ONE):
+        part = keys[start : start + _KEYS_IN_ONE]
+        body = {**common, **_keys_out(table, dialect, part)}
+        if names is not None:
+            width = len(names) + 1
+            some = cells[start * width : (start + len(part)) * width]
+            text = base64.b64encode(some.tobytes()).decode()
+            body["looks"] = {"columns": names, "cells": text}
         yield body
 
 
-def _named(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
-    """Keys as the driver takes them; in the same order."""
+def _keys_out(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
+    """Keys as the driver takes them, in their order."""
     (column, *others) = table.key_columns
-    plain = not others and isinstance(column.type, _NUMBERS)
-    if plain and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
+    is_number = not others and isinstance(column.type, (sa.Integer, UNTYPED))
+    if is_number and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
         runs = runs_of(keys)
         if runs is not None:
             return {"ranges": list(chain.from_iterable(runs))}
     return {"keys": values_out(table, dialect, keys)}
 
 
-@dataclass(frozen=True, slots=True)
-class _Looks:
-    """Digests row after row, in the byte order of the ledger."""
+def keys_in(body: dict[str, Any]) -> list[Any]:
+    """The keys of a body."""
+    if "ranges" not in body:
+        return values_in(body["keys"])
+    ends = iter(body["ranges"])
+    return [key for first, last in zip(ends, ends, strict=True) for key in range(first, last + 1)]
 
-    names: list[str]
-    cells: array[int]
 
-
-def _looks(group: Sequence[Change]) -> _Looks | None:
-    prints = [
-        each.prints for each in group if isinstance(each, Inserted) and each.prints is not None
-    ]
-    if not prints:
-        return None
+def _digests(group: Sequence[Change]) -> tuple[list[str] | None, array[int]]:
+    """The columns of the rows' digests, if they have any, and the digests row after row."""
     cells = array(CELL)
-    for each in prints:
-        cells += each.cells()
+    names = None
+    for change in group:
+        if isinstance(change, Inserted) and change.prints is not None:
+            names = list(change.prints.layout.names)
+            cells += change.prints.cells()
+    return names, _little_endian(cells)
+
+
+def _prints(looks: dict[str, Any] | None) -> Prints | None:
+    if looks is None:
+        return None
+    cells = _little_endian(array(CELL, base64.b64decode(looks["cells"])))
+    return Prints.of_digests(tuple(looks["columns"]), cells)
+
+
+def _little_endian(cells: array[int]) -> array[int]:
+    """The byte order of entries, from or to that of this machine."""
     if sys.byteorder == "big":
         cells.byteswap()
-    return _Looks(list(prints[0].layout.names), cells)
+    return cells
 
 
 class EntryReader:
-    """Reads entries of a ledger as the changes that they were made of.
-
-    Args:
-        database: the ledger's database.
-    """
+    """Reads entries as the changes that they were made of; ``database`` is their database."""
 
     def __init__(self, database: str) -> None:
         self._database = database
@@ -208,19 +203,19 @@ class EntryReader:
         connection: sa.Connection,
         kind: str,
         place: tuple[str, str],
-        body: str,
+        body: str | dict[str, Any],
     ) -> Change | None:
         """The change of one entry; None where its table does not exist any more.
 
         Raises:
-            TidyRowsError: nobody wrote such an entry.
+            TidyRowsError: tidyrows writes no such entry.
         """
         schema, table = place
         try:
-            read = json.loads(body)
+            read = json.loads(body) if isinstance(body, str) else body
             key = () if "rows" in read else read["columns"]
             keyed = self.table(connection, schema, table, key)
-            return None if keyed is None else _change(_NAMED[kind], keyed, read)
+            return None if keyed is None else _change(_TYPES[kind], keyed, read)
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise TidyRowsError(
                 f"An entry of the ledger about {schema}.{table} cannot be read (kind {kind!r}); "
@@ -230,10 +225,10 @@ class EntryReader:
     def table(
         self, connection: sa.Connection, schema: str, name: str, key: Sequence[str]
     ) -> KeyedTable | None:
-        """A table, with these columns as its primary key; None where it is no more."""
+        """A table, with these columns as its primary key; None where it does not exist any more."""
         if (schema, name) in self._tables:
             return self._tables[schema, name]
-        known = [sa.Column(column, _AS_IT_IS, primary_key=True) for column in key]
+        known = [sa.Column(column, UNTYPED, primary_key=True) for column in key]
         try:
             table = sa.Table(
                 name,
@@ -260,7 +255,7 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         ]
         places = {name: at for at, name in enumerate(body["columns"])}
         names = [column.name for column in table.table.columns]
-        if set(names) != set(places):  # not the whole table: its rows could not be told apart
+        if set(names) != set(places):  # not the whole table: its rows cannot be distinguished
             rows = [None] * len(rows)
         rows = [row and tuple(row[places[name]] for name in names) for row in rows]
         return kind(table, rows, certain=certain)
@@ -280,20 +275,3 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
             certain=certain,
         )
     return kind(table, keys, certain=certain)
-
-
-def keys_in(body: dict[str, Any]) -> list[Any]:
-    """The keys of a body."""
-    if "ranges" not in body:
-        return values_in(body["keys"])
-    ends = iter(body["ranges"])
-    return [key for first, last in zip(ends, ends, strict=True) for key in range(first, last + 1)]
-
-
-def _prints(looks: dict[str, Any] | None) -> Prints | None:
-    if looks is None:
-        return None
-    cells = array(CELL, base64.b64decode(looks["cells"]))
-    if sys.byteorder == "big":
-        cells.byteswap()
-    return Prints.of_digests(tuple(looks["columns"]), cells)

@@ -1,4 +1,4 @@
-"""External resources as entries of a ledger: written before the thing is made."""
+"""External resources as entries of a ledger, which are written before the resource is made."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ Number = tuple[str, int]
 """An entry's maker and its number."""
 
 
-def body_of(
+def resource_body(
     tie: Tie,
     tables: Mapping[TableName, KeyedTable],
     numbers: Mapping[Any, Number],
-    dialect: sa.Dialect,
-) -> str:
-    """What is written of a resource; what is not tracked is not waited for, so it is left out.
+    dialect_of: Callable[[TableName], sa.Dialect],
+) -> dict[str, Any]:
+    """The body of a resource's entry; rows and resources that are not tracked are left out.
 
     Args:
-        tie: the resource, and what goes before and after it.
-        tables: those of the rows that are tracked.
+        tie: the resource, and what is removed before and after it.
+        tables: the tables of the tracked rows.
         numbers: the entries of other resources.
-        dialect: whose driver takes the keys.
+        dialect_of: SQLAlchemy's dialect, whose driver takes the keys of a table.
     """
 
     def links(items: Iterable[Item]) -> list[dict[str, Any]]:
@@ -44,7 +44,7 @@ def body_of(
                 if table is not None:
                     key = item.key[0] if len(item.key) == 1 else item.key
                     columns = [column.name for column in table.key_columns]
-                    sent = values_out(table, dialect, [key])[0]
+                    sent = values_out(table, dialect_of(item.table), [key])[0]
                     found.append({"row": [*_place(item.table), columns, sent]})
             elif isinstance(item, TableName):
                 found.append({"table": _place(item)})
@@ -53,60 +53,70 @@ def body_of(
         return found
 
     resource = tie.resource
-    return json.dumps(
-        {
-            "kind": resource.kind,
-            "payload": resource.payload,
-            "after": links(tie.after),
-            "before": links(tie.before),
-        }
-    )
+    return {
+        "kind": resource.kind,
+        "payload": resource.payload,
+        "after": links(tie.after),
+        "before": links(tie.before),
+    }
 
 
 def _place(name: TableName) -> list[str]:
     return [name.schema, name.name]
 
 
-def hold_all(
+def read_resource_body(text: str) -> dict[str, Any]:
+    """The body of a resource's entry, from the ledger."""
+    try:
+        body: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise _unreadable() from error
+    return body
+
+
+def hold_resources(
     into: Externals,
-    bodies: Mapping[Number, str],
+    bodies: Mapping[Number, Mapping[str, Any]],
     database: str,
     table_of: Callable[[str, str, list[str]], KeyedTable | None],
 ) -> dict[Any, Number]:
-    """Hold what entries say.
+    """Hold the resources of entries; returns the entry of each resource.
 
     Args:
-        into: the resources of the tracker that is to remove them.
+        into: the resources of a tracker.
         bodies: the entries, by number, in their order.
-        database: how row keys name the ledger's database.
-        table_of: a table by schema, name and key columns; None where it is no more.
-
-    Returns:
-        The entry of each resource.
+        database: the name of the entries' database in row keys.
+        table_of: a table by schema, name and key columns; None where it does not exist any more.
     """
+
+    def items(links: list[dict[str, Any]]) -> list[Item]:
+        found: list[Item] = []
+        for link in links:
+            ((what, value),) = link.items()
+            if what == "table":
+                found.append(TableName(database, *value))
+            elif what == "external":
+                other = made.get((value[0], value[1]))
+                found += [] if other is None else [other]
+            else:
+                table = table_of(value[0], value[1], value[2])
+                found += [] if table is None else [table.row(values_in([value[3]])[0])]
+        return found
+
     try:
-        read = {number: json.loads(body) for number, body in bodies.items()}
-        made = {number: into.new(body["kind"], body["payload"]) for number, body in read.items()}
-
-        def items(links: list[dict[str, Any]]) -> list[Item]:
-            found: list[Item] = []
-            for link in links:
-                ((what, value),) = link.items()
-                if what == "table":
-                    found.append(TableName(database, *value))
-                elif what == "external":
-                    other = made.get((value[0], value[1]))
-                    found += [] if other is None else [other]
-                else:
-                    table = table_of(value[0], value[1], value[2])
-                    found += [] if table is None else [table.row(values_in([value[3]])[0])]
-            return found
-
-        for number, body in read.items():
+        made = {
+            number: into.new(body["kind"], body["payload"], body.get("number"))
+            for number, body in bodies.items()
+        }
+        for number, body in bodies.items():
             into.tie(made[number], items(body["after"]), items(body["before"]))
     except (ValueError, TypeError, KeyError) as error:
-        raise TidyRowsError(
-            "An entry of the ledger about an external resource cannot be read; nothing was "
-            "removed. Was it written by another version of tidyrows?"
-        ) from error
+        raise _unreadable() from error
     return {resource: number for number, resource in made.items()}
+
+
+def _unreadable() -> TidyRowsError:
+    return TidyRowsError(
+        "An entry of the ledger about an external resource cannot be read; nothing was removed. "
+        "Was it written by another version of tidyrows?"
+    )

@@ -6,6 +6,7 @@ database. Where a COMMIT was not answered, the ledger itself can tell.
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
 from dataclasses import dataclass
@@ -16,9 +17,8 @@ import sqlalchemy as sa
 from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
 from tidyrows.errors import LedgerError, TakenOverError
-from tidyrows.ledger import entries
-from tidyrows.ledger.entries import EXTERNAL
-from tidyrows.ledger.intents import body_of
+from tidyrows.ledger.entries import EXTERNAL, Entry, entries_of
+from tidyrows.ledger.intents import resource_body
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Journal:
         rows = []
         numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
         try:
-            for entry in entries.written([*waiting, *fresh], connection.dialect, self._refused):
+            for entry in entries_of([*waiting, *fresh], connection.dialect, self._refused):
                 seq = self.owner.entry()
                 rows.append(self._row(seq, entry, context))
                 for change in entry.changes:
@@ -194,8 +194,11 @@ class Journal:
         seq = self.owner.entry()
         try:
             with self.ledger.alone(lock_timeout=1.0) as connection:
-                body = body_of(tie, tables, self.externals, connection.dialect)
-                row = self.ledger.row(self.owner.id, self.scope, seq, EXTERNAL, body, context=who)
+                dialect = connection.dialect
+                body = resource_body(tie, tables, self.externals, lambda _table: dialect)
+                row = self.ledger.row(
+                    self.owner.id, self.scope, seq, EXTERNAL, json.dumps(body), context=who
+                )
                 self.ledger.insert(connection, [row])
         except sa.exc.DBAPIError as error:
             if not self.ledger.dialect.is_timeout(error):
@@ -409,7 +412,7 @@ class Journal:
     ) -> set[Number]:
         rows = [
             self._row(self.owner.entry(), entry, context)
-            for entry in entries.written(changes, connection.dialect, self._refused)
+            for entry in entries_of(changes, connection.dialect, self._refused)
         ]
         self._insert(connection, rows)
         return {(self.owner.id, row["seq"]) for row in rows}
@@ -420,7 +423,7 @@ class Journal:
         """Write entries with the run, worker and test that they had before."""
         rows = [
             {**self._row(self.owner.entry(), entry, WorkerContext.current()), **columns}
-            for entry in entries.written(changes, connection.dialect, self._refused)
+            for entry in entries_of(changes, connection.dialect, self._refused)
         ]
         self._insert(connection, rows)
 
@@ -446,14 +449,14 @@ class Journal:
                 f"for that long, give sweep(patience=...) more seconds."
             )
 
-    def _row(self, seq: int, entry: entries.Entry, context: WorkerContext) -> dict[str, Any]:
+    def _row(self, seq: int, entry: Entry, context: WorkerContext) -> dict[str, Any]:
         name = entry.table.name
         return self.ledger.row(
             self.owner.id,
             self.scope,
             seq,
             entry.kind,
-            entry.body,
+            json.dumps(entry.body),
             context=context,
             place=(name.schema, name.name),
         )

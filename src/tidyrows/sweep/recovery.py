@@ -17,8 +17,9 @@ from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, EntryReader
 from tidyrows.ledger.entry_table import entry_order
-from tidyrows.ledger.intents import hold_all
+from tidyrows.ledger.intents import hold_resources, read_resource_body
 from tidyrows.ledger.journal import Journal
+from tidyrows.tracking.store import Store
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
@@ -30,13 +31,13 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class TrackerEntries:
-    """What one tracker of a dead worker has entered; ``tracker`` holds what is left of its rows."""
+    """What one tracker of a dead worker has entered; ``store`` holds what is left of its rows."""
 
-    tracker: ResourceTracker
+    store: Store = field(default_factory=Store)
     columns: dict[str, Any] = field(default_factory=dict)
     """Run, worker and test, as they were entered."""
     tests: dict[str, None] = field(default_factory=dict)
-    externals: dict[tuple[str, int], str] = field(default_factory=dict)
+    externals: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     numbers: set[tuple[str, int]] = field(default_factory=set)
     """The entries about rows."""
 
@@ -57,23 +58,21 @@ def read_entries(
     of_tracker: dict[int, TrackerEntries] = {}
     reader = EntryReader(ledger.database)
     for scope, maker, seq, kind, schema, name, body, run, worker, test in rows:
-        entries = of_tracker.get(scope)
-        if entries is None:
-            entries = of_tracker[scope] = TrackerEntries(_empty_tracker(ledger))
+        entries = of_tracker.setdefault(scope, TrackerEntries())
         if kind in MAKING or not entries.columns:
             entries.columns = {"run": run, "worker": worker, "test": test}
         if test:
             entries.tests[test] = None
         if kind == EXTERNAL:
-            entries.externals[maker, seq] = body
+            entries.externals[maker, seq] = read_resource_body(body)
         elif kind in ROWS:
             entries.numbers.add((maker, seq))
             change = reader.change(connection, kind, (schema, name), body)
             if isinstance(change, (Inserted, InsertedWhole)):
-                entries.tracker.store.apply(change)
+                entries.store.apply(change)
             elif change is not None:
                 for each in of_tracker.values():
-                    change = each.tracker.store.apply(change)
+                    change = each.store.apply(change)
         else:
             raise TidyRowsError(
                 f"The ledger has an entry of the unknown kind {kind!r}; nothing was deleted. Was "
@@ -97,7 +96,7 @@ def recover(journal: Journal, connection: sa.Connection, wanted: Iterable[tuple[
         for scope in scopes:
             if scope in of_tracker:
                 _rewrite(journal, connection, (owner, scope), of_tracker.pop(scope))
-        if not any(each.externals or each.tracker.snapshot() for each in of_tracker.values()):
+        if not any(each.externals or each.store.snapshot() for each in of_tracker.values()):
             left = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
             ledger.run(connection, left)
 
@@ -113,7 +112,7 @@ def _rewrite(
     ledger.run(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
     externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
     ledger.run(connection, externals.values(owner=process.id, scope=writer.scope))
-    writer.write(connection, entries.tracker.store.changes(ledger.database), entries.columns)
+    writer.write(connection, entries.store.changes(ledger.database), entries.columns)
 
 
 def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
@@ -123,19 +122,20 @@ def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
 
 def load(journal: Journal, connection: sa.Connection) -> ResourceTracker:
     """A tracker of all rows of a journal's process."""
-    tracker = _empty_tracker(journal.ledger)
-    capture = tracker.capture(journal.ledger.engine)
-    externals: dict[tuple[str, int], str] = {}
+    tracker = ResourceTracker(journal.ledger.engine, allow_production=True)
+    tracker.dismiss_leak_warning()
+    database = journal.ledger.database
+    externals: dict[tuple[str, int], dict[str, Any]] = {}
     for entries in read_entries(journal.ledger, connection, journal.owner.id).values():
         externals |= entries.externals
         journal.committed |= entries.numbers
-        for change in entries.tracker.store.changes(capture.database):
+        for change in entries.store.changes(database):
             tracker.store.apply(change)
-    reader = EntryReader(capture.database)
-    journal.externals = hold_all(
+    reader = EntryReader(database)
+    journal.externals = hold_resources(
         tracker.external_resources,
         externals,
-        capture.database,
+        database,
         lambda schema, name, key: reader.table(connection, schema, name, key),
     )
     tracker.journals.attach(journal)
@@ -151,9 +151,3 @@ def put_aside(journal: Journal, name: str) -> None:
             _rewrite(journal, connection, (process.id, scope), entries)
         mine = (table.c.owner == process.id, table.c.seq > 0)
         ledger.run(connection, sa.update(table).where(*mine).values(owner=name))
-
-
-def _empty_tracker(ledger: Ledger) -> ResourceTracker:
-    tracker = ResourceTracker(ledger.engine, allow_production=True)
-    tracker.dismiss_leak_warning()
-    return tracker

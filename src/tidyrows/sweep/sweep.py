@@ -8,7 +8,6 @@ taken for dead gets an error instead of deleting rows that are no longer its own
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from contextlib import contextmanager, suppress
 from inspect import signature
@@ -202,7 +201,7 @@ def _refuse_missing_file(ledger: Ledger) -> None:
 
 
 def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
-    kinds = Counter(json.loads(body)["kind"] for body in entries.externals.values())
+    kinds = Counter(body["kind"] for body in entries.externals.values())
     return Orphans(
         candidate.run,
         candidate.worker,
@@ -212,7 +211,7 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
         candidate.age,
         {
             held.table.name: len(held.keys) + held.nameless + len(held.doubtful)
-            for held in entries.tracker.snapshot()
+            for held in entries.store.snapshot()
         },
         dict(kinds),
         candidate.owner if is_kept(candidate.owner) else None,

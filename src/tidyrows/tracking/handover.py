@@ -1,73 +1,94 @@
-"""A tracker's rows as JSON, so that one process can create and another can clean."""
+"""A tracker's rows as JSON: one process creates the rows, and another one deletes them.
+
+Rows and external resources are written as entries of a ledger are; see `tidyrows.ledger.entries`.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
-import sys
-from array import array
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-import sqlalchemy as sa
-from sqlalchemy.exc import NoSuchTableError
-
-from tidyrows.capture.changes import Inserted, InsertedWhole
-from tidyrows.capture.digests import CELL, UNCOMPARED, Prints
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
-from tidyrows.key_json import UNTYPED, column_in, values_in, values_of_rows_out, values_out
-from tidyrows.keys import KeyedTable, TableName
-from tidyrows.tracking.handover_ties import parts_of_entry, read_ties, write_ties
+from tidyrows.external import ExternalResource, Tie
+from tidyrows.keys import TableName
+from tidyrows.ledger.entries import EntryReader, entries_of
+from tidyrows.ledger.entry_table import OPTIONS
+from tidyrows.ledger.intents import hold_resources, resource_body
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping
 
+    import sqlalchemy as sa
+
+    from tidyrows.capture.changes import Change
+    from tidyrows.external import Item
     from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
-_VERSION = 1
+_VERSION = 2
+_CONTEXT = {
+    "run": "run_id",
+    "worker": "worker_id",
+    "worker_index": "worker_index",
+    "test": "test_id",
+    "workers": "worker_count",
+}
 
 
 def dumps(tracker: ResourceTracker) -> str:
-    """The committed rows of a tracker; keys as the database's driver takes them.
+    """The rows and external resources of a tracker; keys as the database's driver takes them.
 
     Raises:
-        TidyRowsError: a value has no form in JSON. Nothing is written then, and all stay tracked.
+        TidyRowsError: a value has no form in JSON. All rows stay tracked.
     """
     tracker.settle()
     tracker.journals.catch_up()
-    tables = []
-    ties, held_now = tracker.ties(), tracker.snapshot()
-    for held in held_now:
-        dialect = tracker.engine_of(held.table.name.database).dialect
-        keys = held.keys.in_order()
-        tables.append(
-            {
-                "schema": held.table.name.schema,
-                "table": held.table.name.name,
-                "columns": [column.name for column in held.table.key_columns],
-                "keys": values_out(held.table, dialect, keys),
-                "told": [place for place, key in enumerate(keys) if key in held.told],
-                "looks": _looks(held, keys),
-                "nameless": _nameless(held),
-            }
-        )
-    context = tracker.context
+    held = {each.table.name: each for each in tracker.snapshot()}
+    dialects = {name: tracker.engine_of(name.database).dialect for name in held}
+    tables = {name: each.table for name, each in held.items()}
+    ties = [_without_untracked(tie, held) for tie in tracker.ties()]
+    numbers = {tie.resource: ("", tie.resource.number) for tie in ties}
     return json.dumps(
         {
             "tidyrows": _VERSION,
-            "run": context.run_id,
-            "worker": context.worker_id,
-            "worker_index": context.worker_index,
-            "test": context.test_id,
-            "workers": context.worker_count,
-            "tables": tables,
-            "externals": write_ties(ties, held_now),
+            **{name: getattr(tracker.context, attribute) for name, attribute in _CONTEXT.items()},
+            "entries": [
+                [entry.kind, name.schema, name.name, entry.body]
+                for name, each in held.items()
+                for entry in entries_of(each.changes(), dialects[name], _refuse)
+            ],
+            "externals": [
+                {
+                    "number": tie.resource.number,
+                    **resource_body(tie, tables, numbers, dialects.__getitem__),
+                }
+                for tie in ties
+            ],
             "ledger": tracker.handed_on(),
         }
     )
+
+
+def _without_untracked(tie: Tie, held: Mapping[TableName, TableHoldings]) -> Tie:
+    """A resource does not wait for rows that are not tracked."""
+
+    def is_tracked(item: Item) -> bool:
+        if isinstance(item, ExternalResource):
+            return True
+        if isinstance(item, TableName):
+            return item in held
+        key = item.key[0] if len(item.key) == 1 else item.key
+        return item.table in held and key in held[item.table].keys
+
+    after, before = filter(is_tracked, tie.after), filter(is_tracked, tie.before)
+    return Tie(tie.resource, tuple(after), tuple(before))
+
+
+def _refuse(_table: TableName, reason: str) -> NoReturn:
+    raise TidyRowsError(reason)
 
 
 def loads(
@@ -79,8 +100,9 @@ def loads(
     ledger: Ledger | None,
 ) -> ResourceTracker:
     """A tracker of what :func:`dumps` wrote."""
-    tables, externals, context, entered = _parsed(text)
-    if entered is not None and ledger is None:
+    data, context = _parsed(text)
+    recorded = data.get("ledger")
+    if recorded is not None and ledger is None:
         raise LedgerError(
             "These rows are entered into a ledger, which must let go of them when they are "
             "deleted. Write ResourceTracker.from_json(text, engine, ledger=Ledger(engine))."
@@ -92,131 +114,62 @@ def loads(
             "from_json needs one engine to look the tables up on. Write "
             "ResourceTracker.from_json(text, engine)."
         )
-    capture = tracker.capture(engine)
-    metadata = sa.MetaData()
-    held: dict[tuple[str, str], tuple[KeyedTable, Sequence[Any]]] = {}
-    for (schema, name, columns), _rows, _nameless_rows in tables:
-        # all of them first: reading a table brings those that it references along
-        known = [sa.Column(column, UNTYPED, primary_key=True) for column in columns]
-        sa.Table(name, metadata, *known, schema=schema)
-    for (schema, name, _columns), (keys, named, (prints, generated)), nameless in tables:
+    database = tracker.capture(engine).database
+    with engine.connect().execution_options(**OPTIONS) as connection:
         try:
-            table = sa.Table(
-                name,
-                metadata,
-                schema=schema,
-                autoload_with=engine,
-                extend_existing=True,
-                autoload_replace=False,
-            )
-        except NoSuchTableError as error:
-            raise UnknownTableError(
-                f"The database {capture.database} has no table {schema}.{name}, so its rows cannot "
-                f"be read. Bind to the database that they were made in.",
-                table=f"{schema}.{name}",
-            ) from error
-        keyed = KeyedTable(TableName(capture.database, schema, name), table)
-        held[schema, name] = keyed, keys
-        tracker.store.apply(Inserted(keyed, keys, generated=generated, prints=prints))
-        if named:
-            told = [keys[place] for place in sorted(named)]
-            tracker.store.apply(Inserted(keyed, told, named=True))
-        if nameless:
-            _take_nameless(tracker, keyed, nameless)
-    read_ties(tracker.external_resources, externals, held)
-    if entered is not None:
+            changes = _read(tracker, data, connection, database)
+        except UnknownTableError:
+            raise
+        except (TidyRowsError, *_MALFORMED) as error:
+            raise TidyRowsError(_NOT_OURS) from error
+    for change in changes:
+        tracker.store.apply(change)
+    if recorded is not None:
         try:
-            tracker.take_over(entered)
+            tracker.take_over(recorded)
         except BaseException:
-            tracker.dismiss_leak_warning()  # its rows are another's
+            tracker.dismiss_leak_warning()  # the rows belong to another process
             raise
     return tracker
 
 
-def _parsed(text: str) -> tuple[list[Any], list[Any], WorkerContext, dict[str, Any] | None]:
-    """The tables, the external resources, whose they are, and their entries in a ledger."""
+_MALFORMED = (ValueError, TypeError, KeyError, ArithmeticError)
+_NOT_OURS = "This is not what ResourceTracker.to_json() writes; nothing was read."
+
+
+def _parsed(text: str) -> tuple[dict[str, Any], WorkerContext]:
     try:
         data = json.loads(text)
         version = data["tidyrows"]
         if version == _VERSION:
-            tables = [
-                (
-                    (entry["schema"], entry["table"], entry["columns"]),
-                    (values_in(entry["keys"]), set(entry["told"]), _prints(entry["looks"])),
-                    entry.get("nameless"),
-                )
-                for entry in data["tables"]
-            ]
-            externals = [parts_of_entry(entry) for entry in data.get("externals", ())]
-            names = ("run", "worker", "worker_index", "test", "workers")
-            who = tuple(data[name] for name in names)
-    except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-        raise TidyRowsError(
-            "This is not what ResourceTracker.to_json() writes; nothing was read."
-        ) from error
-    if version != _VERSION:
-        raise TidyRowsError(
-            f"This was written in format {version}, and this tidyrows reads format {_VERSION}. "
-            f"Use the same version of tidyrows on both sides."
-        )
-    return tables, externals, WorkerContext(*who), data.get("ledger")
+            return data, WorkerContext(*(data[name] for name in _CONTEXT))
+    except _MALFORMED as error:
+        raise TidyRowsError(_NOT_OURS) from error
+    raise TidyRowsError(
+        f"This was written in format {version}, and this tidyrows reads format {_VERSION}. "
+        f"Use the same version of tidyrows on both sides."
+    )
 
 
-def _nameless(held: TableHoldings) -> dict[str, Any] | None:
-    """Rows of a table without a primary key, whole where they are known."""
-    if not held.nameless:
-        return None
-    return {
-        "columns": [column.name for column in held.table.table.columns],
-        "rows": values_of_rows_out(held.table, held.whole),
-        "unkeyed": held.unkeyed,
-        "unsure": held.unsure,
-    }
-
-
-def _take_nameless(tracker: ResourceTracker, table: KeyedTable, entry: dict[str, Any]) -> None:
-    columns = [column.name for column in table.table.columns]
-    places = {name: place for place, name in enumerate(entry["columns"])}
-    rows: list[tuple[Any, ...] | None] = [None] * entry["unkeyed"]
-    if set(columns) == set(places):
-        for row in entry["rows"]:
-            values = column_in(row)
-            rows.append(tuple(values[places[name]] for name in columns))
-    else:  # the Table was not the whole table, so its rows could not be told from others
-        rows += [None] * len(entry["rows"])
-    tracker.store.apply(InsertedWhole(table, rows))
-    tracker.store.apply(InsertedWhole(table, [()] * entry["unsure"], certain=False))
-
-
-def _looks(held: TableHoldings, keys: Sequence[Any]) -> dict[str, Any] | None:
-    """What rows with these keys looked like: the columns, and four bytes for each, row by row."""
-    known = held.prints
-    if known is None or not known.compared():
-        return None
-    columns = known.columns(keys)
-    return {
-        "columns": list(known.names),
-        "generated": known.generated,
-        "digests": [_packed(column) if any(column) else "" for column in columns],
-    }
-
-
-def _packed(cells: array[int]) -> str:
-    if sys.byteorder == "big":
-        cells.byteswap()
-    return base64.b64encode(cells.tobytes()).decode()
-
-
-def _prints(entry: dict[str, Any] | None) -> tuple[Prints | None, bool]:
-    if entry is None:
-        return None, False
-    names = tuple(entry["columns"])
-    columns = [array(CELL, base64.b64decode(text)) for text in entry["digests"]]
-    rows = max(map(len, columns))
-    cells = array(CELL, [UNCOMPARED]) * (rows * (len(names) + 1))
-    for at, column in enumerate(columns):
-        if sys.byteorder == "big":
-            column.byteswap()
-        if column:
-            cells[at :: len(names) + 1] = column
-    return Prints.of_digests(names, cells), bool(entry["generated"])
+def _read(
+    tracker: ResourceTracker, data: dict[str, Any], connection: sa.Connection, database: str
+) -> list[Change]:
+    """The changes of all entries; the resources are held at once."""
+    reader = EntryReader(database)
+    changes = []
+    for kind, schema, name, body in data["entries"]:
+        change = reader.change(connection, kind, (schema, name), body)
+        if change is None:
+            raise UnknownTableError(
+                f"The database {database} has no table {schema}.{name}, so its rows cannot be "
+                f"read. Bind to the database that they were made in.",
+                table=f"{schema}.{name}",
+            )
+        changes.append(change)
+    hold_resources(
+        tracker.external_resources,
+        {("", body["number"]): body for body in data.get("externals", ())},
+        database,
+        lambda schema, name, key: reader.table(connection, schema, name, key),
+    )
+    return changes
