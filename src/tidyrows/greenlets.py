@@ -1,8 +1,7 @@
-"""Synchronous code over asynchronous drivers: SQLAlchemy's greenlet, which is an extra.
+"""Synchronous code over asynchronous drivers, by SQLAlchemy's greenlet, an optional package.
 
-Everything in tidyrows is written once, synchronously. In a task that code runs inside of
-SQLAlchemy's greenlet, and each wait of a driver is awaited there. The classes below give
-SQLAlchemy's asynchronous engines, sessions and session makers their synchronous form.
+All code of tidyrows is synchronous. In a task it runs inside of SQLAlchemy's greenlet, which awaits
+the driver. The classes below are synchronous forms of SQLAlchemy's asynchronous session makers.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ _MODULE = "sqlalchemy.ext.asyncio"
 
 
 def in_greenlet() -> bool:
-    """Whether what is called here may await."""
-    # Without the package SQLAlchemy raises instead of answering.
+    """Whether :func:`wait_for` can be called here."""
+    # Without the package SQLAlchemy raises an error instead.
     return sys.modules.get("greenlet") is not None and bool(concurrency.in_greenlet())
 
 
@@ -41,7 +40,7 @@ def wait_for(awaitable: Awaitable[T]) -> T:
 
 
 def sleep(seconds: float) -> None:
-    """Wait, and let the other tasks of the loop run meanwhile."""
+    """Wait; the other tasks of the event loop run meanwhile."""
     if in_greenlet():
         wait_for(asyncio.sleep(seconds))
     else:
@@ -49,10 +48,10 @@ def sleep(seconds: float) -> None:
 
 
 async def spawn(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run synchronous code so that what waits in it awaits.
+    """Run synchronous code in a greenlet, where it can call :func:`wait_for`.
 
     Raises:
-        ModuleNotFoundError: the greenlet package is not there; the message says how to get it.
+        ModuleNotFoundError: the greenlet package is not installed; the message names the command.
     """
     try:
         import_module("greenlet")
@@ -67,18 +66,18 @@ async def spawn(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def is_async(bind: Any) -> bool:
-    """Whether it is one of ``sqlalchemy.ext.asyncio``, or of a class made of one.
+    """Whether the class of an object, or a base class, is one of ``sqlalchemy.ext.asyncio``.
 
-    Asked by the module's name: to import it takes the greenlet package.
+    The name of the module is compared, since importing it needs the greenlet package.
     """
     return any(kind.__module__.startswith(_MODULE) for kind in type(bind).__mro__)
 
 
 def synchronous(bind: Any) -> Any:
-    """The Engine, Connection or Session under it, or what makes such sessions.
+    """The Engine, Connection or Session under an asynchronous one, or a maker of such sessions.
 
     Raises:
-        SessionStateError: a connection that was not opened yet.
+        SessionStateError: the connection is not open yet.
     """
     if hasattr(bind, "registry"):
         return AsyncRegistry(bind)
@@ -96,11 +95,7 @@ def synchronous(bind: Any) -> Any:
 
 
 class AsyncMaker:
-    """An ``async_sessionmaker``, as a maker of the sessions under its sessions.
-
-    Attributes:
-        kw: what its sessions are made with; a bind is an Engine here.
-    """
+    """An ``async_sessionmaker``, as a maker of the sessions under its sessions."""
 
     def __init__(self, maker: Any) -> None:
         self._maker = maker
@@ -110,14 +105,14 @@ class AsyncMaker:
 
     @property
     def kw(self) -> dict[str, Any]:
-        """What its sessions are made with."""
+        """The arguments of its sessions; a bind is an Engine here."""
         given = dict(self._maker.kw)
         given["bind"] = getattr(given.get("bind"), "sync_engine", given.get("bind"))
         return given
 
     @property
     def class_(self) -> type[orm.Session]:
-        """The class of the sessions under its sessions."""
+        """The class of the sessions."""
         kind: type[orm.Session] = self._maker.kw.get(
             "sync_session_class", self._maker.class_.sync_session_class
         )
@@ -129,10 +124,10 @@ class AsyncMaker:
         return session
 
     def with_own_class(self) -> tuple[type[orm.Session], Callable[[], None]]:
-        """Have it make sessions of a class that no other maker has, as a ``sessionmaker`` does.
+        """Give its sessions a class that no other maker has, as a ``sessionmaker`` does.
 
         Returns:
-            The class, which can be listened to, and what undoes it.
+            The class, for event listeners, and a function that restores the former class.
         """
         before = self._maker.kw.get("sync_session_class")
         own = type(self.class_.__name__, (self.class_,), {})
@@ -158,12 +153,12 @@ class AsyncRegistry:
 
     @property
     def registry(self) -> Any:
-        """What knows whether this task has a session yet."""
+        """The registry, which knows whether this task has a session yet."""
         return self._registry.registry
 
     @property
     def maker(self) -> AsyncMaker:
-        """What makes its sessions."""
+        """The maker of its sessions."""
         return AsyncMaker(self._registry.session_factory)
 
     def __call__(self) -> orm.Session:

@@ -28,7 +28,7 @@ from tidyrows.dialects import DriverSocket, dialect_for
 from tidyrows.dialects.base import UnknownDialect
 from tidyrows.dialects.liveness_lock import ConnectionLock
 from tidyrows.dialects.sqlite import liveness_file
-from tidyrows.errors import LifeTakenError
+from tidyrows.errors import LivenessLockError
 from tidyrows.greenlets import spawn
 
 # Locks of MariaDB are the whole server's, and other processes test at the same time.
@@ -133,7 +133,7 @@ def test_a_lock_that_somebody_holds_is_refused_with_words(engine):
         dialect.liveness_lock(engine, NUMBER, patience=0.1),
     )
     first.acquire()
-    with pytest.raises(LifeTakenError, match=f"{NUMBER:016x}.*start again") as caught:
+    with pytest.raises(LivenessLockError, match=f"{NUMBER:016x}.*start again") as caught:
         second.acquire()
     assert isinstance(caught.value, TidyRowsError)
     assert caught.value.number == NUMBER
@@ -678,13 +678,13 @@ def test_behind_a_pooler_a_lock_is_the_clients_own(pooled):
     """A session's lock would go to whoever gets the server connection next."""
     mine = dialect_for(pooled).liveness_lock(pooled, NUMBER + 1)
     mine.acquire()
-    with pytest.raises(LifeTakenError):
+    with pytest.raises(LivenessLockError):
         dialect_for(pooled).liveness_lock(pooled, NUMBER + 1, patience=0).acquire()
     mine.release()
     with worker(pooled.url, **DRIVER_OPTIONS) as process:
         for _each in range(5):
             assert is_alive(pooled) is True
-            with pytest.raises(LifeTakenError):
+            with pytest.raises(LivenessLockError):
                 dialect_for(pooled).liveness_lock(pooled, NUMBER, patience=0).acquire()
         process.kill()
         assert until(lambda: is_alive(pooled) is False)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from weakref import ref
 
-from tidyrows.errors import LifeTakenError, SessionStateError
+from tidyrows.errors import LivenessLockError, SessionStateError
 from tidyrows.greenlets import in_greenlet, sleep
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class LivenessLock:
         """Acquire the lock.
 
         Raises:
-            LifeTakenError: somebody else has the lock, after a short wait.
+            LivenessLockError: somebody else has the lock, after a short wait.
             Exception: the driver's own; no connection is left.
         """
 
@@ -129,7 +129,7 @@ class ConnectionLock(LivenessLock):
             if not acquired:
                 self._drop()
         if not acquired:
-            raise LifeTakenError(self._number, self._where)
+            raise LivenessLockError(self._number, self._where)
 
     def renew(self) -> None:
         """By a question to the server, on the connection that holds it."""

@@ -1,4 +1,4 @@
-"""Factories under an asynchronous engine: the same calls, in SQLAlchemy's greenlet."""
+"""Factories of an asynchronous engine: the same calls, in SQLAlchemy's greenlet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def created(create: Callable[[], T]) -> T:
+async def create_in_greenlet(create: Callable[[], T]) -> T:
     """Call a factory inside a greenlet; two tasks never use one session at the same time."""
     tracker = current_tracker()
     if tracker is None:
@@ -37,8 +37,8 @@ def unexpired(session: Session) -> Iterator[None]:
         session.expire_on_commit = usual
 
 
-def make_usable(made: Iterable[Any]) -> None:
-    """Load the columns that the database filled in, and the relationships between these objects."""
+def load_attributes(made: Iterable[Any]) -> None:
+    """Load what the database filled in, and the relationships between these objects."""
     objects = {id(instance): instance for instance in made}
     for instance in objects.values():
         state: InstanceState[Any] = inspect(instance)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
 
-from tidyrows.factories.asynchronous import make_usable, unexpired
+from tidyrows.factories.asynchronous import load_attributes, unexpired
 from tidyrows.greenlets import in_greenlet
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Call:
         if self.began_transaction:
             self.uncertain_before = self.tracker.uncertain_keys()
         if in_greenlet():
-            make_usable(self.made)
+            load_attributes(self.made)
             self.commit_sent = True
             with unexpired(session):
                 session.commit()

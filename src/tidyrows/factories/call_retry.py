@@ -1,15 +1,19 @@
-"""A factory call whose transaction was lost is run again as a whole, with new data."""
+"""A factory call whose transaction was lost runs again as a whole, with new values.
+
+Before that, the traces of the lost attempt are removed from the objects that the caller built and
+passed in: the next attempt writes them again, together with everything that they refer to.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sqlalchemy import orm
+from sqlalchemy import inspect, orm
+from sqlalchemy.orm.collections import collection_adapter
 
 from tidyrows.cleanup.in_doubt import was_committed
 from tidyrows.dialects import Fault
 from tidyrows.factories.call import Call
-from tidyrows.factories.detach_instances import detach_from_callers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,14 +44,14 @@ def call_with_retries(tracker: ResourceTracker, make: Callable[[], T]) -> T:
     try:
         return call.run(make)
     except Exception as error:
-        attempts = _Attempts(tracker, make, call)
+        attempts = _CallAttempts(tracker, make, call)
         if not attempts.is_transient(error):
             raise
     again: T = tracker.retry.run(attempts.next, is_transient=attempts.is_transient)
     return again
 
 
-class _Attempts:
+class _CallAttempts:
     """The attempts at one call, the first of which has failed."""
 
     def __init__(self, tracker: ResourceTracker, make: Callable[[], Any], failed: Call) -> None:
@@ -71,7 +75,7 @@ class _Attempts:
                 call.is_alone = False
                 call.error.add_note(_UNKNOWN)
                 raise call.error
-        detach_from_callers(call.made, call.unkeyed)
+        _detach_from_callers(call.made, call.unkeyed)
         began = not self._tracker.in_transaction
         self._call = call = Call(self._tracker, began_transaction=began)
         return call.run(self._make)
@@ -95,7 +99,7 @@ class _Attempts:
 
 
 def _restore_instances(call: Call) -> None:
-    """The COMMIT had succeeded: put the call's objects back into the session as persistent."""
+    """The COMMIT succeeded: add the objects of the call to the session again, as persistent."""
     session = call.session
     if session is None:
         return
@@ -103,3 +107,49 @@ def _restore_instances(call: Call) -> None:
         orm.make_transient_to_detached(instance)
     session.add_all(call.expelled)  # after all of them, since one object takes others along
     session.commit()
+
+
+# -- objects that the caller built and passed in ---------------------------------------------------
+
+
+def unkeyed_with(instance: Any) -> list[Any]:
+    """The objects without a key: this new object, and those to which saving it cascades."""
+    state = inspect(instance, raiseerr=False)
+    if not isinstance(state, orm.InstanceState) or not state.transient:
+        return []
+    cascaded = (row[0] for row in state.mapper.cascade_iterator("save-update", state))
+    return [each for each in (instance, *cascaded) if _is_unkeyed(each)]
+
+
+def _is_unkeyed(instance: Any) -> bool:
+    state: orm.InstanceState[Any] = inspect(instance)
+    return state.transient and None in state.mapper.primary_key_from_instance(instance)
+
+
+def _detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
+    """Remove the objects of a lost attempt, and the keys that it set, from objects of the caller.
+
+    Args:
+        made: the objects of the attempt.
+        unkeyed: objects of the caller that had no key before the attempt.
+    """
+    lost = set(map(id, made))
+    for instance in made:
+        state: orm.InstanceState[Any] = inspect(instance)
+        for relationship in state.mapper.relationships:
+            value = state.dict.get(relationship.key)
+            if value is None or relationship.viewonly:
+                continue
+            adapter = collection_adapter(value) if relationship.uselist else None
+            others = [value] if adapter is None else list(adapter)
+            if not any(id(each) not in lost and inspect(each).transient for each in others):
+                continue
+            if adapter is None:
+                setattr(instance, relationship.key, None)
+            else:
+                adapter.clear_with_event()
+    for instance in unkeyed:
+        mapper = inspect(instance).mapper
+        if inspect(instance).transient:
+            for column in mapper.primary_key:
+                setattr(instance, mapper.get_property_by_column(column).key, None)

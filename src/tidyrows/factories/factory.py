@@ -10,7 +10,7 @@ from factory.enums import CREATE_STRATEGY
 
 from tidyrows.capture.ambient import entered
 from tidyrows.errors import NoSessionError
-from tidyrows.factories.asynchronous import created
+from tidyrows.factories.asynchronous import create_in_greenlet
 from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
@@ -26,16 +26,16 @@ T = TypeVar("T")
 class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     """A factory_boy factory whose rows the ambient tracker tracks.
 
-    Meta's session and persistence are used as in factory_boy. Where Meta names no session, the
-    session is the ambient tracker's: every object is flushed when it is made, and the outermost
-    call commits once, changes of hooks included. If that call raises, a session that the tracker
-    opened is rolled back.
+    The session and persistence of Meta are used as in factory_boy. Where Meta names no session, the
+    session of the ambient tracker is used: every object is flushed when it is made, and the
+    outermost call commits once, with the changes of hooks. If that call raises, a session that the
+    tracker opened is rolled back.
 
-    A transaction that you began by hand in your own session stays yours to commit.
+    A transaction that you began by hand in your own session is yours to commit.
 
-    A call whose whole transaction the database undid, as after a deadlock, is run again by the
-    tracker's ``retry`` policy. Hooks run again too, and every declaration gives a new value. Where
-    the transaction had begun before the call, the error surfaces.
+    A call whose whole transaction the database undid, as after a deadlock, runs again by the
+    ``retry`` policy of the tracker. Hooks run again too, and every declaration gives a new value.
+    Where the transaction had begun before the call, the error surfaces.
 
     Raises:
         NoSessionError: created where neither Meta nor a tracker gives a session.
@@ -54,8 +54,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     _meta: TrackedOptions
 
     if TYPE_CHECKING:
-        # Type checkers take a nested class for an attribute that every Meta would override wrongly,
-        # and do not see that factory_boy's metaclass makes ``UserFactory()`` a User.
+        # For a type checker, each Meta would override a nested class wrongly, and factory_boy's
+        # metaclass, by which ``UserFactory()`` is a User, is unknown.
         Meta: Any
 
         def __new__(cls, *args: Any, **kwargs: Any) -> T:  # type: ignore[misc]  # as above
@@ -76,7 +76,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     else:
 
         class Meta:
-            """What factory_boy reads; a factory without a model is abstract."""
+            """The options; a factory without a model is abstract."""
 
             abstract = True
 
@@ -95,22 +95,22 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     async def create_async(cls, **kwargs: Any) -> T:
         """An object and its row, through an asynchronous engine or session.
 
-        Every declaration works, and what was loaded stays loaded: no attribute of the objects made
+        Every declaration works, and loaded attributes stay loaded: no attribute of the new objects
         needs the database afterwards.
 
         Example:
             >>> user = await UserFactory.create_async()
         """
-        return await created(lambda: cls.create(**kwargs))
+        return await create_in_greenlet(lambda: cls.create(**kwargs))
 
     @classmethod
     async def create_batch_async(cls, size: int, **kwargs: Any) -> list[T]:
         """``size`` objects, with one commit for all, through an asynchronous engine or session."""
-        return await created(lambda: cls.create_batch(size, **kwargs))
+        return await create_in_greenlet(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
-        """This factory for a tracker that the context does not reach, as in another thread.
+        """This factory with a tracker that the context does not reach, as in another thread.
 
         Example:
             >>> Thread(target=lambda: UserFactory.scoped_to(tracker).create()).start()
@@ -169,7 +169,7 @@ class ScopedFactory(Generic[T]):
     tracker: ResourceTracker
 
     def __call__(self, **kwargs: Any) -> T:
-        """What the factory's own call does: create, unless its strategy says otherwise."""
+        """Make an object by ``Meta.strategy``."""
         with entered(self.tracker):
             return self.factory(**kwargs)
 
@@ -189,7 +189,7 @@ class ScopedFactory(Generic[T]):
             return await self.factory.create_async(**kwargs)
 
     async def create_batch_async(self, size: int, **kwargs: Any) -> list[T]:
-        """Create ``size`` objects so, with one commit for all."""
+        """Create ``size`` objects through an asynchronous engine or session, with one commit."""
         with entered(self.tracker):
             return await self.factory.create_batch_async(size, **kwargs)
 

@@ -9,9 +9,9 @@ from factory.base import OptionDefault
 from factory.enums import CREATE_STRATEGY
 from sqlalchemy import orm
 
-from tidyrows.factories.active_context import active_context
 from tidyrows.factories.call import Call, innermost_call, running_call
-from tidyrows.factories.detach_instances import unkeyed_with
+from tidyrows.factories.call_retry import unkeyed_with
+from tidyrows.factories.declarations import active_context
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.tracking.current import current_tracker
 

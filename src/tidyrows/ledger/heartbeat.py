@@ -104,7 +104,7 @@ class Heartbeat:
         """Acquire the lock; return once it is held and ``begin`` is committed.
 
         Raises:
-            LifeTakenError: another process holds the lock.
+            LivenessLockError: another process holds the lock.
             SessionStateError: it took longer than ``timeout`` seconds, or it was started before.
             Exception: what the driver or ``begin`` raised; nothing is held then.
         """

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 from weakref import ref
 
 from tidyrows.dialects.liveness_lock import PATIENCE, PAUSE, LivenessLock
-from tidyrows.errors import LifeTakenError, SessionStateError
+from tidyrows.errors import LivenessLockError, SessionStateError
 from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ class FileLock(LivenessLock):
                 if self._descriptor != descriptor:
                     os.close(descriptor)
             sleep(PAUSE)
-        raise LifeTakenError(self._number, self._where)
+        raise LivenessLockError(self._number, self._where)
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None

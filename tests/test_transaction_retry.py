@@ -335,7 +335,7 @@ def test_an_open_connection_is_refused(sqlite_engine):
 
 
 def test_what_is_no_function_is_refused(sqlite_engine):
-    with pytest.raises(TypeError, match="is none"):
+    with pytest.raises(TypeError, match="is not a function"):
         with_retries(sqlite_engine, 7)
 
 
