@@ -23,6 +23,11 @@ class TableName:
     schema: str
     name: str
 
+    @property
+    def place(self) -> tuple[str, str]:
+        """Schema and name, as the schema room names a table."""
+        return self.schema, self.name
+
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
 
@@ -58,6 +63,11 @@ class KeyedTable:
 
     name: TableName
     table: sa.Table
+
+    @cached_property
+    def place(self) -> tuple[str, str]:
+        """The place of :attr:`name`."""
+        return self.name.place
 
     @cached_property
     def key_columns(self) -> tuple[sa.Column[Any], ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.plan import Batch, Step, place_of
+from tidyrows.cleanup.plan import Batch, Step
 from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def transactions_of(
 
 
 def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
-    place = place_of(table.name)
+    place = table.place
     before = len(rows[place][1]) if place in rows else 0
     if before:  # rows of a cycle come level by level
         keys = in_order([*rows[place][1], *keys])
@@ -71,7 +71,7 @@ def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
     keys: dict[int, list[Any]] = {}
     for number, key in rows:
         keys.setdefault(number, []).append(key)
-    places = {place_of(step.batches[number].table.name) for number in keys}
+    places = {step.batches[number].table.place for number in keys}
     return Step(
         tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
         tuple(key for key in step.cycle if {key.child, key.parent} <= places),

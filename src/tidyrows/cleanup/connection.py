@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _AT_LEAST = 0.2
 """Seconds for the last statements of a cleanup whose time is over: less would end none."""
+_UNWATCHED = nullcontext()
 SPOILED = "tidyrows.spoiled"
 """In ``connection.info``: nobody else may use this connection again, so the pool drops it."""
 
@@ -98,10 +99,12 @@ class Database:
         statement_timeout: float,
         committed: Callable[[], None] | None,
     ) -> Iterator[sa.Connection]:
-        self._refuse_shared_transaction()
+        if isinstance(self.engine.pool, sa.StaticPool):
+            self._refuse_shared_transaction(self.engine.pool)
+        monitor = self.monitor
         connection = self.engine.connect().execution_options(**{INTERNAL: True})
         try:
-            with self.monitor.over(connection, lock_timeout):
+            with monitor.over(connection, lock_timeout) if monitor.armed else _UNWATCHED:
                 try:
                     begin(
                         connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
@@ -149,12 +152,9 @@ class Database:
         except sa.exc.SQLAlchemyError:
             return True
 
-    def _refuse_shared_transaction(self) -> None:
+    def _refuse_shared_transaction(self, pool: sa.StaticPool) -> None:
         """A StaticPool has one connection for all: giving it back would roll back what they do."""
-        pool = self.engine.pool
-        if isinstance(pool, sa.StaticPool) and self.dialect.is_begun(
-            pool.connection.dbapi_connection
-        ):
+        if self.dialect.is_begun(pool.connection.dbapi_connection):
             raise SessionStateError(
                 f"All users of {self.name} share one connection (StaticPool), and a transaction is "
                 f"open on it, which is not tidyrows' to end. Commit or roll back the session or "

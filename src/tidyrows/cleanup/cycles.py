@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import SPOILED
-from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.references import (
     chunks,
     is_one_of,
@@ -228,7 +227,7 @@ def _refuse_orphans(
         for chunk in chunks(keys):
             lock = sa.select(*table.key_clauses).where(is_one_of(table, chunk, table.clause))
             connection.execute(lock.with_for_update()).all()
-    batches = {place_of(batch.table.name): n for n, batch in enumerate(step.batches)}
+    batches = {batch.table.place: n for n, batch in enumerate(step.batches)}
     schemas = {batch.table.name.schema for batch in step.batches}
     schemas |= database.dialect.schemas_that_reference(connection, schemas)
     for key in reflect_foreign_keys(connection, sorted(schemas)):
@@ -250,6 +249,6 @@ def _refuse_orphans(
 
 def _batch_at(step: Step, place: Place) -> tuple[int, Batch]:
     for number, batch in enumerate(step.batches):
-        if place_of(batch.table.name) == place:
+        if batch.table.place == place:
             return number, batch
     raise LookupError(place)

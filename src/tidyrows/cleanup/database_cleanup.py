@@ -14,10 +14,9 @@ from tidyrows.cleanup.diagnosis import add_details
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.in_doubt import resolve_by_ledger, resolve_doubts
-from tidyrows.cleanup.index_advice import advice, is_slow
+from tidyrows.cleanup.index_advice import SLOW, advice, is_slow
 from tidyrows.cleanup.keyless import KeylessRows
 from tidyrows.cleanup.ledger_updates import LedgerUpdates
-from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import Held, Leftover, add_rows, count_in
 from tidyrows.cleanup.verify import NOTHING, existing_rows, judge, unconfirmed
@@ -52,20 +51,16 @@ class DatabaseCleanup:
         self._report = run.report
         self._database = database
         self._part = part
-        self._ledger = LedgerUpdates(run.tracker, database)
-        if self._ledger.journal is None:
-            self._all = held
-            self._held = held if part is None else part.of(held)
-        else:  # rows of an entry that is counted there are held by now
-            self._look_again()
-        held = self._all
+        self._ledger = LedgerUpdates.of(run.tracker, database)
+        # rows of an entry that is in the journal are held by now
+        self._set_held(held if self._ledger is None else run.held_in(database))
         self._executor = Executor(
             run,
             database,
             self._ledger,
-            identity=None if run.options.trust_keys else identity_of(held),
-            others=None if part is None else part.others(held),
-            stay=None if part is None else part.kept(held),
+            identity=None if run.options.trust_keys else identity_of(self._all),
+            others=None if part is None else part.others(self._all),
+            stay=None if part is None else part.kept(self._all),
         )
 
     def run(self) -> list[Leftover]:
@@ -77,35 +72,46 @@ class DatabaseCleanup:
         Raises:
             SessionStateError: somebody's transaction is open on the only connection.
         """
-        keyless = KeylessRows(self._run, self._database, self._ledger)
+        leftovers: list[Leftover] = []
+        outcome = self._executor.outcome
         try:
-            self._forget_dropped()
-            leftovers = self._resolve_doubts()
-            if any(held.whole for held in self._held):
-                keyless.delete(self._held)
-                self._look_again()
-            leftovers += self._delete()
-            leftovers += keyless.again()
+            if self._tracker.saw_ddl(self._database.capture):
+                self._forget_dropped()
+            if self._ledger is not None and self._ledger.journal.uncertain:
+                self._resolve_by_ledger()
+            for held in self._in_doubt:
+                leftovers += self._resolve_doubts(held)
+            if self._in_doubt:
+                self._set_held(self._run.held_in(self._database))
+            leftovers += self._delete_all()
         except SessionStateError:
             raise
         except Exception as error:  # noqa: BLE001 -- other databases are still to be cleaned; it is every row's reason, and the manager raises from it
             self._run.fail(error)
-            self._look_again()
+            self._set_held(self._run.held_in(self._database))
             leftovers = self._all_left(self._database.reason(error))
         finally:
-            outcome = self._executor.outcome
             for name, rows in outcome.dependents.items():
                 add_rows(self._report.dependents, rows, name)
             for name, rows in outcome.detached.items():
                 add_rows(self._report.detached, rows, name)
-        self._advise()
-        return leftovers + self._unnamed()
+        if outcome.seconds and max(outcome.seconds.values()) > SLOW:
+            self._advise()
+        return leftovers + self._unnamed() if self._keyless else leftovers
 
-    def _look_again(self) -> None:
-        """Take a new snapshot of what the tracker holds."""
-        name = self._database.name
-        self._all = [e for e in self._tracker.snapshot() if e.table.name.database == name]
-        self._held = self._all if self._part is None else self._part.of(self._all)
+    def _set_held(self, held: list[TableHoldings]) -> None:
+        self._all = held
+        self._held = held if self._part is None else self._part.of(held)
+        self._keyed: list[TableHoldings] = []
+        self._in_doubt: list[TableHoldings] = []
+        self._keyless: list[TableHoldings] = []
+        for each in self._held:
+            if len(each.keys):
+                self._keyed.append(each)
+            if each.doubtful:
+                self._in_doubt.append(each)
+            if each.whole or each.unkeyed or each.unsure:
+                self._keyless.append(each)
 
     def _all_left(self, reason: Reason) -> list[Leftover]:
         leftovers = []
@@ -120,10 +126,8 @@ class DatabaseCleanup:
     def _unnamed(self) -> list[Leftover]:
         """The rows that no DELETE can name, unless they are gone with their table."""
         leftovers: list[Leftover] = []
-        if not any(held.nameless for held in self._held):
-            return leftovers
-        self._look_again()
-        for held in self._held:
+        self._set_held(self._run.held_in(self._database))
+        for held in self._keyless:
             counts = ((LeftoverKind.UNNAMED, held.unkeyed), (LeftoverKind.UNANSWERED, held.unsure))
             name = held.table.name
             found = [Leftover(name, None, Reason(kind), count) for kind, count in counts if count]
@@ -137,7 +141,7 @@ class DatabaseCleanup:
         """Where deletes were slow, name the index that would have helped."""
         outcome = self._executor.outcome
         for place, seconds in outcome.seconds.items():
-            dependents = [r for t, r in outcome.dependents.items() if place_of(t) == place]
+            dependents = [r for t, r in outcome.dependents.items() if t.place == place]
             rows = outcome.deleted[place] + sum(map(len, dependents))
             if not is_slow(seconds, rows):
                 continue
@@ -152,53 +156,51 @@ class DatabaseCleanup:
 
     def _forget_dropped(self) -> None:
         """Where tables may have been dropped, do not ask for their rows one by one."""
-        if not self._tracker.saw_ddl(self._database.capture):
-            return
-        for held in self._held:
-            if len(held.keys) and not self._database.has_table(held.table.name):
+        for held in self._keyed:
+            if not self._database.has_table(held.table.name):
                 count_in(self._report.already_gone, held.table.name, len(held.keys))
                 self._tracker.store.forget(held.table, held.keys)
-        self._look_again()
+        self._set_held(self._run.held_in(self._database))
 
-    def _resolve_doubts(self) -> list[Leftover]:
-        leftovers: list[Leftover] = []
-        journal = self._ledger.journal
-        if journal is not None and journal.uncertain:
-            ask = partial(resolve_by_ledger, self._tracker, self._database, journal)
-            self._run.retry(self._database, ask)
-            self._look_again()
-        doubtful = [held for held in self._held if held.doubtful]
-        for held in doubtful:
-            table = held.table
-            ask_rows = partial(resolve_doubts, self._database, held)
-            resolved = self._run.retry(self._database, ask_rows)
-            self._tracker.store.forget(table, held.doubtful.keys() - resolved.in_doubt.keys())
-            self._tracker.store.resolve_keys(table, resolved.ours, committed=True)
-            leftovers += [
-                Leftover(table.name, table.row(key), reason)
-                for key, reason in resolved.in_doubt.items()
-            ]
-        if doubtful:
-            self._look_again()
-        return leftovers
+    def _resolve_by_ledger(self) -> None:
+        assert self._ledger is not None
+        ask = partial(resolve_by_ledger, self._tracker, self._database, self._ledger.journal)
+        self._run.retry(self._database, ask)
+        self._set_held(self._run.held_in(self._database))
+
+    def _resolve_doubts(self, held: TableHoldings) -> list[Leftover]:
+        table, store = held.table, self._tracker.store
+        resolved = self._run.retry(self._database, partial(resolve_doubts, self._database, held))
+        store.forget(table, held.doubtful.keys() - resolved.in_doubt.keys())
+        store.resolve_keys(table, resolved.ours, committed=True)
+        return [
+            Leftover(table.name, table.row(key), reason)
+            for key, reason in resolved.in_doubt.items()
+        ]
+
+    def _delete_all(self) -> list[Leftover]:
+        """Delete rows with and without keys; the latter may reference the former, or be referenced."""
+        if not self._keyless:
+            return self._delete() if self._keyed else []
+        rows = KeylessRows(self._run, self._database, self._ledger)
+        rows.delete(self._keyless)
+        self._set_held(self._run.held_in(self._database))
+        leftovers = self._delete() if self._keyed else []
+        return leftovers + rows.again()
 
     def _delete(self) -> list[Leftover]:
-        held = [held for held in self._held if len(held.keys)]
-        if not held:
-            return []
-        self._ledger.count(self._all)
+        if self._ledger is not None:
+            self._ledger.count(self._all)
         outcome = self._executor.outcome
         try:
-            batches = self._executor.delete(held)
+            batches = looked_at = self._executor.delete(self._keyed)
             if not self._run.options.verify:
-                looked_at = [b for b in batches if outcome.deleted[_place(b)] < len(b.keys)]
-            else:
-                looked_at = batches
-            seen = self._look(looked_at)
+                looked_at = [b for b in batches if outcome.deleted[b.table.place] < len(b.keys)]
+            seen = self._look(looked_at) if looked_at else {}
         except BaseException:
             # Whatever stopped us: a key that is free again may be a stranger's by the next cleanup.
-            for each in held:
-                for keys in outcome.gone.get(place_of(each.table.name), ()):
+            for each in self._keyed:
+                for keys in outcome.gone.get(each.table.place, ()):
                     self._tracker.store.forget(each.table, keys)
             raise
         leftovers: list[Leftover] = []
@@ -207,8 +209,6 @@ class DatabaseCleanup:
         return leftovers
 
     def _look(self, batches: Sequence[Batch]) -> dict[TableName, Seen]:
-        if not batches:
-            return {}
         try:
             return self._run.retry(self._database, partial(existing_rows, self._database, batches))
         except SessionStateError:
@@ -218,20 +218,22 @@ class DatabaseCleanup:
 
     def _account(self, batch: Batch, seen: Seen) -> list[Leftover]:
         """Report one table's rows as deleted, gone or left over, and forget what is gone."""
-        outcome, place, name = self._executor.outcome, _place(batch), batch.table.name
+        outcome, place, name = self._executor.outcome, batch.table.place, batch.table.name
         deleted = outcome.deleted[place]
         refused, kept = outcome.refused.get(place, {}), outcome.kept.get(place, {})
-        reasons, reappeared = judge(batch, seen, deleted, {**kept, **refused})
-        if reasons:
+        reasons: dict[Any, Reason] = {}
+        if seen.there or seen.unconfirmed:
+            reasons, reappeared = judge(batch, seen, deleted, {**kept, **refused})
             add_details(self._database, batch, seen, reasons)
+            count_in(self._report.reappeared, name, reappeared)
         already_gone = len(batch.keys) - deleted - len(reasons)
         count_in(self._report.deleted, name, deleted)
-        count_in(self._report.reappeared, name, reappeared)
-        count_in(self._report.already_gone, name, already_gone)
+        if already_gone:
+            count_in(self._report.already_gone, name, already_gone)
         gone = [key for key in batch.keys if key not in reasons] if reasons else batch.keys
         self._tracker.store.forget(batch.table, gone)
         if logger.isEnabledFor(logging.DEBUG):
-            _log(name, reasons, deleted=deleted, already_gone=already_gone, reappeared=reappeared)
+            _log(name, reasons, deleted=deleted, already_gone=already_gone)
         leftovers = []
         for key, reason in reasons.items():
             holder = kept[key].holder if key in kept and key not in refused else None
@@ -243,7 +245,7 @@ class DatabaseCleanup:
 
 
 def _place(batch: Batch) -> tuple[str, str]:
-    return place_of(batch.table.name)
+    return batch.table.place
 
 
 def _log(name: TableName, reasons: dict[Any, Reason], **counts: int) -> None:

@@ -13,7 +13,7 @@ from tidyrows.cleanup.cycles import delete_by_levels
 from tidyrows.cleanup.dependents import Discovery, Found, acts_unseen, referenced_values
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.outcome import Outcome
-from tidyrows.cleanup.plan import place_of, steps_of
+from tidyrows.cleanup.plan import steps_of
 from tidyrows.cleanup.report import TableRows, add_rows
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS
 from tidyrows.dialects import CycleForm
@@ -96,10 +96,10 @@ class Deletion:
             started = clock()
             counts = self._delete(step)
             if not step.cycle:
-                outcome.seconds[place_of(step.batches[0].table.name)] = clock() - started
+                outcome.seconds[step.batches[0].table.place] = clock() - started
             self._refuse_wrong_counts(step, counts)
             for batch in step.batches:
-                place, count = place_of(batch.table.name), counts[batch.table.name]
+                place, count = batch.table.place, counts[batch.table.name]
                 others = found.dependents.get(place)
                 outcome.deleted[place] += max(count - len(others), 0) if others else count
                 if count == len(batch.keys):
@@ -197,9 +197,9 @@ class Deletion:
     def _refuse_silence(self, step: Step) -> None:
         """Stop where the DELETE of these rows would take or change others without a word."""
         connection, view = self._connection, self._view
-        places = {place_of(batch.table.name) for batch in step.batches} if step.cycle else ()
+        places = {batch.table.place for batch in step.batches} if step.cycle else ()
         for batch in step.batches:
-            place = place_of(batch.table.name)
+            place = batch.table.place
             incoming = view.incoming(place)
             if incoming and self._dialect.enforces_foreign_keys(connection):
                 incoming = tuple(key for key in incoming if key.on_delete in SILENT_ACTIONS)
@@ -233,7 +233,7 @@ class Deletion:
                 )
             if count == len(batch.keys):
                 continue
-            place = place_of(batch.table.name)
+            place = batch.table.place
             outgoing = self._view.graph.outgoing(place)
             if any(key.parent in self._scope.tracked for key in outgoing):
                 keys = self._database.existing_inside(self._connection, batch.table, batch.keys)

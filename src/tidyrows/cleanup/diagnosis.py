@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.references import referenced
 from tidyrows.cleanup.schema_view import schema_of
@@ -29,7 +28,7 @@ _BY_OTHERS = frozenset({LeftoverKind.LOCKED, LeftoverKind.DISCONNECTED, Leftover
 def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any, Reason]) -> None:
     """Name the triggers, rules and policies of the table, or the tables that reference the rows.
 
-    A reason is as true without: nothing is raised where the database cannot be asked.
+    Nothing is raised where the database cannot be asked: the reason is true without.
     """
     ignored = [
         key
@@ -69,7 +68,7 @@ def _referencing_tables(
     graph = schema_of(database, [batch.table]).graph
     found: dict[Any, tuple[str, ...]] = {}
     with database.reading() as connection:
-        for key in graph.incoming(place_of(batch.table.name)):
+        for key in graph.incoming(batch.table.place):
             if key.source == "database" and key.on_delete not in _NO_BLOCK:
                 name = f"{'.'.join(key.child)} ({', '.join(key.child_columns)})"
                 for row in referenced(connection, key, batch.table, keys):

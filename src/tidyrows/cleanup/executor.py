@@ -27,7 +27,7 @@ from tidyrows.cleanup.deletion import (
 )
 from tidyrows.cleanup.dependents import TooManyError
 from tidyrows.cleanup.outcome import Outcome, Scope
-from tidyrows.cleanup.plan import Step, place_of, rows_held, steps_of
+from tidyrows.cleanup.plan import Step, rows_held, steps_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
 from tidyrows.dialects import Fault
@@ -106,7 +106,7 @@ class Executor:
         """
         holdings = list(holdings)
         rows = rows_held(holdings)
-        tracked = {place_of(held.table.name): held.keys for held in holdings}
+        tracked = {held.table.place: held.keys for held in holdings}
         for place, others in (self._others or {}).items():
             tracked.setdefault(place, KeySet()).update(others)
         self._tables = [table for table, _keys in rows.values()]
@@ -339,7 +339,7 @@ class Executor:
             parts = [batch.keys]
             while parts:
                 keys = parts.pop()
-                rows: Rows = {place_of(batch.table.name): (batch.table, keys)}
+                rows: Rows = {batch.table.place: (batch.table, keys)}
                 reason = self._tried(rows)
                 if reason is None:
                     failures = 0

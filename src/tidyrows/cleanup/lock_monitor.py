@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from tidyrows.greenlets import in_greenlet, spawn, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     import sqlalchemy as sa
 
@@ -60,12 +59,9 @@ class LockMonitor:
         self._recent = {}
         self.trouble = None
 
-    def over(self, connection: sa.Connection, lock_timeout: float) -> AbstractContextManager[None]:
-        """In the block, poll for who blocks this connection, if armed."""
-        return self._watched(connection, lock_timeout) if self.armed else nullcontext()
-
     @contextmanager
-    def _watched(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
+    def over(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
+        """In the block, poll for who blocks this connection."""
         waiting = self._capture.dialect.waiter(connection)
         if waiting is None:
             yield

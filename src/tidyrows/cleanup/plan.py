@@ -20,11 +20,6 @@ Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
 """Rows by place: their table, and their keys in the one global order."""
 
 
-def place_of(name: TableName) -> Place:
-    """A table as the schema room names it."""
-    return name.schema, name.name
-
-
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Rows of one table.
@@ -64,7 +59,7 @@ class Step:
     @property
     def rows(self) -> Rows:
         """The rows by place."""
-        return {place_of(batch.table.name): (batch.table, batch.keys) for batch in self.batches}
+        return {batch.table.place: (batch.table, batch.keys) for batch in self.batches}
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +145,7 @@ def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[St
 def rows_held(holdings: Iterable[TableHoldings]) -> Rows:
     """The rows with a key of one database."""
     return {
-        place_of(held.table.name): (held.table, held.keys.in_order())
+        held.table.place: (held.table, held.keys.in_order())
         for held in holdings
         if len(held.keys)
     }

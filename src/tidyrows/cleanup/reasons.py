@@ -90,8 +90,7 @@ class Reason:
     trouble: Exception | None = None
     also: Reason | None = None
 
-    def cause(self) -> str:
-        """The reason as text: what happened, and what to do."""
+    def __str__(self) -> str:
         item = f"a row of {self.item}" if isinstance(self.item, TableName) else str(self.item)
         text = _TEXTS[self.kind].format(
             error="" if self.error is None else in_short(self.error),
@@ -105,7 +104,7 @@ class Reason:
             blockers=_blockers(self),
             identity=_identity(self),
         )
-        return text if self.also is None else f"{text}; {self.also.cause()}"
+        return text if self.also is None else f"{text}; {self.also}"
 
 
 _REFERENCES = "references it by ({columns})"

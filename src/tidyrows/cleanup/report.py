@@ -49,7 +49,7 @@ class Leftover:
     @property
     def cause(self) -> str:
         """Why it is still there, and what to do, as text."""
-        return self.reason.cause()
+        return str(self.reason)
 
     def __str__(self) -> str:
         name = self.resource or self.row or f"{self.table}: {self.count} row(s)"

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import Held, Leftover, count_in
 from tidyrows.cleanup.run import log_retry
@@ -140,7 +139,7 @@ class Part:
     def others(self, held: Iterable[TableHoldings]) -> dict[Place, KeySet]:
         """The rows of other phases: what they reference stays as long as they do."""
         return {
-            place_of(each.table.name): KeySet(
+            each.table.place: KeySet(
                 key for key in each.keys if not self.goes(each.table.row(key))
             )
             for each in held
@@ -152,7 +151,7 @@ class Part:
         kept: Kept = {}
         for row, reason in self.held.items():
             if row.table in tables:
-                kept.setdefault(place_of(row.table), {})[_stored(row)] = reason
+                kept.setdefault(row.table.place, {})[_stored(row)] = reason
         return kept
 
 
