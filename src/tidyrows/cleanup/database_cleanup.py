@@ -78,7 +78,10 @@ class DatabaseCleanup:
             if self._tracker.saw_ddl(self._database.capture):
                 self._forget_dropped()
             if self._ledger is not None and self._ledger.journal.uncertain:
-                self._resolve_by_ledger()
+                journal = self._ledger.journal
+                ask = partial(resolve_by_ledger, self._tracker, self._database, journal)
+                self._run.retry(self._database, ask)
+                self._set_held(self._run.held_in(self._database))
             for held in self._in_doubt:
                 leftovers += self._resolve_doubts(held)
             if self._in_doubt:
@@ -162,12 +165,6 @@ class DatabaseCleanup:
                 self._tracker.store.forget(held.table, held.keys)
         self._set_held(self._run.held_in(self._database))
 
-    def _resolve_by_ledger(self) -> None:
-        assert self._ledger is not None
-        ask = partial(resolve_by_ledger, self._tracker, self._database, self._ledger.journal)
-        self._run.retry(self._database, ask)
-        self._set_held(self._run.held_in(self._database))
-
     def _resolve_doubts(self, held: TableHoldings) -> list[Leftover]:
         table, store = held.table, self._tracker.store
         resolved = self._run.retry(self._database, partial(resolve_doubts, self._database, held))
@@ -179,7 +176,7 @@ class DatabaseCleanup:
         ]
 
     def _delete_all(self) -> list[Leftover]:
-        """Delete rows with and without keys; the latter may reference the former, or be referenced."""
+        """Delete rows with and without keys, which may reference each other."""
         if not self._keyless:
             return self._delete() if self._keyed else []
         rows = KeylessRows(self._run, self._database, self._ledger)

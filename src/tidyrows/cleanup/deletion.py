@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.cycles import delete_by_levels
-from tidyrows.cleanup.dependents import Discovery, Found, acts_unseen, referenced_values
+from tidyrows.cleanup.dependents import Discovery, acts_unseen, referenced_values
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.outcome import Outcome
 from tidyrows.cleanup.plan import steps_of
@@ -21,10 +21,12 @@ from tidyrows.errors import TidyRowsError
 from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import sqlalchemy as sa
 
+    from tidyrows.cleanup.dependents import Found
+    from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.outcome import Scope
     from tidyrows.cleanup.plan import Rows, Step
     from tidyrows.keys import TableName
@@ -64,11 +66,14 @@ class Deletion:
         self._connection = connection
         self.outcome = Outcome()
 
-    def run(self, rows: Rows, *, discover: bool, limit: int) -> None:
+    def run(
+        self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
+    ) -> None:
         """Delete the rows, all of them tracked.
 
         Args:
             rows: what to delete.
+            steps: the same in order, if that is known.
             discover: look for everything that references the rows, instead of only for what the
                 database would take or change without a word.
             limit: how many untracked rows may go with more than one row of ours.
@@ -79,14 +84,17 @@ class Deletion:
             TooManyError: more untracked rows would go along than ``limit``.
             DeadlineError: the cleanup's time is over.
         """
-        rows = self._certain(rows)
-        found = Found()
+        if self._scope.identity is not None:
+            certain = self._certain(rows, self._scope.identity)
+            steps, rows = steps if certain is rows else None, certain
+        dependents: Mapping[Place, Collection[Any]] = {}
         if discover:
-            rows, found = self._with_dependents(rows, limit)
-        going = {place: each for place, each in rows.items() if len(each[1])}
+            rows, dependents = self._with_dependents(rows, limit)
+            steps = None
+        if steps is None:
+            steps = steps_of(self._view.graph, {p: each for p, each in rows.items() if each[1]})
         clock = self._scope.run.options.retry.clock
-        outcome = self.outcome
-        for number, step in enumerate(steps_of(self._view.graph, going)):
+        for number, step in enumerate(steps):
             if number and self._scope.run.remaining() <= 0:
                 raise DeadlineError(
                     "the cleanup's deadline struck before its transaction had ended"
@@ -96,32 +104,40 @@ class Deletion:
             started = clock()
             counts = self._delete(step)
             if not step.cycle:
-                outcome.seconds[step.batches[0].table.place] = clock() - started
+                self.outcome.seconds[step.batches[0].table.place] = clock() - started
             self._refuse_wrong_counts(step, counts)
-            for batch in step.batches:
-                place, count = batch.table.place, counts[batch.table.name]
-                others = found.dependents.get(place)
-                outcome.deleted[place] += max(count - len(others), 0) if others else count
-                if count == len(batch.keys):
-                    ours = [k for k in batch.keys if k not in others] if others else batch.keys
-                    outcome.gone[place] = [ours]
-                if others:
-                    outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
+            self._count(step, counts, dependents)
 
-    def _certain(self, rows: Rows) -> Rows:
-        """Leave out rows that may be somebody else's by now."""
-        identity = self._scope.identity
-        if identity is None:
-            return rows
-        certain: Rows = {}
+    def _count(
+        self,
+        step: Step,
+        counts: Mapping[TableName, int],
+        dependents: Mapping[Place, Collection[Any]],
+    ) -> None:
+        outcome = self.outcome
+        for batch in step.batches:
+            place, count = batch.table.place, counts[batch.table.name]
+            others = dependents.get(place)
+            outcome.deleted[place] += max(count - len(others), 0) if others else count
+            if count == len(batch.keys):
+                ours = [k for k in batch.keys if k not in others] if others else batch.keys
+                outcome.gone[place] = [ours]
+            if others:
+                outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
+
+    def _certain(self, rows: Rows, identity: Identity) -> Rows:
+        """The rows without those that may be somebody else's by now."""
+        certain = rows
         for place, (table, keys) in rows.items():
             unsure = identity.uncertain(self._connection, table, keys)
             if unsure:
                 self.outcome.kept[place] = dict(unsure)
-            certain[place] = table, [key for key in keys if key not in unsure] if unsure else keys
+                certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
 
-    def _with_dependents(self, rows: Rows, limit: int) -> tuple[Rows, Found]:
+    def _with_dependents(
+        self, rows: Rows, limit: int
+    ) -> tuple[Rows, Mapping[Place, Collection[Any]]]:
         """Find what references these rows; detach what may stay."""
         scope, kept_here = self._scope, self.outcome.kept
         tracked = {
@@ -154,7 +170,7 @@ class Deletion:
             going[place] = table, in_order(doomed)
         if logger.isEnabledFor(logging.DEBUG):
             self._log(found, discovery)
-        return going, found
+        return going, found.dependents
 
     def _detach(self, discovery: Discovery, found: Found) -> None:
         connection, detached = self._connection, self.outcome.detached

@@ -63,7 +63,7 @@ class Executor:
     Args:
         run: the cleanup.
         database: where.
-        ledger: the entries of the rows.
+        ledger: the entries of the rows; None where nothing is recorded.
         identity: tells which rows may not be ours any more.
         others: tracked rows that are not to be deleted now, by place; what they reference stays.
         stay: those of them that stay for a reason of their own.
@@ -73,7 +73,7 @@ class Executor:
         self,
         run: CleanupRun,
         database: Database,
-        ledger: LedgerUpdates,
+        ledger: LedgerUpdates | None,
         *,
         identity: Identity | None = None,
         others: Mapping[Place, KeySet] | None = None,
@@ -107,8 +107,9 @@ class Executor:
         holdings = list(holdings)
         rows = rows_held(holdings)
         tracked = {held.table.place: held.keys for held in holdings}
-        for place, others in (self._others or {}).items():
-            tracked.setdefault(place, KeySet()).update(others)
+        if self._others is not None:
+            for place, others in self._others.items():
+                tracked.setdefault(place, KeySet()).update(others)
         self._tables = [table for table, _keys in rows.values()]
         database, options = self._database, self._run.options
         default = database.engine.dialect.default_schema_name or ""
@@ -123,6 +124,11 @@ class Executor:
             self.outcome,
         )
         steps = steps_of(self.view.graph, rows)
+        size = _size(rows)
+        if size <= self._limit:
+            self._delete(rows, steps)
+            self._run.done(size)
+            return [batch for step in steps for batch in step.batches]
         parts = transactions_of(steps, self._limit, apart=self._apart)
         for number, part in enumerate(parts):
             if number and self._run.remaining() <= 0:
@@ -132,9 +138,9 @@ class Executor:
             self._run.done(_size(part))
         return [batch for step in steps for batch in step.batches]
 
-    def _delete(self, rows: Rows) -> None:
+    def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
-        failure = self._failure_of(rows, discover=False)
+        failure = self._failure_of(rows, steps, discover=False)
         constraints = 0
         for number in range(_ROUNDS):
             if failure is None:
@@ -214,17 +220,23 @@ class Executor:
 
     # -- one transaction -----------------------------------------------------------------------
 
-    def _failure_of(self, rows: Rows, *, discover: bool, around: bool = True) -> Exception | None:
+    def _failure_of(
+        self,
+        rows: Rows,
+        steps: Sequence[Step] | None = None,
+        *,
+        discover: bool,
+        around: bool = True,
+    ) -> Exception | None:
         """Run everything in one transaction; the failure that a closer look may find a way around.
 
         Where somebody holds a lock for long, the rows that are free of it go first. Where waiting
         did not help, rows are refused: looking closer would only wait again.
         """
         around = around and self._dialect.has_row_locks and _size(rows) > 1
+        waits = _WAITS if around else sys.maxsize
         try:
-            self._transact(
-                rows, discover=discover, limit=self._limit, waits=_WAITS if around else sys.maxsize
-            )
+            self._transact(rows, steps, discover=discover, limit=self._limit, waits=waits)
         except SessionStateError:
             raise
         except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
@@ -238,19 +250,26 @@ class Executor:
                 self._refuse(rows, self._database.reason(error))
         return None
 
-    def _transact(self, rows: Rows, *, discover: bool, limit: int, waits: int) -> None:
+    def _transact(
+        self,
+        rows: Rows,
+        steps: Sequence[Step] | None = None,
+        *,
+        discover: bool,
+        limit: int,
+        waits: int,
+    ) -> None:
         """Run one transaction, again where that may help."""
         self._unanswered = None
-        self._ledger.begin()
+        if self._ledger is not None:
+            self._ledger.begin()
         self._database.monitor.begin()
-        self._run.retry(
-            self._database,
-            partial(self._attempt, rows, discover=discover, limit=limit),
-            waits=waits,
-            policy=self._policy,
-        )
+        attempt = partial(self._attempt, rows, steps, discover=discover, limit=limit)
+        self._run.retry(self._database, attempt, waits=waits, policy=self._policy)
 
-    def _attempt(self, rows: Rows, *, discover: bool, limit: int) -> None:
+    def _attempt(
+        self, rows: Rows, steps: Sequence[Step] | None, *, discover: bool, limit: int
+    ) -> None:
         done = Outcome()
         sent = False
 
@@ -258,9 +277,10 @@ class Executor:
             nonlocal sent
             sent = False
             # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
-            self._ledger.committed()
+            if self._ledger is not None:
+                self._ledger.committed()
             unanswered, self._unanswered = self._unanswered, None
-            self.outcome.add(done if done or unanswered is None else unanswered)
+            self.outcome.add(done if unanswered is None or done else unanswered)
 
         try:
             with self._database.writing(
@@ -268,14 +288,16 @@ class Executor:
             ) as connection:
                 deletion = Deletion(self._scope, connection)
                 done = deletion.outcome
-                deletion.run(rows, discover=discover, limit=limit)
-                self._ledger.record(connection, rows, done)
+                deletion.run(rows, steps, discover=discover, limit=limit)
+                if self._ledger is not None:
+                    self._ledger.record(connection, rows, done)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
                 if done or self._unanswered is None:  # what found nothing undoes no count
                     self._unanswered = done
-                self._ledger.unanswered()
+                if self._ledger is not None:
+                    self._ledger.unanswered()
             raise
 
     # -- around a failure ----------------------------------------------------------------------

@@ -84,7 +84,10 @@ class Identity:
 
 def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
     """What answers for these rows; None where no key of theirs can come back."""
-    return Identity(held) if any(each.prints is not None for each in held) else None
+    for each in held:
+        if each.prints is not None:
+            return Identity(held)
+    return None
 
 
 def uncertain_keys(

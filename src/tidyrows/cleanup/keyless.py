@@ -35,7 +35,7 @@ class _UnansweredError(Exception):
 class KeylessRows:
     """The rows without a key that a cleanup of one database deletes."""
 
-    def __init__(self, run: CleanupRun, database: Database, ledger: LedgerUpdates) -> None:
+    def __init__(self, run: CleanupRun, database: Database, ledger: LedgerUpdates | None) -> None:
         self._run = run
         self._database = database
         self._ledger = ledger
@@ -100,17 +100,20 @@ class KeylessRows:
                         ignored += equal[: min(there, len(equal) - count)]
                 stay = {id(row) for row in ignored}
                 gone = [row for row in rows if id(row) not in stay]
-                self._ledger.record_unkeyed(connection, table, gone)
+                if self._ledger is not None:
+                    self._ledger.record_unkeyed(connection, table, gone)
                 sent = True
         except BaseException as error:
             if not sent or dialect.fault(error) in {Fault.TRANSIENT, Fault.CONSTRAINT}:
                 raise
-            self._ledger.unkeyed_unanswered()
+            if self._ledger is not None:
+                self._ledger.unkeyed_unanswered()
             tracker.store.forget_whole(table, rows, certain=False)
             if not isinstance(error, Exception) or isinstance(error, SessionStateError):
                 raise
             raise _UnansweredError from error
-        self._ledger.committed()
+        if self._ledger is not None:
+            self._ledger.committed()
         tracker.store.forget_whole(table, gone)
         return deleted, ignored
 

@@ -29,15 +29,21 @@ if TYPE_CHECKING:
 class LedgerUpdates:
     """The entries of a tracker's rows in one database, while they are deleted."""
 
-    def __init__(self, tracker: ResourceTracker, database: Database) -> None:
+    def __init__(self, tracker: ResourceTracker, database: Database, journal: Journal) -> None:
         self._tracker = tracker
         self._database = database
-        self.journal: Journal | None = tracker.journals.of(database.name)
+        self.journal = journal
         # Before what is held is looked at: rows of an entry that counts are held.
-        self._numbers = set() if self.journal is None else self.journal.numbers()
+        self._numbers = journal.numbers()
         self._left: int | None = None
         self._update: JournalUpdate | None = None
         self._sent: JournalUpdate | None = None
+
+    @classmethod
+    def of(cls, tracker: ResourceTracker, database: Database) -> LedgerUpdates | None:
+        """None where nothing is recorded."""
+        journal = tracker.journals.of(database.name)
+        return None if journal is None else cls(tracker, database, journal)
 
     def count(self, held: Sequence[TableHoldings]) -> None:
         """How many rows are entered; unknown where there is more than rows with keys.
@@ -45,9 +51,8 @@ class LedgerUpdates:
         Args:
             held: all that the tracker holds in this database.
         """
-        if self.journal is not None:
-            others = any(each.doubtful or each.nameless for each in held)
-            self._left = None if others else sum([len(each.keys) for each in held])
+        others = any(each.doubtful or each.nameless for each in held)
+        self._left = None if others else sum([len(each.keys) for each in held])
 
     def begin(self) -> None:
         """Another set of rows is tried; of what was sent before the ledger will tell."""
@@ -65,10 +70,8 @@ class LedgerUpdates:
             TakenOverError: the rows are a sweep's by now.
         """
         journal = self.journal
-        if journal is None:
-            return
         sent, self._sent = self._sent, None
-        if journal.unanswered and self._resolve_unclear(connection, journal, sent):
+        if journal.unanswered and self._resolve_unanswered(connection, sent):
             self._update = JournalUpdate()  # the COMMIT that was not answered had succeeded
             return
         gone = self._gone(connection, rows, done)
@@ -86,29 +89,29 @@ class LedgerUpdates:
     def unanswered(self) -> None:
         """The COMMIT was sent and nobody knows whether it succeeded."""
         self._sent = self._update
-        if self._update is not None and self.journal is not None:
+        if self._update is not None:
             self.journal.unanswered.append(self._update)
 
     def committed(self) -> None:
         """The COMMIT has succeeded."""
         update, self._update, self._sent = self._update, None, None
-        if update is not None and self.journal is not None:
-            self._apply(self.journal, update)
+        if update is not None:
+            self._apply(update)
 
-    def _apply(self, journal: Journal, update: JournalUpdate) -> None:
-        journal.apply(update)
+    def _apply(self, update: JournalUpdate) -> None:
+        self.journal.apply(update)
         self._numbers = (self._numbers - update.removed) | update.added
         if self._left is not None:
             self._left -= update.rows
 
-    def _resolve_unclear(
-        self, connection: sa.Connection, journal: Journal, asked: JournalUpdate | None = None
+    def _resolve_unanswered(
+        self, connection: sa.Connection, asked: JournalUpdate | None = None
     ) -> bool:
         """Find out what became of transactions whose COMMIT was not answered; of one, if asked."""
-        unclear, journal.unanswered = journal.unanswered, []
-        true = [update for update in unclear if journal.has_committed(connection, update)]
+        unanswered, self.journal.unanswered = self.journal.unanswered, []
+        true = [each for each in unanswered if self.journal.has_committed(connection, each)]
         for update in true:
-            self._apply(journal, update)
+            self._apply(update)
         return any(update is asked for update in true)
 
     # -- rows without a key --------------------------------------------------------------------
@@ -118,10 +121,11 @@ class LedgerUpdates:
     ) -> None:
         """As :meth:`record`, for rows of a table without a primary key."""
         self._update = None
-        if self.journal is not None and rows:
-            self._resolve_unclear(connection, self.journal)
+        if rows:
+            self._resolve_unanswered(connection)
             change = DeletedWhole(table, list(rows))
-            added = self.journal.append(connection, self._numbers, [change], self._tracker.context)
+            context = self._tracker.context
+            added = self.journal.append(connection, self._numbers, [change], context)
             self._update = JournalUpdate(added=frozenset(added))
 
     def unkeyed_unanswered(self) -> None:
@@ -138,9 +142,6 @@ class LedgerUpdates:
             retry: runs a whole transaction, again where that may help.
         """
         journal = self.journal
-        if journal is None:
-            return
-        self.begin()
         numbers = journal.numbers()
         left = list(self._tracker.store.changes(self._database.name))
         if not left:
@@ -151,7 +152,7 @@ class LedgerUpdates:
 
         def rewrite() -> JournalUpdate:
             with self._database.writing() as connection:
-                self._resolve_unclear(connection, journal)
+                self._resolve_unanswered(connection)
                 kept = numbers & journal.numbers()
                 if not kept or lasting:
                     return JournalUpdate()

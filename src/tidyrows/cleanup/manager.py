@@ -214,14 +214,16 @@ class CleanupManager:
             if self.options.on_progress is not None:
                 total = sum(map(len, self.tracker.snapshot()))
                 run.progress = ProgressListener(self.options.on_progress, total)
-            preserved = PreservedRows(run)
-            preserved.before_deletes()
+            preserved = PreservedRows(run) if self.tracker.preserved else None
+            if preserved is not None:
+                preserved.before_deletes()
             if self.tracker.externals():
                 delete = partial(self._delete, run)
                 leftovers = ResourceCleanup(run, delete).run(self._references(run))
             else:
                 leftovers = self._delete(run, None)
-            leftovers += preserved.after_deletes()
+            if preserved is not None:
+                leftovers += preserved.after_deletes()
             failures += self._finish_ledgers(run)
             if run.progress is not None:
                 run.progress.finish()
@@ -297,10 +299,11 @@ class CleanupManager:
         failures: list[Exception] = []
         for name in self.tracker.journals.databases:
             database = run.database(name)
+            ledger = LedgerUpdates.of(self.tracker, database)
             retry = partial(self.options.retry.run, is_transient=database.is_transient)
             try:
-                if name not in run.taken_over:
-                    LedgerUpdates(self.tracker, database).finish(retry)
+                if ledger is not None and name not in run.taken_over:
+                    ledger.finish(retry)
             except TakenOverError as error:
                 run.refuse(error)
                 run.taken_over.add(name)

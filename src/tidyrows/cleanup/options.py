@@ -76,6 +76,8 @@ class CleanupOptions:
 
     def rules(self, tables: Sequence[KeyedTable], default_schema: str) -> DependentRules:
         """What they mean for one database, seen from the tracked tables there."""
+        if not self.own and not self.protect:
+            return DependentRules(self.dependents)
         return DependentRules(
             self.dependents,
             own=places_of(self.own, tables, default_schema),

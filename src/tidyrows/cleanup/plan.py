@@ -145,9 +145,7 @@ def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[St
 def rows_held(holdings: Iterable[TableHoldings]) -> Rows:
     """The rows with a key of one database."""
     return {
-        held.table.place: (held.table, held.keys.in_order())
-        for held in holdings
-        if len(held.keys)
+        held.table.place: (held.table, held.keys.in_order()) for held in holdings if len(held.keys)
     }
 
 

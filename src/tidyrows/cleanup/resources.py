@@ -139,9 +139,7 @@ class Part:
     def others(self, held: Iterable[TableHoldings]) -> dict[Place, KeySet]:
         """The rows of other phases: what they reference stays as long as they do."""
         return {
-            each.table.place: KeySet(
-                key for key in each.keys if not self.goes(each.table.row(key))
-            )
+            each.table.place: KeySet(key for key in each.keys if not self.goes(each.table.row(key)))
             for each in held
         }
 

@@ -82,6 +82,10 @@ class CleanupRun:
             database.monitor.armed = retry.attempts == 1 or only_one
         return database
 
+    def held_in(self, database: Database) -> list[TableHoldings]:
+        """What the tracker holds now in one database."""
+        return [e for e in self.tracker.snapshot() if e.table.name.database == database.name]
+
     def held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
         """What the tracker holds now, by database."""
         self.tracker.settle()
