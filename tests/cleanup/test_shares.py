@@ -13,8 +13,7 @@ from harness.loops import insert_loop
 from harness.scene import Scene, told
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, RetryPolicy
-from tidyrows.cleanup.batches import transactions_of
-from tidyrows.cleanup.plan import Batch, Step
+from tidyrows.cleanup.plan import Batch, Step, transactions_of
 from tidyrows.keys import KeyedTable, TableName
 
 everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup.diagnosis import add_details
+from tidyrows.cleanup.diagnosis import SLOW, add_details, advice, is_slow
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.in_doubt import resolve_by_ledger, resolve_doubts
-from tidyrows.cleanup.index_advice import SLOW, advice, is_slow
 from tidyrows.cleanup.keyless import KeylessRows
 from tidyrows.cleanup.ledger_updates import LedgerUpdates
 from tidyrows.cleanup.reasons import LeftoverKind, Reason

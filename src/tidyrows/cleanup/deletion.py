@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.cleanup.cycles import delete_by_levels
 from tidyrows.cleanup.dependents import Discovery, acts_unseen, referenced_values
 from tidyrows.cleanup.options import Fate
-from tidyrows.cleanup.outcome import Outcome
 from tidyrows.cleanup.plan import steps_of
 from tidyrows.cleanup.report import TableRows, add_rows
+from tidyrows.cleanup.run import Outcome
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS
 from tidyrows.dialects import CycleForm
 from tidyrows.errors import TidyRowsError
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.dependents import Found
     from tidyrows.cleanup.identity import Identity
-    from tidyrows.cleanup.outcome import Scope
     from tidyrows.cleanup.plan import Rows, Step
+    from tidyrows.cleanup.run import Scope
     from tidyrows.keys import TableName
     from tidyrows.schema import Place
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.cleanup.outcome import Kept, Scope
+    from tidyrows.cleanup.run import Kept, Scope
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.dialects import Dialect
     from tidyrows.schema import ForeignKey, Place

@@ -17,7 +17,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.batches import part_of, transactions_of
 from tidyrows.cleanup.cycles import RowLoopError, row_order
 from tidyrows.cleanup.deletion import (
     DeadlineError,
@@ -26,9 +25,9 @@ from tidyrows.cleanup.deletion import (
     IgnoredDeleteError,
 )
 from tidyrows.cleanup.dependents import TooManyError
-from tidyrows.cleanup.outcome import Outcome, Scope
-from tidyrows.cleanup.plan import Step, rows_held, steps_of
+from tidyrows.cleanup.plan import Step, part_of, rows_held, steps_of, transactions_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.run import Outcome, Scope
 from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
@@ -40,9 +39,8 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.ledger_updates import LedgerUpdates
-    from tidyrows.cleanup.outcome import Kept
     from tidyrows.cleanup.plan import Batch, Rows
-    from tidyrows.cleanup.run import CleanupRun
+    from tidyrows.cleanup.run import CleanupRun, Kept
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.keys import KeyedTable
     from tidyrows.schema import Place, RowOrder

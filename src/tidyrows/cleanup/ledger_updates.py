@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.outcome import Outcome
     from tidyrows.cleanup.plan import Rows
+    from tidyrows.cleanup.run import Outcome
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.journal import Journal
     from tidyrows.tracking.store import TableHoldings

@@ -1,4 +1,4 @@
-"""The plan: in which order which rows will be deleted. What it prints is what runs."""
+"""The plan: which rows go in which order, and which of them in one transaction."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tidyrows.cleanup.schema_view import schema_of
 from tidyrows.keys import TableName
+from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
     from tidyrows.tracking.store import TableHoldings
+
 
 Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
 """Rows by place: their table, and their keys in the one global order."""
@@ -164,4 +166,64 @@ def steps_of(graph: ForeignKeyGraph, rows: Rows) -> tuple[Step, ...]:
             graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
         )
         for group in graph.order(rows)
+    )
+
+
+def transactions_of(
+    steps: Iterable[Step], limit: int, *, apart: Callable[[Step], Iterable[Step]]
+) -> Iterator[Rows]:
+    """The rows of these steps, in order, a transaction each.
+
+    Args:
+        steps: what is to be deleted, children first.
+        limit: the most rows of one transaction. Rows that only go together are not divided.
+        apart: divides a step whose tables form a cycle, and that is too large for one
+            transaction, into smaller ones in the order in which their rows can go; a step of it
+            with ``cycle`` is a circle of rows. Called when the transactions before have ended.
+    """
+    rows: Rows = {}
+    size = 0
+    for step in steps:
+        parts = apart(step) if step.cycle and step.size > limit else (step,)
+        for part in parts:
+            if part.cycle:
+                if size and size + part.size > limit:
+                    yield rows
+                    rows, size = {}, 0
+                for batch in part.batches:
+                    size += _add(rows, batch.table, batch.keys)
+                continue
+            for batch in part.batches:
+                at = 0
+                while at < len(batch.keys):
+                    if size >= limit:
+                        yield rows
+                        rows, size = {}, 0
+                    room = limit - size
+                    whole = not at and room >= len(batch.keys)
+                    keys = batch.keys if whole else batch.keys[at : at + room]
+                    size += _add(rows, batch.table, keys)
+                    at += room
+    if size:
+        yield rows
+
+
+def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
+    place = table.place
+    before = len(rows[place][1]) if place in rows else 0
+    if before:  # rows of a cycle come level by level
+        keys = in_order([*rows[place][1], *keys])
+    rows[place] = table, keys
+    return len(keys) - before
+
+
+def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
+    """Some rows of a step, given as (number of the batch, key)."""
+    keys: dict[int, list[Any]] = {}
+    for number, key in rows:
+        keys.setdefault(number, []).append(key)
+    places = {step.batches[number].table.place for number in keys}
+    return Step(
+        tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
+        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
     )

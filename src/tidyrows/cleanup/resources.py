@@ -18,8 +18,7 @@ from tidyrows.tracking.keyset import KeySet
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tidyrows.cleanup.outcome import Kept
-    from tidyrows.cleanup.run import CleanupRun
+    from tidyrows.cleanup.run import CleanupRun, Kept
     from tidyrows.external import Item, Tie
     from tidyrows.schema import Place
     from tidyrows.tracking.store import TableHoldings
