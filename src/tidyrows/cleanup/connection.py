@@ -29,14 +29,7 @@ SPOILED = "tidyrows.spoiled"
 
 
 class Database:
-    """One database that rows are to be deleted from.
-
-    Args:
-        engine: the engine that reaches it.
-        lock_timeout: the longest wait for one lock, in seconds.
-        statement_timeout: the longest that one statement may run, in seconds, where the database
-            can say so; never less than the wait for a lock.
-    """
+    """One database that rows are to be deleted from."""
 
     def __init__(self, engine: sa.Engine, *, lock_timeout: float, statement_timeout: float) -> None:
         self.engine = engine
@@ -75,12 +68,7 @@ class Database:
     def writing(
         self, *, seconds: float | None = None, committed: Callable[[], None] | None = None
     ) -> AbstractContextManager[sa.Connection]:
-        """A transaction to delete in: committed at the end, rolled back if anything is raised.
-
-        Args:
-            seconds: the longest that one statement may run or wait, if less than the usual.
-            committed: called as soon as the COMMIT has succeeded: what follows may yet fail.
-        """
+        """A transaction to delete in: committed at the end, rolled back if anything is raised."""
         left = max(self.statement_timeout if seconds is None else seconds, _AT_LEAST)
         lock_timeout = min(self.lock_timeout, left)
         begin = partial(self.dialect.begin_cleanup, foreign_keys=self.enforced)

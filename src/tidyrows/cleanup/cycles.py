@@ -53,16 +53,6 @@ def delete_by_levels(
 ) -> dict[TableName, int]:
     """Delete the rows of a cyclic step, level by level.
 
-    Args:
-        connection: the cleanup's, in its transaction.
-        database: where.
-        step: the tables of one cycle, or one table that references itself.
-        foreign_keys_off: loops that nothing opens may be deleted with foreign keys switched off,
-            on a connection that is thrown away afterwards.
-
-    Returns:
-        Rows deleted, by table.
-
     Raises:
         RowLoopError: a loop that nothing opens, and ``foreign_keys_off`` is not allowed.
     """

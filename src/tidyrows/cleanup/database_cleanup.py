@@ -65,9 +65,6 @@ class DatabaseCleanup:
     def run(self) -> list[Leftover]:
         """Delete everything that can be deleted.
 
-        Returns:
-            What is left over.
-
         Raises:
             SessionStateError: somebody's transaction is open on the only connection.
         """

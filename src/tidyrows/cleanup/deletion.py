@@ -69,14 +69,11 @@ class Deletion:
     def run(
         self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
     ) -> None:
-        """Delete the rows, all of them tracked.
+        """Delete the rows, all of them tracked; ``steps`` are the same in order, if that is known.
 
-        Args:
-            rows: what to delete.
-            steps: the same in order, if that is known.
-            discover: look for everything that references the rows, instead of only for what the
-                database would take or change without a word.
-            limit: how many untracked rows may go with more than one row of ours.
+        With ``discover`` it looks for everything that references the rows, else only for what the
+        database would take or change without a word. No more than ``limit`` untracked rows may go
+        with more than one row of ours.
 
         Raises:
             DependentsExistError: there is something to discover.

@@ -70,12 +70,6 @@ class Discovery:
     those who are inserting one, and keeps new ones out until the transaction ends. So no CASCADE
     takes a row that nobody saw.
 
-    Args:
-        scope: the cleanup.
-        connection: in its transaction.
-        tracked: our rows, those too that are not to be deleted in this transaction.
-        limit: how many dependents may be found, unless all of them are one row's.
-
     Attributes:
         kept: rows that stay; grows.
     """
@@ -331,11 +325,7 @@ def referenced_values(
     *,
     incoming: Sequence[ForeignKey],
 ) -> dict[tuple[str, ...], Sequence[Any]]:
-    """What these foreign keys may reference of these rows, which are locked already.
-
-    Returns:
-        For each choice of columns that a foreign key references, the values of the rows.
-    """
+    """What these foreign keys may reference of these rows, which are locked already."""
     table = view.with_referenced(connection, place)
     names = tuple(column.name for column in table.key_columns)
     choices = dict.fromkeys(key.parent_columns for key in incoming)

@@ -58,13 +58,8 @@ _LATE = Reason(LeftoverKind.LATE)
 class Executor:
     """Deletes tracked rows, and what references them, from one database.
 
-    Args:
-        run: the cleanup.
-        database: where.
-        ledger: the entries of the rows; None where nothing is recorded.
-        identity: tells which rows may not be ours any more.
-        others: tracked rows that are not to be deleted now, by place; what they reference stays.
-        stay: those of them that stay for a reason of their own.
+    ``others`` are tracked rows that are not to be deleted now: what they reference stays. ``stay``
+    are those of them that stay for a reason of their own.
     """
 
     def __init__(
@@ -97,11 +92,7 @@ class Executor:
         return self._scope.view
 
     def delete(self, holdings: Iterable[TableHoldings]) -> list[Batch]:
-        """Delete everything that can be deleted; what came of it is in :attr:`outcome`.
-
-        Returns:
-            The rows that were to be deleted, in the order in which they go.
-        """
+        """Delete everything that can be deleted; what came of it is in :attr:`outcome`."""
         holdings = list(holdings)
         rows = rows_held(holdings)
         tracked = {held.table.place: held.keys for held in holdings}

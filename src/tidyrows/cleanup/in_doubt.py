@@ -65,16 +65,9 @@ def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
 
 
 def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
-    """Whether a COMMIT that was not answered had succeeded.
+    """Whether a COMMIT that was not answered had succeeded; None where no key proves it.
 
     Its rows are the tracker's, or forgotten, once that is known.
-
-    Args:
-        tracker: it holds the rows in doubt.
-        before: rows in doubt that are not of this COMMIT.
-
-    Returns:
-        None where no key proves that a row is ours.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: a transient error.
@@ -128,9 +121,6 @@ def resolve_by_ledger(
     tracker: ResourceTracker, database: Database, journal: Journal
 ) -> list[tuple[Change, bool]]:
     """Resolve what was entered with a COMMIT that was not answered: it is there if that succeeded.
-
-    Returns:
-        What was in doubt, and whether it is true.
 
     Raises:
         sqlalchemy.exc.SQLAlchemyError: a transient error.

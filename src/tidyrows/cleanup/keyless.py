@@ -49,11 +49,7 @@ class KeylessRows:
                 self._pending.append((held.table, held.whole))
 
     def again(self) -> list[Leftover]:
-        """Try once more what failed: rows with keys that referenced it are gone now.
-
-        Returns:
-            What is left over.
-        """
+        """Try once more what failed: rows with keys that referenced it are gone now."""
         pending, self._pending = self._pending, []
         for table, rows in pending:
             if self._tried(table, rows) is None:

@@ -46,11 +46,7 @@ class LedgerUpdates:
         return None if journal is None else cls(tracker, database, journal)
 
     def count(self, held: Sequence[TableHoldings]) -> None:
-        """How many rows are entered; unknown where there is more than rows with keys.
-
-        Args:
-            held: all that the tracker holds in this database.
-        """
+        """How many rows are entered; unknown where there is more than rows with keys."""
         others = any(each.doubtful or each.nameless for each in held)
         self._left = None if others else sum([len(each.keys) for each in held])
 
@@ -60,11 +56,6 @@ class LedgerUpdates:
 
     def record(self, connection: sa.Connection, rows: Rows, done: Outcome) -> None:
         """In the transaction that has deleted rows: write that into the ledger.
-
-        Args:
-            connection: in the transaction.
-            rows: what was to be deleted.
-            done: what was.
 
         Raises:
             TakenOverError: the rows are a sweep's by now.
@@ -136,11 +127,7 @@ class LedgerUpdates:
     # -- the end -------------------------------------------------------------------------------
 
     def finish(self, retry: Callable[[Callable[[], JournalUpdate]], JournalUpdate]) -> None:
-        """Leave in the ledgers what is left, and nothing more.
-
-        Args:
-            retry: runs a whole transaction, again where that may help.
-        """
+        """Leave in the ledgers what is left, and nothing more."""
         journal = self.journal
         numbers = journal.numbers()
         left = list(self._tracker.store.changes(self._database.name))

@@ -103,13 +103,7 @@ class DependentRules:
     protect: frozenset[Place] = frozenset()
 
     def fate(self, key: ForeignKey, nullable: Iterable[str], *, enforced: bool) -> Fate:
-        """What becomes of rows that reference ours by this key.
-
-        Args:
-            key: the foreign key.
-            nullable: the columns of its table that may become NULL.
-            enforced: whether the database does what ON DELETE says.
-        """
+        """What becomes of rows that reference ours by this key."""
         if key.child in self.protect:
             return Fate.BLOCKS
         if key.child in self.own or self.policy is Dependents.DELETE:

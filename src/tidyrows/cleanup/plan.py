@@ -172,14 +172,12 @@ def steps_of(graph: ForeignKeyGraph, rows: Rows) -> tuple[Step, ...]:
 def transactions_of(
     steps: Iterable[Step], limit: int, *, apart: Callable[[Step], Iterable[Step]]
 ) -> Iterator[Rows]:
-    """The rows of these steps, in order, a transaction each.
+    """The rows of these steps, in order, a transaction each: at most ``limit`` rows if possible.
 
-    Args:
-        steps: what is to be deleted, children first.
-        limit: the most rows of one transaction. Rows that only go together are not divided.
-        apart: divides a step whose tables form a cycle, and that is too large for one
-            transaction, into smaller ones in the order in which their rows can go; a step of it
-            with ``cycle`` is a circle of rows. Called when the transactions before have ended.
+    Rows that reference go before or with what they reference, so that the foreign keys are whole
+    wherever a transaction ends. ``apart`` divides a step whose tables form a cycle, and that is too
+    large, into smaller ones in the order in which their rows can go; a step of it with ``cycle`` is
+    a circle of rows. It is called when the transactions before have ended.
     """
     rows: Rows = {}
     size = 0

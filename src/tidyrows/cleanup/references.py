@@ -44,15 +44,7 @@ def referenced(
     *,
     but_for: tuple[KeyedTable, Sequence[Any]] | None = None,
 ) -> set[Any]:
-    """Of these parent rows, those that any row of the child table references.
-
-    Args:
-        connection: where to look.
-        key: by which foreign key.
-        parent: the parents' table.
-        parent_keys: the parents.
-        but_for: the child table and rows of it that do not count.
-    """
+    """Of these parent rows, those that any row of the child table references."""
     if but_for is None:
         schema, name = key.child
         children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias()

@@ -178,12 +178,7 @@ def count_in(into: dict[Any, int], name: Any, count: int) -> None:
 
 
 def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) -> str:
-    """The message of a CleanupError: every row with its cause, up to a screen of them.
-
-    Args:
-        leftovers: what is still there.
-        swept: a sweep was to delete them, so that no tracker is at hand.
-    """
+    """The message of a CleanupError: every row with its cause, up to a screen of them."""
     leftovers = list(leftovers)
     count = sum(leftover.count for leftover in leftovers)
     things = "row(s) and resources" if any(each.resource for each in leftovers) else "row(s)"

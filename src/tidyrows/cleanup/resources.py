@@ -42,10 +42,6 @@ class RemovalOrder:
 
     A table stands for those of its rows that no tie names. Which row references which is not
     looked up: a row of a child table may reference any row of the parent table.
-
-    Args:
-        ties: the resources.
-        references: which table references which, child first.
     """
 
     def __init__(
@@ -167,14 +163,7 @@ class ResourceCleanup:
         self._tried: set[RowKey] = set()
 
     def run(self, references: Sequence[tuple[TableName, TableName]]) -> list[Leftover]:
-        """Delete the rows and remove the resources, as far as that can be done.
-
-        Args:
-            references: which table references which, child first.
-
-        Returns:
-            What is left over.
-        """
+        """Delete the rows and remove the resources, as far as that can be done."""
         ties = {tie.resource: tie for tie in self._tracker.ties()}
         tracked = [held.table.name for held in self._tracker.snapshot()]
         order = removal_order(list(ties.values()), references, tracked)

@@ -108,14 +108,7 @@ class CleanupRun:
         waits: int = sys.maxsize,
         policy: RetryPolicy | None = None,
     ) -> T:
-        """Run a whole transaction, again where that may help, until the cleanup's deadline.
-
-        Args:
-            database: where it runs.
-            transaction: begins and ends one.
-            waits: after how many waits for a lock in vain to give up.
-            policy: by default the cleanup's.
-        """
+        """Run a whole transaction, again where that may help, until the cleanup's deadline."""
         dialect = database.dialect
 
         def is_transient(error: BaseException) -> bool:
@@ -138,13 +131,7 @@ class CleanupRun:
     def claimed(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> dict[Any, str]:
-        """Of these rows, those that another tracker, here or in another process, will delete.
-
-        Args:
-            connection: in the transaction in which the rows were seen.
-            table: theirs.
-            keys: theirs; ``[()]`` for any row of a table without a primary key.
-        """
+        """Of these rows, those that another tracker, here or in another process, will delete."""
         name = table.name
         claims: dict[Any, str] = {}
         for other in self.database(name.database).capture.sinks:

@@ -89,9 +89,6 @@ def judge(
     """Which rows are left over.
 
     If every row of the batch was counted as deleted, what is there now came afterwards.
-
-    Returns:
-        The reason for each leftover, and how many keys name a row again that is not ours.
     """
     reasons = {
         key: replace(refused[key], also=reason) if key in refused else reason
