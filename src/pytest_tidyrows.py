@@ -225,7 +225,7 @@ def _audit(config: pytest.Config) -> None:
 
 def _order(config: pytest.Config) -> None:
     """Run the tests in the order of a seed."""
-    from tidyrows.testing.audit_child import OrderPlugin  # noqa: PLC0415 -- as above
+    from tidyrows.testing.pytest_audit import OrderPlugin  # noqa: PLC0415 -- as above
 
     order = OrderPlugin(
         config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again")

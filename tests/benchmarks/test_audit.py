@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.measure import seconds
+from harness.audits import unobserved
 from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
@@ -47,13 +48,13 @@ def test_a_look_after_each_test(database):
         connection.exec_driver_sql(f"INSERT INTO big (x) {rows}")
         for each in small:
             connection.execute(each.insert(), [{"x": "x"}] * 20)
-    ear = AuditObserver()
-    watches = WatchedDatabases(ear.ignore_this_thread, ear.unobserved)
+    observer = AuditObserver()
+    watches = WatchedDatabases()
     history = RowHistory(watches.sees)
-    ear.open(watches.meet, watches.release)
+    observer.open(watches.meet, watches.release)
 
     def look():
-        heard = ear.take()
+        heard = observer.take()
         who = Maker("a test")
         history.add(who, watches.look(who, heard), heard)
 
@@ -79,9 +80,9 @@ def test_a_look_after_each_test(database):
     print(f"  after one that commits a row to the large table: {inserts}")
 
     def elsewhere(_connection, _number):
-        with ear.unobserved(), engine.begin() as connection:
+        with unobserved(engine).begin() as connection:
             connection.execute(small[1].insert(), {"x": "y"})
 
     print(f"  after one whose row another process commits: {looks(elsewhere)}")
-    ear.close()
+    observer.close()
     watches.close()

@@ -11,6 +11,7 @@ from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
+from tidyrows.execution import INTERNAL
 
 
 class Base(DeclarativeBase):
@@ -33,12 +34,17 @@ class Note(Base):
     text: Mapped[str] = mapped_column(sa.String(40), default="")
 
 
+def unobserved(engine: sa.Engine) -> sa.Engine:
+    """The same engine for what another process does."""
+    return engine.execution_options(**{INTERNAL: True})
+
+
 class Audited:
     """An audit without pytest: the block of each test is what it did."""
 
     def __init__(self) -> None:
         self.observer = AuditObserver()
-        self.watches = WatchedDatabases(self.observer.ignore_this_thread, self.observer.unobserved)
+        self.watches = WatchedDatabases()
         self.history = RowHistory(self.watches.sees)
         self.observer.open(self.watches.meet, self.watches.release)
 

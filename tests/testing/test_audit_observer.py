@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import StaticPool
 
-from harness.audits import Audited, Base, Note, Org
+from harness.audits import Audited, Base, Note, Org, unobserved
 from harness.targets import on
 from tidyrows.audit import tables
 from tidyrows.audit.observer import AuditObserver
@@ -84,7 +84,7 @@ def test_rows_of_other_processes_count_as_those_of_the_test_that_ran(made, audit
     with made.connect() as connection:
         connection.execute(sa.select(Org.__table__)).all()
     audited.test("before", is_test=False)
-    with audited.observer.unobserved(), made.begin() as connection:
+    with unobserved(made).begin() as connection:
         connection.execute(sa.insert(Org).values(name="by the application"))
     audited.test("calls it")
     assert audited.found == {("calls it", "leaves", "orgs", 1)}
@@ -143,3 +143,19 @@ def test_a_closed_observer_observes_nothing(made):
         session.scalars(sa.select(Org)).all()
     assert observer.take().databases == {}
     assert observer.take().loaded == set()
+
+
+def test_a_row_that_is_rolled_back_is_not_read_under_the_key_of_another_test(made, audited):
+    """The key of a row that another test left may be free within the transaction."""
+    with Session(made) as session:
+        session.add(Org(id=1, name="left"))
+        session.commit()
+    audited.test("leaves")
+    with Session(made) as session:
+        session.execute(sa.delete(Org))
+        session.add(org := Org(id=1, name="rolled back"))
+        session.flush()
+        session.refresh(org)
+        session.rollback()
+    audited.test("rolls back")
+    assert audited.found == {("leaves", "leaves", "orgs", 1)}

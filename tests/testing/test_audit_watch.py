@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from harness.asynchronous import ONE_EACH
 from harness.targets import DEFAULT, on
 from tidyrows.audit import tables
-from tidyrows.audit.connection import AuditConnection, AuditThread
+from tidyrows.audit.databases import AuditConnection, AuditThread
 from tidyrows.audit.observations import DatabaseObservations
 from tidyrows.audit.watch import DatabaseWatch
 from tidyrows.ledger.table import Ledger
@@ -35,7 +35,7 @@ bare = sa.Table("bare", metadata, sa.Column("x", sa.Integer))
 
 @pytest.fixture
 def thread():
-    made = AuditThread(lambda: None)
+    made = AuditThread()
     yield made
     made.close()
 

@@ -10,18 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from tidyrows.audit.findings import Finding, FindingKind, Wording, row_findings
-from tidyrows.audit.observations import Observations
-from tidyrows.audit.orders import order_findings, rerun
-from tidyrows.audit.report import report_of
-from tidyrows.audit.report_html import html
-from tidyrows.audit.report_text import lines
+from tidyrows.audit.observations import Observations, scan
+from tidyrows.audit.orders import as_listed, order_findings, rerun, shuffled
+from tidyrows.audit.report import html, lines, report_of
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.run_order import as_listed, shuffled
 from tidyrows.audit.runs import AuditRun, without_audit
-from tidyrows.audit.sql_scan import scan
 from tidyrows.audit.tables import Difference
 from tidyrows.keys import RowKey, TableName
-from tidyrows.testing.audit_child import Outcomes
+from tidyrows.testing.pytest_audit import Outcomes
 
 ORGS = TableName("here", "main", "orgs")
 

@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from harness.targets import on
 from tidyrows.suite.spare_engine import spare_engine_of
 from tidyrows.suite.suite import WholeSuite
-from tidyrows.suite.summary import SuiteSummary
+from tidyrows.testing.summary import SuiteSummary
 
 METADATA = sa.MetaData()
 ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))

@@ -1,122 +1,113 @@
-"""Observes the SQL of every engine that the suite or its application opens in this process."""
+"""Observes the SQL of every engine that the suite or its application opens in this process.
+
+Committed rows come from capture, as a tracker's do. Capture does not know what is read, or what raw
+SQL writes to: the ORM's loads and the tables that SQL strings name are observed here.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
 import weakref
-from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
-from sqlalchemy.engine import Compiled
-from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.audit.keys import sent_key
-from tidyrows.audit.observations import Observations, Operation
-from tidyrows.audit.sql_scan import scan
-from tidyrows.capture import inserts, returning, where_clause
-from tidyrows.dialects import RealTable, dialect_for
+from tidyrows.audit.observations import Observations, scan, written_name
+from tidyrows.capture.changes import Inserted, Touched
+from tidyrows.capture.engine import capture_for
+from tidyrows.dialects import dialect_for
 from tidyrows.execution import INTERNAL
-from tidyrows.keys import KeyedTable, RowKey, TableName
+from tidyrows.keys import RowKey, TableName
+from tidyrows.observe.all_engines import AllEngines
+from tidyrows.observe.sink import ObservingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
 
-Pending = list[tuple[Operation, RowKey] | str]
-"""What an open transaction has done, and the names of its savepoints between."""
+    from tidyrows.capture.changes import Change
 
-_MANY = 10_000
-"""Rows of one statement of which no more is remembered."""
+_MOST = 10_000
+"""How many rows of one statement are remembered."""
 
 
-class AuditObserver:
-    """Hears all engines, those that are made later too, from open to close.
+class AuditObserver(ObservingSink):
+    """Observes all engines from ``open`` to ``close``.
 
     Attributes:
-        heard: what was heard since the last time that it was taken.
-        models: the names of the mapped classes that were met, by table.
+        observed: since the last :meth:`take`.
+        models: the names of mapped classes, by the name of their table.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.observed = Observations()
         self.models: dict[str, str] = {}
         self._meet: Callable[[sa.Connection], str | None]
-        self._leave: Callable[[], None]
-        self._ignored: set[int] = set()
+        self._release: Callable[[], None]
+        self._engines = AllEngines(self._accept, lambda _engine: self)
         self._process = os.getpid()
         self._names: weakref.WeakKeyDictionary[sa.Engine, str | None] = weakref.WeakKeyDictionary()
-        self._pending: weakref.WeakKeyDictionary[sa.Connection, Pending]
-        self._pending = weakref.WeakKeyDictionary()
-        self._keyed: dict[tuple[str, sa.Table], KeyedTable] = {}
-        self._hung: list[tuple[Any, str, Any]] = []
+        self._captured: dict[str, tuple[str, weakref.ref[sa.Engine]]] = {}
+        self._listeners: list[tuple[Any, str, Any]] = []
 
-    def open(self, meet: Callable[[sa.Connection], str | None], leave: Callable[[], None]) -> None:
-        """Begin to listen.
-
-        Args:
-            meet: called with each connection that is taken; returns how its database is named.
-            leave: called before a statement that waits for all other connections to go.
-        """
-        self._meet, self._leave = meet, leave
-        for name in (
-            *("engine_connect", "before_cursor_execute", "after_execute", "commit", "rollback"),
-            *("savepoint", "rollback_savepoint", "commit_twophase", "rollback_twophase"),
-        ):
-            self._hang(sa.Engine, name, getattr(self, f"_{name}"))
+    def open(
+        self, meet: Callable[[sa.Connection], str | None], release: Callable[[], None]
+    ) -> None:
+        """Begin to observe."""
+        self._meet, self._release = meet, release
+        self._listen(sa.Engine, "engine_connect", self._connected)
+        self._listen(sa.Engine, "before_cursor_execute", self._executing)
+        self._listen(orm.Session, "pending_to_persistent", self._flushed)
         for name in ("load", "refresh"):
-            self._hang(orm.Mapper, name, self._loaded, raw=True)
+            self._listen(orm.Mapper, name, self._loaded, raw=True)
+        self._engines.start()
 
     def close(self) -> None:
-        """Listen no more."""
-        while self._hung:
-            event.remove(*self._hung.pop())
-
-    def ignore_this_thread(self) -> None:
-        """What is asked here is the audit's own."""
-        self._ignored.add(threading.get_ident())
-
-    @contextmanager
-    def unobserved(self) -> Iterator[None]:
-        """What this thread asks in the block is the audit's own."""
-        self.ignore_this_thread()
-        try:
-            yield
-        finally:
-            self._ignored.discard(threading.get_ident())
-
-    def _is_ignored(self) -> bool:
-        """In the audit's own thread; and after a fork, where nobody takes what was heard."""
-        return threading.get_ident() in self._ignored or os.getpid() != self._process
+        """Remove the listeners."""
+        self._engines.stop()
+        while self._listeners:
+            event.remove(*self._listeners.pop())
 
     def take(self) -> Observations:
-        """What was heard since the last time."""
-        heard, self.observed = self.observed, Observations()
-        return heard
+        """What was observed since the last call."""
+        for engine in self._engines.known:
+            capture_for(engine).resolve()
+        observed, self.observed = self.observed, Observations()
+        return observed
 
-    def _hang(self, target: Any, name: str, hear: Any, **options: Any) -> None:
-        event.listen(target, name, hear, **options)
-        self._hung.append((target, name, hear))
+    def _listen(self, target: Any, name: str, function: Any, **options: Any) -> None:
+        event.listen(target, name, function, **options)
+        self._listeners.append((target, name, function))
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _accept(self, engine: sa.Engine) -> bool:
+        capture_for(engine).add_sink(self)
+        return True
+
+    def _connected(self, connection: sa.Connection) -> str | None:
+        """A connection is taken from its pool; returns the name of its database."""
+        engine = connection.engine
+        if INTERNAL in engine.get_execution_options() or os.getpid() != self._process:
+            return None  # the audit's own; or after a fork, where the audit's thread is missing
+        self._names[engine] = name = self._meet(connection)
+        if name is not None:
+            self._captured[capture_for(engine).database] = name, weakref.ref(engine)
+            self.observed.of(name)
+        return name
 
     def _database(self, connection: sa.Connection) -> str | None:
-        """The name of a connection's database; None where it is nobody's business."""
-        if self._is_ignored() or INTERNAL in connection.get_execution_options():
+        """The name of a connection's database; None where that is not looked at."""
+        if INTERNAL in connection.get_execution_options() or os.getpid() != self._process:
             return None
-        if connection.engine not in self._names:  # it was taken before the ear was opened
-            self._names[connection.engine] = self._meet(connection)
+        if connection.engine not in self._names:  # the connection is older than the observer
+            return self._connected(connection)
         return self._names[connection.engine]
 
-    # -- what SQLAlchemy calls -------------------------------------------------------------------
-
-    def _engine_connect(self, connection: sa.Connection) -> None:
-        if self._is_ignored():
-            return
-        self._names[connection.engine] = name = self._meet(connection)
-        if name is not None:
-            self.observed.of(name)
-
-    def _before_cursor_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
+    def _executing(  # noqa: PLR0917 -- SQLAlchemy's signature
         self,
         connection: sa.Connection,
         cursor: Any,
@@ -127,133 +118,80 @@ class AuditObserver:
     ) -> None:
         name = self._database(connection)
         found = scan(statement)
-        if found.exclusive and not self._is_ignored():
-            self._leave()
-        if name is None:
-            return
-        there = self.observed.of(name)
-        there.written |= found.written
-        there.read |= found.read
-        if not getattr(getattr(context, "compiled", None), "isinsert", False):
-            there.unnamed_inserts |= {name for _schema, name in found.written}
-        there.ddl |= found.ddl
-        there.dropped |= found.dropped
-        there.unclear |= found.unclear
+        if found.exclusive and os.getpid() == self._process:
+            self._release()
+        if name is not None:
+            there = self.observed.of(name)
+            there.written |= found.written
+            there.read |= found.read
+            there.ddl |= found.ddl
+            there.dropped |= found.dropped
+            there.unclear |= found.unclear
 
-    def _after_execute(  # noqa: PLR0917 -- SQLAlchemy's signature
-        self,
-        connection: sa.Connection,
-        statement: Any,
-        multiparams: Any,
-        params: Any,
-        options: Any,
-        result: Any,
-    ) -> None:
-        if isinstance(statement, Compiled):
-            statement = statement.statement
-        if not isinstance(statement, (Insert, Update, Delete)):
-            return
-        name = self._database(connection)
-        if name is None or not isinstance(result, sa.CursorResult) or result.context is None:
-            return
-        table = returning.table_of(statement) if isinstance(statement, Insert) else statement.table
-        target = self._target(connection, name, table, options)
-        if target is None or not target.key_columns:
-            return
-        deed, keys = _done(statement, result, target, connection)
-        rows = self._rows(connection, target, keys[:_MANY])
-        if deed == "inserted":
-            self.observed.inserted.update(rows)
-            if not rows:
-                self.observed.of(name).unnamed_inserts.add(target.name.name)
-        done: Pending = [(deed, row) for row in rows]
-        if dialect_for(connection).is_autocommit(connection):
-            self.observed.committed += [each for each in done if not isinstance(each, str)]
-        else:
-            self._pending.setdefault(connection, []).extend(done)
+    # -- what capture reports ----------------------------------------------------------------------
 
-    def _target(
-        self, connection: sa.Connection, database: str, table: Any, options: Any
-    ) -> KeyedTable | None:
-        if not isinstance(table, sa.Table):
-            return None
-        translate = options.get("schema_translate_map") or {}
-        schema = translate.get(table.schema, table.schema)
-        return self._named(connection.engine, database, table, schema)
+    def apply(self, change: Change) -> Change:
+        """Rows were inserted, updated or deleted, and that is committed."""
+        if isinstance(change, (Inserted, Touched)) and change.table.key_columns:
+            operation = change.verb if isinstance(change, Touched) else "inserted"
+            rows = self._rows(change)
+            self.observed.committed += [(operation, row) for row in rows]
+            if operation == "inserted":
+                self.observed.inserted.update(rows)
+        return change
 
-    def _named(
-        self, engine: sa.Engine, database: str, table: sa.Table, schema: str | None
-    ) -> KeyedTable:
-        table = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
-        place = schema or dialect_for(engine).default_schema(engine)
-        found = self._keyed.get((place, table))
-        if found is None or found.name.database != database:
-            found = KeyedTable(TableName(database, place, table.name), table)
-            self._keyed[place, table] = found
-        return found
+    def _rows(self, change: Change) -> list[RowKey]:
+        database, reference = self._captured.get(change.table.name.database, ("", None))
+        engine = None if reference is None else reference()
+        if engine is None:
+            return []
+        table = replace(change.table.name, database=database)
+        columns = change.table.key_columns
+        keys = change.keys[:_MOST]
+        whole = keys if len(columns) > 1 else [(key,) for key in keys]
+        sent = [sent_key(columns, key, engine.dialect) for key in whole]
+        return [RowKey(table, key) for key in sent if key is not None]
 
-    def _rows(
-        self, connection: sa.Connection, target: KeyedTable, keys: Sequence[Sequence[Any]]
-    ) -> list[RowKey]:
-        sent = [sent_key(target.key_columns, key, connection.dialect) for key in keys]
-        return [RowKey(target.name, key) for key in sent if key is not None]
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Rows were inserted whose keys are not known; they are in no other test's account."""
+        if isinstance(subject, tuple):
+            name = subject[1]
+            self.observed.unnamed_inserts.add(
+                name.name if isinstance(name, TableName) else written_name(str(name))[1]
+            )
+
+    # -- what the ORM reports ----------------------------------------------------------------------
+
+    def _flushed(self, session: orm.Session, instance: Any) -> None:
+        """An object was inserted; whether it is committed does not matter here."""
+        row = self._row_of(session, sa.inspect(instance))
+        if row is not None:
+            self.observed.inserted.add(row)
 
     def _loaded(self, state: Any, context: Any, names: Any = None) -> None:
-        session = state.session
-        if session is None or state.key is None:
-            return
+        row = self._row_of(state.session, state)
+        if row is not None:
+            self.models.setdefault(row.table.name, state.class_.__name__)
+            self.observed.loaded.add(row)
+
+    def _row_of(self, session: orm.Session | None, state: Any) -> RowKey | None:
+        """The row of an object in the table of its base class."""
         mapper = state.mapper.base_mapper
         table = mapper.local_table
-        if not isinstance(table, sa.Table) or len(mapper.primary_key) != len(state.key[1]):
-            return
-        self.models.setdefault(str(table.name), state.class_.__name__)
+        if (
+            session is None
+            or state.key is None
+            or not isinstance(table, sa.Table)
+            or len(mapper.primary_key) != len(state.key[1])
+        ):
+            return None
         try:
             bind = session.get_bind(mapper)
         except Exception:  # noqa: BLE001 -- a session that is told its bind otherwise, or is the project's own
-            return
+            return None
         name = self._names.get(bind.engine)
-        if name is not None:
-            target = self._named(bind.engine, name, table, table.schema)
-            key = sent_key(mapper.primary_key, state.key[1], bind.dialect)
-            if key is not None:
-                self.observed.loaded.add(RowKey(target.name, key))
-
-    # -- transactions ----------------------------------------------------------------------------
-
-    def _commit(self, connection: sa.Connection) -> None:
-        done = self._pending.pop(connection, [])
-        self.observed.committed += [each for each in done if not isinstance(each, str)]
-
-    def _rollback(self, connection: sa.Connection) -> None:
-        self._pending.pop(connection, None)
-
-    def _savepoint(self, connection: sa.Connection, name: str | None) -> None:
-        if name is None:  # SQLAlchemy names it right after this event, by this counter
-            name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
-        if connection in self._pending:
-            self._pending[connection].append(name)
-
-    def _rollback_savepoint(self, connection: sa.Connection, name: str, context: Any) -> None:
-        pending = self._pending.get(connection, [])
-        del pending[pending.index(name) if name in pending else 0 :]
-
-    def _commit_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
-        self._commit(connection)
-
-    def _rollback_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
-        self._rollback(connection)
-
-
-def _done(
-    statement: Any, result: sa.CursorResult[Any], target: KeyedTable, connection: sa.Connection
-) -> tuple[Operation, list[tuple[Any, ...]]]:
-    """What a statement did, and the keys that it did it to, where they can be told."""
-    if isinstance(statement, Insert):
-        if not returning.is_plain(statement):
-            return "inserted", []
-        real = RealTable(target.name.schema, "table", plain=False)
-        told = inserts.keys_from_result(statement, result, target, real, dialect_for(connection))
-        return "inserted", inserts.nameable(told[0]) if told else []
-    keys = where_clause.matched_keys(statement, result.context, target) or []
-    deed: Operation = "updated" if isinstance(statement, Update) else "deleted"
-    return deed, keys if result.context.rowcount else []
+        key = None if name is None else sent_key(mapper.primary_key, state.key[1], bind.dialect)
+        if name is None or key is None:
+            return None
+        schema = table.schema or dialect_for(bind.engine).default_schema(bind.engine)
+        return RowKey(TableName(name, schema, table.name), key)

@@ -1,17 +1,20 @@
-"""Which tests pass only in one order, or only once, and which earlier test may be the cause."""
+"""Orders of the tests; which tests pass only in one order, or only once, and because of which."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+from typing import TYPE_CHECKING, TypeVar
 
 from tidyrows.audit.findings import Finding, FindingKind, function
 from tidyrows.audit.row_history import RowAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tidyrows.audit.row_history import RowHistory
     from tidyrows.audit.runs import AuditRun
+
+T = TypeVar("T")
 
 _NAMED = 3
 
@@ -106,3 +109,29 @@ def _passing(runs: Sequence[AuditRun]) -> list[str]:
 
 def _fails(run: AuditRun, test: str) -> bool:
     return run.failed.get(test) is True
+
+
+def shuffled(items: Iterable[T], seed: int, name: Callable[[T], str]) -> list[T]:
+    """The items in the order of a seed.
+
+    Two tests keep their order whichever others are there, so that a few of them can be run alone in
+    the order in which one failed.
+    """
+
+    def place(item: T) -> tuple[str, ...]:
+        module, _, inner = name(item).partition("::")
+        inner = inner.partition("[")[0]  # what a test is given may have colons too
+        group = inner.rpartition("::")[0] or inner
+        return tuple(_hashed(seed, part) for part in (module, f"{module}::{group}", name(item)))
+
+    return sorted(items, key=place)
+
+
+def as_listed(items: Iterable[T], order: Sequence[str], name: Callable[[T], str]) -> list[T]:
+    """The items in the order of a list of their names, without those that are not in it."""
+    places = {each: place for place, each in enumerate(order)}
+    return sorted((i for i in items if name(i) in places), key=lambda item: places[name(item)])
+
+
+def _hashed(seed: int, part: str) -> str:
+    return hashlib.sha256(f"{seed} {part}".encode()).hexdigest()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tidyrows.audit.keys import Key
-    from tidyrows.audit.observations import Observations, Operation
+    from tidyrows.audit.observations import Observations
     from tidyrows.audit.tables import Difference
     from tidyrows.keys import TableName
 
@@ -64,10 +64,6 @@ Touched = dict[tuple[RowAccess, "TableName", Maker], set["Key"]]
 class RowHistory:
     """All that is known of the run's rows.
 
-    Args:
-        sees: whether a look shows what became of a row; of other rows, the observed operations
-            count.
-
     Attributes:
         left: by maker, the rows that were there after it.
         touched: by test, the rows of others that it touched.
@@ -115,9 +111,7 @@ class RowHistory:
             self._forget(maker, row)
         new.update(RowKey(table, key) for key in difference.appeared)
 
-    def _add_operation(
-        self, maker: Maker, operation: Operation, row: RowKey, new: set[RowKey]
-    ) -> None:
+    def _add_operation(self, maker: Maker, operation: str, row: RowKey, new: set[RowKey]) -> None:
         """An operation on a row that no look shows."""
         if operation == "inserted":
             new.add(row)
@@ -147,10 +141,14 @@ class RowHistory:
             for (_access, table, _maker), keys in self.touched.get(maker, {}).items()
             for key in keys
         }
-        unnamed = {name for each in observed.databases.values() for name in each.unnamed_inserts}
         for row in observed.loaded - observed.inserted:
             other = self._makers.get(row)
-            if other is None or not other.is_test or row in new or row.table.name in unnamed:
+            if (
+                other is None
+                or not other.is_test
+                or row in new
+                or row.table.name in observed.unnamed_inserts
+            ):
                 continue
             if (row.table, row.key) not in written:
                 self._touch(maker, RowAccess.READ, [row])

@@ -56,13 +56,7 @@ class SuiteCommand:
     separate: Callable[[Path], Iterable[str]] = lambda _folder: ()
 
     def run(self, name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
-        """Run it again.
-
-        Args:
-            name: what to call this run.
-            order: the ids of the tests, in the order in which they ran first.
-            seed: run them in the order of this seed instead.
-        """
+        """Run it again."""
         with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made, _lifeline() as held:
             folder = Path(made)
             outcomes, plan, printed = folder / "outcomes", folder / "plan", folder / "printed"

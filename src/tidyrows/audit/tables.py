@@ -199,13 +199,7 @@ class WatchedTable:
 
 
 def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator[WatchedTable]:
-    """The tables of one schema, as the database describes them.
-
-    Args:
-        connection: for catalogue queries.
-        database: the name of the database in row keys.
-        schema: the name of the schema.
-    """
+    """The tables of one schema, as the database describes them."""
     inspector = sa.inspect(connection)
     keys = inspector.get_multi_pk_constraint(schema=schema)
     for (place, name), columns in inspector.get_multi_columns(schema=schema).items():

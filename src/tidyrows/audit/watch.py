@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 
@@ -15,11 +15,24 @@ from tidyrows.ledger.table import NAME as LEDGER
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tidyrows.audit.connection import AuditConnection, SharedConnection
-    from tidyrows.audit.sql_scan import WrittenName
+    from tidyrows.audit.observations import WrittenName
     from tidyrows.keys import TableName
 
 T = TypeVar("T")
+
+
+class LookConnection(Protocol):
+    """A connection for the looks."""
+
+    def call(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do the work with the connection."""
+
+    def has_ended(self, error: Exception) -> bool:
+        """Whether a database in memory has ended with its connection."""
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+
 
 _LOCK_WAIT = 1.0
 """Seconds to wait for a table that somebody has locked: the suite must not wait for the audit."""
@@ -28,12 +41,6 @@ _STATEMENT = 20.0
 
 class DatabaseWatch:
     """The state of one database at the last look.
-
-    Args:
-        engine: of the suite.
-        name: the name of the database in row keys.
-        connection: for the looks.
-        note: takes a text: what could not be looked at, and why.
 
     Attributes:
         fresh: it had no table at the first look.
@@ -45,7 +52,7 @@ class DatabaseWatch:
         self,
         engine: sa.Engine,
         name: str,
-        connection: AuditConnection | SharedConnection,
+        connection: LookConnection,
         note: Callable[[str], None],
     ) -> None:
         self.name = name
@@ -56,9 +63,8 @@ class DatabaseWatch:
         # An engine on a database in memory is not kept alive, and so neither is the database.
         self._engine = None if self._dialect.is_private(engine) else engine
         self._identity = self._dialect.identity(engine)
-        self._sqlalchemy = engine.dialect
         self._note = note
-        self._connection: AuditConnection | SharedConnection | None = connection
+        self._connection: LookConnection | None = connection
         self._tables: dict[TableName, WatchedTable] = {}
         self._list: list[list[str]] = []
         self._statements: dict[tuple[Any, ...], str] = {}
@@ -70,7 +76,7 @@ class DatabaseWatch:
         table = self._tables.get(row_table)
         return table is not None and table.sees(key)
 
-    def use_connection(self, connection: AuditConnection | SharedConnection) -> None:
+    def use_connection(self, connection: LookConnection) -> None:
         """Look through this connection from now on."""
         self._connection = connection
 
@@ -90,11 +96,7 @@ class DatabaseWatch:
             self._connection = None
 
     def look(self, observed: DatabaseObservations | None = None) -> list[Difference]:
-        """What has changed since the last look; at the first nothing.
-
-        Args:
-            observed: what was observed of the database meanwhile; None for nothing.
-        """
+        """What has changed since the last look; at the first nothing."""
         identity = self._identity
         if self._engine is not None:
             identity = self._dialect.identity(self._engine)
@@ -110,15 +112,13 @@ class DatabaseWatch:
             self._note(f"{self.name} did not answer and was looked at no more")
         except Exception as error:  # noqa: BLE001 -- drivers and a project's own hooks may raise anything
             self._mark = None
-            if self._engine is None and self._is_closed(error):
+            if self._engine is None and self._connection.has_ended(error):
                 self.gone = True
             else:
                 self._note(f"{self.name} could not be looked at: {_short(error)}")
         return []
 
-    def _call(
-        self, own: AuditConnection | SharedConnection, observed: DatabaseObservations | None
-    ) -> list[Difference]:
+    def _call(self, own: LookConnection, observed: DatabaseObservations | None) -> list[Difference]:
         try:
             return own.call(lambda connection: self._look(connection, observed))
         except Exception as error:
@@ -126,10 +126,6 @@ class DatabaseWatch:
                 raise
             # Somebody has closed all connections: what was done is this test's, not the next one's.
             return own.call(lambda connection: self._look(connection, observed))
-
-    def _is_closed(self, error: BaseException) -> bool:
-        """Whether a database in memory has ended with its connection."""
-        return self._sqlalchemy.is_disconnect(error, None, None)  # type: ignore[arg-type]
 
     def _replaced(self, identity: tuple[Any, ...] | None) -> list[Difference]:
         """The database was dropped, or created again in its place."""

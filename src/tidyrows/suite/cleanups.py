@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.connections import open_sessions
 from tidyrows.capture.engine import capture_for
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_short
@@ -16,17 +17,19 @@ from tidyrows.cleanup.report import HERE
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError
 from tidyrows.retry import RetryPolicy
-from tidyrows.suite.sessions import expunge_rows
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
-from tidyrows.suite.summary import created_by, record_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+
+    from sqlalchemy import orm
 
     from tidyrows.cleanup.report import CleanupReport, Held
-    from tidyrows.suite.all_engines import AllEngines
-    from tidyrows.suite.summary import Record
-    from tidyrows.suite.tracker import SuiteTracker
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.suite.tracker import SuiteEngines, SuiteTracker
+    from tidyrows.tracking.tracker import ResourceTracker
+
+    Record = dict[str, Any]
 
 _AT_THE_END = {"retry": RetryPolicy(deadline=5.0), "lock_timeout": 1.0}
 _BUSY = {"retry": RetryPolicy(deadline=1.0), "lock_timeout": 0.2}
@@ -57,14 +60,9 @@ class PendingCleanup:
 
 
 class SuiteCleanups:
-    """Deletes the rows of trackers that have ended.
+    """Deletes the rows of trackers that have ended."""
 
-    Args:
-        engines: all engines of the process.
-        add: takes the record of each cleanup.
-    """
-
-    def __init__(self, engines: AllEngines, add: Callable[[Record], None]) -> None:
+    def __init__(self, engines: SuiteEngines, add: Callable[[Record], None]) -> None:
         self._engines = engines
         self._add = add
         self._waiting: list[PendingCleanup] = []
@@ -120,14 +118,7 @@ class SuiteCleanups:
                 self._waiting.append(pending)  # finish() reports it
 
     def finish(self, more: Iterable[PendingCleanup]) -> tuple[list[PendingCleanup], list[str]]:
-        """Clean up all that is left.
-
-        Args:
-            more: what else is to be done, after what has waited.
-
-        Returns:
-            What rows of others still reference; and what could not be deleted, and why.
-        """
+        """Clean up all that is left."""
         left = list(dict.fromkeys([*self._waiting, *self._uncommitted.values(), *more]))
         self._waiting, self._uncommitted = [], {}
         undeleted: list[str] = []
@@ -192,7 +183,7 @@ class SuiteCleanups:
                 for table, keys in before.items()
                 if table.key_columns
             }
-            expunge_rows(gone)
+            _expunge_rows(gone)
             pending.reported = Counter(created_by(tracker))
             self._record(tracker, created, manager.report)
 
@@ -269,3 +260,66 @@ def _databases(tracker: SuiteTracker) -> list[str]:
 
 def _engines(tracker: SuiteTracker) -> Iterator[sa.Engine]:
     return (tracker.own_engine_of(name) for name in _databases(tracker))
+
+
+def created_by(tracker: ResourceTracker) -> dict[str, int]:
+    """How many rows a tracker holds, by table."""
+    return _summed((held.table.name, len(held.keys) + held.nameless) for held in tracker.snapshot())
+
+
+def _summed(counts: Iterable[tuple[TableName, int]]) -> dict[str, int]:
+    """By table; tables of one name in several databases count together."""
+    total: Counter[str] = Counter()
+    for table, count in counts:
+        total[str(table)] += count
+    return dict(+total)
+
+
+def record_of(test: str, created: dict[str, int], report: CleanupReport | None) -> Record:
+    """The counts of one cleanup, in JSON's types."""
+    record: Record = {"test": test, "created": created}
+    if report is not None:
+        deleted = Counter(_summed(report.deleted.items()))
+        others = Counter(_summed((table, len(rows)) for table, rows in report.dependents.items()))
+        record |= {
+            "deleted": dict(deleted + others),
+            "gone": _summed(report.already_gone.items()),
+            "dependents": others.total(),
+            "leaked": sum(leftover.count for leftover in report.leftovers),
+            "held": len(report.held),
+            "retries": report.retries,
+            "seconds": report.seconds,
+        }
+    return record
+
+
+def _expunge_rows(gone: Mapping[KeyedTable, Collection[Any]]) -> None:
+    """Take the objects of rows that were deleted out of every session of this process.
+
+    A session that outlives its test (a scoped one, or a fixture's) would go on to give them out, or
+    would not take a new row under a key that the database gives again.
+    """
+    by_place: dict[tuple[str, sa.Table], set[Any]] = {}
+    for keyed, keys in gone.items():
+        by_place.setdefault((keyed.name.database, keyed.table), set()).update(keys)
+    tables = {table for _database, table in by_place}
+    for session in open_sessions():
+        for identity in list(session.identity_map.keys()):
+            kind, key = identity[0], identity[1]
+            mapper = sa.inspect(kind)
+            table: Any = mapper.primary_key[0].table
+            if table not in tables:
+                continue
+            keys = by_place.get((_database(session, mapper), table), ())
+            if (key[0] if len(key) == 1 else key) in keys:
+                known = session.identity_map.get(identity)
+                if known is not None:
+                    session.expunge(known)
+
+
+def _database(session: orm.Session, mapper: orm.Mapper[Any]) -> str:
+    """Where a session's objects of a class are; a row of the same key elsewhere is another."""
+    try:
+        return database_name(session.get_bind(mapper).engine)
+    except sa.exc.UnboundExecutionError:
+        return ""

@@ -20,14 +20,7 @@ if TYPE_CHECKING:
 
 
 class SuiteLedgers:
-    """The ledgers by database.
-
-    Args:
-        trackers: returns the started trackers whose rows are entered.
-        on_ledger: called with each ledger, and the context of its rows.
-        refuse: called with a text: what cannot be entered, and why.
-        are_wanted: whether there are any ledgers at all.
-    """
+    """The ledgers by database."""
 
     def __init__(
         self,

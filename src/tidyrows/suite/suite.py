@@ -11,23 +11,22 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.capture.changes import Inserted
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import ProductionDatabaseError
 from tidyrows.production import refuse_production
-from tidyrows.suite.all_engines import AllEngines
 from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
-from tidyrows.suite.deleted_rows import DeletedRows
 from tidyrows.suite.ledgers import SuiteLedgers
-from tidyrows.suite.tracker import SuiteTracker
+from tidyrows.suite.tracker import SuiteEngines, SuiteTracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
 
-    from tidyrows.keys import KeyedTable
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
-    from tidyrows.suite.summary import Record
+    from tidyrows.suite.cleanups import Record
     from tidyrows.worker import WorkerContext
 
 OUTSIDE = "outside of any test"
@@ -35,13 +34,6 @@ OUTSIDE = "outside of any test"
 
 class WholeSuite:
     """The rows of a suite that does not use tidyrows itself.
-
-    Args:
-        add: takes a record, in JSON's types, of each cleanup.
-        with_ledger: whether rows are entered into a ledger, which is installed in every database
-            that other processes can see.
-        on_ledger: called with each ledger that is installed, and the context of its rows.
-        everything: at the end also delete what was made outside of tests.
 
     Attributes:
         engines: all engines of the process.
@@ -65,7 +57,7 @@ class WholeSuite:
         self._ledgers = SuiteLedgers(
             self._with_entries, on_ledger, self._refused.append, are_wanted=with_ledger
         )
-        self.engines = AllEngines(self._meet)
+        self.engines = SuiteEngines(self._meet)
         self._cleanups = SuiteCleanups(self.engines, add)
         self._deleted_rows = DeletedRows(self._started)
 
@@ -107,14 +99,7 @@ class WholeSuite:
         keeps: Callable[[], bool],
         show: Callable[[str], None],
     ) -> Iterator[None]:
-        """In the block all rows are this test's; they are deleted after it.
-
-        Args:
-            test: its id.
-            options: for ``CleanupManager``.
-            keeps: tells at the end whether the rows are to be left for study.
-            show: called then with the text that names them and what deletes them.
-        """
+        """In the block all rows are this test's; they are deleted after it."""
         self._ledgers.install_those_met()
         tracker = self._start_tracker(test, is_shared=False)
         try:
@@ -191,3 +176,27 @@ class WholeSuite:
             return False
         self._ledgers.meet(engine)
         return True
+
+
+class DeletedRows:
+    """Remembers which tracker had created each deleted row."""
+
+    def __init__(self, trackers: Sequence[SuiteTracker]) -> None:
+        self._trackers = trackers
+        self._creators: dict[tuple[TableName, Any], SuiteTracker | None] = {}
+
+    def note(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A test has deleted these rows."""
+        for key in keys:
+            self._creators[table.name, key] = next(
+                (each for each in self._trackers if each.held_keys(table.name, [key])), None
+            )
+
+    def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Deleted rows are inserted again under their keys: track them as before the DELETE."""
+        for key in keys if self._creators else ():
+            if (table.name, key) in self._creators:
+                creator = self._creators.pop((table.name, key))
+                tracker.store.forget(table, [key])
+                if creator is not None and creator in self._trackers:
+                    creator.store.apply(Inserted(table, [key], named=True))

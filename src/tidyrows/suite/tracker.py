@@ -1,26 +1,52 @@
-"""The tracker of a suite that does not use tidyrows: it collects its warnings for the summary."""
+"""The trackers of a suite that does not use tidyrows, and the engines whose rows they are given."""
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
 from tidyrows.capture.changes import Inserted, Touched
+from tidyrows.capture.tracker_stack import TrackerStack
+from tidyrows.observe.all_engines import AllEngines
 from tidyrows.suite.spare_engine import usable_engine
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
-    from tidyrows.capture.tracker_stack import TrackerStack
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.table import Ledger
-    from tidyrows.suite.summary import Record
 
 _SHOWN = 3
+
+
+class SuiteEngines(TrackerStack[ResourceTracker]):
+    """All engines of the process; the tracker that was pushed last is given the rows of all."""
+
+    def __init__(self, accept: Callable[[sa.Engine], bool]) -> None:
+        super().__init__()
+        engines = AllEngines(accept, self._tracker)
+        self.start, self.stop, self._engines = engines.start, engines.stop, engines
+        self._captured: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
+        self._captured = weakref.WeakKeyDictionary()
+
+    @property
+    def known(self) -> list[sa.Engine]:
+        """The engines whose rows are tracked, as far as they are still alive."""
+        return self._engines.known
+
+    def _tracker(self, engine: sa.Engine) -> ResourceTracker | None:
+        tracker = self.top
+        if tracker is not None:
+            captured = self._captured.get(engine)
+            if captured is None or captured() is not tracker:
+                tracker.capture(engine)
+                self._captured[engine] = weakref.ref(tracker)
+        return tracker
 
 
 class SuiteEvents(Protocol):
@@ -40,19 +66,11 @@ class SuiteEvents(Protocol):
 
 
 class SuiteTracker(ResourceTracker):
-    """Tracks all rows that no other tracker does.
-
-    Args:
-        engines: all engines; they give the rows to one tracker at a time.
-        events: what is reported at once.
-        test: the test, or the module, class or package whose rows these are.
-        is_shared: for several tests.
-        ledgers: where the rows are entered.
-    """
+    """Tracks all rows that no other tracker does; it collects its warnings for the summary."""
 
     def __init__(
         self,
-        engines: TrackerStack[ResourceTracker],
+        engines: SuiteEngines,
         events: SuiteEvents,
         test: str,
         *,
@@ -71,7 +89,7 @@ class SuiteTracker(ResourceTracker):
             allow_production=True,  # the suite has looked at each engine
         )
 
-    def pop_observed(self, untracked: Iterable[str] = ()) -> Record:
+    def pop_observed(self, untracked: Iterable[str] = ()) -> dict[str, Any]:
         """Rows of others that were touched, and what was not tracked, since the last call."""
         record = {
             "whole_suite": True,
@@ -91,7 +109,10 @@ class SuiteTracker(ResourceTracker):
 
     def warn_once(self, subject: Any, message: str) -> None:
         """Collect the warning: the suite may turn warnings into errors."""
-        self._untracked[_in_brief(subject, message)] = None
+        brief = message.partition(". ")[0]  # the remedy that follows is for a test with a tracker
+        if subject[0] == "raw":
+            brief = f"rows that raw SQL inserted into {subject[1]}"
+        self._untracked[brief] = None
 
     def warn_late(self, table: KeyedTable) -> None:
         """A transaction that the test left open is committed: its rows can be deleted now."""
@@ -120,10 +141,3 @@ class SuiteTracker(ResourceTracker):
         self._touched[str(touched.table.name), touched.verb, rows] = None
         if touched.verb == "deleted":
             self._events.deleted(touched.table, keys)
-
-
-def _in_brief(subject: Any, message: str) -> str:
-    """The first sentence: the remedy in the second is for a test that has a tracker."""
-    if subject[0] == "raw":
-        return f"rows that raw SQL inserted into {subject[1]}"
-    return message.partition(". ")[0]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 import unittest
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,13 +18,10 @@ import pytest
 from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
-from tidyrows.audit.orders import order_findings, rerun
-from tidyrows.audit.report import AuditReport, report_of
-from tidyrows.audit.report_html import html
-from tidyrows.audit.report_text import lines
+from tidyrows.audit.orders import as_listed, order_findings, rerun, shuffled
+from tidyrows.audit.report import AuditReport, html, lines, report_of
 from tidyrows.audit.row_history import Maker, RowHistory
 from tidyrows.audit.runs import AuditRun, SuiteCommand
-from tidyrows.testing.audit_child import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -33,20 +33,13 @@ _ENDED = Maker("the end of shared fixtures", is_test=False)
 
 
 class AuditPlugin:
-    """The audit of one run of a suite.
-
-    Args:
-        config: pytest's.
-        environment: of the suite's start, before the suite changed it.
-    """
+    """The audit of one run of a suite."""
 
     def __init__(self, config: pytest.Config, environment: Mapping[str, str]) -> None:
         self._config = config
         self._environment = environment
         self._observer = AuditObserver()
-        self._databases = WatchedDatabases(
-            self._observer.ignore_this_thread, self._observer.unobserved
-        )
+        self._databases = WatchedDatabases()
         self._history = RowHistory(self._databases.sees)
         self._outcomes = Outcomes()
         self._maker = Maker("what was done before the first test", is_test=False)
@@ -217,3 +210,68 @@ def _fixture(fixturedef: pytest.FixtureDef[Any]) -> str:
     if found is not None:
         return f"{found[1]} of {found[2] or fixturedef.baseid}"
     return f"fixture {fixturedef.argname} ({fixturedef.scope})"
+
+
+class Outcomes:
+    """The outcome of each test, in the order in which they ran.
+
+    Attributes:
+        failed: by test, whether it failed; a test that was skipped is not there.
+    """
+
+    def __init__(self) -> None:
+        self.failed: dict[str, bool] = {}
+
+    def add(self, report: pytest.TestReport) -> bool:
+        """Add a report; whether it changes the outcome."""
+        before = self.failed.get(report.nodeid)
+        if report.when == "setup":  # run once more by another plugin, the last time counts
+            before = self.failed.pop(report.nodeid, None)
+        if report.failed:
+            self.failed[report.nodeid] = True
+        elif report.when == "call" and report.passed and not hasattr(report, "wasxfail"):
+            # Where a subtest has failed, its test has a report of its own that may say otherwise.
+            self.failed.setdefault(report.nodeid, False)
+        return self.failed.get(report.nodeid, before) != before
+
+
+class OrderPlugin:
+    """The plugin of a run in another order."""
+
+    def __init__(self, seed: int | None, plan: str | None = None) -> None:
+        content = {} if plan is None else json.loads(Path(plan).read_text(encoding="utf-8"))
+        self._seed: int | None = content.get("seed", seed)
+        self._order: list[str] | None = content.get("order")
+        self._file: str | None = content.get("outcomes")
+        self._outcomes = Outcomes()
+        for held in content.get("lifeline", ()):
+            Thread(target=_end_with, args=[held], daemon=True).start()
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(
+        self, config: pytest.Config, items: list[pytest.Item]
+    ) -> None:
+        """Put the tests in order, after all other plugins."""
+        chosen = list(items)
+        if self._order is not None:
+            chosen = as_listed(items, self._order, lambda item: item.nodeid)
+        if self._seed is not None:
+            chosen = shuffled(chosen, self._seed, lambda item: item.nodeid)
+        kept = set(map(id, chosen))
+        left_out = [item for item in items if id(item) not in kept]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+        items[:] = chosen
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Write at once: a run may take too long and be killed."""
+        if self._outcomes.add(report) and self._file is not None:
+            outcome: tuple[str, Any] = (report.nodeid, self._outcomes.failed[report.nodeid])
+            with Path(self._file).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(outcome) + "\n")
+
+
+def _end_with(held: int) -> None:
+    """Where the audit was killed, nobody else ends this run."""
+    os.read(held, 1)  # returns when the other end is closed
+    os.killpg(0, signal.SIGKILL)

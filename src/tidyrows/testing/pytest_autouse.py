@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class Autouse:
-    """Reports pytest's tests and fixtures to a :class:`WholeSuite`.
-
-    Args:
-        config: pytest's.
-        everything: rows of session fixtures are deleted too, at the end.
-    """
+    """Reports pytest's tests and fixtures to a :class:`WholeSuite`."""
 
     def __init__(self, config: pytest.Config, *, everything: bool) -> None:
         self._config = config

@@ -15,7 +15,7 @@ from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.ledger.process import handed_id
 from tidyrows.ledger.table import Ledger
-from tidyrows.suite.summary import created_by, record_of
+from tidyrows.suite.cleanups import created_by, record_of
 from tidyrows.sweep.sweep import sweep, sweep_async
 from tidyrows.testing.async_fixtures import ASYNC_TEST, fixture_for
 from tidyrows.testing.shared import Shared
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tidyrows.cleanup.report import CleanupReport
-    from tidyrows.suite.summary import Record
+    from tidyrows.suite.cleanups import Record
     from tidyrows.worker import WorkerContext
 
 _FAILED = pytest.StashKey[bool]()
@@ -45,12 +45,7 @@ _OPTIONS = frozenset(
 
 
 class Plugin:
-    """One process of pytest: the only one, a worker of pytest-xdist, or its controller.
-
-    Args:
-        config: pytest's.
-        folder: where workers write notes for their controller; None where there are no workers.
-    """
+    """One process of pytest: the only one, a worker of pytest-xdist, or its controller."""
 
     def __init__(self, config: pytest.Config, folder: Path | None) -> None:
         self._config = config

@@ -2,19 +2,127 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from tidyrows.suite.summary import RowCounts, SuiteSummary
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
-    from tidyrows.suite.summary import Record
+    from tidyrows.suite.cleanups import Record
 
 _SLOW = 1.0
 """Seconds from which on a cleanup is worth a line."""
 _SHOWN = 3
+_MOST = 10
+
+
+@dataclass(slots=True)
+class RowCounts:
+    """Rows of several cleanups.
+
+    Attributes:
+        created: rows, by table.
+        deleted: rows, by table; with those of the application.
+        dependents: how many deleted rows nobody had tracked.
+        retries: transactions that were run again.
+    """
+
+    created: Counter[str] = field(default_factory=Counter)
+    deleted: Counter[str] = field(default_factory=Counter)
+    dependents: int = 0
+    retries: int = 0
+
+    def add(self, record: Record, created: Mapping[str, int]) -> None:
+        """Add the record of one cleanup."""
+        self.created.update(created)
+        self.deleted.update(record.get("deleted", {}))
+        self.dependents += record.get("dependents", 0)
+        self.retries += record.get("retries", 0)
+
+    def text(self, begin: str, more: str = "") -> str:
+        """One sentence: what was created, how many were deleted, and how many times it took."""
+        text = f"{begin}{self.deleted.total()} deleted"
+        if self.dependents:
+            text += f" ({self.dependents} of them made by the application)"
+        text += more
+        if self.retries:
+            text += f"; {self.retries} transaction(s) run again"
+        return text
+
+
+@dataclass(slots=True)
+class SuiteSummary:
+    """The sum over tests that do not use tidyrows themselves.
+
+    Attributes:
+        rows: those that tests had left when they ended, and those that were deleted.
+        tests: rows left, by test.
+        stays: rows that no test created, by table.
+        touched: which tests changed rows that they had not created: by table, keys and verb.
+        untracked: what could not be tracked, and the test where that was first seen.
+        undeleted: what could not be deleted, and why.
+    """
+
+    rows: RowCounts = field(default_factory=RowCounts)
+    tests: Counter[str] = field(default_factory=Counter)
+    stays: Counter[str] = field(default_factory=Counter)
+    touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
+    untracked: dict[str, str] = field(default_factory=dict)
+    undeleted: list[str] = field(default_factory=list)
+
+    def add(self, record: Record) -> None:
+        """Add the record of one test, or of the rows that no test created."""
+        test = str(record["test"])
+        created: Counter[str] = Counter(record.get("created", {})) - Counter(record.get("gone", {}))
+        self.rows.add(record, created)
+        if created:
+            self.tests[test] += created.total()
+        self.stays.update(record.get("stays", {}))
+        for table, verb, rows in record.get("touched", ()):
+            self.touched.setdefault((table, rows, verb), {})[test] = None
+        for text in record.get("untracked", ()):
+            self.untracked.setdefault(text, test)
+        self.undeleted += record.get("undeleted", ())
+
+    def lines(self, *, everything: bool) -> Iterator[str]:
+        """The summary; nothing where there is nothing to report."""
+        most = None if everything else _MOST
+        left = self.rows.created
+        if left:
+            yield self.rows.text(
+                f"without tidyrows {left.total()} row(s) of {len(self.tests)} test(s) would have "
+                f"stayed; "
+            )
+            yield from (f"  {table}: {count}" for table, count in left.most_common(most))
+            worst = [f"{count} by {test}" for test, count in self.tests.most_common()]
+            yield from _listed("most of them", worst, most)
+        if self.stays:
+            stays = ", ".join(f"{table} {count}" for table, count in sorted(self.stays.items()))
+            yield f"rows that stay, made before the first test or by session fixtures: {stays}"
+        touched = [
+            f"{table} {rows} {verb} by {_tests(tests, everything=everything)}"
+            for (table, rows, verb), tests in sorted(self.touched.items())
+        ]
+        yield from _listed("rows that tests changed though they had not made them", touched, most)
+        untracked = [f"{text} ({test})" for text, test in self.untracked.items()]
+        yield from _listed("not tracked", untracked, most)
+        yield from _listed("still there", self.undeleted, most)
+
+
+def _listed(title: str, lines: list[str], most: int | None) -> Iterator[str]:
+    if lines:
+        yield f"{title}:"
+        yield from (f"  {line}" for line in lines[:most])
+        if most is not None and len(lines) > most:
+            yield f"  ... and {len(lines) - most} more (--tidy-report shows all)"
+
+
+def _tests(tests: dict[str, None], *, everything: bool) -> str:
+    names = list(tests)
+    if everything or len(names) == 1:
+        return ", ".join(names)
+    return f"{names[0]} and {len(names) - 1} other test(s)"
 
 
 @dataclass(slots=True)
@@ -68,11 +176,7 @@ class RunSummary:
         self.failed = True
 
     def lines(self, *, tables: bool) -> Iterator[str]:
-        """The summary; nothing where there is nothing to report.
-
-        Args:
-            tables: a line for each table.
-        """
+        """The summary; nothing where there is nothing to report."""
         created, deleted = self.rows.created, self.rows.deleted
         if created or deleted or self.leaked:
             counts = {"leaked": self.leaked, "held": self.held, "kept": self.kept}

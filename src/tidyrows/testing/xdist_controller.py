@@ -55,12 +55,7 @@ class WorkerNotes:
 
 
 class NotesFile:
-    """The notes of this worker, in a file that only this user can read.
-
-    Args:
-        folder: of mode 0700; the controller makes it and removes it at the end of the run.
-        worker: the worker's id.
-    """
+    """The notes of this worker, in a file that only this user can read."""
 
     def __init__(self, folder: Path, worker: str) -> None:
         self._notes = WorkerNotes()
@@ -129,12 +124,7 @@ def _from_json(written: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class XdistController:
-    """Deletes the rows of workers that crashed, and at the end those that all workers share.
-
-    Args:
-        summary: of the run.
-        folder: where workers write their notes; None where this run has no workers.
-    """
+    """Deletes the rows of workers that crashed, and at the end those that all workers share."""
 
     def __init__(self, summary: RunSummary, folder: Path | None) -> None:
         self._summary = summary
@@ -142,12 +132,7 @@ class XdistController:
         self._databases: dict[str, WorkerDatabase] = {}
 
     def worker_ended(self, worker: str, *, crashed: bool) -> None:
-        """A worker has ended.
-
-        Args:
-            worker: its id.
-            crashed: it could not clean up.
-        """
+        """A worker has ended."""
         options = _from_json(self._read(worker).get(worker, WorkerNotes()).options)
         for database in self._databases.values():
             self._run(database, f"worker {worker}", partial(database.take_shared, worker))
@@ -191,12 +176,7 @@ class XdistController:
 
 
 class WorkerDatabase:
-    """A database that workers write to.
-
-    Args:
-        url: its URL, password included.
-        run: the run's id.
-    """
+    """A database that workers write to."""
 
     def __init__(self, url: str, run: str) -> None:
         self.run = run
