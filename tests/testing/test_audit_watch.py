@@ -50,7 +50,7 @@ def watched(engine, thread):
         connection.execute(bare.insert(), {"x": 1})
     said = []
     watch = DatabaseWatch(engine, "here", AuditConnection(engine, thread), said.append)
-    assert watch.look() == []
+    assert watch.look(DatabaseObservations()) == []
     watch.said = said
     yield watch
     watch.release()
@@ -61,10 +61,10 @@ def small(monkeypatch):
     monkeypatch.setattr(tables, "SMALL", 5)
 
 
-def seen(watch, heard=None):
+def seen(watch, observed=None):
     return {
         each.table.name: (len(each.appeared) + each.more, len(each.gone), len(each.changed))
-        for each in watch.look(heard)
+        for each in watch.look(observed or DatabaseObservations())
     }
 
 
@@ -115,10 +115,10 @@ def test_where_nobody_has_committed_no_table_is_read(engine, watched, monkeypatc
     monkeypatch.setattr(DatabaseWatch, "_changes", lambda *_anything: reads.append(1) or [])
     with engine.connect() as connection:
         connection.execute(sa.select(orgs)).all()
-    watched.look()
+    watched.look(DatabaseObservations())
     assert reads == []
     do(engine, orgs.insert().values(id=2))
-    watched.look()
+    watched.look(DatabaseObservations())
     assert reads == [1]
 
 
@@ -147,7 +147,7 @@ def test_a_large_table_without_a_number_is_said(engine, watched):
 
 def test_tables_that_come_and_go_are_followed(engine, watched):
     metadata.drop_all(engine, tables=[orgs])
-    (gone,) = watched.look()
+    (gone,) = watched.look(DatabaseObservations())
     assert (gone.table.name, gone.dropped, len(gone.gone)) == ("orgs", True, 1)
     metadata.create_all(engine)
     do(engine, orgs.insert().values(id=1))
@@ -207,7 +207,7 @@ def test_a_table_that_the_role_may_not_read_is_said_and_the_others_are_tables(
         connection.exec_driver_sql(f"GRANT INSERT ON notes TO {quoted}")
     try:
         watch = DatabaseWatch(limited, "here", AuditConnection(limited, thread), said.append)
-        watch.look()
+        watch.look(DatabaseObservations())
         do(engine, orgs.insert().values(id=1), notes.insert().values(id=uuid.uuid4()))
         assert seen(watch) == {"orgs": (1, 0, 0)}
         assert any("notes: this role may not read it" in each for each in said)
@@ -227,10 +227,10 @@ def test_a_file_that_is_made_anew_is_another_database(database, thread, tmp_path
     metadata.create_all(made)
     do(made, orgs.insert().values(id=1))
     watch = DatabaseWatch(made, "here", AuditConnection(made, thread), pytest.fail)
-    watch.look()
+    watch.look(DatabaseObservations())
     made.dispose()
     file.rename(tmp_path / "kept.db")  # its inode must not be given again
-    (gone,) = watch.look()
+    (gone,) = watch.look(DatabaseObservations())
     assert (gone.dropped, watch.gone) == (True, True)
     assert not file.exists()
     metadata.create_all(made)
@@ -255,7 +255,7 @@ def test_an_asynchronous_engine_is_tables_in_a_loop_of_its_own(database, driver,
     )
 
     async def first_look():
-        return watch.look()
+        return watch.look(DatabaseObservations())
 
     assert asyncio.run(first_look()) == []
     do(engine, orgs.insert().values(id=1))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
+from tidyrows.audit.observations import DatabaseObservations
 from tidyrows.audit.watch import DatabaseWatch
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.execution import INTERNAL
@@ -161,11 +162,7 @@ class SharedConnection:
 
 
 class WatchedDatabases:
-    """The databases of a run.
-
-    Attributes:
-        notes: what could not be looked at, and why.
-    """
+    """The databases of a run."""
 
     def __init__(self) -> None:
         self.notes: dict[str, None] = {}
@@ -187,12 +184,9 @@ class WatchedDatabases:
         dialect = dialect_for(engine)
         if dialect.is_private(engine):
             return self._meet_in_memory(connection)
-        identity = dialect.identity(engine)
-        place = None if identity is None else identity[0]
+        identity = dialect.identity(engine) or (None,)
         with self._lock:
-            name = self._names.get(place)
-            if name is None:
-                name = self._names[place] = database_name(engine)
+            name = self._names.setdefault(identity[0], database_name(engine))
             if name not in self._watches:
                 try:
                     own = AuditConnection(engine, self._thread)
@@ -220,7 +214,7 @@ class WatchedDatabases:
 
     def _add(self, engine: sa.Engine, name: str, connection: LookConnection) -> None:
         watch = self._watches[name] = DatabaseWatch(engine, name, connection, self._note)
-        watch.look()
+        watch.look(DatabaseObservations())
 
     def sees(self, table: TableName, key: Any) -> bool:
         """Whether a look would show what became of a row."""
@@ -241,7 +235,7 @@ class WatchedDatabases:
                 self._users.setdefault(name, set()).add(maker)
             elif watch.gone or self._is_own(name, watch):
                 continue  # one test's own, which no other test uses
-            found += watch.look(there)
+            found += watch.look(there or DatabaseObservations())
             if self._is_own(name, watch):
                 watch.suspend()
         return found

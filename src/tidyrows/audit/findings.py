@@ -50,18 +50,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong with one test.
-
-    Attributes:
-        test: the test's id, or the name of a shared fixture.
-        kind: what is wrong.
-        text: the same in words.
-        cure: the line that cures it.
-        count: how many rows.
-        table: the table of the rows.
-        keys: the first few keys.
-        others: the first few tests that made the rows, or that ran before.
-    """
+    """One thing that is wrong with one test."""
 
     test: str
     kind: FindingKind
@@ -87,18 +76,11 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Wording:
-    """The facts that the words of a finding depend on.
+    """The facts that the words of a finding depend on."""
 
-    Attributes:
-        models: the name of the mapped class, by the name of its table.
-        unittests: the ids of tests that are methods of a TestCase.
-        own: the databases that one test alone made for itself.
-        keyless: whether a table has no primary key.
-    """
-
-    models: dict[str, str]
-    unittests: Collection[str]
-    own: Collection[str]
+    models: dict[str, str]  # the mapped class, by the name of its table
+    unittests: Collection[str]  # tests that are methods of a TestCase
+    own: Collection[str]  # databases that one test alone made for itself
     keyless: Callable[[TableName], bool]
 
     def model(self, table: TableName) -> str:

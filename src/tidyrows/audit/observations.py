@@ -41,23 +41,14 @@ WrittenName = tuple[str | None, str]
 
 @dataclass(frozen=True, slots=True)
 class SqlScan:
-    """What one SQL string does.
-
-    Attributes:
-        written: the tables that it writes to.
-        read: the tables that it reads from.
-        ddl: it may create or drop tables.
-        dropped: the tables that it drops.
-        unclear: it may write, and does not name the table.
-        exclusive: it may need a database or a schema to which nobody is connected.
-    """
+    """What one SQL string does."""
 
     written: frozenset[WrittenName]
     read: frozenset[WrittenName]
-    ddl: bool
+    ddl: bool  # it may create or drop tables
     dropped: frozenset[WrittenName]
-    unclear: bool
-    exclusive: bool
+    unclear: bool  # it may write, and does not name the table
+    exclusive: bool  # it may need a database to which nobody is connected
 
 
 @lru_cache(maxsize=4096)
@@ -88,15 +79,7 @@ def _unquoted(part: str) -> str:
 
 @dataclass(slots=True)
 class DatabaseObservations:
-    """What was observed of one database.
-
-    Attributes:
-        written: tables that were written to.
-        read: tables that were read from.
-        ddl: tables may have been created or dropped.
-        dropped: tables that were dropped, and perhaps created again.
-        unclear: a statement may have written that names no table.
-    """
+    """What was observed of one database."""
 
     written: set[WrittenName] = field(default_factory=set)
     read: set[WrittenName] = field(default_factory=set)
@@ -112,21 +95,14 @@ class DatabaseObservations:
 
 @dataclass(slots=True)
 class Observations:
-    """What was observed of all databases.
-
-    Attributes:
-        databases: by name.
-        loaded: rows that the ORM loaded.
-        inserted: rows whose INSERT was seen, committed or not.
-        committed: rows that were ``inserted``, ``updated`` or ``deleted``, and that was committed.
-        unnamed_inserts: names of tables that got rows whose keys are not known.
-    """
+    """What was observed of all databases."""
 
     databases: dict[str, DatabaseObservations] = field(default_factory=dict)
-    loaded: set[RowKey] = field(default_factory=set)
-    inserted: set[RowKey] = field(default_factory=set)
+    loaded: set[RowKey] = field(default_factory=set)  # by the ORM
+    inserted: set[RowKey] = field(default_factory=set)  # committed or not
+    # ``inserted``, ``updated`` or ``deleted``
     committed: list[tuple[str, RowKey]] = field(default_factory=list)
-    unnamed_inserts: set[str] = field(default_factory=set)
+    unnamed_inserts: set[str] = field(default_factory=set)  # tables; the keys are not known
 
     def of(self, database: str) -> DatabaseObservations:
         """The observations of one database."""

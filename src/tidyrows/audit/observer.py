@@ -34,12 +34,7 @@ _MOST = 10_000
 
 
 class AuditObserver(ObservingSink):
-    """Observes all engines from ``open`` to ``close``.
-
-    Attributes:
-        observed: since the last :meth:`take`.
-        models: the names of mapped classes, by the name of their table.
-    """
+    """Observes all engines from ``open`` to ``close``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -33,14 +33,7 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found.
-
-    Attributes:
-        tests: how many ran.
-        culprits: the worst first.
-        runs: the first and those in other orders.
-        notes: what could not be looked at.
-    """
+    """What an audit found."""
 
     tests: int
     culprits: Sequence[Culprit]

@@ -20,12 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Maker:
-    """A test, or a fixture that several tests share.
-
-    Attributes:
-        name: the test's id, or ``fixture org (session)``.
-        is_test: whether it is a test.
-    """
+    """A test, or a fixture that several tests share."""
 
     name: str
     is_test: bool = True
@@ -44,12 +39,7 @@ class RowAccess(Enum):
 
 @dataclass(slots=True)
 class LeftRows:
-    """Rows of one table.
-
-    Attributes:
-        keys: the known keys.
-        more: how many more rows there are.
-    """
+    """Rows of one table."""
 
     keys: set[Key] = field(default_factory=set)
     more: int = 0
@@ -62,13 +52,7 @@ Touched = dict[tuple[RowAccess, "TableName", Maker], set["Key"]]
 
 
 class RowHistory:
-    """All that is known of the run's rows.
-
-    Attributes:
-        left: by maker, the rows that were there after it.
-        touched: by test, the rows of others that it touched.
-        tables: by test, the names of the tables that it read from or wrote to.
-    """
+    """All that is known of the run's rows."""
 
     def __init__(self, sees: Callable[[TableName, Key], bool]) -> None:
         self.left: dict[Maker, dict[TableName, LeftRows]]

@@ -22,14 +22,7 @@ _AUDIT = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-aud
 
 @dataclass(frozen=True, slots=True)
 class AuditRun:
-    """One run of the suite.
-
-    Attributes:
-        name: ``as it is``, ``once more``, ``seed 1``.
-        failed: by test, whether it failed; in the order in which they ran.
-        seed: of its order; None for the suite's own.
-        fault: what went wrong with the run itself, and the end of what it printed.
-    """
+    """One run of the suite."""
 
     name: str
     failed: dict[str, bool]
@@ -39,15 +32,7 @@ class AuditRun:
 
 @dataclass(frozen=True, slots=True)
 class SuiteCommand:
-    """How the suite was started.
-
-    Attributes:
-        arguments: of pytest, as they were given.
-        folder: where.
-        seconds: the longest that a run may take.
-        environment: of the suite's start, before the suite changed it.
-        separate: given a new folder, returns arguments that keep the files of the runs apart.
-    """
+    """How the suite was started."""
 
     arguments: Sequence[str]
     folder: Path

@@ -30,23 +30,14 @@ _AS_WRITTEN = {"schema_translate_map": None}
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """What became of the rows of one table.
-
-    Attributes:
-        table: the table.
-        appeared: keys of new rows.
-        gone: keys of rows that are no longer there.
-        changed: keys of rows with other values.
-        more: how many more are new, whose keys were not read.
-        dropped: the table itself is gone, and its rows with it.
-    """
+    """What became of the rows of one table."""
 
     table: TableName
     appeared: frozenset[Key] = frozenset()
     gone: frozenset[Key] = frozenset()
     changed: frozenset[Key] = frozenset()
-    more: int = 0
-    dropped: bool = False
+    more: int = 0  # new rows whose keys were not read
+    dropped: bool = False  # the table itself
 
     def __bool__(self) -> bool:
         return bool(self.appeared or self.gone or self.changed or self.more)
@@ -59,25 +50,15 @@ class Difference:
 
 @dataclass
 class WatchedTable:
-    """A table, and its rows as they were at the last look.
-
-    Attributes:
-        name: the real table.
-        columns: the names of the columns that are compared.
-        key: the names of its primary key's columns; empty where it has none.
-        numbered: the key is one number, so new rows are found by the index.
-        above: rows up to this number are not looked at; None where all are.
-        rows: the hash of each row, by key.
-        unseen: it is too large to be looked at, and its key is not a number.
-    """
+    """A table, and its rows as they were at the last look."""
 
     name: TableName
-    columns: tuple[str, ...]
-    key: tuple[str, ...]
-    numbered: bool
-    above: int | None = None
-    rows: dict[Key, int] = field(default_factory=dict)
-    unseen: bool = False
+    columns: tuple[str, ...]  # those that are compared
+    key: tuple[str, ...]  # empty where there is no primary key
+    numbered: bool  # the key is one number, so new rows are found by its index
+    above: int | None = None  # only rows with a higher key are looked at; None for all rows
+    rows: dict[Key, int] = field(default_factory=dict)  # the hash of each row
+    unseen: bool = False  # too large to be looked at, or not readable
 
     def sees(self, key: Key) -> bool:
         """Whether a row of this key would be seen by a look."""

@@ -40,13 +40,7 @@ _STATEMENT = 20.0
 
 
 class DatabaseWatch:
-    """The state of one database at the last look.
-
-    Attributes:
-        fresh: it had no table at the first look.
-        gone: it no longer exists.
-        keyless: the tables without a primary key, dropped ones included.
-    """
+    """The state of one database at the last look."""
 
     def __init__(
         self,
@@ -56,9 +50,9 @@ class DatabaseWatch:
         note: Callable[[str], None],
     ) -> None:
         self.name = name
-        self.fresh = True
-        self.gone = False
-        self.keyless: set[TableName] = set()
+        self.fresh = True  # it had no table at the first look
+        self.gone = False  # it no longer exists
+        self.keyless: set[TableName] = set()  # tables without a primary key, dropped ones included
         self._dialect = dialect_for(engine)
         # An engine on a database in memory is not kept alive, and so neither is the database.
         self._engine = None if self._dialect.is_private(engine) else engine
@@ -95,13 +89,12 @@ class DatabaseWatch:
         if self._engine is None:
             self._connection = None
 
-    def look(self, observed: DatabaseObservations | None = None) -> list[Difference]:
+    def look(self, observed: DatabaseObservations) -> list[Difference]:
         """What has changed since the last look; at the first nothing."""
-        identity = self._identity
         if self._engine is not None:
             identity = self._dialect.identity(self._engine)
-        if identity != self._identity:
-            return self._replaced(identity)
+            if identity != self._identity:
+                return self._replaced(identity)
         if self._connection is None:
             return []
         try:
@@ -118,7 +111,7 @@ class DatabaseWatch:
                 self._note(f"{self.name} could not be looked at: {_short(error)}")
         return []
 
-    def _call(self, own: LookConnection, observed: DatabaseObservations | None) -> list[Difference]:
+    def _call(self, own: LookConnection, observed: DatabaseObservations) -> list[Difference]:
         try:
             return own.call(lambda connection: self._look(connection, observed))
         except Exception as error:
@@ -137,9 +130,7 @@ class DatabaseWatch:
         self._known = not self.gone
         return lost if self.gone else [*lost, *self.look(DatabaseObservations(ddl=True))]
 
-    def _look(
-        self, connection: sa.Connection, observed: DatabaseObservations | None
-    ) -> list[Difference]:
+    def _look(self, connection: sa.Connection, observed: DatabaseObservations) -> list[Difference]:
         if self._engine is None and self._dialect.is_begun(connection.connection.dbapi_connection):
             self._note(f"{self.name}: a transaction was open when it was to be looked at")
             return []
@@ -147,7 +138,7 @@ class DatabaseWatch:
         same = mark is not None and mark == self._mark
         connection.rollback()
         connection.connection.rollback()  # what the mark was asked in, the driver has begun
-        if same and not (observed and observed.ddl):
+        if same and not observed.ddl:
             return []
         try:
             self._begin(connection)
@@ -178,7 +169,7 @@ class DatabaseWatch:
         self._begin(connection)
 
     def _changes(
-        self, connection: sa.Connection, observed: DatabaseObservations | None
+        self, connection: sa.Connection, observed: DatabaseObservations
     ) -> Iterator[Difference]:
         if not self._known:
             self._tables = {table.name: table for table in self._reflect(connection)}
@@ -187,23 +178,18 @@ class DatabaseWatch:
             self.fresh, self._known = not self._tables, True
             return
         # Where no statement of this process can have made the change, another process has.
-        by_others = observed is None or not observed.writes or observed.unclear
-        if (observed and observed.ddl) or (by_others and self._listed(connection) != self._list):
+        by_others = observed.unclear or not observed.writes
+        if observed.ddl or (by_others and self._listed(connection) != self._list):
             yield from self._schema_changes(connection)
-        written = {*observed.written} if observed and not by_others else None
-        written_to = [table for table in self._tables.values() if _is_among(table.name, written)]
-        close = {table.name for table in written_to}
-        others = [
-            table for table in self._counted_differently(connection) if table.name not in close
-        ]
-        for table in (*written_to, *others):
+        tables = {
+            table.name: table
+            for table in self._tables.values()
+            if by_others or _is_among(table.name, observed.written)
+        }
+        tables |= {table.name: table for table in self._counted_differently(connection)}
+        for table in tables.values():
             difference = self._read(connection, table, table.look)
-            if (
-                difference
-                and observed
-                and observed.dropped
-                and _is_among(table.name, observed.dropped)
-            ):
+            if difference and _is_among(table.name, observed.dropped):
                 yield from difference.remade()
             elif difference:
                 yield difference
@@ -262,11 +248,8 @@ class DatabaseWatch:
         except Exception as error:  # noqa: BLE001 -- a driver or a project's own converter may raise anything
             self._begin_again(connection, error)
             table.unseen = True
-            why = (
-                "this role may not read it"
-                if self._dialect.is_permission_denied(error)
-                else "not read"
-            )
+            denied = self._dialect.is_permission_denied(error)
+            why = "this role may not read it" if denied else "not read"
             self._note(f"{table.name}: {why} ({_short(error)})")
             return None
         if table.unseen and not unseen:
@@ -297,10 +280,8 @@ class DatabaseWatch:
                     yield table
 
 
-def _is_among(name: TableName, written: set[WrittenName] | None) -> bool:
+def _is_among(name: TableName, written: set[WrittenName]) -> bool:
     """Whether a table may be one of those named; a name without its schema may be any schema's."""
-    if written is None:
-        return True
     return any(
         table.lower() == name.name.lower() and schema in {None, name.schema}
         for schema, table in written

@@ -26,12 +26,7 @@ _EVENTS = ("engine_connect", "begin")
 
 
 class AllEngines:
-    """Sets the sink of all rows that no other sink listens for, on every engine.
-
-    Args:
-        accept: called with each engine once, before its first statement; whether to observe it.
-        sink: returns the sink for the rows of an engine now; None where there is none.
-    """
+    """Sets the sink of all rows that no other sink listens for, on every engine."""
 
     def __init__(
         self, accept: Callable[[sa.Engine], bool], sink: Callable[[sa.Engine], Sink | None]

@@ -42,20 +42,12 @@ _LEFT_OPEN = "left a transaction open"
 
 @dataclass(eq=False)
 class PendingCleanup:
-    """A cleanup that is to be done.
-
-    Attributes:
-        tracker: of the rows.
-        options: for ``CleanupManager``.
-        reason: what it waits for.
-        reported: rows that were reported as created already, by table.
-        held: rows that rows of others still reference.
-    """
+    """A cleanup that is to be done."""
 
     tracker: SuiteTracker
     options: Mapping[str, Any]
-    reason: str = ""
-    reported: Counter[str] = field(default_factory=Counter)
+    reason: str = ""  # what it waits for
+    reported: Counter[str] = field(default_factory=Counter)  # rows that are recorded already
     held: tuple[Held, ...] = ()
 
 

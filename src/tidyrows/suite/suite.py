@@ -33,12 +33,7 @@ OUTSIDE = "outside of any test"
 
 
 class WholeSuite:
-    """The rows of a suite that does not use tidyrows itself.
-
-    Attributes:
-        engines: all engines of the process.
-        outside: the tracker of rows that are made outside of tests; set by ``start``.
-    """
+    """The rows of a suite that does not use tidyrows itself."""
 
     outside: SuiteTracker
 

@@ -213,11 +213,7 @@ def _fixture(fixturedef: pytest.FixtureDef[Any]) -> str:
 
 
 class Outcomes:
-    """The outcome of each test, in the order in which they ran.
-
-    Attributes:
-        failed: by test, whether it failed; a test that was skipped is not there.
-    """
+    """The outcome of each test, in the order in which they ran."""
 
     def __init__(self) -> None:
         self.failed: dict[str, bool] = {}

@@ -19,18 +19,11 @@ _MOST = 10
 
 @dataclass(slots=True)
 class RowCounts:
-    """Rows of several cleanups.
-
-    Attributes:
-        created: rows, by table.
-        deleted: rows, by table; with those of the application.
-        dependents: how many deleted rows nobody had tracked.
-        retries: transactions that were run again.
-    """
+    """Rows of several cleanups."""
 
     created: Counter[str] = field(default_factory=Counter)
     deleted: Counter[str] = field(default_factory=Counter)
-    dependents: int = 0
+    dependents: int = 0  # deleted rows that nobody had tracked
     retries: int = 0
 
     def add(self, record: Record, created: Mapping[str, int]) -> None:
@@ -53,22 +46,14 @@ class RowCounts:
 
 @dataclass(slots=True)
 class SuiteSummary:
-    """The sum over tests that do not use tidyrows themselves.
-
-    Attributes:
-        rows: those that tests had left when they ended, and those that were deleted.
-        tests: rows left, by test.
-        stays: rows that no test created, by table.
-        touched: which tests changed rows that they had not created: by table, keys and verb.
-        untracked: what could not be tracked, and the test where that was first seen.
-        undeleted: what could not be deleted, and why.
-    """
+    """The sum over tests that do not use tidyrows themselves."""
 
     rows: RowCounts = field(default_factory=RowCounts)
-    tests: Counter[str] = field(default_factory=Counter)
-    stays: Counter[str] = field(default_factory=Counter)
+    tests: Counter[str] = field(default_factory=Counter)  # rows left
+    stays: Counter[str] = field(default_factory=Counter)  # rows that no test created
+    # the tests that changed rows of others, by table, keys and verb
     touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
-    untracked: dict[str, str] = field(default_factory=dict)
+    untracked: dict[str, str] = field(default_factory=dict)  # text: the first test
     undeleted: list[str] = field(default_factory=list)
 
     def add(self, record: Record) -> None:
@@ -127,28 +112,16 @@ def _tests(tests: dict[str, None], *, everything: bool) -> str:
 
 @dataclass(slots=True)
 class RunSummary:
-    """The sum of all records.
-
-    Attributes:
-        rows: created and deleted rows of tests that use tidyrows.
-        tests: how many tests created rows.
-        leaked: rows that could not be deleted.
-        held: rows that waited for another worker's.
-        kept: rows of failed tests that were left for study.
-        slowest: seconds and tests, the slowest first.
-        notes: lines to print.
-        failed: rows are left, and no test's own error has reported them.
-        suite: what tests that do not use tidyrows would have left.
-    """
+    """The sum of all records."""
 
     rows: RowCounts = field(default_factory=RowCounts)
-    tests: int = 0
+    tests: int = 0  # with rows
     leaked: int = 0
     held: int = 0
     kept: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    failed: bool = False
+    failed: bool = False  # rows are left, and no test's own error has reported them
     suite: SuiteSummary = field(default_factory=SuiteSummary)
 
     def add(self, record: Record) -> None:

@@ -122,13 +122,9 @@ class Tidy:
                     "The ledger of an asynchronous engine is installed by await: write async with "
                     "Tidy(...), or await tidy.start_async()."
                 )
-            try:
+            with self._installing(ledger):
                 ledger.install()
-            except LedgerError as error:
-                self._warn_without_ledger(ledger, error)
-                ledger = None
-            else:
-                _installed[ledger.engine] = True
+            ledger = self._choose_ledger()
         return self._start(ledger)
 
     async def start_async(self) -> Self:
@@ -140,12 +136,8 @@ class Tidy:
         """The part of :meth:`start` that must be awaited: install the ledger."""
         ledger = self._choose_ledger()
         if self._is_new(ledger) and self.is_async:
-            try:
+            with self._installing(ledger):
                 await ledger.install_async()
-            except LedgerError as error:
-                self._warn_without_ledger(ledger, error)
-            else:
-                _installed[ledger.engine] = True
 
     def finish(self, *, failed: bool = False) -> str | None:
         """Stop the tracker, and delete what the test made.
@@ -230,17 +222,23 @@ class Tidy:
             and not _installed.get(ledger.engine, False)
         )
 
-    def _warn_without_ledger(self, ledger: Ledger, error: LedgerError) -> None:
-        """Raise where the ledger was asked for; else warn once, and do without."""
-        if self._ledger:
-            raise error
-        _installed[ledger.engine] = False
-        warnings.warn(
-            f"Rows of a worker that is killed, and those of failed tests that are kept, would have "
-            f"to be deleted by hand: {error}",
-            TidyRowsWarning,
-            stacklevel=4,
-        )
+    @contextmanager
+    def _installing(self, ledger: Ledger) -> Iterator[None]:
+        """Where the ledger was not asked for, warn once of an error, and do without."""
+        try:
+            yield
+        except LedgerError as error:
+            if self._ledger:
+                raise
+            _installed[ledger.engine] = False
+            warnings.warn(
+                f"Rows of a worker that is killed, and those of failed tests that are kept, would "
+                f"have to be deleted by hand: {error}",
+                TidyRowsWarning,
+                stacklevel=5,
+            )
+        else:
+            _installed[ledger.engine] = True
 
     def _start(self, ledger: Ledger | None) -> Self:
         self.tracker = ResourceTracker(

@@ -43,15 +43,10 @@ _SHARED = ":run"
 
 @dataclass(slots=True)
 class WorkerNotes:
-    """What one worker has written for its controller.
+    """What one worker has written for its controller."""
 
-    Attributes:
-        databases: the run's id, by the URL of each database with a ledger, password included.
-        options: the cleanup options of the worker's newest test.
-    """
-
-    databases: dict[str, str] = field(default_factory=dict)
-    options: dict[str, Any] = field(default_factory=dict)
+    databases: dict[str, str] = field(default_factory=dict)  # URL with password: run id
+    options: dict[str, Any] = field(default_factory=dict)  # of the newest test's cleanup
 
 
 class NotesFile:
