@@ -6,6 +6,7 @@ deadlock may have undone all of it.
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
 T = TypeVar("T")
+logger = logging.getLogger("tidyrows")
 
 # Not the global generator: where a suite gives it the same seed in every worker, all workers would
 # wait equally long and collide again, and our draws would shift the suite's numbers.
@@ -125,6 +127,7 @@ class RetryPolicy:
         *,
         is_transient: Callable[[BaseException], bool],
         on_retry: Callable[[int, BaseException], None] | None = None,
+        deadline: float | None = None,
     ) -> T:
         """Call ``fn``, and call it again as long as it fails with a transient error.
 
@@ -134,7 +137,8 @@ class RetryPolicy:
                 ``Exception`` only: KeyboardInterrupt, SystemExit and a cancelled task are never
                 retried.
             on_retry: called before each wait, with the number of the failed attempt (from 1) and
-                its error.
+                its error; by default the retry is logged.
+            deadline: a shorter deadline than the policy's, in seconds from now.
 
         Returns:
             The result of ``fn``.
@@ -144,6 +148,7 @@ class RetryPolicy:
                 where there was more than one attempt or the policy gave up.
         """
         began = self.clock()
+        deadline = self.deadline if deadline is None else min(deadline, self.deadline)
         gave_up = False
         stop = tenacity.stop_any(
             tenacity.stop_after_attempt(self.attempts), self.stop or tenacity.stop_never
@@ -156,8 +161,7 @@ class RetryPolicy:
             return self.clock() - began
 
         def before_sleep(state: tenacity.RetryCallState) -> None:
-            if on_retry is not None:
-                on_retry(state.attempt_number, _error_of(state))
+            (on_retry or _log_retry)(state.attempt_number, _error_of(state))
             self._report(state, seconds(), state.upcoming_sleep)
 
         def give_up(state: tenacity.RetryCallState) -> None:
@@ -168,8 +172,8 @@ class RetryPolicy:
 
         retrying = tenacity.Retrying(
             sleep=self.sleep,
-            stop=lambda state: seconds() >= self.deadline or stop(state),
-            wait=lambda state: self._wait(state, max(0.0, self.deadline - seconds())),
+            stop=lambda state: seconds() >= deadline or stop(state),
+            wait=lambda state: self._wait(state, max(0.0, deadline - seconds())),
             retry=tenacity.retry_all(tenacity.retry_if_exception_type(Exception), retry),
             before_sleep=before_sleep,
             retry_error_callback=give_up,
@@ -193,6 +197,12 @@ class RetryPolicy:
     def _report(self, state: tenacity.RetryCallState, seconds: float, wait: float | None) -> None:
         if self.on_attempt is not None:
             self.on_attempt(Attempt(state.attempt_number, _error_of(state), seconds, wait))
+
+
+def _log_retry(attempt: int, error: BaseException) -> None:
+    """The class of the error only: its text may contain values of rows."""
+    kind = type(getattr(error, "orig", None) or error).__name__
+    logger.info("Attempt %d failed with %s; the transaction is retried", attempt, kind)
 
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException:
