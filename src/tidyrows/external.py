@@ -93,6 +93,12 @@ class Externals:
         """The resource has been removed."""
         self._ties.pop(resource, None)
 
+    def clear(self) -> None:
+        """Forget all resources, and that they were of this tracker."""
+        self._ties.clear()
+        self._made.clear()
+        self._last = 0
+
     def made(self, resource: ExternalResource) -> bool:
         """Whether the resource is, or was, one of this tracker."""
         return resource in self._made

@@ -64,14 +64,7 @@ class Known:
         return any(set(circle) <= _full_names(listed) for listed in self.circles)
 
 
-KNOWN = Known(
-    circles=(
-        """
-        tracking.binding tracking.handover tracking.leak_warning tracking.preserved
-        tracking.selection tracking.tags tracking.ties tracking.tracker
-        """,
-    ),
-)
+KNOWN = Known()
 
 OUTSIDE = {
     "sqlalchemy": None,  # everywhere

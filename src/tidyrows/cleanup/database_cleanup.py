@@ -71,7 +71,7 @@ class DatabaseCleanup:
         leftovers: list[Leftover] = []
         outcome = self._executor.outcome
         try:
-            if self._tracker.saw_ddl(self._database.capture):
+            if self._tracker.engines.saw_ddl(self._database.capture):
                 self._forget_dropped()
             if self._ledger is not None and self._ledger.journal.uncertain:
                 journal = self._ledger.journal

@@ -219,7 +219,7 @@ class SuiteCleanups:
                 continue
             if engine.url.username == tracker.own_engine_of(name).url.username:
                 continue
-            tracker.reach_by(name, engine)
+            tracker.engines.set(name, engine)
             self._add({**record_of(tracker.test, {}, manager.report), "whole_suite": True})
             try:
                 run_for([engine], manager.cleanup)

@@ -80,5 +80,5 @@ class SuiteLedgers:
             return
         self._known[name] = ledger
         for tracker in self._trackers():
-            tracker.add_ledger(ledger)
+            tracker.journals.add_ledger(ledger)
         self._on_ledger(ledger, WorkerContext.current())

@@ -105,7 +105,7 @@ class WholeSuite:
     def shared(self, name: str) -> SuiteTracker:
         """A tracker for rows of several tests, until :meth:`finish`; it is given no rows yet."""
         tracker = self._start_tracker(name, is_shared=True)
-        tracker.rest()
+        tracker.pause()
         return tracker
 
     def _start_tracker(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         async_sessionmaker,
     )
 
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.tracking.engines import Engines
 
 Bind: TypeAlias = (
     "sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]"
@@ -139,26 +139,22 @@ class Binding:
             return session
         return orm.Session(bind, expire_on_commit=False)
 
-    def listen(self, tracker: ResourceTracker) -> list[Callable[[], None]]:
-        """Start to hear what is written through the bind.
-
-        Returns:
-            What undoes it.
-        """
+    def listen(self, engines: Engines) -> list[Callable[[], None]]:
+        """Let the tracker own what is inserted through the bind; returns what undoes it."""
         self.refuse_unusable()
         bind = self.bind
         if isinstance(bind, TrackerStack):
-            return [bind.push(tracker)]
+            return [bind.push(engines.sink)]
         if isinstance(bind, sa.Engine):
-            return [tracker.capture(bind).listen(tracker)]
+            return [engines.capture(bind).listen(engines.sink)]
         if isinstance(bind, sa.Connection):
-            tracker.capture(bind.engine).attribute(bind, tracker)
+            engines.capture(bind.engine).attribute(bind, engines.sink)
             return []
         if isinstance(bind, (AsyncMaker, AsyncRegistry)):
             maker = bind.maker if isinstance(bind, AsyncRegistry) else bind
             kind, undo = maker.with_own_class()
-            return [undo, listen_to_session(kind, tracker)]
-        return [listen_to_session(bind, tracker)]
+            return [undo, listen_to_session(kind, engines)]
+        return [listen_to_session(bind, engines)]
 
 
 def _closed_for_good(session: orm.Session) -> bool:
@@ -183,21 +179,21 @@ def engine_of(bind: Any) -> sa.Engine | None:
 
 def listen_to_session(
     source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any] | type[orm.Session],
-    tracker: ResourceTracker,
+    engines: Engines,
 ) -> Callable[[], None]:
-    """Attribute every connection that a session (or a maker's sessions) begins to ``tracker``.
+    """Attribute to the tracker every connection that a session, or a maker's sessions, begins.
 
     Returns:
         What undoes it.
     """
+    tracker = engines.sink  # which lives as long as it listens
 
     def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
-        tracker.refuse_production(connection.engine)
-        tracker.capture(connection.engine).attribute(connection, tracker)
+        engines.capture(connection.engine).attribute(connection, tracker)
 
     for session in _sessions_of(source):  # those that have begun already
         for connection in open_connections(session):
-            tracker.capture(connection.engine).attribute(connection, tracker)
+            engines.capture(connection.engine).attribute(connection, tracker)
     event.listen(source, "after_begin", after_begin)  # last: what is refused leaves nothing behind
     return lambda: event.remove(source, "after_begin", after_begin)
 

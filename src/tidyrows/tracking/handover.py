@@ -6,8 +6,9 @@ Rows and external resources are written as entries of a ledger are; see `tidyrow
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
+from tidyrows.dialects import database_name
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.external import ExternalResource, Tie
 from tidyrows.keys import TableName
@@ -17,16 +18,17 @@ from tidyrows.ledger.intents import hold_resources, resource_body
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
-    from tidyrows.external import Item
+    from tidyrows.external import Externals, Item
     from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.binding import Bind
-    from tidyrows.tracking.store import TableHoldings
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.tracking.engines import Engines
+    from tidyrows.tracking.journals import Journals
+    from tidyrows.tracking.store import Store, TableHoldings
 
 _VERSION = 2
 _CONTEXT = {
@@ -38,15 +40,41 @@ _CONTEXT = {
 }
 
 
-def dumps(tracker: ResourceTracker) -> str:
+class Tracker(Protocol):
+    """What is handed over of a tracker."""
+
+    context: WorkerContext
+    engines: Engines
+    store: Store
+    journals: Journals
+    external_resources: Externals
+    ties: Callable[[], list[Tie]]
+
+    @property
+    def bound_engine(self) -> sa.Engine | None: ...  # noqa: D102
+
+    def engine_of(self, database: str) -> sa.Engine: ...  # noqa: D102
+
+    def externals(self) -> list[ExternalResource]: ...  # noqa: D102
+
+    def dismiss_leak_warning(self) -> None: ...  # noqa: D102
+
+
+T = TypeVar("T", bound=Tracker)
+
+
+def dumps(tracker: Tracker) -> str:
     """The rows and external resources of a tracker; keys as the database's driver takes them.
 
     Raises:
         TidyRowsError: a value has no form in JSON. All rows stay tracked.
     """
-    tracker.settle()
+    tracker.engines.resolve()
     tracker.journals.catch_up()
-    held = {each.table.name: each for each in tracker.snapshot()}
+    engine, recorded = tracker.bound_engine, None
+    if engine is not None:
+        recorded = tracker.journals.handed_on(database_name(engine), tracker.externals())
+    held = {each.table.name: each for each in tracker.store.snapshot()}
     dialects = {name: tracker.engine_of(name.database).dialect for name in held}
     tables = {name: each.table for name, each in held.items()}
     ties = [_without_untracked(tie, held) for tie in tracker.ties()]
@@ -67,7 +95,7 @@ def dumps(tracker: ResourceTracker) -> str:
                 }
                 for tie in ties
             ],
-            "ledger": tracker.handed_on(),
+            "ledger": recorded,
         }
     )
 
@@ -92,13 +120,13 @@ def _refuse(_table: TableName, reason: str) -> NoReturn:
 
 
 def loads(
-    cls: type[ResourceTracker],
+    cls: Callable[..., T],
     text: str,
     bind: Bind,
     *,
     allow_production: bool | Collection[str],
     ledger: Ledger | None,
-) -> ResourceTracker:
+) -> T:
     """A tracker of what :func:`dumps` wrote."""
     data, context = _parsed(text)
     recorded = data.get("ledger")
@@ -114,7 +142,7 @@ def loads(
             "from_json needs one engine to look the tables up on. Write "
             "ResourceTracker.from_json(text, engine)."
         )
-    database = tracker.capture(engine).database
+    database = tracker.engines.capture(engine).database
     with engine.connect().execution_options(**OPTIONS) as connection:
         try:
             changes = _read(tracker, data, connection, database)
@@ -126,7 +154,7 @@ def loads(
         tracker.store.apply(change)
     if recorded is not None:
         try:
-            tracker.take_over(recorded)
+            tracker.journals.adopt(recorded, engine, tracker.externals())
         except BaseException:
             tracker.dismiss_leak_warning()  # the rows belong to another process
             raise
@@ -152,7 +180,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], WorkerContext]:
 
 
 def _read(
-    tracker: ResourceTracker, data: dict[str, Any], connection: sa.Connection, database: str
+    tracker: Tracker, data: dict[str, Any], connection: sa.Connection, database: str
 ) -> list[Change]:
     """The changes of all entries; the resources are held at once."""
     reader = EntryReader(database)

@@ -66,6 +66,8 @@ class Journals:
         self._warn = weakref.WeakMethod(warn_once)
         self._journals: dict[str, Journal] = {}
         self._early: list[Change] = []
+        self._opened = False
+        self._engine: sa.Engine | None = None
 
     def __bool__(self) -> bool:
         """Whether rows are recorded in a ledger."""
@@ -122,6 +124,7 @@ class Journals:
                     f"{self._ledgers[0].database}: rows and ledger must share transactions. Write "
                     f"ResourceTracker(engine, ledger=Ledger(engine)), with one engine."
                 )
+        self._opened, self._engine = True, engine
         early, self._early = self._early, []
         for change in early:
             expected = self._expected(change.table.name.database)
@@ -133,17 +136,19 @@ class Journals:
         self._journals[journal.ledger.database] = journal
 
     def add_ledger(self, ledger: Ledger) -> None:
-        """Use another ledger, as soon as it is opened."""
+        """Record what is committed in the ledger's database from now on."""
         self._ledgers = (*self._ledgers, ledger)
+        if self._opened:
+            self.open(self._engine)
 
     def drop_ledger(self, ledger: Ledger) -> None:
         """Record nothing there any more: its database is about to be dropped."""
         self._ledgers = tuple(each for each in self._ledgers if each is not ledger)
         self._journals.pop(ledger.database, None)
 
-    def forget_parent(self, externals: Externals) -> None:
+    def forget_parent(self) -> None:
         """In a forked child: the journals are the parent's."""
-        self._journals, self._externals = {}, externals
+        self._journals = {}
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -171,16 +176,11 @@ class Journals:
             else:
                 journal.mark_uncertain(changes)
 
-    def add(self, change: Inserted, *, active: bool) -> None:
-        """Record rows that the user named, which are committed.
-
-        Args:
-            change: the rows.
-            active: whether the tracker has been started; if not, they are recorded when it is.
-        """
+    def add(self, change: Inserted) -> None:
+        """Record rows that the user named, which are committed; at the latest at the start."""
         if not self._ledgers or not change.keys:
             return
-        if not self._journals and not active:
+        if not (self._journals or self._opened):
             self._early.append(change)
             return
         journal = self._expected(change.table.name.database)

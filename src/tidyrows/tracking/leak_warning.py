@@ -6,12 +6,13 @@ import os
 import sys
 import warnings
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from tidyrows.external import Externals
     from tidyrows.tracking.store import Store
-    from tidyrows.tracking.tracker import ResourceTracker
+
+Tracker = TypeVar("Tracker")
 
 _SHOWN = 5
 _LOOKED_UP = 12
@@ -30,7 +31,15 @@ def started_here() -> list[str]:
     return []
 
 
-def watch(tracker: ResourceTracker) -> weakref.finalize[..., ResourceTracker]:
+def watch(
+    tracker: Tracker,
+    store: Store,
+    externals: Externals,
+    tag: str,
+    started: list[str],
+    *,
+    entered: bool,
+) -> weakref.finalize[..., Tracker]:
     """Look at what a tracker holds once it is garbage, or the process ends.
 
     Returns:
@@ -39,12 +48,12 @@ def watch(tracker: ResourceTracker) -> weakref.finalize[..., ResourceTracker]:
     return weakref.finalize(
         tracker,
         _say,
-        tracker.store,
-        tracker.external_resources,
-        tracker.context.tag,
-        tracker.started_at,
+        store,
+        externals,
+        tag,
+        started,
         os.getpid(),
-        entered=bool(tracker.journals),
+        entered=entered,
     )
 
 

@@ -12,13 +12,13 @@ from sqlalchemy import orm
 
 from tidyrows.errors import ScopeError, UnknownTableError
 from tidyrows.template import ALPHABET, RUN_WIDTH, TEST_WIDTH, WORKER_WIDTH, check, fitted
-from tidyrows.tracking import selection
+from tidyrows.tracking import named_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.tracking.sessions import Sessions
 
 Whose: TypeAlias = Literal["test", "worker", "run", "any"]
 
@@ -86,42 +86,41 @@ def _pattern(template: str, parts: Sequence[str], whose: Whose) -> Pattern:
 
 
 def rows_of_tag(
-    tracker: ResourceTracker, column: Any, template: str, whose: Whose
+    sessions: Sessions, tag: str, column: Any, template: str, whose: Whose
 ) -> list[tuple[KeyedTable, list[Any]]]:
     """The committed rows whose value in a column has a tag in the template's place."""
-    model, own, wanted = _wanted(tracker, column, template, whose)
+    model, own, wanted = _wanted(tag, column, template, whose)
     found: dict[KeyedTable, list[Any]] = {}
     for pattern in wanted:
-        query = sa.select(model).where(_range(tracker, own, column, pattern.prefix))
+        query = sa.select(model).where(_range(sessions, own, column, pattern.prefix))
 
         def is_tagged(value: str, whole: re.Pattern[str] = pattern.whole) -> bool:
             # blanks at the end are what CHAR pads with
             return whole.fullmatch(value.rstrip(" ")) is not None
 
-        rows, _count = selection.rows_of_query(tracker, query, where=(column, is_tagged))
+        rows, _count = named_rows.rows_of_query(sessions, query, where=(column, is_tagged))
         for table, keys in rows:
             found.setdefault(table, []).extend(keys)
-    return [(table, _nobody_elses(tracker, table, keys)) for table, keys in found.items()]
+    return [(table, _nobody_elses(sessions, table, keys)) for table, keys in found.items()]
 
 
-def refuse_unusable(tracker: ResourceTracker, column: Any, template: str, whose: Whose) -> None:
+def refuse_unusable(tag: str, column: Any, template: str, whose: Whose) -> None:
     """Raise now what :func:`rows_of_tag` would raise later."""
-    _wanted(tracker, column, template, whose)
+    _wanted(tag, column, template, whose)
 
 
 def _wanted(
-    tracker: ResourceTracker, column: Any, template: str, whose: Whose
+    tag: str, column: Any, template: str, whose: Whose
 ) -> tuple[Any, sa.Column[Any], list[Pattern]]:
     if whose not in _KNOWN:
         raise ScopeError(f"whose={whose!r} is nobody; write 'test', 'worker', 'run' or 'any'.")
     model, own = _owner(column)
-    selection.selected_model(sa.select(model))
+    named_rows.selected_model(sa.select(model))
     if not isinstance(own.type, sa.String) or isinstance(own.type, sa.Enum):
         raise ScopeError(
             f"{own} is no text column ({type(own.type).__name__}), so no tag stands in it.",
             column=str(own),
         )
-    tag = tracker.context.tag
     parts = (tag[:RUN_WIDTH], tag[RUN_WIDTH:-TEST_WIDTH], tag[-TEST_WIDTH:])
     wanted = sorted(patterns(template, own.type.length, parts, whose), key=str)
     if not all(pattern.prefix for pattern in wanted):
@@ -150,7 +149,7 @@ def _owner(column: Any) -> tuple[Any, sa.Column[Any]]:
 
 
 def _range(
-    tracker: ResourceTracker, own: sa.Column[Any], column: Any, prefix: str
+    sessions: Sessions, own: sa.Column[Any], column: Any, prefix: str
 ) -> sa.ColumnElement[bool]:
     """All values that begin like this, and by an index, in the order that the column sorts in.
 
@@ -166,17 +165,18 @@ def _range(
         )
         for each in ALPHABET
     ]
-    with selection.new_connection(tracker, own.table) as connection:
+    with sessions.new_connection(own.table) as connection:
         holds = connection.scalar(sa.select(sa.case((sa.and_(*sure), 1), else_=0)))
     between: sa.ColumnElement[bool] = sa.and_(column >= prefix, column <= last)
     likely: sa.ColumnElement[bool] = column.startswith(prefix, autoescape=True)
     return between if holds else likely
 
 
-def _nobody_elses(tracker: ResourceTracker, table: KeyedTable, keys: list[Any]) -> list[Any]:
+def _nobody_elses(sessions: Sessions, table: KeyedTable, keys: list[Any]) -> list[Any]:
     """Leave out rows that another tracker of this process is going to delete."""
     taken: set[Any] = set()
-    for other in tracker.capture(tracker.engine_of(table.name.database)).sinks:
-        if other is not tracker:
+    engines = sessions.engines
+    for other in engines.capture(engines.of(table.name.database)).sinks:
+        if other is not engines.sink:
             taken.update(other.held_keys(table.name, keys))
     return [key for key in dict.fromkeys(keys) if key not in taken]
