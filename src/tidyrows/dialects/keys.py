@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from tidyrows.keys import KeyedTable
 
@@ -22,10 +22,11 @@ _PLAIN_COMPOSITE_CHUNK = 100
 _AS_WRITTEN = {"schema_translate_map": None}
 
 
-def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     """Slices of at most ``size`` values, in order."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+    if 0 < len(values) <= size:
+        return (values,)
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def as_sent(values: list[list[Any]]) -> Sequence[Any]:
@@ -81,7 +82,7 @@ def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[
     )
 
 
-def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterable[Sequence[Any]]:
     """As many keys as :func:`plain_condition` takes well."""
     composite = len(table.key_clauses) > 1
     return chunks(keys, _PLAIN_COMPOSITE_CHUNK if composite else _PLAIN_CHUNK)
@@ -237,7 +238,7 @@ def select_keys_plainly(
 def keys_found(
     keys: Sequence[Any],
     sent: Sequence[Any],
-    look: Callable[[Sequence[Any]], Iterable[tuple[Any, ...]]],
+    look: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]],
 ) -> list[Any]:
     """Which keys name a row, where the database alone knows when two keys are equal.
 
@@ -254,9 +255,10 @@ def keys_found(
         positions = asked.pop()
         whole = len(positions) == len(keys)
         part = sent if whole else [sent[position] for position in positions]
-        rows = [_bare(row) for row in look(part)]
-        if not rows:
+        looked_at = look(part)
+        if not looked_at:
             continue
+        rows = [_bare(row) for row in looked_at]
         if len(positions) == 1:
             found.update(positions)
             continue
@@ -266,7 +268,7 @@ def keys_found(
             rest = [position for position in positions if position not in equal]
             middle = (len(rest) + 1) // 2
             asked.extend(half for half in (rest[:middle], rest[middle:]) if half)
-    return [keys[position] for position in sorted(found)]
+    return [keys[position] for position in sorted(found)] if found else []
 
 
 def _bare(row: tuple[Any, ...]) -> Any:

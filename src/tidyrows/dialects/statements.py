@@ -205,10 +205,12 @@ class Statements(DriverAccess):
 
         Usually no row is left in any of them, so one statement asks for many tables first.
         """
+        if len(tables) == 1:
+            return [self.existing_keys(connection, *tables[0])]
         few = [
             (number, table, keys)
             for number, (table, keys) in enumerate(tables)
-            if len(tables) > 1 and 0 < len(keys) <= self.verified_together
+            if 0 < len(keys) <= self.verified_together
         ]
         closer = set(range(len(tables)))
         together: list[tuple[int, str, tuple[Any, ...]]] = []

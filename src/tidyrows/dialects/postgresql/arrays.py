@@ -43,12 +43,6 @@ def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement
     return sa.and_(*equal)
 
 
-def any_of_array(dialect: sa.Dialect, table: KeyedTable, mark: str) -> str:
-    """SQL for the driver, from the table's name on: which rows have a key in the array bound."""
-    place, (name,) = quoted_names(dialect, table)
-    return f"{place} WHERE {name} = ANY({mark})"
-
-
 def select_by_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[str]) -> str:
     """SQL for the driver: the keys that are there, given SQL for one array per key column."""
     place, names = quoted_names(dialect, table)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 _RESOLVE = """
-SELECT n.nspname, c.relkind, c.relpersistence,
+SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS pg_catalog.text),
        pg_catalog.has_table_privilege(c.oid, 'SELECT')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite w
                        WHERE w.ev_class = c.oid AND w.ev_type IN ('3', '4'))
@@ -105,8 +105,7 @@ class PostgreSQLCatalogue(Dialect):
             rows = self._query(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
         if not rows:
             return None
-        real_schema, kind, persistence = (text(value) for value in rows[0][:3])
-        returns = bool(rows[0][3])
+        real_schema, kind, persistence, returns = rows[0]
         if kind not in {"r", "p"}:
             return RealTable(real_schema, "other", plain=False, returns=returns)
         temporary = persistence == "t"
@@ -119,13 +118,12 @@ class PostgreSQLCatalogue(Dialect):
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """By the catalog, which every role may read."""
-        rows = self._execute(connection, _REFERENCING, list(schemas))
-        return {text(row[0]) for row in rows}
+        return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
         """Triggers before a DELETE, rules, and the policies of row-level security."""
         place = (table.name.schema, table.table.name)
-        return [text(row[0]) for row in self._execute(connection, _SUPPRESSORS, *place * 3)]
+        return [row[0] for row in self._execute(connection, _SUPPRESSORS, *place * 3)]
 
     def foreign_keys(
         self, connection: sa.Connection, schemas: Iterable[str]
@@ -133,8 +131,7 @@ class PostgreSQLCatalogue(Dialect):
         """With those marked that a partition has from its partitioned table."""
         schemas = list(schemas)
         keys = super().foreign_keys(connection, schemas)
-        rows = self._execute(connection, _INHERITED, schemas)
-        inherited = {tuple(map(text, row)) for row in rows}
+        inherited = {tuple(row) for row in self._execute(connection, _INHERITED, schemas)}
         return tuple(
             replace(key, inherited=True) if (*key.child, key.name) in inherited else key
             for key in keys
@@ -144,13 +141,11 @@ class PostgreSQLCatalogue(Dialect):
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> set[tuple[str, str]]:
         """Those with row-level security, unless this role is above it."""
-        rows = self._execute(connection, _HIDDEN, list(schemas))
-        return {(text(row[0]), text(row[1])) for row in rows}
+        return {(row[0], row[1]) for row in self._execute(connection, _HIDDEN, list(schemas))}
 
     def invalid_indexes(self, connection: sa.Connection, schema: str, table: str) -> set[str]:
         """What a CREATE INDEX CONCURRENTLY that failed leaves behind."""
-        rows = self._execute(connection, _INVALID, schema, table)
-        return {text(row[0]) for row in rows}
+        return {row[0] for row in self._execute(connection, _INVALID, schema, table)}
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """Which transactions are over: whoever changes anything, in any database, has a number."""
@@ -158,13 +153,8 @@ class PostgreSQLCatalogue(Dialect):
 
     def application_schemas(self, connection: sa.Connection) -> list[str]:
         """All but the system's own."""
-        return [text(name) for (name,) in self._query(connection, _OWN_SCHEMAS)]
+        return [name for (name,) in self._query(connection, _OWN_SCHEMAS)]
 
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
         """Partitions: their rows are the partitioned table's."""
-        return {text(name) for (name,) in self._query(connection, _PARTITIONS, schema)}
-
-
-def text(value: Any) -> str:
-    """The catalog's "char" columns come as bytes from some drivers."""
-    return value.decode() if isinstance(value, bytes) else str(value)
+        return {name for (name,) in self._query(connection, _PARTITIONS, schema)}

@@ -96,31 +96,27 @@ class PostgreSQLSessions(Dialect):
         self._refuse_open_transaction(connection)
         if getattr(connection.connection.dbapi_connection, "autocommit", False):
             connection.execution_options(isolation_level="READ COMMITTED")
-        limits = [
-            None if seconds is None else _milliseconds(seconds)
-            for seconds in (lock_timeout, statement_timeout)
-        ]
+        lock = max(1, round(lock_timeout * 1000))  # 0 would mean for ever
+        statement = None if statement_timeout is None else max(1, round(statement_timeout * 1000))
         if self.driver in _SEVERAL_AT_ONCE:
-            written = tuple("NULL" if limit is None else f"'{limit}'" for limit in limits)
-            connection.exec_driver_sql(f"{_BEGINNING}; {_SETTINGS % written}").close()
+            limits = f"'{lock}'", "NULL" if statement is None else f"'{statement}'"
+            connection.exec_driver_sql(f"{_BEGINNING}; {_SETTINGS % limits}").close()
         else:
             connection.exec_driver_sql(_BEGINNING)
-            self._execute(connection, _SETTINGS, *limits)
+            given = None if statement is None else str(statement)
+            self._execute(connection, _SETTINGS, str(lock), given)
 
     def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
-        return super()._query(connection, self._marked(sql), *values)
+        marked = _numbered(sql) if self.driver == "asyncpg" else sql
+        return super()._query(connection, marked, *values)
 
     def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
-        return super()._execute(connection, self._marked(sql), *values)
-
-    def _marked(self, sql: str) -> str:
-        """The parameters' marks as the driver has them: ``%s``, or asyncpg's ``$1``."""
-        if self.driver != "asyncpg":
-            return sql
-        pieces = sql.split("%s")
-        marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
-        return "".join(marks) + pieces[-1]
+        marked = _numbered(sql) if self.driver == "asyncpg" else sql
+        return list(connection.exec_driver_sql(marked, values).all())
 
 
-def _milliseconds(seconds: float) -> str:
-    return str(max(1, round(seconds * 1000)))  # 0 would mean for ever
+def _numbered(sql: str) -> str:
+    """With asyncpg's parameter marks, ``$1``, in place of ``%s``."""
+    pieces = sql.split("%s")
+    marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
+    return "".join(marks) + pieces[-1]

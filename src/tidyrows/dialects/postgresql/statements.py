@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -19,15 +20,14 @@ from tidyrows.dialects.keys import (
     integer_runs,
     plain_condition,
     plain_rows,
+    quoted_names,
     run,
 )
 from tidyrows.dialects.postgresql.arrays import (
-    any_of_array,
     array_literal,
     keys_in_arrays,
     select_by_arrays,
 )
-from tidyrows.dialects.postgresql.catalogue import text
 from tidyrows.dialects.postgresql.sessions import PostgreSQLSessions
 from tidyrows.dialects.statements import CycleForm
 
@@ -224,16 +224,16 @@ class PostgreSQLStatements(PostgreSQLSessions):
         self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
     ) -> list[Any] | None:
         """The keys as the driver gets them, one array per key column; None as above."""
-        values = driver_values(table, dialect, keys)
-        arrays = None if values is None else [self._array(column) for column in values]
-        return None if arrays is None or None in arrays else arrays
+        values: list[Any] | None = driver_values(table, dialect, keys)
+        # asyncpg encodes a list by the type that the server names; the others take text.
+        if values is not None and self.driver != "asyncpg":
+            values = list(map(array_literal, values))
+        return None if values is None or None in values else values
 
     def _any_of_array(self, connection: sa.Connection, table: KeyedTable) -> str:
-        return any_of_array(connection.dialect, table, self._marked("%s"))
-
-    def _array(self, values: list[Any]) -> Any:
-        # asyncpg encodes a list by the type that the server names; the others take text.
-        return values if self.driver == "asyncpg" else array_literal(values)
+        """From the table's name on: the rows that have a key in the one array bound."""
+        place, (name,) = quoted_names(connection.dialect, table)
+        return f"{place} WHERE {name} = ANY({'$1' if self.driver == 'asyncpg' else '%s'})"
 
     # ----- rows without a key
 
@@ -301,8 +301,8 @@ class PostgreSQLStatements(PostgreSQLSessions):
             return []
         places = [(table.name.schema, table.table.name) for table in tables]
         sql = _KEY_TYPES.format(", ".join(["(%s, %s)"] * len(places)))
-        rows = self._execute(connection, sql, *(name for place in places for name in place))
-        types = {tuple(map(text, row[:3])): text(row[3]) for row in rows}
+        rows = self._execute(connection, sql, *chain.from_iterable(places))
+        types = {tuple(row[:3]): row[3] for row in rows}
         return [
             [types.get((*place, column.name)) for column in table.key_columns]
             for place, table in zip(places, tables, strict=True)
