@@ -152,6 +152,18 @@ class LivenessLockError(TidyRowsError):
         self.number = number
 
 
+class DialectError(TidyRowsError):
+    """A package's entry point for its database cannot be used.
+
+    Attributes:
+        entry_point: its group, name and value, as ``tidyrows.dialects: name = module:Class``.
+    """
+
+    def __init__(self, entry_point: str, why: str, remedy: str) -> None:
+        super().__init__(f"The entry point [{entry_point}] {why}. {remedy}")
+        self.entry_point = entry_point
+
+
 class TakenOverError(SessionStateError, LedgerError):
     """A sweep considered this worker dead, and has taken over its rows."""
 

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
-from tidyrows.dialects.sqlite.foreign_keys import pragma_foreign_keys
+from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
 from tidyrows.schema import (
     ForeignKey,
     ForeignKeyGraph,

@@ -27,7 +27,7 @@ from tidyrows import TidyRowsError
 from tidyrows.dialects import DriverSocket, dialect_for
 from tidyrows.dialects.base import UnknownDialect
 from tidyrows.dialects.liveness_lock import ConnectionLock
-from tidyrows.dialects.sqlite import liveness_file
+from tidyrows.dialects.sqlite import locks as liveness_file
 from tidyrows.errors import LivenessLockError
 from tidyrows.greenlets import spawn
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from kills.tables import LEDGER
 from tidyrows.dialects import dialect_for
-from tidyrows.dialects.mysql.locks import lock_name
-from tidyrows.dialects.sqlite.liveness_file import lock_file
+from tidyrows.dialects.mysql.catalogue import lock_name
+from tidyrows.dialects.sqlite.locks import lock_file
 
 
 def number_of(engine: sa.Engine, pid: int) -> int:

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from harness.models import zoo_metadata
 from harness.targets import on
-from tidyrows.dialects.sqlite.foreign_keys import pragma_foreign_keys
+from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
 from tidyrows.schema import (
     ForeignKey,
     ForeignKeyGraph,

@@ -24,7 +24,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from harness.asynchronous import DRIVERS
 from harness.targets import DEFAULT, on
 from tidyrows.dialects import dialect_for
-from tidyrows.errors import LifeTakenError, SessionStateError
+from tidyrows.errors import LivenessLockError, SessionStateError
 from tidyrows.ledger.heartbeat import Heartbeat
 
 pytestmark = [
@@ -195,7 +195,7 @@ def test_what_goes_wrong_at_the_beginning_is_raised_where_it_is_started(database
     first.heartbeat.start()
     second = Patient(database.engine(), outside)
     second.heartbeat.lock = dialect_for(outside).liveness_lock(outside, first.number, patience=0)
-    with pytest.raises(LifeTakenError):
+    with pytest.raises(LivenessLockError):
         second.heartbeat.start()
     assert not second.heartbeat.is_running
     assert first.is_alive

@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.catalogue import Catalogue, RealTable
 from tidyrows.dialects.errors import Errors
-from tidyrows.dialects.inserts import Inserts
-from tidyrows.dialects.keyless_rows import KeylessRows
+from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
 from tidyrows.dialects.sessions import Sessions
-from tidyrows.dialects.statements import Statements
+from tidyrows.dialects.statements import Inserts, Statements
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
 
-class Dialect(Errors, Sessions, Inserts, Statements, KeylessRows, Locks, Catalogue):
+class Dialect(Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, Catalogue):
     """A database as tidyrows needs it. Subclass it for another database.
 
     A dialect MUST have (abstract here):

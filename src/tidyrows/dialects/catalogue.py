@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.database_names import database_name
-from tidyrows.dialects.driver import DriverAccess
+from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.schema import reflect_foreign_keys
 
 if TYPE_CHECKING:

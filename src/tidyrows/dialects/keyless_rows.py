@@ -59,7 +59,7 @@ def is_as_given(column: sa.Column[Any]) -> bool:
     return plain and not isinstance(column.type, (sa.Enum, sa.types.TypeDecorator))
 
 
-class KeylessRows(DriverAccess):
+class KeylessStatements(DriverAccess):
     """DELETE and COUNT of rows by all their values."""
 
     deletes_keyless_rows: ClassVar[bool] = False

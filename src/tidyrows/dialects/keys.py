@@ -109,12 +109,14 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
     columns = table.key_clauses
     if len(columns) != 1 or len(keys) < _LONG or not isinstance(columns[0].type, _NUMBERS):
         return None
-    runs = runs_of(keys)
-    return runs if runs is not None and len(runs) * _LONG <= len(keys) else None
+    return runs_of(keys, most=len(keys) // _LONG)
 
 
-def runs_of(keys: Sequence[Any]) -> list[tuple[int, int]] | None:
-    """First and last of each run of integers; None for anything else, or in another order."""
+def runs_of(keys: Sequence[Any], *, most: int | None = None) -> list[tuple[int, int]] | None:
+    """First and last of each run of integers; None for anything else, or in another order.
+
+    None also where there are more than ``most`` runs.
+    """
     if set(map(type, keys)) != {int}:
         return None
     if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
@@ -124,7 +126,7 @@ def runs_of(keys: Sequence[Any]) -> list[tuple[int, int]] | None:
     for key in islice(keys, 1, None):
         if key == last + 1:
             last = key
-        elif key > last:
+        elif key > last and (most is None or len(runs) + 1 < most):
             runs.append((first, last))
             first = last = key
         else:

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.database_names import database_name
-from tidyrows.dialects.driver import DriverAccess
+from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:

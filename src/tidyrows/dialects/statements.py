@@ -1,7 +1,8 @@
-"""Role *statements*: delete, find, lock and verify rows by key."""
+"""Roles *statements* and *inserts*: delete, find, lock and verify rows by key; prove inserts."""
 
 from __future__ import annotations
 
+import re
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from tidyrows.dialects.keys import (
     keys_found,
     plain_chunks,
     plain_condition,
+    quoted_names,
     run,
     select_keys_plainly,
 )
@@ -25,10 +27,80 @@ from tidyrows.dialects.keys import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from tidyrows.dialects.catalogue import RealTable
     from tidyrows.keys import KeyedTable
+
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# Prefixes of an INSERT after which it still inserts its row or fails.
+_HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
+
+
+class Inserts(DriverAccess):
+    """INSERT statements, and the keys that the database generates for them."""
+
+    reuses_keys: ClassVar[bool] = True
+    """Whether a generated key may come again after its row is gone."""
+    explicit_zero_is_generated: ClassVar[bool] = False
+    """Whether a key 0 in an INSERT is replaced by the next number."""
+
+    @property
+    def counts_when_closed(self) -> bool:
+        """Whether a cursor still has its row count once SQLAlchemy has closed it."""
+        return True
+
+    @property
+    def returning(self) -> bool:
+        """Whether INSERT has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_returning", False))
+
+    @property
+    def executemany_returning(self) -> bool:
+        """Whether INSERT of many rows has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_executemany_returning", False))
+
+    def delete_returning(self, *, several_tables: bool) -> bool:
+        """Whether DELETE has RETURNING, also where its condition reads other tables."""
+        flag = "delete_returning_multifrom" if several_tables else "delete_returning"
+        return bool(getattr(self._dialect(), flag, False))
+
+    def may_reuse_key(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
+        """Whether a number up to ``highest`` that was generated once may be generated again."""
+        return self.reuses_keys
+
+    def upsert(self, insert: sa.Insert) -> bool:
+        """Whether this INSERT may leave out a row, or change one that was there before."""
+        return self._post_values(insert) is not None or bool(self._prefixes(insert))
+
+    def inserted_proof(
+        self, insert: sa.Insert, real: RealTable
+    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+        """How an upsert proves which rows it inserted.
+
+        Returns:
+            ``(False, None)``: it cannot, so none of its rows is tracked. ``(True, None)``: exactly
+            the rows that RETURNING yields. ``(True, column)``: the rows where this column, added
+            to RETURNING, is true.
+        """
+        return False, None
+
+    def _post_values(self, insert: sa.Insert) -> str | None:
+        clause = getattr(insert, "_post_values_clause", None)
+        return None if clause is None else str(clause.__visit_name__)
+
+    def _prefixes(self, insert: sa.Insert) -> frozenset[str]:
+        """The prefixes that this database would see and that are not known to be harmless."""
+        found = set()
+        for prefix, only in getattr(insert, "_prefixes", ()):
+            if only in {None, "*", getattr(self._dialect(), "name", None)}:
+                found.add(" ".join(_COMMENT.sub(" ", str(prefix)).upper().split()))
+        return frozenset(found - _HARMLESS)
+
 
 _PROBES = 100
 """How many tables one statement asks."""
+_MANY = 500
+"""Keys from which one look at their whole range comes first."""
+_INT64 = 2**63
 Select = tuple[str, tuple[Any, ...]]
 """A SELECT in the driver's own parameter style, and its parameters."""
 
@@ -191,7 +263,8 @@ class Statements(DriverAccess):
         for part in chunks(keys, self.verified_at_once):
             values = driver_values(table, connection.dialect, part)
             if values is not None and self._can_select(types, values):
-                found += keys_found(part, as_sent(values), rows)
+                if len(part) < _MANY or not self._range_is_empty(connection, table, types, values):
+                    found += keys_found(part, as_sent(values), rows)
             else:
                 found += keys_found(
                     part, part, lambda few: select_keys_plainly(connection, table, few)
@@ -230,6 +303,26 @@ class Statements(DriverAccess):
             self.existing_keys(connection, table, keys) if keys and number in closer else []
             for number, (table, keys) in enumerate(tables)
         ]
+
+    def _range_is_empty(
+        self, connection: sa.Connection, table: KeyedTable, types: Any, values: list[list[Any]]
+    ) -> bool:
+        """Whether no row at all has a key from the least to the greatest of many integers."""
+        if len(values) > 1 or set(map(type, values[0])) != {int}:
+            return False
+        least, greatest = min(values[0]), max(values[0])
+        if not -_INT64 <= least <= greatest < _INT64:
+            return False
+        if not self._holds_integers(connection, table, types):
+            return False
+        place, (name,) = quoted_names(connection.dialect, table)
+        rows = f"SELECT 1 FROM {place} WHERE {name} BETWEEN {least} AND {greatest}"
+        ((any_row,),) = self._execute(connection, f"SELECT EXISTS({rows})")
+        return not any_row
+
+    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+        """Whether the one key column is of an integer type, by the catalogue."""
+        return False
 
     def _verification_types(
         self, connection: sa.Connection, tables: Sequence[KeyedTable]

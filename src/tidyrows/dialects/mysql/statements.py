@@ -68,7 +68,7 @@ class MySQLStatements(Dialect):
         # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
         place, _columns = quoted_names(connection.dialect, table)
         runs = integer_runs(table, keys)
-        if runs is not None and self._holds_integers(connection, table):
+        if runs is not None and self._holds_integers(connection, table, None):
             return delete_runs(connection, table, runs)
         deleted = 0
         for part, joined in self._joined(connection, table, keys):
@@ -142,9 +142,9 @@ class MySQLStatements(Dialect):
                 self._types[table] = types
         return types
 
-    def _holds_integers(self, connection: sa.Connection, table: KeyedTable) -> bool:
-        types = self._real_types(connection, table)
-        return types is not None and types[0].name in _INTEGER_TYPES
+    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+        real = self._real_types(connection, table)
+        return real is not None and real[0].name in _INTEGER_TYPES
 
     def _joined(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.dialects.aliases import KEYS
+from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keyless_rows import is_exact, stored_type
 from tidyrows.dialects.keys import (
     asked,
@@ -28,7 +29,6 @@ from tidyrows.dialects.postgresql.arrays import (
     keys_in_arrays,
     select_by_arrays,
 )
-from tidyrows.dialects.postgresql.sessions import PostgreSQLSessions
 from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE (n.nspname, c.relname) IN ({}) AND a.attnum > 0 AND NOT a.attisdropped"""
 
 
-class PostgreSQLStatements(PostgreSQLSessions):
+class PostgreSQLStatements(Dialect):
     """Arrays, and one statement for a whole cycle."""
 
     cycle_form = CycleForm.ONE_STATEMENT
@@ -307,6 +307,11 @@ class PostgreSQLStatements(PostgreSQLSessions):
             [types.get((*place, column.name)) for column in table.key_columns]
             for place, table in zip(places, tables, strict=True)
         ]
+
+    def _holds_integers(
+        self, connection: sa.Connection, table: KeyedTable, types: list[str | None]
+    ) -> bool:
+        return types[0] in {"smallint", "integer", "bigint"}
 
     def _can_select(self, types: list[str | None], values: list[list[Any]]) -> bool:
         return None not in types

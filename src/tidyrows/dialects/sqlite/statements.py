@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from enum import Enum, auto
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -39,6 +40,23 @@ _COMPOSITE_KEYS = 250
 _JSON_KEYS = 50_000
 
 
+# The row id has no index of its own: not INTEGER PRIMARY KEY DESC, nor one of WITHOUT ROWID.
+_KEY_KIND = """
+SELECT c.type, c.pk, (SELECT count(*) FROM pragma_index_list(?, ?) WHERE origin = 'pk')
+FROM pragma_table_info(?, ?) AS c WHERE c.name = ? COLLATE NOCASE"""
+
+
+class _KeyKind(Enum):
+    """What a key column may hold."""
+
+    ROWID = auto()
+    """Integers only."""
+    INTEGER = auto()
+    """Anything, but an integer compares with an integer."""
+    OTHER = auto()
+    """Text, which compares with an integer as text."""
+
+
 class SQLiteStatements(Dialect):
     """Every transaction locks the whole file, so no row is locked by itself."""
 
@@ -52,6 +70,8 @@ class SQLiteStatements(Dialect):
         super().__init__(dialect)
         self._conflicts: weakref.WeakKeyDictionary[Any, frozenset[str]]
         self._conflicts = weakref.WeakKeyDictionary()
+        self._key_kinds: weakref.WeakKeyDictionary[KeyedTable, _KeyKind]
+        self._key_kinds = weakref.WeakKeyDictionary()
 
     def upsert(self, insert: sa.Insert) -> bool:
         """ON CONFLICT, OR IGNORE and their kin, and conflict clauses of the table itself."""
@@ -102,7 +122,9 @@ class SQLiteStatements(Dialect):
         """IN, OR of ANDs, or BETWEEN, with native values; as fast as JSON, right for every type."""
         runs = integer_runs(table, keys)
         if runs is not None:
-            # Any column may hold any type: a stranger's 5.5 between our 5 and 6.
+            if self._key_kind(connection, table) is _KeyKind.ROWID:
+                return delete_runs(connection, table, runs)
+            # Any other column may hold any type: a stranger's 5.5 between our 5 and 6.
             is_integer = sa.func.typeof(table.key_clauses[0]) == "integer"
             return delete_runs(connection, table, runs, is_integer)
         values = driver_values(table, connection.dialect, keys)
@@ -193,6 +215,23 @@ class SQLiteStatements(Dialect):
         return raw.op("COLLATE")(sa.literal_column("BINARY")).op("IS")(sent)
 
     # ----- verification, which shares nothing with the statements above
+
+    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+        return self._key_kind(connection, table) is not _KeyKind.OTHER
+
+    def _key_kind(self, connection: sa.Connection, table: KeyedTable) -> _KeyKind:
+        """How SQLite compares the one key column."""
+        kind = self._key_kinds.get(table)
+        if kind is None:
+            place = (table.name.name, table.name.schema)
+            rows = self._query(connection, _KEY_KIND, *place, *place, table.key_columns[0].name)
+            kind = _KeyKind.OTHER
+            for declared, position, indexes in rows:
+                if "INT" in declared.upper():
+                    is_rowid = declared.upper() == "INTEGER" and position == 1 and not indexes
+                    kind = _KeyKind.ROWID if is_rowid else _KeyKind.INTEGER
+            self._key_kinds[table] = kind
+        return kind
 
     def _can_select(self, types: Any, values: list[list[Any]]) -> bool:
         return all(map(_fits_json, values))
