@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import Dialect, dialect_for
 from tidyrows.dialects.base import UnknownDialect
 from tidyrows.dialects.sqlite import SQLite
 from tidyrows.errors import DialectError
@@ -112,3 +114,21 @@ def test_another_package_runs_the_suite(package, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
     assert " passed" in done.stdout
+
+
+def test_the_page_names_everything_that_a_dialect_may_have():
+    page = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text()
+    members = {name for name in dir(Dialect) if not name.startswith("_")}
+    assert {name for name in members if not re.search(rf"\b{name}\b", page)} == set()
+    listed = {
+        name
+        for row in re.findall(r"^\| .+\|$", page, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", row)
+    }
+    assert {name for name in listed if not hasattr(Dialect, name)} <= {"COMMIT", "RETURNING", "IN"}
+
+
+def test_what_a_dialect_must_have_is_what_the_page_shows():
+    page = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text()
+    shown = set(re.findall(r"^    def (\w+)", page.split("```python")[1], re.MULTILINE))
+    assert shown == Dialect.__abstractmethods__
