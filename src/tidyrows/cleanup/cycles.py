@@ -51,11 +51,7 @@ class RowLoopError(TidyRowsError):
 def delete_by_levels(
     connection: sa.Connection, database: Database, step: Step, *, foreign_keys_off: bool
 ) -> dict[TableName, int]:
-    """Delete the rows of a cyclic step, level by level.
-
-    Raises:
-        RowLoopError: a loop that nothing opens, and ``foreign_keys_off`` is not allowed.
-    """
+    """Delete the rows of a cyclic step, level by level."""
     references = _all_references(connection, step)
     order = _order(step, references)
     for key in list(references):

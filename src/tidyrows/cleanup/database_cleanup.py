@@ -63,11 +63,7 @@ class DatabaseCleanup:
         )
 
     def run(self) -> list[Leftover]:
-        """Delete everything that can be deleted.
-
-        Raises:
-            SessionStateError: somebody's transaction is open on the only connection.
-        """
+        """Delete everything that can be deleted."""
         leftovers: list[Leftover] = []
         outcome = self._executor.outcome
         try:

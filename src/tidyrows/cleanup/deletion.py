@@ -74,12 +74,6 @@ class Deletion:
         With ``discover`` it looks for everything that references the rows, else only for what the
         database would take or change without a word. No more than ``limit`` untracked rows may go
         with more than one row of ours.
-
-        Raises:
-            DependentsExistError: there is something to discover.
-            IgnoredDeleteError: a row does not go, and what it references was to go.
-            TooManyError: more untracked rows would go along than ``limit``.
-            DeadlineError: the cleanup's time is over.
         """
         if self._scope.identity is not None:
             certain = self._certain(rows, self._scope.identity)
@@ -117,7 +111,9 @@ class Deletion:
             others = dependents.get(place)
             outcome.deleted[place] += max(count - len(others), 0) if others else count
             if count == len(batch.keys):
-                ours = [k for k in batch.keys if k not in others] if others else batch.keys
+                ours = batch.keys
+                if others:
+                    ours = [k for k in ours if k not in others] if len(others) < count else ()
                 outcome.gone[place] = [ours]
             if others:
                 outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
@@ -149,8 +145,9 @@ class Deletion:
                 (key, reason) for key, reason in kept.items() if key in mine
             )
         for place, others in found.dependents.items():
-            for key in others:
-                kept_here.get(place, {}).pop(key, None)  # it went as a dependent
+            if place in kept_here:  # those went as dependents
+                kept = kept_here[place]
+                kept_here[place] = {key: kept[key] for key in kept if key not in others}
         self._detach(discovery, found)
         for key, (values, count) in found.unnamed.items():
             reference = self._view.reference(self._connection, key)

@@ -113,11 +113,7 @@ class Discovery:
         return [name for name in own if name not in shared] or own
 
     def look(self, roots: Mapping[Place, Sequence[Any]]) -> Found:
-        """Find what goes with these rows; rows that must stay are put into :attr:`kept`.
-
-        Raises:
-            TooManyError: more dependents than the limit, and fewer rows could be asked for.
-        """
+        """Find what goes with these rows; rows that must stay are put into :attr:`kept`."""
         if sum(map(len, roots.values())) == 1:
             self._limit = sys.maxsize
         self._keep_referenced(roots, [(place, key) for place, m in self.kept.items() for key in m])
@@ -149,7 +145,9 @@ class Discovery:
                 self._keep_all(place, keys, hidden[0], found)
                 continue
             held = found.dependents.get(place, ())  # which were locked when they were found
-            roots = [key for key in keys if key not in held] if held else keys
+            roots: Sequence[Any] = keys
+            if held:
+                roots = [k for k in keys if k not in held] if len(held) != len(keys) else ()
             if roots:
                 table = self._view.table(self._connection, place)
                 self._dialect.lock(self._connection, table, roots)

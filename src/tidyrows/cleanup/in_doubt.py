@@ -28,23 +28,14 @@ _SECONDS = 5.0
 
 @dataclass(slots=True)
 class Resolved:
-    """What became of the rows in doubt of one table; those not named do not exist.
+    """What became of the rows in doubt of one table; those not named do not exist."""
 
-    Attributes:
-        ours: keys that are ours after all.
-        in_doubt: keys that stay in doubt, and why.
-    """
-
-    ours: list[Any] = field(default_factory=list)
-    in_doubt: dict[Any, Reason] = field(default_factory=dict)
+    ours: list[Any] = field(default_factory=list)  # keys that are ours after all
+    in_doubt: dict[Any, Reason] = field(default_factory=dict)  # keys that stay in doubt, and why
 
 
 def resolve_doubts(database: Database, held: TableHoldings) -> Resolved:
-    """Ask the database about the rows in doubt of one table.
-
-    Raises:
-        ConnectionError: the server has not ended the transaction yet; ask again.
-    """
+    """Ask the database about the rows in doubt of one table."""
     refuse_too_early(database)
     seen = existing_rows(database, [Batch(held.table, list(held.doubtful))])[held.table.name]
     resolved = Resolved(in_doubt=dict(seen.unconfirmed))
@@ -68,10 +59,6 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
     """Whether a COMMIT that was not answered had succeeded; None where no key proves it.
 
     Its rows are the tracker's, or forgotten, once that is known.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: a transient error.
-        ConnectionError: the server has not ended the transaction yet; ask again.
     """
     answer = _answer_of_ledgers(tracker, before)
     if answer is not None:
@@ -120,12 +107,7 @@ def _answer_of_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, An
 def resolve_by_ledger(
     tracker: ResourceTracker, database: Database, journal: Journal
 ) -> list[tuple[Change, bool]]:
-    """Resolve what was entered with a COMMIT that was not answered: it is there if that succeeded.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: a transient error.
-        ConnectionError: the server has not ended the transaction yet; ask again.
-    """
+    """Resolve what was entered with an unanswered COMMIT: it is there if that succeeded."""
     refuse_too_early(database)
     with database.reading() as connection:
         committed, lost = journal.resolve(connection)

@@ -115,11 +115,7 @@ class KeylessRows:
 
 
 def _is_comparable(connection: sa.Connection, table: KeyedTable) -> bool:
-    """Whether the table is there yet: a row that is gone with it need not be deleted.
-
-    Raises:
-        LookupError: rows that differ in a column which the Table does not have look equal.
-    """
+    """Whether the table is there yet: a row that is gone with it need not be deleted."""
     try:
         found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
     except sa.exc.NoSuchTableError:

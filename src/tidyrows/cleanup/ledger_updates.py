@@ -55,11 +55,7 @@ class LedgerUpdates:
         self._update = self._sent = None
 
     def record(self, connection: sa.Connection, rows: Rows, done: Outcome) -> None:
-        """In the transaction that has deleted rows: write that into the ledger.
-
-        Raises:
-            TakenOverError: the rows are a sweep's by now.
-        """
+        """In the transaction that has deleted rows: write that into the ledger."""
         journal = self.journal
         sent, self._sent = self._sent, None
         if journal.unanswered and self._resolve_unanswered(connection, sent):

@@ -285,9 +285,10 @@ class CleanupManager:
     def _delete(self, run: CleanupRun, part: Part | None) -> list[Leftover]:
         """Delete the rows of a part, or all; what is left over of them."""
         leftovers: list[Leftover] = []
-        for database, held in run.held_by_database():
+        for number, (database, held) in enumerate(run.held_by_database()):
             try:
-                leftovers += DatabaseCleanup(run, database, held, part).run()
+                now = run.held_in(database) if number else held  # cleaning the others took time
+                leftovers += DatabaseCleanup(run, database, now, part).run()
             except TakenOverError as error:
                 run.refuse(error)
                 run.taken_over.add(database.name)

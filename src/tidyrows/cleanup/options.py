@@ -122,11 +122,7 @@ class DependentRules:
 
 
 def named_tables(argument: str, tables: Iterable[Any]) -> frozenset[NamedTable]:
-    """Mapped classes, Tables and names like ``"audit_log"`` or ``"audit.log"``.
-
-    Raises:
-        UnknownTableError: one of them is none of these.
-    """
+    """Mapped classes, Tables and names like ``"audit_log"`` or ``"audit.log"``."""
     if isinstance(tables, (str, type, sa.Table)):
         raise UnknownTableError(
             f"{argument}= takes a list of tables, and {tables!r} is one. Write "

@@ -24,16 +24,11 @@ Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one table.
+    """Rows of one table."""
 
-    Attributes:
-        table: the table.
-        keys: its keys, in the one global order.
-        foreign_keys: what it references among the planned tables of its database.
-    """
-
-    table: KeyedTable
-    keys: Sequence[Any]
+    table: KeyedTable  # the table
+    keys: Sequence[Any]  # its keys, in the one global order
+    # what it references among the planned tables of its database
     foreign_keys: tuple[ForeignKey, ...] = ()
 
     def parent(self, key: ForeignKey) -> TableName:
@@ -43,15 +38,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Batches that are deleted together: one, or those of the tables of a cycle.
+    """Batches that are deleted together: one, or those of the tables of a cycle."""
 
-    Attributes:
-        batches: what is deleted.
-        cycle: the foreign keys of the cycle; empty where there is none.
-    """
-
-    batches: tuple[Batch, ...]
-    cycle: tuple[ForeignKey, ...] = ()
+    batches: tuple[Batch, ...]  # what is deleted
+    cycle: tuple[ForeignKey, ...] = ()  # the foreign keys of the cycle; empty where there is none
 
     @property
     def size(self) -> int:

@@ -26,15 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Circle:
-    """Things that each must go before the next, and the last before the first.
+    """Things that each must go before the next, and the last before the first."""
 
-    Attributes:
-        members: all that are caught in it.
-        path: one way around it, from a resource to the same.
-    """
-
-    members: frozenset[Item]
-    path: tuple[Item, ...]
+    members: frozenset[Item]  # all that are caught in it
+    path: tuple[Item, ...]  # one way around it, from a resource to the same
 
 
 class RemovalOrder:
@@ -101,16 +96,11 @@ def removal_order(
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The rows of one phase.
+    """The rows of one phase."""
 
-    Attributes:
-        goes: whether a row goes now.
-        doubts: whether rows in doubt are looked at now, which is once.
-        held: rows that stay since a row of another tracker needs them, and why.
-    """
-
-    goes: Callable[[RowKey], bool]
-    doubts: bool
+    goes: Callable[[RowKey], bool]  # whether a row goes now
+    doubts: bool  # whether rows in doubt are looked at now, which is once
+    # rows that stay since a row of another tracker needs them, and why
     held: Mapping[RowKey, Reason]
 
     def of(self, held: Iterable[TableHoldings]) -> list[TableHoldings]:

@@ -37,23 +37,19 @@ logger = logging.getLogger("tidyrows")
 
 @dataclass(slots=True)
 class CleanupRun:
-    """One cleanup.
-
-    Attributes:
-        until: when its deadline ends, by the policy's clock.
-        failure: the first error that kept rows from being deleted, or None.
-        refusal: why nothing was deleted in one of the databases, or None.
-        taken_over: the databases in which a sweep has the rows now.
-    """
+    """One cleanup."""
 
     tracker: ResourceTracker
     options: CleanupOptions
     report: CleanupReport
-    until: float
+    until: float  # when its deadline ends, by the policy's clock
     progress: ProgressListener | None = None
+    # the first error that kept rows from being deleted, or None
     failure: BaseException | None = None
+    # why nothing was deleted in one of the databases, or None
     refusal: SessionStateError | None = None
     databases: dict[str, Database] = field(default_factory=dict)
+    # the databases in which a sweep has the rows now
     taken_over: set[str] = field(default_factory=set)
 
     def remaining(self) -> float:
@@ -166,24 +162,16 @@ Kept: TypeAlias = "dict[Place, dict[Any, Reason]]"
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of one transaction, or of several.
+    """What came of one transaction, or of several."""
 
-    Attributes:
-        deleted: tracked rows deleted.
-        gone: their keys, where every row that was asked for went.
-        dependents: untracked rows deleted.
-        detached: untracked rows detached.
-        kept: rows that were not to be deleted, and why.
-        refused: rows that could not be deleted, and why.
-        seconds: how long the DELETEs of each table took.
-    """
-
-    deleted: Counter[Place] = field(default_factory=Counter)
+    deleted: Counter[Place] = field(default_factory=Counter)  # tracked rows deleted
+    # their keys, where every row that was asked for went
     gone: dict[Place, list[Sequence[Any]]] = field(default_factory=dict)
-    dependents: dict[TableName, TableRows] = field(default_factory=dict)
-    detached: dict[TableName, TableRows] = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
-    refused: Kept = field(default_factory=dict)
+    dependents: dict[TableName, TableRows] = field(default_factory=dict)  # untracked rows deleted
+    detached: dict[TableName, TableRows] = field(default_factory=dict)  # untracked rows detached
+    kept: Kept = field(default_factory=dict)  # rows that were not to be deleted, and why
+    refused: Kept = field(default_factory=dict)  # rows that could not be deleted, and why
+    # how long the DELETEs of each table took
     seconds: dict[Place, float] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
@@ -210,20 +198,15 @@ class Outcome:
 
 @dataclass(slots=True)
 class Scope:
-    """What all transactions of a cleanup in one database share.
-
-    Attributes:
-        tracked: all our rows, those too that are not to be deleted now.
-        stay: rows that are known not to go, and why.
-        identity: tells which rows may not be ours any more; None where no key comes back.
-        outcome: of all transactions so far.
-    """
+    """What all transactions of a cleanup in one database share."""
 
     run: CleanupRun
     database: Database
     view: SchemaView
     rules: DependentRules
+    # all our rows, those too that are not to be deleted now
     tracked: Mapping[Place, Collection[Any]]
-    stay: Kept
+    stay: Kept  # rows that are known not to go, and why
+    # tells which rows may not be ours any more; None where no key comes back
     identity: Identity | None
-    outcome: Outcome
+    outcome: Outcome  # of all transactions so far

@@ -34,11 +34,7 @@ NOTHING = Seen()
 
 
 def existing_rows(database: Database, batches: Sequence[Batch]) -> dict[TableName, Seen]:
-    """Which rows of these batches exist, in a transaction begun after the cleanup's.
-
-    Raises:
-        sqlalchemy.exc.SQLAlchemyError: a transient error.
-    """
+    """Which rows of these batches exist, in a transaction begun after the cleanup's."""
     if not batches:
         return {}
     try:
