@@ -1,4 +1,4 @@
-"""The cleanup's own connection, on which nothing that an earlier user left is trusted."""
+"""The cleanup's own connection; no setting that an earlier user left on it is relied on."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
 
 _AT_LEAST = 0.2
-"""Seconds for the last statements of a cleanup whose time is over: less would end none."""
+"""The shortest statement timeout in seconds, also after the deadline: less would end nothing."""
 _UNWATCHED = nullcontext()
 SPOILED = "tidyrows.spoiled"
-"""In ``connection.info``: nobody else may use this connection again, so the pool drops it."""
+"""In ``connection.info``: the connection must not be used again, so the pool drops it."""
 
 
 class Database:
@@ -48,7 +48,7 @@ class Database:
         return self.dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
 
     def reason(self, error: BaseException) -> Reason:
-        """Why rows stay whose transaction failed with this error."""
+        """Why the rows of a transaction that failed with this error stay."""
         fault = self.dialect.fault(error)
         if fault not in {Fault.TRANSIENT, Fault.LOST}:
             return Reason(LeftoverKind.REFUSED, error)
@@ -107,7 +107,7 @@ class Database:
                     self._give_up(connection)
                     raise
                 except SessionStateError:
-                    raise  # the transaction that is open there is somebody else's
+                    raise  # the open transaction belongs to another user of the connection
                 except BaseException:
                     self._give_up(connection)
                     raise
@@ -124,7 +124,7 @@ class Database:
     def existing_inside(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> list[Any] | None:
-        """Which of these rows exist, inside a transaction that deletes; None if nobody can tell."""
+        """Which of these rows exist, inside a transaction that deletes; None if that fails."""
         found: list[Any] | None = None
         # It may have to switch off what hides rows, or fail: neither must outlast the look.
         with suppress(sa.exc.DBAPIError), connection.begin_nested() as look:
@@ -133,7 +133,7 @@ class Database:
         return found
 
     def has_table(self, name: TableName) -> bool:
-        """Whether the table is still there; True where nobody can tell."""
+        """Whether the table still exists; True if that cannot be found out."""
         try:
             with self.reading() as connection:
                 return bool(sa.inspect(connection).has_table(name.name, schema=name.schema))

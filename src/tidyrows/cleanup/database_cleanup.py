@@ -1,4 +1,4 @@
-"""One database cleaned: doubts resolved, rows deleted and looked for, what is gone forgotten."""
+"""The cleanup of one database: resolve doubts, delete, verify, report, forget what is gone."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ class DatabaseCleanup:
             rows = outcome.deleted[place] + sum(map(len, dependents))
             if not is_slow(seconds, rows):
                 continue
-            # It is advice: where nobody can look, there is none.
+            # It is only advice: no error of it may surface.
             with (
                 suppress(sa.exc.SQLAlchemyError, SessionStateError),
                 self._database.reading() as connection,
@@ -202,7 +202,7 @@ class DatabaseCleanup:
             return self._run.retry(self._database, partial(existing_rows, self._database, batches))
         except SessionStateError:
             raise
-        except Exception as error:  # noqa: BLE001 -- it becomes the reason of rows that nobody could look for
+        except Exception as error:  # noqa: BLE001 -- it becomes the reason of the rows
             return unconfirmed(batches, error)
 
     def _account(self, batch: Batch, seen: Seen) -> list[Leftover]:

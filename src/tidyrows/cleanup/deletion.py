@@ -1,7 +1,7 @@
 """One transaction that deletes tracked rows, and what references them.
 
-It asks as little as it can, or looks for everything that references the rows first. Nothing here
-commits, retries or remembers: what it did is an :class:`Outcome`, and counts once it is committed.
+Either it asks as little as it can, or it first looks for everything that references the rows. It
+neither commits nor retries: what it did is an :class:`Outcome`, which counts once it is committed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger("tidyrows")
 
 
 class DependentsExistError(Exception):
-    """Rows that nobody tracked reference ours, and would go or change in silence."""
+    """Untracked rows reference ours, and the DELETE would delete or change them silently."""
 
 
 class DeadlineError(TidyRowsError):
@@ -72,7 +72,7 @@ class Deletion:
         """Delete the rows, all of them tracked; ``steps`` are the same in order, if that is known.
 
         With ``discover`` it looks for everything that references the rows, else only for what the
-        database would take or change without a word. No more than ``limit`` untracked rows may go
+        database would delete or change silently. No more than ``limit`` untracked rows may go
         with more than one row of ours.
         """
         if self._scope.identity is not None:
@@ -119,7 +119,7 @@ class Deletion:
                 outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
 
     def _certain(self, rows: Rows, identity: Identity) -> Rows:
-        """The rows without those that may be somebody else's by now."""
+        """The rows that are certainly ours."""
         certain = rows
         for place, (table, keys) in rows.items():
             unsure = identity.uncertain(self._connection, table, keys)
@@ -205,7 +205,7 @@ class Deletion:
             )
 
     def _refuse_silence(self, step: Step) -> None:
-        """Stop where the DELETE of these rows would take or change others without a word."""
+        """Raise if the DELETE of these rows would delete or change untracked rows silently."""
         connection, view = self._connection, self._view
         places = {batch.table.place for batch in step.batches} if step.cycle else ()
         for batch in step.batches:
@@ -239,7 +239,7 @@ class Deletion:
                 raise TidyRowsError(
                     f"the DELETE of {len(batch.keys)} key(s) took {count} rows and was rolled "
                     f"back: what the model calls the primary key is not unique in the database, or "
-                    f"other tables inherit from this one, so somebody else's rows were among them"
+                    f"other tables inherit from this one, so rows of others were among them"
                 )
             if count == len(batch.keys):
                 continue

@@ -1,7 +1,7 @@
-"""Rows that nobody tracked and that reference ours: found, and sorted by what becomes of them.
+"""Untracked rows that reference ours: found, and sorted by what happens to them.
 
-What the application under test writes is seen by no listener, but it references our rows. The
-schema says, foreign key by foreign key, what must happen to it when our rows go.
+The application under test writes rows that no listener sees, but that reference ours. The schema
+decides, foreign key by foreign key, what happens to them when our rows are deleted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Found:
             the values referenced, and how many rows do.
         detached: rows to detach or that the schema detaches, by foreign key.
         detached_unnamed: the same of rows without a primary key.
-        hidden: rows of which nobody can see what references them.
+        hidden: rows whose references the role of the cleanup may not see.
     """
 
     doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)
@@ -67,8 +67,8 @@ class Discovery:
     """Looks for dependents in the transaction that is going to delete.
 
     Rows that are to be deleted are locked before their dependents are looked for: that waits for
-    those who are inserting one, and keeps new ones out until the transaction ends. So no CASCADE
-    takes a row that nobody saw.
+    transactions that are inserting one, and keeps new ones out until this one ends. So no CASCADE
+    deletes a row that was not found.
 
     Attributes:
         kept: rows that stay; grows.
@@ -180,7 +180,7 @@ class Discovery:
         reference = self._view.reference(self._connection, key)
         names = [column.name for column in child.key_columns] or [key.child_columns[0]]
         columns = [reference.clause.c[name] for name in names]
-        # Held as they are: one that somebody makes reference another row is none of ours then.
+        # Locked: the application must not let one of them reference another row meanwhile.
         rows = self._dialect.find(self._connection, reference, values, columns, lock=True)
         if not rows:
             return []

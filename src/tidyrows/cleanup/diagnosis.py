@@ -88,7 +88,7 @@ def _referencing_tables(
 
 
 SLOW = 0.5
-"""Seconds that deleting a table's rows may take before anybody is asked why."""
+"""Seconds that deleting a table's rows may take before missing indexes are looked for."""
 SLOW_PER_ROW = 0.0005
 """Seconds that deleting one row may take: with indexes it is a tenth of this."""
 _SEARCHED = frozenset({"btree", "hash"})

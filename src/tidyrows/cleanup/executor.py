@@ -1,13 +1,13 @@
 """Deletes rows, in transactions of bounded size; where one fails, row by row around the failure.
 
-The first attempt asks as little as it can: the database itself says, by an error, that untracked
-rows reference ours, and only keys that would take or change such rows in silence are asked about.
+The first attempt asks as little as it can: an error of the database shows that untracked rows
+reference ours, and only foreign keys that would delete or change such rows silently are checked.
 If there are any, the second attempt looks for all of them in the transaction that deletes.
 
-Whole transactions are retried on deadlocks, lock timeouts and lost connections. A constraint
-that speaks means that new rows have come, so they are looked for again, a few times. After that
-every step gets a transaction of its own, and one that fails is halved until the rows that cannot go
-are found. The same is done where somebody holds a lock for long: all other rows go first.
+Whole transactions are retried on deadlocks, lock timeouts and lost connections. A constraint error
+means that new rows were inserted, so they are looked for again, a few times. After that every step
+gets a transaction of its own, and one that fails is halved until the rows that cannot go are found.
+The same is done where a lock is held for long: all other rows go first.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _CONSTRAINT_ERRORS = 3
 _WAITS = 3
-"""After how many waits for a lock in vain the rows that nobody has locked go first."""
+"""After how many lock timeouts the rows that are not locked go first."""
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
 _FAILURES_IN_A_ROW = 50
@@ -139,7 +139,7 @@ class Executor:
                 break  # rows are locked while dependents are looked for: it is something else
             allowed = self._run.options.allow_foreign_keys_off
             if isinstance(failure, RowLoopError) and allowed and not number:
-                pass  # somebody's row references the loop: dependents have not been looked for
+                pass  # an untracked row references the loop: dependents have not been looked for
             elif not self._may_help(failure, again=constraints > 1):
                 break
             failure = self._failure_of(rows, discover=True)
@@ -199,7 +199,7 @@ class Executor:
         return self.view.graph.foreign_keys != before
 
     def _only_we_enforce(self) -> bool:
-        """Whether the database enforces foreign keys for nobody but us."""
+        """Whether the database enforces foreign keys on our connection only."""
 
         def ask() -> bool:
             with self._database.reading() as connection:
@@ -219,8 +219,8 @@ class Executor:
     ) -> Exception | None:
         """Run everything in one transaction; the failure that a closer look may find a way around.
 
-        Where somebody holds a lock for long, the rows that are free of it go first. Where waiting
-        did not help, rows are refused: looking closer would only wait again.
+        Where a lock is held for long, the rows that are not locked go first. Where waiting did not
+        help, rows are refused: another attempt would only wait again.
         """
         around = around and self._dialect.has_row_locks and _size(rows) > 1
         waits = _WAITS if around else sys.maxsize
@@ -292,7 +292,7 @@ class Executor:
     # -- around a failure ----------------------------------------------------------------------
 
     def _delete_unlocked_first(self, rows: Rows) -> None:
-        """Delete what nobody has locked, then wait for the rest alone."""
+        """Delete the rows that are not locked, then wait for the others alone."""
         outcome, policy = self.outcome, self._policy
         refused, kept = outcome.refused, outcome.kept
         outcome.refused, outcome.kept = {}, {}

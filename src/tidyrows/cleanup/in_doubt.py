@@ -1,7 +1,7 @@
 """Rows in doubt: the answer to their COMMIT was lost, so the database is asked.
 
-A row that is not there is no row. One that is there is ours only if nobody else can hold its key;
-otherwise it stays and is reported: in doubt is never a reason to delete.
+A row that does not exist was not committed. One that exists is ours only if no other row can have
+its key; otherwise it stays and is reported: in doubt is never a reason to delete.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
         theirs.append((table, doubtful))
         database = _database(tracker, table.name.database)
         proving = [key for key in doubtful if _is_proof(database, held, key)]
-        if not committed and proving:  # somebody may have deleted the first table's rows already
+        if not committed and proving:  # the first table's rows may have been deleted already
             refuse_too_early(database)
             seen = existing_rows(database, [Batch(table, proving)])[table.name]
             unconfirmed = unconfirmed or bool(seen.unconfirmed)
@@ -120,7 +120,7 @@ def resolve_by_ledger(
 
 
 def refuse_too_early(database: Database) -> None:
-    """A COMMIT may go on after its client is gone: until it has ended, nobody sees its rows."""
+    """A COMMIT may go on after its client is gone: until it has ended, its rows are not visible."""
     unanswered = database.capture.unanswered
     if not unanswered:
         return

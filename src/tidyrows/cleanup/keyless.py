@@ -1,7 +1,7 @@
 """Rows of tables without a primary key: by all their columns, and as many as were inserted.
 
-Of equal rows nobody can say which is whose, so a transaction that may have been committed is never
-run again: it could take somebody else's row for one that is gone already.
+Equal rows cannot be told apart, so a transaction that may have been committed is never run again:
+it could delete an equal row of somebody else.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ class LedgerUpdates:
             self._update = JournalUpdate()
 
     def unanswered(self) -> None:
-        """The COMMIT was sent and nobody knows whether it succeeded."""
+        """The COMMIT was sent, and its answer was lost."""
         self._sent = self._update
         if self._update is not None:
             self.journal.unanswered.append(self._update)

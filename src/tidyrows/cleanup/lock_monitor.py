@@ -1,6 +1,6 @@
 """Finds who blocks a cleanup, on a connection of its own, while the cleanup waits.
 
-Afterwards nobody can tell: a lock that is released, or waited for no more, leaves no trace.
+It must be found while the cleanup waits: a lock that is released leaves no trace.
 """
 
 from __future__ import annotations

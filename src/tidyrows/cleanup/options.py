@@ -1,4 +1,4 @@
-"""The options of a cleanup, and what they say about rows that reference tracked ones."""
+"""The options of a cleanup, and what they mean for rows that reference tracked ones."""
 
 from __future__ import annotations
 

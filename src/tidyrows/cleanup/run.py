@@ -117,7 +117,7 @@ class CleanupRun:
             monitor = database.monitor
             log_retry(database.name, attempt, error, monitor.recent)
             if dialect.is_timeout(error):
-                monitor.armed = True  # who blocks the next attempt shall be known
+                monitor.armed = True  # find who blocks the next attempt
 
         policy = policy or self.options.retry
         return replace(policy, deadline=max(self.remaining(), 0.0)).run(

@@ -29,7 +29,7 @@ _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 
 _CACHED = 8
 SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
-"""What a foreign key may do to rows that reference a deleted one, without a word."""
+"""What a foreign key may do silently to rows that reference a deleted one."""
 
 
 class SchemaView:

@@ -1,7 +1,7 @@
 """Looks again, by key, whether the rows are gone.
 
-It shares no code with the executor: a DELETE can do nothing and say nothing (a trigger, a rule,
-row-level security on PostgreSQL), and a fault of ours would be repeated by our own code.
+It shares no code with the executor: a DELETE can remove nothing and raise nothing (a trigger, a
+rule, row-level security on PostgreSQL), and shared code would repeat a fault of ours.
 """
 
 from __future__ import annotations
