@@ -200,7 +200,7 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
 def _refuse_orphans(
     connection: sa.Connection, database: Database, step: Step, rows: Sequence[Row]
 ) -> None:
-    """Refuse to delete rows that untracked rows reference: with foreign keys off the database would.
+    """Refuse to delete rows that untracked rows reference, which would become orphans.
 
     The rows are locked before, which keeps new references out. A key that would CASCADE is looked
     at too: with foreign keys off it does nothing.

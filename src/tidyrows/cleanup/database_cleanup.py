@@ -14,7 +14,7 @@ from tidyrows.cleanup.diagnosis import SLOW, add_details, advice, is_slow
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.in_doubt import resolve_by_ledger, resolve_doubts
-from tidyrows.cleanup.keyless import KeylessRows
+from tidyrows.cleanup.keyless import KeylessDeletion
 from tidyrows.cleanup.ledger_updates import LedgerUpdates
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import Held, Leftover, add_rows, count_in
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch
-    from tidyrows.cleanup.resources import Part
+    from tidyrows.cleanup.resources import Phase
     from tidyrows.cleanup.run import CleanupRun
     from tidyrows.cleanup.verify import Seen
     from tidyrows.keys import TableName
@@ -36,20 +36,20 @@ logger = logging.getLogger("tidyrows")
 
 
 class DatabaseCleanup:
-    """The cleanup of what a tracker holds in one database; with a part, of these rows alone."""
+    """The cleanup of what a tracker holds in one database; with a phase, of these rows alone."""
 
     def __init__(
         self,
         run: CleanupRun,
         database: Database,
         held: list[TableHoldings],
-        part: Part | None = None,
+        phase: Phase | None = None,
     ) -> None:
         self._run = run
         self._tracker = run.tracker
         self._report = run.report
         self._database = database
-        self._part = part
+        self._phase = phase
         self._ledger = LedgerUpdates.of(run.tracker, database)
         # rows of an entry that is in the journal are held by now
         self._set_held(held if self._ledger is None else run.held_in(database))
@@ -58,8 +58,8 @@ class DatabaseCleanup:
             database,
             self._ledger,
             identity=None if run.options.trust_keys else identity_of(self._all),
-            others=None if part is None else part.others(self._all),
-            stay=None if part is None else part.kept(self._all),
+            others=None if phase is None else phase.others(self._all),
+            stay=None if phase is None else phase.kept(self._all),
         )
 
     def run(self) -> list[Leftover]:
@@ -96,7 +96,7 @@ class DatabaseCleanup:
 
     def _set_held(self, held: list[TableHoldings]) -> None:
         self._all = held
-        self._held = held if self._part is None else self._part.of(held)
+        self._held = held if self._phase is None else self._phase.of(held)
         self._keyed: list[TableHoldings] = []
         self._in_doubt: list[TableHoldings] = []
         self._keyless: list[TableHoldings] = []
@@ -171,7 +171,7 @@ class DatabaseCleanup:
         """Delete rows with and without keys, which may reference each other."""
         if not self._keyless:
             return self._delete() if self._keyed else []
-        rows = KeylessRows(self._run, self._database, self._ledger)
+        rows = KeylessDeletion(self._run, self._database, self._ledger)
         rows.delete(self._keyless)
         self._set_held(self._run.held_in(self._database))
         leftovers = self._delete() if self._keyed else []

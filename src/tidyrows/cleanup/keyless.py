@@ -32,7 +32,7 @@ class _UnansweredError(Exception):
     """Nobody knows whether the COMMIT succeeded."""
 
 
-class KeylessRows:
+class KeylessDeletion:
     """The rows without a key that a cleanup of one database deletes."""
 
     def __init__(self, run: CleanupRun, database: Database, ledger: LedgerUpdates | None) -> None:

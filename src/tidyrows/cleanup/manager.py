@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from tidyrows.cleanup.report import Leftover, Progress
-    from tidyrows.cleanup.resources import Part
+    from tidyrows.cleanup.resources import Phase
 
 
 class CleanupManager:
@@ -282,13 +282,13 @@ class CleanupManager:
         async with self.tracker.turn():  # a task may be creating yet, in the tracker's session
             return await spawn(self.cleanup)
 
-    def _delete(self, run: CleanupRun, part: Part | None) -> list[Leftover]:
-        """Delete the rows of a part, or all; what is left over of them."""
+    def _delete(self, run: CleanupRun, phase: Phase | None) -> list[Leftover]:
+        """Delete the rows of a phase, or all; what is left over of them."""
         leftovers: list[Leftover] = []
         for number, (database, held) in enumerate(run.held_by_database()):
             try:
                 now = run.held_in(database) if number else held  # cleaning the others took time
-                leftovers += DatabaseCleanup(run, database, now, part).run()
+                leftovers += DatabaseCleanup(run, database, now, phase).run()
             except TakenOverError as error:
                 run.refuse(error)
                 run.taken_over.add(database.name)

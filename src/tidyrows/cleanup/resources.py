@@ -95,7 +95,7 @@ def removal_order(
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Phase:
     """The rows of one phase."""
 
     goes: Callable[[RowKey], bool]  # whether a row goes now
@@ -138,7 +138,7 @@ class Part:
         return kept
 
 
-Delete: TypeAlias = Callable[[Part], Sequence[Leftover]]
+Delete: TypeAlias = Callable[[Phase], Sequence[Leftover]]
 """Deletes the rows of a phase in every database; what is left over of them."""
 
 
@@ -193,11 +193,11 @@ class ResourceCleanup:
             for row, reason in self._stay.items()
             if isinstance(row, RowKey) and reason.holder
         )
-        part = Part(goes, doubts, held)
-        if not part.of(self._tracker.snapshot()):
+        phase = Phase(goes, doubts, held)
+        if not phase.of(self._tracker.snapshot()):
             return []
-        leftovers = list(self._delete(part))
-        for left in part.of(self._tracker.snapshot()):
+        leftovers = list(self._delete(phase))
+        for left in phase.of(self._tracker.snapshot()):
             self._tried.update(map(left.table.row, left.keys))
             if left.nameless:
                 self._tried.add(_unkeyed(left.table.name))
