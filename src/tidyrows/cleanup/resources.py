@@ -278,10 +278,11 @@ class ResourceCleanup:
             log_retry(f"handler of {resource.kind}", attempt, error)
 
         try:
-            replace(self._run.options.retry, deadline=remaining).run(
+            self._run.options.retry.run(
                 lambda: handler.remove(plain(resource.kind, resource.payload)),
                 is_transient=lambda error: isinstance(error, handler.retry_on),
                 on_retry=on_retry,
+                deadline=remaining,
             )
         except Exception as error:  # noqa: BLE001 -- a handler may raise anything; it is the resource's reason, and the manager raises from it
             self._run.fail(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tidyrows.cleanup.connection import Database
@@ -119,9 +119,11 @@ class CleanupRun:
             if dialect.is_timeout(error):
                 monitor.armed = True  # find who blocks the next attempt
 
-        policy = policy or self.options.retry
-        return replace(policy, deadline=max(self.remaining(), 0.0)).run(
-            transaction, is_transient=is_transient, on_retry=on_retry
+        return (policy or self.options.retry).run(
+            transaction,
+            is_transient=is_transient,
+            on_retry=on_retry,
+            deadline=max(self.remaining(), 0.0),
         )
 
     def claimed(
