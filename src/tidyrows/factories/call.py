@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _calls: ContextVar[tuple[Call, ...]] = ContextVar("tidyrows_calls", default=())
@@ -70,13 +71,13 @@ class Call:
     unkeyed: list[Any] = field(default_factory=list)
     expelled: list[Any] = field(default_factory=list)
 
-    def run(self, make: Callable[[], T]) -> T:
+    def run(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``make`` as part of this call; then commit, or roll back what failed."""
         try:
             self.running = True
             token = _calls.set((*_calls.get(), self))
             try:
-                self.result = result = make()
+                self.result = result = make(*args, **kwargs)
             finally:
                 self.running = False
                 _calls.reset(token)

@@ -33,18 +33,21 @@ _UNKNOWN = (
 )
 
 
-def call_with_retries(tracker: ResourceTracker, make: Callable[[], T]) -> T:
-    """Run ``make`` as one outermost factory call, and again where its whole transaction was lost.
+def call_with_retries(
+    tracker: ResourceTracker, make: Callable[[dict[str, Any]], T], params: dict[str, Any]
+) -> T:
+    """Run ``make(params)`` as one factory call, and again where its whole transaction was lost.
 
     Args:
         tracker: the tracker whose session the call uses.
-        make: calls the factory.
+        make: calls the factory, with a copy of the parameters: factory_boy removes some of them.
+        params: the parameters of the call.
     """
     call = Call(tracker, began_transaction=not tracker.in_transaction)
     try:
-        return call.run(make)
+        return call.run(make, params.copy())
     except Exception as error:
-        attempts = _CallAttempts(tracker, make, call)
+        attempts = _CallAttempts(tracker, lambda: make(params.copy()), call)
         if not attempts.is_transient(error):
             raise
     again: T = tracker.retry.run(attempts.next, is_transient=attempts.is_transient)

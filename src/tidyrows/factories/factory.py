@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from factory.alchemy import SQLAlchemyModelFactory
@@ -89,7 +90,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         if tracker.is_async:
             tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
-        return call_with_retries(tracker, lambda: create(size, **kwargs))
+        return call_with_retries(tracker, lambda params: create(size, **params), kwargs)
 
     @classmethod
     async def create_async(cls, **kwargs: Any) -> T:
@@ -128,8 +129,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             return generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         if tracker.is_async:
             tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
-        # A copy: factory_boy removes its own arguments from the mapping.
-        return call_with_retries(tracker, lambda: generate(strategy, dict(params)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        return call_with_retries(tracker, partial(generate, strategy), params)
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:

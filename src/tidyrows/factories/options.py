@@ -94,7 +94,7 @@ class TrackedOptions(SQLAlchemyOptions):
         if call is None:
             # This factory is a SubFactory of a plain factory_boy factory, or inside of a build.
             call = Call(tracker, commits=False)
-            return call.run(lambda: self.instantiate(step, args, kwargs))
+            return call.run(self.instantiate, step, args, kwargs)
         step.tidyrows_call = call
         call.session = session = tracker.session
         if call.began_transaction:
@@ -116,7 +116,7 @@ class TrackedOptions(SQLAlchemyOptions):
             finish(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         else:
             again = Call(call.tracker, session=call.tracker.session)
-            again.run(lambda: finish(step, instance, results))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            again.run(finish, step, instance, results)
 
     @property
     def _commits_at_the_end(self) -> bool:
