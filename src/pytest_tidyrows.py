@@ -1,4 +1,4 @@
-"""The door of the pytest plugin: pytest loads this module, and tidyrows only once a test asks.
+"""The entry point of the pytest plugin: it imports tidyrows only once a test needs it.
 
 A suite in whose environment tidyrows is merely installed pays for a few options and nothing else.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import secrets
+import shutil
 import tempfile
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from threading import Thread
@@ -27,16 +28,18 @@ _MARK = (
     "fixture of this test treats its rows; all that CleanupManager takes, and ledger=, "
     "allow_production=, retry= of the tracker."
 )
-_AUTOUSE = "tidyrows, whatever the suite does"
-_ALL = {"true": False, "yes": False, "on": False, "1": False, "session": True}
-"""What tidy_autouse may say: whether rows of session fixtures are deleted as well."""
-_NONE = frozenset({"", "false", "no", "off", "0"})
-_PLUGIN, _DOOR, _SAID = "tidyrows at work", "tidyrows at the door", "tidyrows"
-_PLACE = "tidyrows_board"
+_PLUGIN, _LOADER, _AUTOUSE = "tidyrows plugin", "tidyrows loader", "tidyrows autouse"
+_AUTOUSE_ON = {"true": False, "yes": False, "on": False, "1": False, "session": True}
+"""Values of tidy_autouse: whether rows of session fixtures are deleted as well."""
+_AUTOUSE_OFF = frozenset({"", "false", "no", "off", "0"})
+_RECORDS = "tidyrows"
+"""The attribute of a report that carries the records of the plugin."""
+_NOTES = "tidyrows_notes"
+"""The key in xdist's ``workerinput`` of the folder for a worker's notes."""
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
-"""What the audit starts the suite with once more: conftest.py may change it."""
-_KEY, _BOARD = pytest.StashKey[str](), pytest.StashKey[str]()
-"""What the controller and its workers alone know, and a folder that they make if need be."""
+"""The environment in which the audit starts the suite again: conftest.py may change it."""
+_FOLDER = pytest.StashKey[Path]()
+"""Where workers write notes for their controller."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,12 +48,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--tidy-url",
         metavar="URL",
-        help="the database, where no fixture tidy_engine says so (ini: tidy_url)",
+        help="the database, where there is no fixture tidy_engine (ini: tidy_url)",
     )
     group.addoption(
         "--tidy-keep",
         action="store_true",
-        help="leave the rows of failed tests for study, and say what deletes them",
+        help="leave the rows of failed tests for study, and print what deletes them",
     )
     group.addoption(
         "--tidy-sweep",
@@ -60,7 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption(
         "--tidy-report",
         action="store_true",
-        help="at the end, say of each table what was created and deleted",
+        help="at the end, list for each table what was created and deleted",
     )
     group.addoption(
         "--tidy-verify",
@@ -89,17 +92,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests in the order in which an audit saw one fail",
     )
     group.addoption("--tidy-audit-again", help=argparse.SUPPRESS)
-    parser.addini("tidy_url", "the database, where no fixture tidy_engine says so")
+    parser.addini("tidy_url", "the database, where there is no fixture tidy_engine")
     parser.addini(
         "tidy_ledger",
-        "on, off, or auto: enter rows into a ledger, by which killed workers are swept; auto does "
-        "under pytest-xdist, and where the environment says that there are other workers",
+        "on, off, or auto: enter rows into a ledger, so that the rows of killed workers can be "
+        "swept; auto: under pytest-xdist, and where the environment names other workers",
         default="auto",
     )
     parser.addini(
         "tidy_autouse",
-        "true: what any test commits, through whatever engine, is deleted after it; session: and "
-        "at the end what session fixtures have made",
+        "true: the rows that any test commits, through any engine, are deleted after it; session: "
+        "at the end also those of session fixtures",
         default="false",
     )
 
@@ -109,34 +112,32 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Before any conftest.py, so that its fixtures are set up after ours."""
     if early_config.known_args_namespace.tidy_audit:
         early_config.stash[_ENVIRONMENT] = dict(os.environ)
-    _look_at_all(early_config)
+    _register_autouse(early_config)
 
 
-def _look_at_all(config: pytest.Config) -> None:
-    said = str(config.getini("tidy_autouse")).strip().lower()
-    if said in _NONE or config.pluginmanager.has_plugin(_AUTOUSE):
+def _register_autouse(config: pytest.Config) -> None:
+    value = str(config.getini("tidy_autouse")).strip().lower()
+    if value in _AUTOUSE_OFF or config.pluginmanager.has_plugin(_AUTOUSE):
         return
-    if said not in _ALL:
+    if value not in _AUTOUSE_ON:
         raise pytest.UsageError(
-            f"tidy_autouse = {said} in the ini file is none of true, session, false."
+            f"tidy_autouse = {value} in the ini file is none of true, session, false."
         )
-    from tidyrows.testing.autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
+    from tidyrows.testing.pytest_autouse import Autouse  # noqa: PLC0415 -- only where it is asked for
 
-    config.pluginmanager.register(Autouse(config, everything=_ALL[said]), _AUTOUSE)
+    config.pluginmanager.register(Autouse(config, everything=_AUTOUSE_ON[value]), _AUTOUSE)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Let the mark be known, and which process this run's values belong to."""
+    """Register the mark and what was asked for; claim the worker's values for this process."""
     config.addinivalue_line("markers", _MARK)
-    _look_at_all(config)  # where a conftest.py names the plugin, that was too late for the above
-    given = getattr(config, "workerinput", None)
-    config.stash[_KEY] = (given or {}).get(_SAID) or secrets.token_hex(16)
-    config.stash[_BOARD] = (given or {}).get(_PLACE) or str(
-        Path(tempfile.gettempdir()) / f"tidyrows-{secrets.token_hex(8)}"
-    )
-    if given is not None and not os.environ.get("TIDYROWS_RUN"):
-        # Children inherit xdist's variables: they shall not take its worker's values for theirs.
-        claim = f"{given['testrunuid']} {given['workerid'].removeprefix('gw')} {os.getpid()}"
+    _register_autouse(config)  # where a conftest.py names the plugin, the hook above was too late
+    worker = getattr(config, "workerinput", {})
+    if _NOTES in worker:
+        config.stash[_FOLDER] = Path(worker[_NOTES])
+    if worker and not os.environ.get("TIDYROWS_RUN"):
+        # Children inherit xdist's variables: they must not use its worker's values as their own.
+        claim = f"{worker['testrunuid']} {worker['workerid'].removeprefix('gw')} {os.getpid()}"
         os.environ["_TIDYROWS_CLAIM"] = claim
     if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
@@ -148,7 +149,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Listen to all, if asked; the controller of pytest-xdist runs no test."""
+    """Start the whole-suite mode, if asked; the controller of pytest-xdist runs no test."""
     autouse = session.config.pluginmanager.get_plugin(_AUTOUSE)
     if autouse is not None and not session.config.pluginmanager.has_plugin("dsession"):
         autouse.begin(_load(session.config))
@@ -157,33 +158,35 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """In the controller of pytest-xdist, before a worker starts."""
-    if not node.config.pluginmanager.has_plugin(_DOOR):
-        node.config.pluginmanager.register(_Door(node.config), _DOOR)
-    node.workerinput[_SAID] = node.config.stash[_KEY]
-    node.workerinput[_PLACE] = node.config.stash[_BOARD]
+    config = node.config
+    if _FOLDER not in config.stash:
+        folder = config.stash[_FOLDER] = Path(tempfile.mkdtemp(prefix="tidyrows-"))
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
+        config.pluginmanager.register(_Loader(config), _LOADER)
+    node.workerinput[_NOTES] = str(config.stash[_FOLDER])
 
 
-class _Door:
-    """Lets the plugin in once a worker has something to say, or has left a note of it."""
+class _Loader:
+    """Loads the plugin in a controller once a worker has sent records or written notes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if hasattr(report, _SAID) and not self._is_in():
-            self._let_in().pytest_runtest_logreport(report)
+        if hasattr(report, _RECORDS) and not self._is_loaded():
+            self._load().pytest_runtest_logreport(report)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any, error: object | None) -> None:
-        if self._is_noted() and not self._is_in():
-            self._let_in().pytest_testnodedown(node, error)
+        if self._has_notes() and not self._is_loaded():
+            self._load().pytest_testnodedown(node, error)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        if self._is_noted() and not self._is_in():
-            self._let_in().pytest_sessionfinish(session)
+        if self._has_notes() and not self._is_loaded():
+            self._load().pytest_sessionfinish(session)
 
-    def _let_in(self) -> Any:
+    def _load(self) -> Any:
         # Ctrl-C in the middle of an import leaves half a module, which the end of the run needs
         # whole; it comes to the main thread only.
         importing = Thread(target=_import)
@@ -191,41 +194,43 @@ class _Door:
         importing.join()
         return _load(self._config)
 
-    def _is_in(self) -> bool:
+    def _is_loaded(self) -> bool:
         return self._config.pluginmanager.has_plugin(_PLUGIN)
 
-    def _is_noted(self) -> bool:
-        return Path(self._config.stash[_BOARD]).exists()
+    def _has_notes(self) -> bool:
+        return any(self._config.stash[_FOLDER].iterdir())
 
 
 def _load(config: pytest.Config) -> Any:
-    """The plugin itself, registered with the first need of it."""
+    """The plugin itself, registered when it is first needed."""
     plugin = config.pluginmanager.get_plugin(_PLUGIN)
     if plugin is None:
-        plugin = _import().Plugin(config, config.stash[_KEY], config.stash[_BOARD])
+        plugin = _import().Plugin(config, config.stash.get(_FOLDER, None))
         config.pluginmanager.register(plugin, _PLUGIN)
     return plugin
 
 
 def _audit(config: pytest.Config) -> None:
-    """Look at the suite as it is."""
+    """Register the audit."""
     if hasattr(config, "workerinput") or getattr(config.option, "tx", None):
         raise pytest.UsageError(
-            "--tidy-audit looks at the database after each test, and with several workers it could "
-            "not tell whose row is whose: add -n0."
+            "--tidy-audit looks at the database after each test; with several workers it could not "
+            "tell which worker's test made a row: add -n0."
         )
-    from tidyrows.testing.audit.hooks import Audit  # noqa: PLC0415 -- as above
+    from tidyrows.testing.pytest_audit import AuditPlugin  # noqa: PLC0415 -- as above
 
     environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
-    config.pluginmanager.register(Audit(config, environment), "tidyrows audit")
+    config.pluginmanager.register(AuditPlugin(config, environment), "tidyrows audit")
 
 
 def _order(config: pytest.Config) -> None:
-    """Run the tests in an order that an audit has drawn."""
-    from tidyrows.testing.audit.again import Again  # noqa: PLC0415 -- as above
+    """Run the tests in the order of a seed."""
+    from tidyrows.testing.pytest_audit import OrderPlugin  # noqa: PLC0415 -- as above
 
-    again = Again(config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again"))
-    config.pluginmanager.register(again, "tidyrows order")
+    order = OrderPlugin(
+        config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again")
+    )
+    config.pluginmanager.register(order, "tidyrows order")
 
 
 def _import() -> Any:

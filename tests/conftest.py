@@ -18,7 +18,6 @@ databases, end leaked sessions, and look past row-level security.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +33,9 @@ from harness import servers, targets  # noqa: E402 -- after the assert rewriting
 from harness.bystanders import Snapshot  # noqa: E402 -- as above
 from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.ledgers import Ledgers, Worker, closing_all  # noqa: E402 -- as above
-from harness.models import zoo_metadata  # noqa: E402 -- as above
-from tidyrows.tracking import ambient, production  # noqa: E402 -- as above
+from harness.models import zoo_file, zoo_metadata  # noqa: E402 -- as above
+from tidyrows import production  # noqa: E402 -- as above
+from tidyrows.capture import ambient  # noqa: E402 -- as above
 
 for _variable in (*production.ENVIRONMENT_VARIABLES, production.ALLOW_VARIABLE):
     os.environ.pop(
@@ -63,10 +63,10 @@ def homes() -> Iterator[Homes]:
 @contextmanager
 def _lease(target: str, homes: Homes, tmp_path: Path, *, zoo: bool) -> Iterator[Database]:
     if target.startswith("sqlite"):
-        path = tmp_path / "test.db"
+        file = tmp_path / "test.db"
         if zoo:
-            shutil.copy(homes.file(*zoo_metadata("sqlite")), path)
-        database = Database(target, sa.URL.create("sqlite", database=str(path)))
+            file.write_bytes(zoo_file())
+        database = Database(target, sa.URL.create("sqlite", database=str(file)))
     else:
         backend = target.partition("+")[0]
         try:
@@ -175,7 +175,7 @@ def worker(database: Database, ledgers: Ledgers) -> Worker:
 def _no_tracker_is_left_behind() -> Iterator[None]:
     """A tracker that a test leaves ambient would own the rows of the tests after it."""
     yield
-    left = ambient.trackers()
+    left = ambient.sinks()
     for tracker in left:
         tracker.stop()
     assert not left, f"the test left trackers started: {left}"

@@ -177,6 +177,24 @@ def test_every_run_ends_and_none_waits_past_its_deadline(limits, seconds, share)
     assert last_start <= deadline + 1e-6
 
 
+def test_a_run_may_have_a_shorter_deadline_than_its_policy():
+    for deadline, run in ((10.0, 99.0), (99.0, 10.0)):
+        watch = Watch()
+        fn = failing(99, watch=watch, seconds=4.0)
+        with pytest.raises(DeadlockError):
+            policy(watch, deadline=deadline, base=1.0).run(fn, is_transient=transient, deadline=run)
+        assert watch.slept == pytest.approx([1.0, 1.0])
+
+
+def test_a_retry_is_logged_without_the_text_of_its_error(caplog):
+    """The text of a driver's error may contain values of rows."""
+    caplog.set_level("INFO", "tidyrows")
+    policy(Watch()).run(failing(1), is_transient=transient)
+    (record,) = caplog.records
+    assert record.name == "tidyrows"
+    assert record.getMessage() == "Attempt 1 failed with DeadlockError; the transaction is retried"
+
+
 def test_another_error_surfaces_at_once_and_untouched():
     watch = Watch()
     with pytest.raises(KeyError) as raised:

@@ -39,7 +39,7 @@ def current(monkeypatch):
             monkeypatch.delenv(name, raising=False)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
-        monkeypatch.setattr(worker, "_process", worker._Process(""))
+        monkeypatch.setattr(worker, "_process", worker._ProcessValues(""))
         return WorkerContext.current()
 
     yield read
@@ -147,6 +147,14 @@ def test_no_two_values_are_equal_whatever_test_worker_run_or_thread_asks():
     with ThreadPoolExecutor(8) as pool:
         values = list(pool.map(lambda i: contexts[i % len(contexts)].text("u{tag}"), range(20_000)))
     assert len(set(values)) == len(values)
+
+
+def test_more_values_than_the_counters_of_a_worker_are_refused(monkeypatch):
+    monkeypatch.setattr(worker, "counter_codes", lambda: iter(["zzzzz"]))
+    context = WorkerContext("all-counters", "gw0", 0)
+    assert context.text("{tag}").endswith("zzzzz")
+    with pytest.raises(ScopeError, match="27065816"):
+        context.text("{tag}")
 
 
 def test_the_counter_goes_on_in_the_next_test():

@@ -9,21 +9,19 @@ in foreign-key order, on a database that other workers use at the same moment.
     print(cleanup.report)
 """
 
-from tidyrows.cleanup import (
-    CleanupManager,
+from typing import TYPE_CHECKING
+
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.options import Dependents
+from tidyrows.cleanup.plan import Plan
+from tidyrows.cleanup.reasons import LeftoverKind
+from tidyrows.cleanup.report import (
     CleanupReport,
-    Dependents,
     Held,
     Leftover,
-    Orphans,
-    Plan,
     Progress,
     TableRows,
-    find_orphans,
-    find_orphans_async,
     progress_bar,
-    sweep,
-    sweep_async,
 )
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
@@ -46,11 +44,15 @@ from tidyrows.errors import (
     UntrackedRowsWarning,
     WorkerContextError,
 )
+from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.keys import RowKey, TableName
+from tidyrows.ledger.table import Ledger
 from tidyrows.retry import Attempt, RetryPolicy
-from tidyrows.retrying import with_retries
-from tidyrows.rows import RowKey, TableName
-from tidyrows.tracking import ExternalResource, Ledger, ResourceTracker, external_handler
+from tidyrows.sweep.orphans import Orphans
+from tidyrows.sweep.sweep import find_orphans, find_orphans_async, sweep, sweep_async
+from tidyrows.tracking.tracker import ResourceTracker
+from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "Ledger",
     "LedgerError",
     "Leftover",
+    "LeftoverKind",
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",
@@ -102,3 +105,18 @@ __all__ = [
     "sweep_async",
     "with_retries",
 ]
+
+__version__: str
+
+if not TYPE_CHECKING:  # or a type checker would accept every name
+
+    def __getattr__(name: str) -> str:
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Reading the metadata takes milliseconds, so it is read only when somebody asks.
+        from importlib import metadata  # noqa: PLC0415
+
+        try:
+            return metadata.version(__name__)
+        except metadata.PackageNotFoundError as error:
+            raise AttributeError("tidyrows is not installed, so its version is unknown") from error

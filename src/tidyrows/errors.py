@@ -1,7 +1,7 @@
-"""Every exception and warning that tidyrows raises, under one base.
+"""All exceptions and warnings of tidyrows, with one base class each.
 
-Each message says what happened, to which object, why, and the next line to write. The objects
-themselves are attributes, so that a program can read what a person can.
+A message names the event, the object, the cause, and the next line to write. The objects are
+attributes too, for programs that handle the error.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ class TidyRowsError(Exception):
 
 
 class NotBoundError(TidyRowsError, TypeError):
-    """A tracker was given nothing that leads to a database."""
+    """The given object does not lead to a database."""
 
 
 class NoSessionError(TidyRowsError, RuntimeError):
-    """A factory was called where neither a tracker nor its own Meta gives it a session.
+    """A factory was called where neither a tracker nor its Meta gives it a session.
 
-    It is a RuntimeError too, since that is what factory_boy raises in this place.
+    It is a RuntimeError too, since factory_boy raises a RuntimeError in this case.
     """
 
 
 class SessionStateError(TidyRowsError):
-    """A connection is closed, a transaction is not tidyrows' to end, or a tracker runs already."""
+    """A connection is closed, a transaction is the caller's to end, or a tracker runs already."""
 
 
 class UnknownTableError(TidyRowsError):
-    """A model or table that the database does not have, or an object that is no table.
+    """The database does not have the table, or the object is not a table.
 
     Attributes:
-        table: what was given or looked for.
+        table: the given table or object.
     """
 
     def __init__(self, message: str, *, table: Any = None) -> None:
@@ -44,7 +44,7 @@ class UnknownTableError(TidyRowsError):
 
 
 class NoPrimaryKeyError(TidyRowsError):
-    """A row of a table without a primary key cannot be named, so it cannot be tracked.
+    """A row of a table without a primary key cannot be tracked by key.
 
     Attributes:
         table: the table's name.
@@ -56,11 +56,11 @@ class NoPrimaryKeyError(TidyRowsError):
 
 
 class KeyShapeError(TidyRowsError, ValueError):
-    """A key does not fit the primary key of its table: wrong number, NULL, or wrong type.
+    """A key does not match the primary key of its table: wrong number, NULL, or wrong type.
 
     Attributes:
         table: the table's name.
-        key: the key as given.
+        key: the given key.
     """
 
     def __init__(self, message: str, *, table: str, key: Any) -> None:
@@ -70,17 +70,16 @@ class KeyShapeError(TidyRowsError, ValueError):
 
 
 class UntrackableRowError(TidyRowsError):
-    """An object cannot be tracked as it is: transient, pending, or not mapped at all."""
+    """An object cannot be tracked: it is transient, pending, or not mapped."""
 
 
 class ProductionDatabaseError(TidyRowsError):
-    """The database or the environment looks like production, and nobody allowed it.
+    """The database or the environment looks like production, and that was not allowed.
 
     Attributes:
         matched: the first word that looks like production.
-        found: what is not allowed, as pairs: ``host``, ``database`` or the name of an environment
-            variable, and the name that stands there. Listed in ``allow_production``, the names
-            are fine.
+        found: pairs of ``host``, ``database`` or the name of an environment variable, and the name
+            found there. A name that is listed in ``allow_production`` is allowed.
     """
 
     def __init__(
@@ -95,9 +94,9 @@ class ScopeError(TidyRowsError, ValueError):
     """A scoped value cannot be made unique: bad template, column too short, number too large.
 
     Attributes:
-        column: the column, where it is known.
-        length: what the column holds, in characters, where it is known.
-        need: what the value needs, in characters, where it is known.
+        column: the column, if known.
+        length: the length of the column in characters, if known.
+        need: the length of the value in characters, if known.
     """
 
     def __init__(
@@ -115,11 +114,11 @@ class ScopeError(TidyRowsError, ValueError):
 
 
 class WorkerContextError(TidyRowsError, ValueError):
-    """A run, worker or test id that cannot be used; the message names the variable."""
+    """A run, worker or test id cannot be used; the message names the variable."""
 
 
 class ExternalResourceError(TidyRowsError, ValueError):
-    """An external resource that cannot be tracked, or a kind that has another handler already.
+    """An external resource cannot be tracked, or its kind has another handler already.
 
     Attributes:
         kind: the kind of the resource.
@@ -131,14 +130,14 @@ class ExternalResourceError(TidyRowsError, ValueError):
 
 
 class LedgerError(TidyRowsError):
-    """The ledger's table is not there, has another version, cannot be made or cannot be used.
+    """The ledger's table does not exist, has another version, or cannot be created or used.
 
-    Also where a sweep is asked for a name that nothing is kept under.
+    Also raised by a sweep for kept rows, if no rows are kept under the given name.
     """
 
 
-class LifeTakenError(TidyRowsError):
-    """The lock that shows that a worker is alive is held by somebody else.
+class LivenessLockError(TidyRowsError):
+    """Another process or connection has the lock that shows that this worker is alive.
 
     Attributes:
         number: the worker's number.
@@ -153,16 +152,28 @@ class LifeTakenError(TidyRowsError):
         self.number = number
 
 
+class DialectError(TidyRowsError):
+    """A package's entry point for its database cannot be used.
+
+    Attributes:
+        entry_point: its group, name and value, as ``tidyrows.dialects: name = module:Class``.
+    """
+
+    def __init__(self, entry_point: str, why: str, remedy: str) -> None:
+        super().__init__(f"The entry point [{entry_point}] {why}. {remedy}")
+        self.entry_point = entry_point
+
+
 class TakenOverError(SessionStateError, LedgerError):
-    """A sweep took this worker for dead, and has taken its rows over."""
+    """A sweep considered this worker dead, and has taken over its rows."""
 
 
 class CleanupError(TidyRowsError):
-    """Rows of ours are still there after cleanup; they stay tracked.
+    """Tracked rows are still there after cleanup; they stay tracked.
 
     Attributes:
         leftovers: one entry per row, with its key and the cause.
-        report: the whole report of the cleanup.
+        report: the report of the cleanup.
     """
 
     def __init__(self, message: str, *, leftovers: Sequence[Any], report: Any) -> None:
@@ -176,7 +187,7 @@ class TidyRowsWarning(UserWarning):
 
 
 class UntrackedRowsWarning(TidyRowsWarning):
-    """Rows were inserted that tidyrows could not name, so cleanup will not delete them."""
+    """Rows were inserted whose keys are unknown, so cleanup will not delete them."""
 
 
 class LateCommitWarning(TidyRowsWarning):

@@ -1,20 +1,21 @@
-"""When a transaction that failed is run again, how often, and how long to wait in between.
+"""When a transaction that failed is retried, how often, and after which wait.
 
-Which errors are worth another try is the database's affair: the caller says so. What is called
-again is a whole transaction, since a deadlock may have undone all of it.
+The caller decides which errors are transient. A retry is always the whole transaction, since a
+deadlock may have undone all of it.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import tenacity
 
-from tidyrows.awaiting import sleep
+from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,10 @@ if TYPE_CHECKING:
     from tenacity.wait import wait_base
 
 T = TypeVar("T")
+logger = logging.getLogger("tidyrows")
 
-# Not the module's own generator: a suite that seeds it the same in every worker would have all
-# workers wait equally long and collide again, and our draws would shift the suite's numbers.
+# Not the global generator: where a suite gives it the same seed in every worker, all workers would
+# wait equally long and collide again, and our draws would shift the suite's numbers.
 _jitter = random.SystemRandom().uniform
 
 
@@ -35,10 +37,10 @@ class Attempt:
     """An attempt that failed.
 
     Attributes:
-        number: which one it was, from 1.
-        error: what it failed with.
-        seconds: the time since the first one began.
-        wait: the seconds until the next one; None where there is none.
+        number: its number, from 1.
+        error: the error with which it failed.
+        seconds: the time since the first attempt began.
+        wait: the seconds until the next attempt; None if this was the last.
     """
 
     number: int
@@ -49,32 +51,33 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How often and how long to try again; all times in seconds.
+    """How often and how long to retry; all times in seconds.
 
     The wait before attempt n+1 is drawn from 0 to ``base * 2**(n-1)``, at most ``max_wait``
-    (exponential backoff with full jitter), and never reaches past the deadline.
+    (exponential backoff with full jitter), and never ends after the deadline.
 
-    tenacity's own strategies compose with it: ``wait=tenacity.wait_fixed(1) +
+    The strategies of tenacity can be used: ``wait=tenacity.wait_fixed(1) +
     tenacity.wait_random(0, 1)``, ``stop=tenacity.stop_when_event_set(event)``.
 
     Attributes:
-        attempts: how often the transaction is tried, the first time included.
+        attempts: the largest number of attempts, the first included.
         base: the longest wait before the second attempt.
         max_wait: the longest wait before any attempt.
-        deadline: no attempt starts later than this after the first one; an attempt that is
-            under way is not interrupted (the database's lock and statement timeouts do that).
-        wait: a strategy of tenacity's for the waits, instead of the backoff.
-        stop: a strategy of tenacity's that ends it too, besides ``attempts`` and ``deadline``.
-        retry: a strategy of tenacity's for errors that are worth another try, besides those of
-            which the database says so.
-        on_attempt: told an :class:`Attempt` after each that failed with such an error, while no
-            transaction is open. What it raises ends the trying and surfaces.
-        sleep: waits for the seconds given; by default the other tasks of an event loop go on.
+        deadline: no attempt starts later than this after the first one; a running attempt is not
+            interrupted (the database's lock and statement timeouts do that).
+        wait: a wait strategy of tenacity, instead of the backoff.
+        stop: a stop strategy of tenacity, in addition to ``attempts`` and ``deadline``.
+        retry: a retry strategy of tenacity for further transient errors, in addition to those of
+            the database.
+        on_attempt: called with an :class:`Attempt` after each attempt that failed with a transient
+            error, while no transaction is open. An error that it raises ends the retries and
+            surfaces.
+        sleep: waits for a number of seconds; by default other tasks of an event loop run meanwhile.
         clock: the time in seconds, from any origin, never going back.
         uniform: draws the wait between two bounds.
 
     Raises:
-        ValueError: a value that cannot be meant; the message names it.
+        ValueError: an attribute has an impossible value; the message names it.
 
     Example:
         >>> policy = RetryPolicy(attempts=3, base=0.0)
@@ -124,109 +127,86 @@ class RetryPolicy:
         *,
         is_transient: Callable[[BaseException], bool],
         on_retry: Callable[[int, BaseException], None] | None = None,
+        deadline: float | None = None,
     ) -> T:
         """Call ``fn``, and call it again as long as it fails with a transient error.
 
         Args:
             fn: a whole transaction: it begins, commits, and rolls back where it raises.
-            is_transient: whether an error may pass by itself. Not asked about what is no
-                ``Exception`` (KeyboardInterrupt, SystemExit, a cancelled task): never retried.
-            on_retry: told the number of the attempt that failed (from 1) and its error, before
-                the wait.
+            is_transient: whether another attempt may succeed after an error. It is called with an
+                ``Exception`` only: KeyboardInterrupt, SystemExit and a cancelled task are never
+                retried.
+            on_retry: called before each wait, with the number of the failed attempt (from 1) and
+                its error; by default the retry is logged.
+            deadline: a shorter deadline than the policy's, in seconds from now.
 
         Returns:
-            What ``fn`` returned.
+            The result of ``fn``.
 
         Raises:
             BaseException: the last error of ``fn`` itself, with a note of attempts and seconds
                 where there was more than one attempt or the policy gave up.
         """
-        trying = _Trying(self, is_transient, on_retry)
+        began = self.clock()
+        deadline = self.deadline if deadline is None else min(deadline, self.deadline)
+        gave_up = False
+        stop = tenacity.stop_any(
+            tenacity.stop_after_attempt(self.attempts), self.stop or tenacity.stop_never
+        )
+        retry = tenacity.retry_any(
+            tenacity.retry_if_exception(is_transient), self.retry or tenacity.retry_never
+        )
 
-        def counted() -> T:
-            trying.tries += 1
-            return fn()
+        def seconds() -> float:
+            return self.clock() - began
+
+        def before_sleep(state: tenacity.RetryCallState) -> None:
+            (on_retry or _log_retry)(state.attempt_number, _error_of(state))
+            self._report(state, seconds(), state.upcoming_sleep)
+
+        def give_up(state: tenacity.RetryCallState) -> None:
+            nonlocal gave_up
+            gave_up = True
+            self._report(state, seconds(), None)
+            raise _error_of(state)
 
         retrying = tenacity.Retrying(
             sleep=self.sleep,
-            stop=trying.is_over,
-            wait=trying.wait,
-            retry=trying.passes,
-            before_sleep=trying.goes_on,
-            reraise=True,
+            stop=lambda state: seconds() >= deadline or stop(state),
+            wait=lambda state: self._wait(state, max(0.0, deadline - seconds())),
+            retry=tenacity.retry_all(tenacity.retry_if_exception_type(Exception), retry),
+            before_sleep=before_sleep,
+            retry_error_callback=give_up,
         )
         try:
-            return retrying(counted)
+            return retrying(fn)
         except Exception as error:
-            tries = trying.tries
-            if tries > 1 or trying.last_passes:
-                plural = "attempt" if tries == 1 else "attempts"
-                error.add_note(
-                    f"tidyrows: failed after {tries} {plural} in {trying.seconds():.2f} s"
-                )
+            attempts = retrying.statistics["attempt_number"]
+            if attempts > 1 or gave_up:
+                plural = "attempt" if attempts == 1 else "attempts"
+                error.add_note(f"tidyrows: failed after {attempts} {plural} in {seconds():.2f} s")
             raise
 
+    def _wait(self, state: tenacity.RetryCallState, left: float) -> float:
+        if self.wait is not None:
+            return min(self.wait(state), left)
+        backoff = tenacity.wait_exponential(multiplier=self.base, max=self.max_wait)(state)
+        # Cut before the draw: the last attempts spread over the time that is left.
+        return self.uniform(0.0, min(backoff, left))
 
-class _Trying:
-    """One use of a policy."""
-
-    def __init__(
-        self,
-        policy: RetryPolicy,
-        is_transient: Callable[[BaseException], bool],
-        on_retry: Callable[[int, BaseException], None] | None,
-    ) -> None:
-        self._policy = policy
-        self._is_transient = is_transient
-        self._on_retry = on_retry
-        self._began = policy.clock()
-        self.tries = 0
-        self.last_passes = False
-
-    def seconds(self) -> float:
-        return self._policy.clock() - self._began
-
-    def passes(self, state: tenacity.RetryCallState) -> bool:
-        error, also = _error_of(state), self._policy.retry
-        self.last_passes = isinstance(error, Exception) and (
-            self._is_transient(error) or (also is not None and bool(also(state)))
-        )
-        return self.last_passes
-
-    def wait(self, state: tenacity.RetryCallState) -> float:
-        policy = self._policy
-        left = max(0.0, policy.deadline - self.seconds())
-        if policy.wait is not None:
-            return min(policy.wait(state), left)
-        backoff = tenacity.wait_exponential(multiplier=policy.base, max=policy.max_wait)(state)
-        # Clipped before the draw: the last attempts spread over what time is left.
-        return policy.uniform(0.0, min(backoff, left))
-
-    def is_over(self, state: tenacity.RetryCallState) -> bool:
-        policy = self._policy
-        over = (
-            state.attempt_number >= policy.attempts
-            or self.seconds() >= policy.deadline
-            or (policy.stop is not None and bool(policy.stop(state)))
-        )
-        if over:
-            self._tell(state, None)
-        return over
-
-    def goes_on(self, state: tenacity.RetryCallState) -> None:
-        error = _error_of(state)
-        if self._on_retry is not None and error is not None:
-            self._on_retry(state.attempt_number, error)
-        self._tell(state, state.upcoming_sleep)
-
-    def _tell(self, state: tenacity.RetryCallState, wait: float | None) -> None:
-        error = _error_of(state)
-        if self._policy.on_attempt is not None and error is not None:
-            self._policy.on_attempt(Attempt(state.attempt_number, error, self.seconds(), wait))
+    def _report(self, state: tenacity.RetryCallState, seconds: float, wait: float | None) -> None:
+        if self.on_attempt is not None:
+            self.on_attempt(Attempt(state.attempt_number, _error_of(state), seconds, wait))
 
 
-def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
-    return state.outcome.exception() if state.outcome else None
+def _log_retry(attempt: int, error: BaseException) -> None:
+    """The class of the error only: its text may contain values of rows."""
+    kind = type(getattr(error, "orig", None) or error).__name__
+    logger.info("Attempt %d failed with %s; the transaction is retried", attempt, kind)
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException:
+    return cast("BaseException", cast("tenacity.Future", state.outcome).exception())
 
 
 _EXAMPLES = {

@@ -1,15 +1,20 @@
-"""How the text of a scoped value is built: which fields a template has, and what may be cut.
+"""Templates of scoped text: their fields, and how a template is cut to fit a column.
 
-A value must never lose a character of its tag, so cutting takes literal text only. It always counts
-on the longest tag: all values of one template and length keep the same literal text.
+Only literal text is cut, never a character of the tag. The cut assumes the longest tag, so that all
+values of one template and column have the same literal text.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import chain, product
 from string import Formatter
+from typing import TYPE_CHECKING
 
 from tidyrows.errors import ScopeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RUN_WIDTH = 7
 WORKER_WIDTH = 2
@@ -18,7 +23,9 @@ COUNTER_WIDTH = 5  # at most
 TAG_WIDTH = RUN_WIDTH + WORKER_WIDTH + TEST_WIDTH + COUNTER_WIDTH  # 16, at most
 
 ALPHABET = "0123456789abcdefghijklmnopqrstuvwxyz"
-_LEADS = (8, 4, 4, 4, 16)  # how many first characters begin a counter of 1, 2, ... characters
+_FIRST = ("01234567", "89ab", "cdef", "ghij", "klmnopqrstuvwxyz")
+"""The first characters of a counter of 1, 2, ... characters."""
+COUNTERS = sum(len(first) * len(ALPHABET) ** rest for rest, first in enumerate(_FIRST))
 
 WIDTHS = {
     "tag": TAG_WIDTH,
@@ -31,11 +38,11 @@ WIDTHS = {
 
 @lru_cache(maxsize=1024)
 def check(template: str) -> tuple[tuple[str, str | None], ...]:
-    """A template as pairs of literal text and the field after it (None at the end).
+    """Split a template into pairs of literal text and the field after it (None at the end).
 
     Raises:
-        ScopeError: it does not parse, has an unknown field or a format, or could produce the
-            value of another run or worker.
+        ScopeError: the template does not parse, has an unknown field or a format, or could produce
+            the value of another run or worker.
     """
     try:
         parts = list(Formatter().parse(template))
@@ -72,18 +79,18 @@ def fitted(
     *,
     keep_end: bool = False,
 ) -> str:
-    """The template with its literal text cut, so that no value is longer than ``max_length``.
+    """Cut a template's literal text, so that no value is longer than ``max_length``.
 
-    Literal text after the tag goes first, from its right, then the text before it.
+    Literal text after the tag is cut first, from its right, then the text before the tag.
 
     Args:
         template: the template.
-        max_length: what fits, in characters; None for no limit.
+        max_length: the longest value, in characters; None for no limit.
         column: the column's name, for the error.
-        keep_end: never cut the text after the last field.
+        keep_end: do not cut the text after the last field.
 
     Raises:
-        ScopeError: the template is wrong (:func:`check`), or its fields alone do not fit.
+        ScopeError: the template is wrong (:func:`check`), or its fields alone are too long.
     """
     parts = check(template)
     if max_length is None:
@@ -115,7 +122,7 @@ def fitted(
 
 
 def escaped(literal: str) -> str:
-    """Literal text as it is written in a template."""
+    """Literal text, written as a template."""
     return literal.replace("{", "{{").replace("}", "}}")
 
 
@@ -128,21 +135,14 @@ def base36(number: int, width: int) -> str:
     return "".join(reversed(digits))
 
 
-def counter_code(number: int) -> str:
-    """A number as 1 to 5 characters, of which the first says how many there are.
+def counter_codes() -> Iterator[str]:
+    """All counters in their order: ``0`` to ``7``, ``80`` to ``bz``, ``c00`` and so on.
 
-    So no code is the beginning of another: a ``{tag}1`` never equals another ``{tag}``.
-
-    Raises:
-        ScopeError: the number is above 27 million.
+    The first character says how many characters there are, so no counter is the beginning of
+    another: a ``{tag}1`` never equals another ``{tag}``. The iterator is made of C code only, so
+    two threads never get the same counter.
     """
-    first, rest = 0, number
-    for width, leads in enumerate(_LEADS):
-        size = leads * len(ALPHABET) ** width
-        if rest < size:
-            return base36(first * len(ALPHABET) ** width + rest, width + 1)
-        rest -= size
-        first += leads
-    raise ScopeError(
-        f"This worker has made {number} scoped values; {COUNTER_WIDTH} characters hold no more."
-    )
+    by_width = [
+        map("".join, product(first, *[ALPHABET] * rest)) for rest, first in enumerate(_FIRST)
+    ]
+    return chain.from_iterable(by_width)

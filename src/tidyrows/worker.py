@@ -1,21 +1,21 @@
-"""Who is running: the run, the worker and the test, and the values that only they produce.
+"""The run, the worker and the test that are running, and values that only they produce.
 
 A **tag** is at most 16 lower-case letters and digits:
 
 ====== ======= ==============================================================================
-part   length  what it is
+part   length  meaning
 ====== ======= ==============================================================================
 run    7       the run id's SHA-256, reduced to 36**7 values (36 bits)
 worker 2       the worker's index, below 1000
-test   2       the how-manieth test of this process it is (1 to 1295, then again from 1);
+test   2       the number of the test in this process (1 to 1295, then from 1 again);
                ``00`` outside a test
-n      1 to 5  a counter: one per run and worker in a process, never set back
+n      1 to 5  a counter: one per run and worker in a process, never reset
 ====== ======= ==============================================================================
 
-Uniqueness rests on run, worker and counter; the test part is for people who look at the rows. Two
-runs have the same run part once in 7.8e10; of a thousand runs that share a database, some two do
-with a probability of 6e-6. The counter's first character says how long it is, so that no counter
-is the beginning of another: a tag with literal text behind it is never another tag.
+Run, worker and counter make a tag unique; the test part is for people who look at the rows. Two
+runs have the same run part with a probability of 1 in 7.8e10; among a thousand runs that share a
+database, any two do with a probability of 6e-6. The first character of a counter gives its length,
+so that no counter is the beginning of another: a tag with text behind it is never another tag.
 """
 
 from __future__ import annotations
@@ -26,18 +26,20 @@ import re
 import sys
 import uuid
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
-from threading import Lock
 from typing import TYPE_CHECKING, NamedTuple
 
-from tidyrows.errors import WorkerContextError
+from tidyrows.errors import ScopeError, WorkerContextError
 from tidyrows.template import (
     ALPHABET,
+    COUNTER_WIDTH,
+    COUNTERS,
     RUN_WIDTH,
     TEST_WIDTH,
     WORKER_WIDTH,
     base36,
-    counter_code,
+    counter_codes,
     fitted,
 )
 
@@ -45,85 +47,87 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STRIDE = 1000
-"""Integers of several workers interleave by this; worker indexes are below it."""
+"""The distance between the integers of one worker of several; worker indexes are below it."""
 
 _TESTS = len(ALPHABET) ** TEST_WIDTH - 1  # "00" is no test
-_CLAIM = "_TIDYROWS_CLAIM"  # run and worker that a process has taken, and its pid; inherited
+_CLAIM = "_TIDYROWS_CLAIM"  # the run and worker of a process, and its pid; children inherit it
 
 
-class _Source(NamedTuple):
+class _ValueSource(NamedTuple):
     """What the values of one worker are made from."""
 
     run: str
     worker: str
-    # next() on a count is one step: two threads never get the same number.
-    texts: Iterator[int]
+    # next() on these is one step: two threads never get the same value.
+    counters: Iterator[str]
     integers: Iterator[int]
 
 
-class _Process:
-    """What this process has given out. A forked child begins anew.
+class _ValueSources(dict[tuple[str, int], _ValueSource]):
+    """The value source of each run id and worker index.
 
     Attributes:
-        salt: mixed into the run part where this process shares its run and worker ids with its
-            parent, so that a child never produces its parent's values.
+        salt: mixed into the run part where this process has the run and worker ids of its parent,
+            so that a child never produces its parent's values.
+    """
+
+    def __init__(self, salt: str) -> None:
+        self.salt = salt
+
+    def __missing__(self, key: tuple[str, int]) -> _ValueSource:
+        run_id, worker_index = key
+        digest = hashlib.sha256((run_id + self.salt).encode()).digest()
+        run = int.from_bytes(digest, "big") % len(ALPHABET) ** RUN_WIDTH
+        parts = base36(run, RUN_WIDTH), base36(worker_index, WORKER_WIDTH)
+        return self.setdefault(key, _ValueSource(*parts, counter_codes(), count()))
+
+
+class _TestParts(dict[str | None, str]):
+    """The test part of each test id."""
+
+    def __init__(self) -> None:
+        super().__init__({None: "0" * TEST_WIDTH})
+        self._numbers = count()
+
+    def __missing__(self, test_id: str) -> str:
+        return self.setdefault(test_id, base36(next(self._numbers) % _TESTS + 1, TEST_WIDTH))
+
+
+class _ProcessValues:
+    """The values that this process has given out. A forked child begins anew.
+
+    Attributes:
         current: the cached :meth:`WorkerContext.current`.
-        sources: by run id and worker index.
-        tests: the test part, by test id.
+        sources: the value sources.
+        tests: the test parts.
     """
 
     def __init__(self, salt: str) -> None:
         self.begin(salt)
 
     def begin(self, salt: str) -> None:
-        self.salt = salt
         self.current: WorkerContext | None = None
-        self.lock = Lock()
-        self.sources: dict[tuple[str, int], _Source] = {}
-        self.tests: dict[str, str] = {}
+        self.sources = _ValueSources(salt)
+        self.tests = _TestParts()
 
-    def source(self, run_id: str, worker_index: int) -> _Source:
-        key = (run_id, worker_index)
-        found = self.sources.get(key)
-        if found is None:
-            digest = hashlib.sha256((run_id + self.salt).encode()).digest()
-            run = int.from_bytes(digest, "big") % len(ALPHABET) ** RUN_WIDTH
-            made = _Source(
-                base36(run, RUN_WIDTH), base36(worker_index, WORKER_WIDTH), count(), count()
-            )
-            with self.lock:
-                found = self.sources.setdefault(key, made)
-        return found
-
-    def test(self, test_id: str | None) -> str:
-        if test_id is None:
-            return "0" * TEST_WIDTH
-        part = self.tests.get(test_id)
-        if part is None:
-            with self.lock:
-                ordinal = len(self.tests) % _TESTS + 1
-                part = self.tests.setdefault(test_id, base36(ordinal, TEST_WIDTH))
-        return part
-
-    def share(self, claim: str) -> None:
-        """Take a run and worker id from the environment; with salt if our parent has too."""
-        mine = f"{claim} {os.getpid()}"
+    def claim(self, run_and_worker: str) -> None:
+        """Claim ids from the environment; add a salt if the parent process has claimed them."""
+        mine = f"{run_and_worker} {os.getpid()}"
         before = os.environ.get(_CLAIM, "")
-        if before.startswith(f"{claim} ") and before != mine and not self.salt:
-            self.salt = uuid.uuid4().hex
-            self.sources.clear()
+        if before.startswith(f"{run_and_worker} ") and before != mine and not self.sources.salt:
+            self.sources = _ValueSources(uuid.uuid4().hex)
         os.environ[_CLAIM] = mine
 
 
 def _initial_salt() -> str:
-    # A child made by multiprocessing's spawn or forkserver imports this module afresh, so no hook
-    # of a fork runs in it, yet it has its parent's environment.
+    # A child made by multiprocessing's spawn or forkserver imports this module again, so no fork
+    # hook runs in it, but it has the environment of its parent.
     processes = sys.modules.get("multiprocessing.process")
     child = processes is not None and processes.parent_process() is not None
     return uuid.uuid4().hex if child else ""
 
 
-_process = _Process(_initial_salt())
+_process = _ProcessValues(_initial_salt())
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _process.begin(uuid.uuid4().hex))
@@ -136,12 +140,12 @@ class WorkerContext:
     Attributes:
         run_id: one start of a test suite, the same in all its workers and in no other run.
         worker_id: the worker, as ``gw3``.
-        worker_index: its number, from 0 to 999, different in each worker of the run.
+        worker_index: the worker's number, from 0 to 999, different in each worker of the run.
         test_id: the test, or None outside of one.
-        worker_count: how many workers the run began with.
+        worker_count: the number of workers with which the run began.
 
     Raises:
-        WorkerContextError: an id is empty, or a number out of its range.
+        WorkerContextError: an id is empty, or a number is out of its range.
 
     Example:
         >>> context = WorkerContext("nightly-17", "gw3", 3, test_id="test_login", worker_count=8)
@@ -175,11 +179,11 @@ class WorkerContext:
 
     @classmethod
     def current(cls) -> WorkerContext:
-        """This process: read from the environment once, made anew after a fork.
+        """The context of this process, read from the environment once, and again after a fork.
 
         TIDYROWS_RUN, TIDYROWS_WORKER, TIDYROWS_WORKER_INDEX, TIDYROWS_WORKER_COUNT and
-        TIDYROWS_TEST come first, then what pytest-xdist says. Without a run id the run is this
-        process alone.
+        TIDYROWS_TEST come first, then the variables of pytest-xdist. Without a run id the run is
+        this process alone.
 
         Raises:
             WorkerContextError: a variable cannot be used; the message names it.
@@ -202,7 +206,7 @@ class WorkerContext:
         if workers is None:
             workers = _number("PYTEST_XDIST_WORKER_COUNT")
         if workers is None:
-            # Who names a worker has others too, even where nobody says how many.
+            # A named worker has others beside it, even where their number is not given.
             workers = max(2, index + 1) if named else 1
         run = read("TIDYROWS_RUN") or read("PYTEST_XDIST_TESTRUNUID")
         context = cls(
@@ -213,25 +217,25 @@ class WorkerContext:
             worker_count=workers,
         )
         if run:
-            _process.share(f"{run} {index}")
+            _process.claim(f"{run} {index}")
         return context
 
     def for_test(self, test_id: str | None) -> WorkerContext:
-        """The same worker in another test; the counters go on."""
+        """The same worker in another test; the counters continue."""
         return replace(self, test_id=test_id)
 
     @property
     def tag(self) -> str:
-        """What all tags of this test begin with: run, worker and test, 11 characters."""
-        source = _process.source(self.run_id, self.worker_index)
-        return source.run + source.worker + _process.test(self.test_id)
+        """The beginning of all tags of this test: run, worker and test, 11 characters."""
+        source = _process.sources[self.run_id, self.worker_index]
+        return source.run + source.worker + _process.tests[self.test_id]
 
-    @property
+    @cached_property
     def stride(self) -> int:
-        """How far apart the integers of one worker are.
+        """The distance between the integers of one worker.
 
-        With several workers it is above any index a run can have, not their number: xdist replaces
-        a crashed worker under a new id. So an index above 0 means several workers too.
+        With several workers it is above any index that a run can have, not their number: xdist
+        replaces a crashed worker under a new id. So an index above 0 means several workers too.
         """
         return STRIDE if self.worker_count > 1 or self.worker_index else 1
 
@@ -249,24 +253,30 @@ class WorkerContext:
             template: literal text with ``{tag}``, or ``{run}``, ``{worker}``, ``{n}`` and maybe
                 ``{test}``.
             max_length: literal text is cut to fit this many characters, fields never.
-            column: where the value goes, for the error.
+            column: the column of the value, for the error.
             keep_end: do not cut the text after the last field.
 
         Raises:
-            ScopeError: the template is wrong, or its fields alone do not fit.
+            ScopeError: the template is wrong, its fields alone do not fit, or this worker has made
+                27 million values.
         """
         pattern = fitted(template, max_length, column, keep_end=keep_end)
-        run, worker, texts, _ = _process.source(self.run_id, self.worker_index)
-        test = _process.test(self.test_id)
-        n = counter_code(next(texts))
+        run, worker, counters, _ = _process.sources[self.run_id, self.worker_index]
+        test = _process.tests[self.test_id]
+        n = next(counters, None)
+        if n is None:
+            raise ScopeError(
+                f"This worker has made {COUNTERS} scoped values; {COUNTER_WIDTH} characters count "
+                f"no more."
+            )
         return pattern.format(tag=f"{run}{worker}{test}{n}", run=run, worker=worker, test=test, n=n)
 
     def integer(self, start: int = 0) -> int:
-        """A number that no other call with this ``start``, in no worker of this run, returns.
+        """A number that no other call with this ``start`` returns in any worker of this run.
 
         A forked child repeats its parent's numbers: only texts differ between all processes.
         """
-        n = next(_process.source(self.run_id, self.worker_index).integers)
+        n = next(_process.sources[self.run_id, self.worker_index].integers)
         return start + n * self.stride + self.worker_index
 
 
@@ -275,7 +285,7 @@ def _number(variable: str) -> int | None:
     if not text:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise WorkerContextError(f"{variable} is {text!r}, which is no number.")
+        raise WorkerContextError(f"{variable} is {text!r}, which is not a number.")
     return int(text)
 
 
@@ -283,8 +293,8 @@ def _index_of(worker_id: str) -> int:
     digits = re.search(r"[0-9]{1,9}$", worker_id)
     if digits is None:
         raise WorkerContextError(
-            f"The worker id {worker_id!r} does not end in a number, so nothing tells this worker's "
-            f"values from another's. Set TIDYROWS_WORKER_INDEX to a number from 0 to "
+            f"The worker id {worker_id!r} does not end in a number, so this worker could produce "
+            f"the values of another. Set TIDYROWS_WORKER_INDEX to a number from 0 to "
             f"{STRIDE - 1} that no other worker of the run has."
         )
     return int(digits[0])

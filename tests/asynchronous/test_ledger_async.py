@@ -22,7 +22,7 @@ from tidyrows import (
     find_orphans_async,
     sweep_async,
 )
-from tidyrows.awaiting import spawn
+from tidyrows.greenlets import spawn
 
 pytestmark = pytest.mark.slow
 
@@ -76,7 +76,7 @@ def test_what_a_dead_worker_left_is_swept(world):
             tracker = ResourceTracker(engine, ledger=ledger).start()
             await make(engine, "a", "b")
             tracker.stop()
-            tracker.said()
+            tracker.dismiss_leak_warning()
         other = engine.execution_options()
         (found,) = await find_orphans_async(other, patience=0.0)
         assert [name.name for name in found.rows] == ["orgs"]

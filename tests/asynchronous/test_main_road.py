@@ -32,7 +32,7 @@ from tidyrows import (
     SessionStateError,
     TrackedFactory,
 )
-from tidyrows.awaiting import spawn
+from tidyrows.greenlets import spawn
 
 everywhere, one_each = over(*ALL), over(*ONE_EACH)
 

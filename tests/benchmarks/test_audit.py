@@ -11,9 +11,10 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.measure import seconds
-from tidyrows.testing.audit.ear import Ear
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.watches import Watches
+from harness.audits import unobserved
+from tidyrows.audit.databases import WatchedDatabases
+from tidyrows.audit.observer import AuditObserver
+from tidyrows.audit.row_history import Maker, RowHistory
 
 ROWS = 1_000_000
 SMALL = 50
@@ -47,15 +48,15 @@ def test_a_look_after_each_test(database):
         connection.exec_driver_sql(f"INSERT INTO big (x) {rows}")
         for each in small:
             connection.execute(each.insert(), [{"x": "x"}] * 20)
-    ear = Ear()
-    watches = Watches(ear.be_deaf_to_this_thread, ear.deaf)
-    book = Book(watches.sees)
-    ear.open(watches.meet, watches.release)
+    observer = AuditObserver()
+    watches = WatchedDatabases()
+    history = RowHistory(watches.sees)
+    observer.open(watches.meet, watches.release)
 
     def look():
-        heard = ear.take()
+        heard = observer.take()
         who = Maker("a test")
-        book.enter(who, watches.look(who, heard), heard)
+        history.add(who, watches.look(who, heard), heard)
 
     def looks(work):
         taken = []
@@ -79,9 +80,9 @@ def test_a_look_after_each_test(database):
     print(f"  after one that commits a row to the large table: {inserts}")
 
     def elsewhere(_connection, _number):
-        with ear.deaf(), engine.begin() as connection:
+        with unobserved(engine).begin() as connection:
             connection.execute(small[1].insert(), {"x": "y"})
 
     print(f"  after one whose row another process commits: {looks(elsewhere)}")
-    ear.close()
+    observer.close()
     watches.close()

@@ -80,7 +80,7 @@ def test_a_select_for_each_key_against_one_for_all(database, count):
     with engine.begin() as connection:
         connection.execute(sa.insert(users), [{"id": n, "name": "u"} for n in range(count)])
     from tidyrows.cleanup.connection import Database  # noqa: PLC0415
-    from tidyrows.cleanup.graphs import schema_of  # noqa: PLC0415
+    from tidyrows.cleanup.schema_view import schema_of  # noqa: PLC0415
 
     where = Database(engine, lock_timeout=5, statement_timeout=60)
     tracker = ResourceTracker(engine)
@@ -96,7 +96,7 @@ def test_a_select_for_each_key_against_one_for_all(database, count):
             ]
             where.dialect.probed_together = together
             try:
-                return seconds(lambda: where.dialect.first_found(connection, tables))
+                return seconds(lambda: where.dialect.tables_with_rows(connection, tables))
             finally:
                 del where.dialect.probed_together
 

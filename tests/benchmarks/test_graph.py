@@ -14,11 +14,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
+from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
 from tidyrows.schema import (
     ForeignKey,
     ForeignKeyGraph,
     nullable_columns_of,
-    pragma_foreign_keys,
     reflect_foreign_keys,
 )
 

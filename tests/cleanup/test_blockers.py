@@ -21,8 +21,9 @@ from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, DEFAULT, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
-from tidyrows.cleanup import waiting
-from tidyrows.dialects import Blocker, blockers, dialect_for
+from tidyrows.cleanup import lock_monitor
+from tidyrows.dialects import Blocker, dialect_for
+from tidyrows.dialects.sqlite import locks
 
 POSTGRESQL, MYSQL = "postgresql+psycopg", "mysql+pymysql"
 everywhere = on(*DEFAULT)
@@ -352,7 +353,7 @@ def test_a_blocker_that_waits_itself_is_said_to_wait(database, engine, parent):
 def told_when_seen(monkeypatch):
     """An event that is set once the cleanup has seen a blocker."""
     seen = threading.Event()
-    look = waiting._Look.blockers
+    look = lock_monitor._Poll.blockers
 
     def looked(self):
         found = look(self)
@@ -361,7 +362,7 @@ def told_when_seen(monkeypatch):
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(waiting._Look, "blockers", looked)
+        patch.setattr(lock_monitor._Poll, "blockers", looked)
         yield seen
 
 
@@ -583,7 +584,7 @@ def test_an_asynchronous_cleanup_names_a_process_and_a_session_of_its_own(databa
 def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
     database, engine, parent, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(blockers, "_LOCKS", tmp_path / "absent")
+    monkeypatch.setattr(locks, "_LOCKS", tmp_path / "absent")
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
     with process(database):
@@ -612,8 +613,8 @@ def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
 def test_a_line_that_is_no_lock_of_a_file_names_nobody(garbage, monkeypatch, tmp_path):
     path = tmp_path / "locks"
     path.write_bytes(garbage)
-    monkeypatch.setattr(blockers, "_LOCKS", path)
-    assert blockers.holders_of_files([str(path), "/does/not/exist"]) == []
+    monkeypatch.setattr(locks, "_LOCKS", path)
+    assert locks.holders_of_files([str(path), "/does/not/exist"]) == []
 
 
 # --- in words

@@ -21,8 +21,9 @@ from tidyrows import (
     TableName,
     external_handler,
 )
-from tidyrows.cleanup.phases import Order, order_of
-from tidyrows.tracking.external import ExternalResource, Tie
+from tidyrows.capture.changes import Inserted
+from tidyrows.cleanup.resources import RemovalOrder, removal_order
+from tidyrows.external import ExternalResource, Tie
 
 AT_ONCE = RetryPolicy(attempts=3, base=0.0, max_wait=0.0)
 
@@ -142,9 +143,11 @@ def test_without_resources_every_database_is_asked_once(world, monkeypatch):
     """The common case pays nothing."""
     tracker = world.tracker()
     runs = []
-    clean = CleanupManager._clean
+    clean = CleanupManager._delete
     monkeypatch.setattr(
-        CleanupManager, "_clean", lambda self, *given: runs.append(given[-1]) or clean(self, *given)
+        CleanupManager,
+        "_delete",
+        lambda self, *given: runs.append(given[-1]) or clean(self, *given),
     )
     CleanupManager(tracker).cleanup()
     assert runs == [None]
@@ -176,8 +179,8 @@ def test_several_databases_are_cleaned_in_one_order(world, tmp_path):
         tracker.stop()
     second = tracked(other, (profiles, [{"id": 1}]))
     (held,) = second.snapshot()
-    tracker.hold(held.table, [1])
-    second.forget(held.table, [1])
+    tracker.store.apply(Inserted(held.table, [1]))
+    second.store.forget(held.table, [1])
     (org,) = (row for row in tracker.rows() if row.table.name == "orgs")
     (profile,) = (row for row in tracker.rows() if row.table.name == "profiles")
     for after, before in ((org, profile), (profile, org)):
@@ -196,7 +199,7 @@ def test_several_databases_are_cleaned_in_one_order(world, tmp_path):
         assert len(tracker) == 0
         insert(other, (profiles, [{"id": 1}]))
         insert(world.engine, (world.orgs, [{"id": 1}]))
-        tracker.hold(held.table, [1])
+        tracker.store.apply(Inserted(held.table, [1]))
         tracker.track_rows(world.orgs, [1])
     CleanupManager(tracker).cleanup()
     other.dispose()
@@ -523,13 +526,13 @@ def resource(number):
 
 
 def test_foreign_keys_alone_are_no_circle():
-    order = Order([Tie(resource(1))], [(name("a"), name("b")), (name("b"), name("a"))])
+    order = RemovalOrder([Tie(resource(1))], [(name("a"), name("b")), (name("b"), name("a"))])
     assert order.circles == []
 
 
 def test_what_waits_waits_through_foreign_keys():
     first = resource(1)
-    order = Order(
+    order = RemovalOrder(
         [Tie(first, before=(name("a"),))], [(name("a"), name("b")), (name("b"), name("c"))]
     )
     assert order.later([first]) == {name("a"), name("b"), name("c")}
@@ -538,7 +541,7 @@ def test_what_waits_waits_through_foreign_keys():
 
 def test_a_named_row_waits_without_its_table():
     first, row = resource(1), RowKey(name("a"), (1,))
-    order = Order([Tie(first, before=(row,))], [(name("a"), name("b"))])
+    order = RemovalOrder([Tie(first, before=(row,))], [(name("a"), name("b"))])
     assert order.later([first]) == {row, name("b")}
     assert order.node(row) == row
     assert order.node(RowKey(name("a"), (2,))) == name("a")
@@ -546,13 +549,13 @@ def test_a_named_row_waits_without_its_table():
 
 def test_a_table_takes_its_named_rows_along():
     first, second, row = resource(1), resource(2), RowKey(name("a"), (1,))
-    order = Order([Tie(first, after=(row,)), Tie(second, before=(name("a"),))], [])
+    order = RemovalOrder([Tie(first, after=(row,)), Tie(second, before=(name("a"),))], [])
     assert order.later([second]) == {name("a"), row, first}
 
 
 def test_rows_of_a_table_that_references_itself_go_together():
     first, row = resource(1), RowKey(name("a"), (1,))
-    order = Order([Tie(first, before=(row,))], [(name("a"), name("a"))])
+    order = RemovalOrder([Tie(first, before=(row,))], [(name("a"), name("a"))])
     assert order.later([first]) == {row, name("a")}
     assert order.circles == []
 
@@ -561,6 +564,6 @@ def test_foreign_keys_of_tables_without_tracked_rows_give_way_to_a_tie():
     """Only an application that wrote such rows could make the circle a real one."""
     tie = Tie(resource(1), after=(name("a"),), before=(name("c"),))
     references = [(name("c"), name("b")), (name("b"), name("a"))]
-    assert len(Order([tie], references).circles) == 1
-    assert order_of([tie], references, [name("a"), name("c")]).circles == []
-    assert len(order_of([tie], references, [name("a"), name("b"), name("c")]).circles) == 1
+    assert len(RemovalOrder([tie], references).circles) == 1
+    assert removal_order([tie], references, [name("a"), name("c")]).circles == []
+    assert len(removal_order([tie], references, [name("a"), name("b"), name("c")]).circles) == 1

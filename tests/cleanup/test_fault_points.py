@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from harness.blocks import reference, table
 from harness.scene import Scene, told
 from tidyrows import CleanupManager, RetryPolicy
-from tidyrows.cleanup.graphs import forget_graph
+from tidyrows.cleanup.schema_view import forget_schema
 
 pytestmark = pytest.mark.slow
 SQLITE, POSTGRESQL, MYSQL = "sqlite", "postgresql+psycopg", "mysql+pymysql"
@@ -265,7 +265,7 @@ def test_whichever_statement_fails_the_cleanup_ends_the_same(database, kind, siz
         base = 1000 * number
         tracker = village.block(base)
         if size == WHOLE and kind != DEADLOCK:
-            forget_graph(faults.engine)  # reading the schema may fail too
+            forget_schema(faults.engine)  # reading the schema may fail too
         failed = []
         manager = CleanupManager(
             tracker,

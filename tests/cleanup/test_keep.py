@@ -197,4 +197,4 @@ def test_the_tests_own_error_comes_first_where_keeping_fails(database, outside, 
             raise ZeroDivisionError
     assert "failed too" in "".join(caught.value.__notes__)
     assert len(worker.tracker) == 1
-    worker.tracker.said()
+    worker.tracker.dismiss_leak_warning()

@@ -22,7 +22,7 @@ from harness.ledgers import (
 )
 from harness.targets import on
 from tidyrows import CleanupError, CleanupManager, RetryPolicy, TakenOverError
-from tidyrows.tracking.entries import keys_in
+from tidyrows.ledger.entries import keys_in
 
 pytestmark = pytest.mark.slow
 

@@ -23,6 +23,7 @@ from tidyrows import (
     SessionStateError,
     UntrackedRowsWarning,
 )
+from tidyrows.capture.changes import Inserted
 
 everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
 enforced = on("sqlite", "postgresql+psycopg", "mysql+pymysql")
@@ -219,7 +220,7 @@ def test_a_key_that_its_own_type_refuses_is_a_leftover_of_its_own(zoo_or_empty, 
         session.commit()
     tracker.stop()
     (table,) = (held.table for held in tracker.snapshot() if held.table.name.name == "tickets")
-    tracker.hold(table, [17])  # the database's value, where Python's is pub_17
+    tracker.store.apply(Inserted(table, [17]))  # the database's value, where Python's is pub_17
     left = left_over(CleanupManager(tracker))
     assert set(left) == {("tickets", 17)}
     assert "AttributeError" in left["tickets", 17]
@@ -392,8 +393,8 @@ def in_doubt(engine, model, key, *, generated, like=None):
     tracker = ResourceTracker(engine)
     tracker.track_rows(model, [like or key])
     (held,) = tracker.snapshot()
-    tracker.forget(held.table, [like or key])
-    tracker.take_in_doubt(held.table, [key], generated=generated)
+    tracker.store.forget(held.table, [like or key])
+    tracker.store.mark_uncertain(Inserted(held.table, [key], generated=generated))
     return tracker
 
 
@@ -475,7 +476,7 @@ def test_a_doubt_that_cannot_be_settled_keeps_nothing_else_from_being_cleaned(da
         else:
             assert set(left_over(cleanup)) == {("tickets", 17)}
             assert cleanup.report.total_deleted == 1
-            tracker.forget(tracker.snapshot()[0].table, [17])
+            tracker.store.forget(tracker.snapshot()[0].table, [17])
     assert len(tracker) == 0
     assert not any(snapshot(engine).values())
 

@@ -13,9 +13,8 @@ from harness.loops import insert_loop
 from harness.scene import Scene, told
 from harness.targets import WITHOUT_FOREIGN_KEYS, on
 from tidyrows import CleanupManager, Dependents, RetryPolicy
-from tidyrows.cleanup.plan import Batch, Step
-from tidyrows.cleanup.shares import shares
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.cleanup.plan import Batch, Step, transactions_of
+from tidyrows.keys import KeyedTable, TableName
 
 everywhere = on("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
 
@@ -35,7 +34,7 @@ def step(*batches, cycle=False):
 def parted(steps, limit, apart=lambda _step: pytest.fail("nothing is to be taken apart")):
     return [
         [(place[1], list(keys)) for place, (_table, keys) in share.items()]
-        for share in shares(steps, limit, apart=apart)
+        for share in transactions_of(steps, limit, apart=apart)
     ]
 
 

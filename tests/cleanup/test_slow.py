@@ -12,8 +12,8 @@ from harness.bystanders import snapshot
 from harness.targets import on
 from tidyrows import CleanupManager, RetryPolicy
 from tidyrows.cleanup.connection import Database
-from tidyrows.cleanup.graphs import schema_of
-from tidyrows.cleanup.slow import is_slow, missing_indexes
+from tidyrows.cleanup.diagnosis import is_slow, missing_indexes
+from tidyrows.cleanup.schema_view import schema_of
 
 without_own_indexes = on("sqlite", "postgresql+psycopg")
 """The MySQL family makes an index for every foreign key."""
@@ -136,7 +136,7 @@ def test_a_look_that_fails_is_no_failure_of_the_cleanup(database, monkeypatch):
     def refuse(*_given):
         raise sa.exc.OperationalError("SELECT", {}, Exception("no right to look"))
 
-    monkeypatch.setattr("tidyrows.cleanup.slow.missing_indexes", refuse)
+    monkeypatch.setattr("tidyrows.cleanup.diagnosis.missing_indexes", refuse)
     report = CleanupManager(tracker, retry=policy()).cleanup()
     assert report.advice == ()
     assert report.total_deleted == 1

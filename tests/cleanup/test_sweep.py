@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import os
@@ -44,11 +43,10 @@ from tidyrows import (
     external_handler,
 )
 from tidyrows import sweep as swept
-from tidyrows.tracking.owner import handed_id
+from tidyrows.ledger.process import handed_id
+from tidyrows.sweep import dead_workers
 
 pytestmark = pytest.mark.slow
-
-sweeping = importlib.import_module("tidyrows.cleanup.sweep")  # the function has its name
 
 
 def empty(engine):
@@ -158,7 +156,7 @@ def test_the_lock_of_a_process_that_has_just_ended_is_waited_for(
     """A server notices only after a moment that it is gone."""
     parents, _children = family(outside)
     worker = Worker(database, ledgers).writes((parents, numbered([1])))
-    monkeypatch.setattr(sweeping, "is_over", bool)
+    monkeypatch.setattr(dead_workers, "has_ended", bool)
     waits = []
 
     def wait(seconds):
@@ -175,7 +173,7 @@ def test_a_lock_that_somebody_holds_on_to_is_not_waited_for_for_ever(
     """A forked child may hold that of its parent."""
     parents, _children = family(outside)
     Worker(database, ledgers).writes((parents, numbered([1])))
-    monkeypatch.setattr(sweeping, "is_over", bool)
+    monkeypatch.setattr(dead_workers, "has_ended", bool)
     now = [0.0]
 
     def wait(seconds):
@@ -225,8 +223,8 @@ def test_rows_handed_to_a_controller_are_anybodys_once_it_has_not_come(database,
     """It may have been killed. Kept rows would stay for ever."""
     parents, _children = family(outside)
     worker = Worker(database, ledgers).writes((parents, numbered([1])))
-    (place,) = worker.tracker.books()
-    assert worker.tracker.put_aside(place, handed_id())
+    (place,) = worker.tracker.journals.databases
+    assert worker.tracker.journals.put_aside(place, handed_id())
     worker.dies()
     assert swept(outside).total_deleted == 0
     assert swept(outside, patience=0).total_deleted == 1

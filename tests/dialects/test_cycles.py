@@ -9,7 +9,7 @@ from harness.databases import Database
 from harness.pairs import pairwise
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import CommitOutcome, CycleForm, Fault, dialect_for
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.keys import KeyedTable, TableName
 
 ONE_GO = ("sqlite", "postgresql+psycopg", "postgresql+psycopg2")
 ACTIONS = [

@@ -199,7 +199,7 @@ def test_a_foreign_key_in_the_way_is_a_constraint(scene: Scene) -> None:
         assert scene.dialect.fault(error) is Fault.CONSTRAINT
         assert error.orig is not None
         assert scene.dialect.fault(error.orig) is Fault.CONSTRAINT
-        assert not scene.dialect.waited(error)
+        assert not scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         assert kept(scene, ours)
 
@@ -219,7 +219,7 @@ def test_a_child_without_a_parent_is_a_constraint(scene: Scene) -> None:
 @pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), sa.exc.TimeoutError("x")])
 def test_what_no_database_said_is_raised(engine: sa.Engine, error: BaseException) -> None:
     assert dialect_for(engine).fault(error) is Fault.OTHER
-    assert not dialect_for(engine).waited(error)
+    assert not dialect_for(engine).is_timeout(error)
 
 
 @everywhere("sqlite", "postgresql", "mysql")
@@ -243,7 +243,7 @@ def test_a_lock_that_is_not_given_is_transient(scene: Scene) -> None:
         begin_with_a_row(ours)
         error = raised(ours, wait, SECOND)
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         doubt = Loss.DOUBT if scene.backend == "mysql" else Loss.NOTHING
         assert scene.dialect.loss(error, driver(ours)) is doubt
         assert kept(scene, ours)
@@ -256,7 +256,7 @@ def test_a_lock_that_is_not_waited_for_is_transient(scene: Scene) -> None:
         begin_with_a_row(ours)
         error = raised(ours, "SELECT * FROM parents WHERE id = 2 FOR UPDATE NOWAIT")
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         doubt = Loss.DOUBT if scene.backend == "mysql" else Loss.NOTHING
         assert scene.dialect.loss(error, driver(ours)) is doubt
         assert kept(scene, ours)
@@ -279,7 +279,7 @@ def test_a_deadlock_is_transient_and_takes_everything_on_mysql(scene: Scene) -> 
         waiting.settle(scene.other)
         error = raised(ours, SECOND)
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert not scene.dialect.waited(error)
+        assert not scene.dialect.is_timeout(error)
         loss = Loss.EVERYTHING if scene.backend == "mysql" else Loss.NOTHING
         assert scene.dialect.loss(error, driver(ours)) is loss
         assert kept(scene, ours) is (loss is Loss.NOTHING)
@@ -313,7 +313,7 @@ def test_a_connection_killed_in_a_statement_is_lost(scene: Scene) -> None:
         assert scene.dialect.fault(error) is Fault.LOST
         assert error.orig is not None
         assert scene.dialect.fault(error.orig) is Fault.LOST
-        assert not scene.dialect.waited(error)
+        assert not scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, None) is Loss.EVERYTHING
         assert 7 not in scene.parents()
         ours.invalidate()
@@ -366,7 +366,7 @@ def test_a_statement_that_somebody_cancels_is_transient(scene: Scene) -> None:
         with as_soon_as_it_waits(scene, cancel):
             error = raised(ours, SECOND)
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error) is (scene.backend == "postgresql")
+        assert scene.dialect.is_timeout(error) is (scene.backend == "postgresql")
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         assert kept(scene, ours)
 
@@ -392,7 +392,7 @@ def test_a_statement_that_takes_too_long_is_transient(scene: Scene) -> None:
         begin_with_a_row(ours)
         error = raised(ours, sleep[scene.backend])
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         assert kept(scene, ours)
         scene.dialect.end_cleanup(ours)
@@ -415,7 +415,7 @@ def test_a_row_changed_since_the_snapshot_takes_everything(scene: Scene) -> None
             theirs.exec_driver_sql(SECOND)
         error = raised(ours, "UPDATE parents SET v = 3 WHERE id = 2")
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert not scene.dialect.waited(error)
+        assert not scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.EVERYTHING
         assert not kept(scene, ours)
         ours.invalidate()
@@ -432,7 +432,7 @@ def test_a_row_changed_since_the_snapshot_is_transient(scene: Scene) -> None:
             theirs.exec_driver_sql(SECOND)
         error = raised(ours, "UPDATE parents SET v = 3 WHERE id = 2")
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert not scene.dialect.waited(error)
+        assert not scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         assert kept(scene, ours)
 
@@ -484,7 +484,7 @@ def test_a_commit_refused_by_a_reader_leaves_the_transaction_open(scene: Scene) 
         ours.exec_driver_sql(EARLIER)
         error = commit_error(ours)
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         assert scene.dialect.commit_outcome(error, ours) is CommitOutcome.OPEN
         reader.rollback()
         driver(ours).commit()
@@ -518,7 +518,7 @@ def test_a_file_that_somebody_writes_is_transient(scene: Scene) -> None:
         assert scene.dialect.fault(error) is Fault.TRANSIENT
         assert error.orig is not None
         assert scene.dialect.fault(error.orig) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         theirs.rollback()
         assert kept(scene, ours)
@@ -556,7 +556,7 @@ def test_a_table_that_a_shared_cache_has_locked_is_transient(scene: Scene) -> No
         assert error.orig is not None
         assert error.orig.sqlite_errorcode & 0xFF == 6
         assert scene.dialect.fault(error) is Fault.TRANSIENT
-        assert scene.dialect.waited(error)
+        assert scene.dialect.is_timeout(error)
         assert scene.dialect.loss(error, driver(ours)) is Loss.NOTHING
         theirs.rollback()
         assert kept(scene, ours)
@@ -620,7 +620,7 @@ def test_a_pool_that_is_exhausted_is_raised_as_it_is(scene: Scene) -> None:
         with engine.connect(), pytest.raises(sa.exc.TimeoutError) as caught:
             engine.connect()
         assert dialect_for(engine).fault(caught.value) is Fault.OTHER
-        assert not dialect_for(engine).waited(caught.value)
+        assert not dialect_for(engine).is_timeout(caught.value)
 
 
 @everywhere("postgresql")

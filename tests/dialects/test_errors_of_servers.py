@@ -76,7 +76,7 @@ def begun(engines: dict[str, sa.Engine], stack: ExitStack) -> dict[str, sa.Conne
 
 def assert_lost(dialect: Dialect, error: BaseException, driver: str) -> None:
     assert dialect.fault(error) is Fault.LOST, (driver, error)
-    assert not dialect.waited(error), driver
+    assert not dialect.is_timeout(error), driver
     assert dialect.loss(error, None) is Loss.EVERYTHING, driver
 
 
@@ -94,7 +94,7 @@ def test_a_server_that_has_too_many_connections_is_tried_again(
                     engine.connect()
                 fault = Fault.LOST if driver in WITHOUT_A_CODE else Fault.TRANSIENT
                 assert dialect_for(engine).fault(caught.value) is fault, (driver, caught.value)
-                assert not dialect_for(engine).waited(caught.value), driver
+                assert not dialect_for(engine).is_timeout(caught.value), driver
 
     server.stop()
     with_every_driver(server.start(*FEW[backend]), play)

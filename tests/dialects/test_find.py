@@ -12,7 +12,7 @@ from harness.keykinds import COMPOSITES, KINDS, Boxed, keyed, make
 from harness.pairs import pairwise
 from harness.targets import ALL_DRIVERS
 from tidyrows.dialects import dialect_for
-from tidyrows.rows import KeyedTable
+from tidyrows.keys import KeyedTable
 
 every_driver = pytest.mark.parametrize("database", ALL_DRIVERS, indirect=True)
 pytestmark = pytest.mark.filterwarnings("ignore:Dialect .* does \\*not\\* support Decimal")
@@ -56,7 +56,7 @@ def test_rows_are_found_by_a_column_of_any_type(database: Database, kind: str) -
         assert len(found) == 2
         assert {repr(plain(row[0])) for row in found} == {repr(plain(row[0])) for row in same}
         asked = [(real, [value[3]]), (real, [value[2]]), (real, []), (real, [value[4], value[1]])]
-        assert dialect.first_found(connection, asked) == [1, 3]
+        assert dialect.tables_with_rows(connection, asked) == [1, 3]
         dialect.lock(connection, real, [value[1], value[3]])
         dialect.set_null(connection, real, [value[1]], ["parent"])
         assert dialect.find(connection, real, [value[1]], columns) == []
@@ -91,9 +91,9 @@ def test_rows_are_found_by_several_columns_together(database: Database, kind: st
         asked = [keys[1, 1], keys[2, 3]]
         found = dialect.find(connection, real, asked, [real.clause.c.id])
         assert sorted(found) == [(0,), (5,), (10,)]
-        assert dialect.first_found(connection, [(real, asked)]) == [0]
+        assert dialect.tables_with_rows(connection, [(real, asked)]) == [0]
         dialect.set_null(connection, real, asked, names[1:])
-        assert dialect.first_found(connection, [(real, asked)]) == []
+        assert dialect.tables_with_rows(connection, [(real, asked)]) == []
         connection.commit()
         dialect.end_cleanup(connection)
 
@@ -117,7 +117,7 @@ def test_however_many_keys(database: Database, count: int, composite: bool) -> N
         dialect.begin_cleanup(connection, lock_timeout=5)
         assert sorted(dialect.find(connection, real, keys, [real.clause.c.id])) == expected
         gone = [(-1, -1) if composite else -1] * len(keys)
-        assert dialect.first_found(connection, [(real, gone), (real, keys)]) == [1]
+        assert dialect.tables_with_rows(connection, [(real, gone), (real, keys)]) == [1]
         dialect.set_null(connection, real, keys, ["a"])
         assert dialect.find(connection, real, keys, [real.clause.c.id]) == []
         connection.commit()
@@ -149,7 +149,7 @@ def test_any_name_may_be_looked_for(database: Database, count: int) -> None:
     with engine.connect() as connection:
         dialect.begin_cleanup(connection, lock_timeout=5)
         assert sorted(dialect.find(connection, real, keys, [key])) == [(n,) for n in keys]
-        assert dialect.first_found(connection, [(real, keys), (real, [999])]) == [0]
+        assert dialect.tables_with_rows(connection, [(real, keys), (real, [999])]) == [0]
         dialect.lock(connection, real, keys)
         dialect.set_null(connection, real, keys, ['Group "%" `q` :y'])
         assert dialect.find(connection, real, keys, [key]) == []

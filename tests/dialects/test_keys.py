@@ -331,8 +331,8 @@ def test_several_tables_asked_at_once_tell_each_its_own_rows(database: Database)
     asked: list[tuple[Any, list[Any]]] = [(keyed(engine, table), [1, 2, 3]) for table in tables]
     with engine.connect() as connection:
         dialect.begin_reading(connection, lock_timeout=5)
-        assert dialect.existing_of_each(connection, asked) == [[1, 2], [2], []]
-        assert dialect.existing_of_each(connection, asked[1:2]) == [[2]]
+        assert dialect.existing_keys_of_each(connection, asked) == [[1, 2], [2], []]
+        assert dialect.existing_keys_of_each(connection, asked[1:2]) == [[2]]
         connection.commit()
         dialect.end_cleanup(connection)
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from harness.databases import Database
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import RealTable, dialect_for
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.keys import KeyedTable, TableName
 
 PG = ("postgresql+psycopg", "postgresql+psycopg2")
 MYSQL = ("mysql+pymysql", "mysql+mysqldb")

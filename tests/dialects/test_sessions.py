@@ -12,7 +12,7 @@ from harness.databases import Database
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import SessionStateError
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.keys import KeyedTable, TableName
 
 PG = ("postgresql+psycopg", "postgresql+psycopg2")
 MYSQL = ("mysql+pymysql", "mysql+mysqldb")

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from harness.models import Base
-from tidyrows.tracking import ambient
+from tidyrows.capture import ambient
 from tidyrows.worker import WorkerContext
 
 
@@ -22,7 +22,7 @@ class SessionOnly:
         self.owns_session = owns_session
         self.context = context or WorkerContext.current()
         self.active = True
-        self.is_foreign = False
+        self.is_async = False
         self.watched: list[Session] = []
         self.ended: list[str] = []
         sa.event.listen(session, "after_commit", lambda _: self.ended.append("commit"))
@@ -35,10 +35,7 @@ class SessionOnly:
     def may_pass(self, error: BaseException) -> bool:
         return False
 
-    def refuse_blocking(self, write: str) -> None:
-        pass
-
-    def doubts(self) -> set[Any]:
+    def uncertain_keys(self) -> set[Any]:
         return set()
 
     def watch(self, session: Session) -> None:

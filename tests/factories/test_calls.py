@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from harness.models import Group, Order, Org, User
 from tidyrows.errors import NoSessionError
 from tidyrows.factories import Scoped, TrackedFactory
-from tidyrows.factories.calls import Call
+from tidyrows.factories.call import Call
 
 
 class OrgFactory(TrackedFactory[Org]):
@@ -261,8 +261,7 @@ def test_a_block_inside_a_hook_commits_before_it_ends(tracker, make_tracker, row
 
 def test_a_call_that_outlives_its_outermost_one_commits_itself(tracker, rows):
     """A task started in a hook has a copy of the context, with the call in it."""
-    with Call(tracker):
-        copied = copy_context()
+    copied = Call(tracker).run(copy_context)
     copied.run(UserFactory)
     assert rows(User) == 1
 

@@ -18,9 +18,9 @@ from sqlalchemy.orm import (
     synonym,
 )
 
+from tidyrows.capture.ambient import entered
 from tidyrows.errors import ScopeError
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
-from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
 
 CONTEXT = WorkerContext("run", "gw3", 3, "test_it", 8)
@@ -78,7 +78,7 @@ class Ambient:
     """All that declarations ask of a tracker."""
 
     active = True
-    is_foreign = False
+    is_async = False
     in_transaction = False
     context = CONTEXT
 
@@ -86,9 +86,6 @@ class Ambient:
         return self.context.integer(start)
 
     def watch(self, session):
-        pass
-
-    def refuse_blocking(self, write):
         pass
 
 

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
+from tidyrows.capture.ambient import entered
 from tidyrows.factories import TrackedFactory
-from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
 
 
@@ -53,7 +53,7 @@ class StreetFactory(TrackedFactory[Street]):
 
 class Ambient:
     active = True
-    is_foreign = False
+    is_async = False
     owns_session = True
     in_transaction = True
     context = WorkerContext.current()
@@ -64,10 +64,7 @@ class Ambient:
     def may_pass(self, error):
         return False
 
-    def refuse_blocking(self, write):
-        pass
-
-    def doubts(self):
+    def uncertain_keys(self):
         return set()
 
     def watch(self, session):

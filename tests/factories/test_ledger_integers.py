@@ -23,7 +23,7 @@ from tidyrows import (
     TrackedFactory,
     WorkerContext,
 )
-from tidyrows.tracking.integers import RANGE
+from tidyrows.ledger.id_ranges import RANGE
 
 
 class Base(orm.DeclarativeBase):

@@ -7,8 +7,8 @@ import pytest
 from factory.alchemy import SQLAlchemyModelFactory
 
 from harness.models import Animal, Dog
+from tidyrows.capture.ambient import entered
 from tidyrows.factories import TrackedFactory
-from tidyrows.tracking.ambient import entered
 from tidyrows.worker import WorkerContext
 
 

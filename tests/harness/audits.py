@@ -7,10 +7,11 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from tidyrows.testing.audit.ear import Ear
-from tidyrows.testing.audit.findings import Known, of_rows
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.watches import Watches
+from tidyrows.audit.databases import WatchedDatabases
+from tidyrows.audit.findings import Wording, row_findings
+from tidyrows.audit.observer import AuditObserver
+from tidyrows.audit.row_history import Maker, RowHistory
+from tidyrows.execution import INTERNAL
 
 
 class Base(DeclarativeBase):
@@ -33,26 +34,31 @@ class Note(Base):
     text: Mapped[str] = mapped_column(sa.String(40), default="")
 
 
+def unobserved(engine: sa.Engine) -> sa.Engine:
+    """The same engine for what another process does."""
+    return engine.execution_options(**{INTERNAL: True})
+
+
 class Audited:
     """An audit without pytest: the block of each test is what it did."""
 
     def __init__(self) -> None:
-        self.ear = Ear()
-        self.watches = Watches(self.ear.be_deaf_to_this_thread, self.ear.deaf)
-        self.book = Book(self.watches.sees)
-        self.ear.open(self.watches.meet, self.watches.release)
+        self.observer = AuditObserver()
+        self.watches = WatchedDatabases()
+        self.history = RowHistory(self.watches.sees)
+        self.observer.open(self.watches.meet, self.watches.release)
 
     def test(self, name: str, *, is_test: bool = True) -> None:
         """All that was done since the last one ended was done by this one."""
         who = Maker(name, is_test=is_test)
-        heard = self.ear.take()
-        self.book.enter(who, self.watches.look(who, heard), heard)
+        heard = self.observer.take()
+        self.history.add(who, self.watches.look(who, heard), heard)
 
     @property
     def found(self) -> set[tuple[str, str, str, int]]:
         """What each is accused of: the fault, the table, and how many rows."""
-        known = Known(self.ear.models, (), self.watches.own, self.watches.is_keyless)
+        known = Wording(self.observer.models, (), self.watches.own, self.watches.is_keyless)
         return {
-            (each.test, each.fault.name.lower(), str(each.table).rpartition(".")[2], each.count)
-            for each in of_rows(self.book, known)
+            (each.test, each.kind.name.lower(), str(each.table).rpartition(".")[2], each.count)
+            for each in row_findings(self.history, known)
         }

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 from harness.homes import Home, MysqlHome, PostgresqlHome
 from harness.servers import Server
@@ -78,7 +76,6 @@ class Homes:
         self._find = find
         self._servers: dict[str, Server | Exception] = {}
         self._homes: dict[tuple[str, str], Home] = {}
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def server(self, backend: str) -> Server:
         """The server of a backend, looked for once.
@@ -106,23 +103,8 @@ class Homes:
             home.keep(*metadata)
         return self._homes[key]
 
-    def file(self, *metadata: sa.MetaData) -> Path:
-        """A SQLite file with these tables, empty, to be copied; always the same tables."""
-        if self._folder is not None:
-            return Path(self._folder.name) / "zoo.db"
-        self._folder = tempfile.TemporaryDirectory(prefix="tidyrows-")
-        path = Path(self._folder.name) / "zoo.db"
-        engine = sa.create_engine(f"sqlite:///{path}", poolclass=NullPool)
-        with engine.begin() as connection:
-            connection.exec_driver_sql("BEGIN")  # or each table would be a transaction
-            for each in metadata:
-                each.create_all(connection)
-        return path
-
     def drop_all(self) -> None:
         """Drop every database of this process; a failure does not stop the rest."""
-        if self._folder is not None:
-            self._folder.cleanup()
         failures = []
         while self._homes:
             _, home = self._homes.popitem()

@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql
 
-from tidyrows.rows import KeyedTable, TableName
+from tidyrows.keys import KeyedTable, TableName
 
 
 class Colour(enum.Enum):

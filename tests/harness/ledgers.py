@@ -97,7 +97,7 @@ class Worker:
     def dies(self) -> Worker:
         """Its lock is free and its heart stands still, and its rows are where they were."""
         self.ledger.close()
-        self.tracker.said()
+        self.tracker.dismiss_leak_warning()
         return self
 
 

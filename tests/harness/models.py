@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import uuid
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -217,6 +220,23 @@ class Node(Base):
     parent_id: Mapped[int] = mapped_column(sa.ForeignKey("nodes.id"))
 
 
+# --- tables that are called as our own SQL calls something, or once did, or as SQLAlchemy does
+
+OWN_NAMES = (
+    *("parent", "child", "lender", "sent", "ours", "held", "deleted_0", "j", "k", "t"),
+    *("tidyrows_row", "tidyrows_keys", "tidyrows_inserted", "anon_1", "parent_1"),
+)
+OWN_TABLES = [
+    sa.Table(
+        name,
+        Base.metadata,
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("id_1", sa.ForeignKey(f"{name}.id")),  # as SQLAlchemy calls a value for ``id``
+    )
+    for name in OWN_NAMES
+]
+
+
 _deferred: dict[str, Any] = {"deferrable": True, "initially": "DEFERRED"}
 
 
@@ -254,3 +274,17 @@ def zoo_metadata(backend: str) -> tuple[sa.MetaData, ...]:
     if backend == "mysql":
         return _METADATA[backend][:1]
     return _METADATA[backend]
+
+
+@cache
+def zoo_file() -> bytes:
+    """An SQLite file with the tables of the zoo: to copy it is faster than to make them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "zoo.db")
+        engine = sa.create_engine(sa.URL.create("sqlite", database=str(file)))
+        with engine.begin() as connection:
+            connection.exec_driver_sql("BEGIN")  # or each table would be a transaction
+            for metadata in zoo_metadata("sqlite"):
+                metadata.create_all(connection)
+        engine.dispose()
+        return file.read_bytes()

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from harness import loops
 from harness.bystanders import Bystanders
 from harness.models import (
+    OWN_TABLES,
     Animal,
     Cat,
     Currency,
@@ -33,8 +34,8 @@ from harness.models import (
 def strangers(engine: sa.Engine, count: int = 3) -> Bystanders:
     """Fill the zoo with ``count`` strangers' rows of each kind, unseen by trackers on ``engine``.
 
-    Natural keys taken: currencies ``X00``, ``X01``, ...; chickens, eggs, nodes, yins and yangs
-    from 900,000 on; e-mails ``stranger-<n>-<random>@example.test``.
+    Natural keys taken: currencies ``X00``, ``X01``, ...; chickens, eggs, nodes, yins, yangs and
+    ``OWN_TABLES`` from 900,000 on; e-mails ``stranger-<n>-<random>@example.test``.
 
     Returns:
         The bystanders, to add to and to ask at the end.
@@ -48,6 +49,8 @@ def strangers(engine: sa.Engine, count: int = 3) -> Bystanders:
             for number in range(900_000, 900_000 + count):
                 loops.chicken_and_egg(connection, number, number)
                 loops.root_node(connection, number)
+                for table in OWN_TABLES:
+                    connection.execute(sa.insert(table).values(id=number, id_1=number))
                 connection.execute(
                     sa.insert(Node).values(id=number + 1000, parent_id=number),
                 )

@@ -193,7 +193,9 @@ def told(maker: Maker) -> None:
         ]
     maker.tracker.track_rows(Note, inserted)
     # While somebody holds the ledger's lock they wait for the next COMMIT.
-    waiting = any(maker.tracker.book(name)._waiting for name in maker.tracker.books())
+    waiting = any(
+        maker.tracker.journals.of(name)._waiting for name in maker.tracker.journals.databases
+    )
     if not waiting:
         maker.say(b"(%d)" % name)
 

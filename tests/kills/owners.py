@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from kills.tables import LEDGER
 from tidyrows.dialects import dialect_for
-from tidyrows.dialects.lifefile import life_file
-from tidyrows.dialects.mysql import _life_lock
+from tidyrows.dialects.mysql.catalogue import lock_name
+from tidyrows.dialects.sqlite.locks import lock_file
 
 
 def number_of(engine: sa.Engine, pid: int) -> int:
@@ -38,7 +38,7 @@ def entries(engine: sa.Engine) -> list[str]:
 def free_lock(engine: sa.Engine, number: int) -> None:
     """End the connection that holds a lock; on SQLite delete its file."""
     if engine.dialect.name == "sqlite":
-        life_file(str(Path(str(engine.url.database)).resolve()), number).unlink()
+        lock_file(str(Path(str(engine.url.database)).resolve()), number).unlink()
         return
     with engine.connect() as connection:
         if engine.dialect.name == "postgresql":
@@ -49,7 +49,7 @@ def free_lock(engine: sa.Engine, number: int) -> None:
             )
             assert connection.exec_driver_sql(asked).scalar_one()
         else:
-            asked = f"SELECT IS_USED_LOCK({_life_lock(number)})"
+            asked = f"SELECT IS_USED_LOCK({lock_name(number)})"
             holder = connection.exec_driver_sql(asked).scalar_one()
             connection.exec_driver_sql(f"KILL {holder}")
             pause = threading.Event()

@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from harness.models import zoo_metadata
 from harness.targets import on
+from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
 from tidyrows.schema import (
     ForeignKey,
     ForeignKeyGraph,
@@ -14,7 +15,6 @@ from tidyrows.schema import (
     model_foreign_keys,
     nullable_columns,
     nullable_columns_of,
-    pragma_foreign_keys,
     reflect_foreign_keys,
 )
 

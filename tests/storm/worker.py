@@ -88,7 +88,7 @@ def main(url: str, rounds: int, bystanders: list[int], seconds: float, number: i
             if dialect.fault(attempt.error) is Fault.LOST:
                 kind = "lost connections"
             else:
-                kind = "timeouts" if dialect.waited(attempt.error) else "deadlocks"
+                kind = "timeouts" if dialect.is_timeout(attempt.error) else "deadlocks"
             met[f"{kind} in {where}"] += 1
 
         return hear

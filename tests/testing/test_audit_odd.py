@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from harness.audits import Audited, Base, Org
 from harness.targets import on
-from tidyrows.testing.audit import reach, tables
+from tidyrows.audit import databases, tables
 
 psycopg = on("postgresql+psycopg")
 psycopg2 = on("postgresql+psycopg2")
@@ -24,7 +24,7 @@ sqlite = on("sqlite")
 def audited():
     made = Audited()
     yield made
-    made.ear.close()
+    made.observer.close()
     made.watches.close()
 
 
@@ -99,7 +99,7 @@ def test_a_row_of_a_partition_is_counted_once(database, audited):
 
 @on("mysql+pymysql")
 @pytest.mark.parametrize("kept_by", ["MyISAM", "Aria"])
-def test_a_table_that_innodb_does_not_keep_is_looked_at_too(database, audited, kept_by):
+def test_a_table_that_innodb_does_not_keep_is_tables_too(database, audited, kept_by):
     engine = database.engine()
     do(engine, f"CREATE TABLE old (id int PRIMARY KEY) ENGINE = {kept_by}")
     audited.test("before", is_test=False)
@@ -192,7 +192,7 @@ def test_where_somebody_ends_its_connection_the_rows_are_still_that_tests(databa
     Base.metadata.create_all(engine)
     audited.test("before", is_test=False)
     ((_name, watch),) = audited.watches._watches.items()
-    number = watch._reach._connection.connection.driver_connection.info.backend_pid
+    number = watch._connection._connection.connection.driver_connection.info.backend_pid
     do(engine, "INSERT INTO orgs VALUES (1, '')", f"SELECT pg_terminate_backend({number}, 5000)")
     audited.test("one")
     audited.test("two")
@@ -213,7 +213,7 @@ def test_a_look_leaves_the_suites_own_connection_as_it_was(audited):
 @sqlite
 def test_a_database_that_does_not_answer_is_not_waited_for_twice(database, audited, monkeypatch):
     """Nor does its thread keep the process from ending."""
-    monkeypatch.setattr(reach, "PATIENCE", 0.2)
+    monkeypatch.setattr(databases, "PATIENCE", 0.2)
     engine = database.engine()
     ended = threading.Event()
 
@@ -226,7 +226,7 @@ def test_a_database_that_does_not_answer_is_not_waited_for_twice(database, audit
     Base.metadata.create_all(engine)
     audited.test("one")
     ((_name, watch),) = audited.watches._watches.items()
-    monkeypatch.setattr(watch, "_asked", pytest.fail)
+    monkeypatch.setattr(watch, "_call", pytest.fail)
     audited.test("two")
     ended.set()
     assert "did not answer" in notes(audited)

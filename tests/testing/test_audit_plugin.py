@@ -257,7 +257,7 @@ def test_a_run_that_does_not_end_is_ended_and_said(suite):
             Path("once").touch()
         """,
     )
-    suite.write("conftest.py", "import tidyrows.testing.audit.hooks as h\nh._PATIENCE = 1.0\n")
+    suite.write("conftest.py", "import tidyrows.testing.pytest_audit as h\nh._PATIENCE = 1.0\n")
     bare = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     _ended, found, report = audited(suite, "--tidy-audit-seeds=1", "-p", "pytest_tidyrows", **bare)
     assert found == {}

@@ -13,7 +13,7 @@ import pytest
 
 from harness.suites import Suite, fresh_environment
 from harness.targets import on
-from tidyrows.testing.audit.runs import Command
+from tidyrows.audit.runs import SuiteCommand
 
 pytestmark = pytest.mark.slow
 
@@ -43,11 +43,11 @@ def test_a_run_that_does_not_come_to_its_end_is_said(tmp_path):
             pass
         """,
     )
-    command = Command(BARE, tmp_path, 60.0, {**ALONE, "SEEN": "at the start"})
+    command = SuiteCommand(BARE, tmp_path, 60.0, {**ALONE, "SEEN": "at the start"})
     order = [f"test_all.py::test_{each}" for each in ("environment", "crashes", "after")]
     run = command.run("once more", order)
     assert run.failed == {"test_all.py::test_environment": False}
-    assert run.said.startswith("it ended with exit code 3")
+    assert run.fault.startswith("it ended with exit code 3")
 
 
 @on("sqlite")
@@ -58,7 +58,7 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
         """
         import os
 
-        import tidyrows.testing.audit.runs as runs
+        import tidyrows.audit.runs as runs
 
         os.environ["SET_BY_CONFTEST"] = "1"
 
@@ -66,7 +66,7 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
             assert "SET_BY_CONFTEST" not in command.environment
             raise KeyboardInterrupt
 
-        runs.Command.run = run
+        runs.SuiteCommand.run = run
         """,
     )
     suite.write("test_all.py", "def test_passes():\n    pass\n")
@@ -81,9 +81,10 @@ def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(o
 AUDITING = """
 import os, sys
 from pathlib import Path
-from tidyrows.testing.audit.runs import Command
+from tidyrows.audit.runs import SuiteCommand
 
-Command(sys.argv[1:], Path.cwd(), 60.0, dict(os.environ)).run("once more", ["test_all.py::test_it"])
+command = SuiteCommand(sys.argv[1:], Path.cwd(), 60.0, dict(os.environ))
+command.run("once more", ["test_all.py::test_it"])
 """
 
 

@@ -11,11 +11,11 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from harness.asynchronous import ONE_EACH
 from harness.targets import DEFAULT, on
-from tidyrows.testing.audit import tables
-from tidyrows.testing.audit.heard import HeardThere
-from tidyrows.testing.audit.reach import LookThread, Reach
-from tidyrows.testing.audit.watch import Watch
-from tidyrows.tracking import Ledger
+from tidyrows.audit import tables
+from tidyrows.audit.databases import AuditConnection, AuditThread
+from tidyrows.audit.observations import DatabaseObservations
+from tidyrows.audit.watch import DatabaseWatch
+from tidyrows.ledger.table import Ledger
 
 metadata = sa.MetaData()
 orgs = sa.Table(
@@ -35,7 +35,7 @@ bare = sa.Table("bare", metadata, sa.Column("x", sa.Integer))
 
 @pytest.fixture
 def thread():
-    made = LookThread(lambda: None)
+    made = AuditThread()
     yield made
     made.close()
 
@@ -49,8 +49,8 @@ def watched(engine, thread):
         connection.execute(notes.insert(), {"id": uuid.UUID(int=1), "text": "was there"})
         connection.execute(bare.insert(), {"x": 1})
     said = []
-    watch = Watch(engine, "here", Reach(engine, thread), said.append)
-    assert watch.look() == []
+    watch = DatabaseWatch(engine, "here", AuditConnection(engine, thread), said.append)
+    assert watch.look(DatabaseObservations()) == []
     watch.said = said
     yield watch
     watch.release()
@@ -61,10 +61,10 @@ def small(monkeypatch):
     monkeypatch.setattr(tables, "SMALL", 5)
 
 
-def seen(watch, heard=None):
+def seen(watch, observed=None):
     return {
         each.table.name: (len(each.appeared) + each.more, len(each.gone), len(each.changed))
-        for each in watch.look(heard)
+        for each in watch.look(observed or DatabaseObservations())
     }
 
 
@@ -90,7 +90,7 @@ def test_rows_that_appear_change_or_go_are_seen_whoever_did_it(engine, watched):
 def test_rows_are_seen_in_other_tables_than_those_that_were_heard_of(engine, watched):
     """As by a trigger, or an application at work at the same time."""
     do(engine, orgs.insert().values(id=2), notes.delete())
-    assert seen(watched, HeardThere(written={(None, "orgs")})) == {
+    assert seen(watched, DatabaseObservations(written={(None, "orgs")})) == {
         "orgs": (1, 0, 0),
         "notes": (0, 1, 0),
     }
@@ -112,13 +112,13 @@ def test_where_nobody_has_committed_no_table_is_read(engine, watched, monkeypatc
     """
     reads = []
     seen(watched)
-    monkeypatch.setattr(Watch, "_changes", lambda *_anything: reads.append(1) or [])
+    monkeypatch.setattr(DatabaseWatch, "_changes", lambda *_anything: reads.append(1) or [])
     with engine.connect() as connection:
         connection.execute(sa.select(orgs)).all()
-    watched.look()
+    watched.look(DatabaseObservations())
     assert reads == []
     do(engine, orgs.insert().values(id=2))
-    watched.look()
+    watched.look(DatabaseObservations())
     assert reads == [1]
 
 
@@ -147,7 +147,7 @@ def test_a_large_table_without_a_number_is_said(engine, watched):
 
 def test_tables_that_come_and_go_are_followed(engine, watched):
     metadata.drop_all(engine, tables=[orgs])
-    (gone,) = watched.look()
+    (gone,) = watched.look(DatabaseObservations())
     assert (gone.table.name, gone.dropped, len(gone.gone)) == ("orgs", True, 1)
     metadata.create_all(engine)
     do(engine, orgs.insert().values(id=1))
@@ -188,7 +188,7 @@ def test_a_database_can_be_dropped_once_the_connection_is_released(engine, watch
 
 
 @on("postgresql+psycopg", "mysql+pymysql")
-def test_a_table_that_the_role_may_not_read_is_said_and_the_others_are_looked_at(
+def test_a_table_that_the_role_may_not_read_is_said_and_the_others_are_tables(
     database, engine, thread
 ):
     """SQLite has no roles."""
@@ -206,8 +206,8 @@ def test_a_table_that_the_role_may_not_read_is_said_and_the_others_are_looked_at
         connection.exec_driver_sql(f"GRANT SELECT, INSERT ON orgs TO {quoted}")
         connection.exec_driver_sql(f"GRANT INSERT ON notes TO {quoted}")
     try:
-        watch = Watch(limited, "here", Reach(limited, thread), said.append)
-        watch.look()
+        watch = DatabaseWatch(limited, "here", AuditConnection(limited, thread), said.append)
+        watch.look(DatabaseObservations())
         do(engine, orgs.insert().values(id=1), notes.insert().values(id=uuid.uuid4()))
         assert seen(watch) == {"orgs": (1, 0, 0)}
         assert any("notes: this role may not read it" in each for each in said)
@@ -226,16 +226,16 @@ def test_a_file_that_is_made_anew_is_another_database(database, thread, tmp_path
     made = sa.create_engine(f"sqlite:///{file}")
     metadata.create_all(made)
     do(made, orgs.insert().values(id=1))
-    watch = Watch(made, "here", Reach(made, thread), pytest.fail)
-    watch.look()
+    watch = DatabaseWatch(made, "here", AuditConnection(made, thread), pytest.fail)
+    watch.look(DatabaseObservations())
     made.dispose()
     file.rename(tmp_path / "kept.db")  # its inode must not be given again
-    (gone,) = watch.look()
+    (gone,) = watch.look(DatabaseObservations())
     assert (gone.dropped, watch.gone) == (True, True)
     assert not file.exists()
     metadata.create_all(made)
     do(made, orgs.insert().values(id=1))
-    assert seen(watch, HeardThere()) == {"orgs": (1, 0, 0)}
+    assert seen(watch, DatabaseObservations()) == {"orgs": (1, 0, 0)}
     watch.release()
     made.dispose()
 
@@ -245,15 +245,17 @@ def test_a_file_that_is_made_anew_is_another_database(database, thread, tmp_path
     list(zip(DEFAULT, ONE_EACH, strict=True)),
     indirect=["database"],
 )
-def test_an_asynchronous_engine_is_looked_at_in_a_loop_of_its_own(database, driver, thread):
+def test_an_asynchronous_engine_is_tables_in_a_loop_of_its_own(database, driver, thread):
     """Also where the suite's own loop runs, as it does when its engine first connects."""
     engine = database.engine()
     metadata.create_all(engine)
     made = create_async_engine(database.url.set(drivername=driver))
-    watch = Watch(made.sync_engine, "here", Reach(made.sync_engine, thread), pytest.fail)
+    watch = DatabaseWatch(
+        made.sync_engine, "here", AuditConnection(made.sync_engine, thread), pytest.fail
+    )
 
     async def first_look():
-        return watch.look()
+        return watch.look(DatabaseObservations())
 
     assert asyncio.run(first_look()) == []
     do(engine, orgs.insert().values(id=1))

@@ -9,19 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from tidyrows.rows import RowKey, TableName
-from tidyrows.testing.audit.again import Outcomes
-from tidyrows.testing.audit.findings import Fault, Finding, Known, of_rows
-from tidyrows.testing.audit.heard import Heard
-from tidyrows.testing.audit.makers import Book, Maker
-from tidyrows.testing.audit.orders import of_orders, rerun
-from tidyrows.testing.audit.page import html
-from tidyrows.testing.audit.report import reported
-from tidyrows.testing.audit.runs import Run, without_ours
-from tidyrows.testing.audit.shuffled import as_listed, shuffled
-from tidyrows.testing.audit.spoken import spoken
-from tidyrows.testing.audit.tables import Difference
-from tidyrows.testing.audit.text import lines
+from tidyrows.audit.findings import Finding, FindingKind, Wording, row_findings
+from tidyrows.audit.observations import Observations, scan
+from tidyrows.audit.orders import as_listed, order_findings, rerun, shuffled
+from tidyrows.audit.report import html, lines, report_of
+from tidyrows.audit.row_history import Maker, RowHistory
+from tidyrows.audit.runs import AuditRun, without_audit
+from tidyrows.audit.tables import Difference
+from tidyrows.keys import RowKey, TableName
+from tidyrows.testing.pytest_audit import Outcomes
 
 ORGS = TableName("here", "main", "orgs")
 
@@ -42,7 +38,7 @@ ORGS = TableName("here", "main", "orgs")
     ],
 )
 def test_an_sql_string_names_its_tables(sql, written, read):
-    said = spoken(sql)
+    said = scan(sql)
     assert {".".join(filter(None, name)) for name in said.written} == set(
         [written] if '"' in written else written.split()
     )
@@ -50,15 +46,15 @@ def test_an_sql_string_names_its_tables(sql, written, read):
 
 
 def test_an_sql_string_says_what_else_may_happen():
-    assert spoken("CREATE TABLE orgs (id int)").ddl
-    assert spoken('DROP TABLE IF EXISTS orgs, "users" CASCADE').dropped == {
+    assert scan("CREATE TABLE orgs (id int)").ddl
+    assert scan('DROP TABLE IF EXISTS orgs, "users" CASCADE').dropped == {
         (None, "orgs"),
         (None, "users"),
     }
-    assert spoken("CALL make_orgs()").unclear
-    assert spoken("DROP DATABASE app").alone
-    assert spoken("create database app_2 template app").alone
-    assert not spoken("SELECT 1 FROM orgs").unclear
+    assert scan("CALL make_orgs()").unclear
+    assert scan("DROP DATABASE app").exclusive
+    assert scan("create database app_2 template app").exclusive
+    assert not scan("SELECT 1 FROM orgs").unclear
 
 
 # --- outcomes
@@ -81,7 +77,7 @@ def test_how_a_test_has_ended_is_told_by_all_its_reports(reports, failed):
     for each in reports.split():
         passed = each.endswith("+")
         report = SimpleNamespace(nodeid="a", when=each[:-1], passed=passed, failed=not passed)
-        if outcomes.hear(report):
+        if outcomes.add(report):
             told.append(outcomes.failed["a"])
     assert outcomes.failed == {"a": failed}
     assert told[-1] is failed
@@ -135,7 +131,7 @@ def test_what_a_test_is_given_may_look_like_a_class():
     for seed in range(5):
         there = [in_class(each) == "test_a.py::TestOne" for each in shuffled(tests, seed, str)]
         assert sum(a != b for a, b in itertools.pairwise(there)) <= 2
-    known = Known({}, (), (), lambda _table: False)
+    known = Wording({}, (), (), lambda _table: False)
     assert known.take_tidy("test_a.py::TestOne::test_it[a::b]").startswith("def test_it(tidy):")
 
 
@@ -145,12 +141,12 @@ def test_a_listed_order_leaves_out_what_is_not_listed():
 
 def ran(name, *tests, seed=None):
     """A run of tests, of which those with an exclamation mark failed."""
-    return Run(name, {test.strip("!"): test.endswith("!") for test in tests}, seed)
+    return AuditRun(name, {test.strip("!"): test.endswith("!") for test in tests}, seed)
 
 
-def found(*runs, book=None):
-    book = book or Book(lambda _table, _key: True)
-    return {each.test: (each.fault, each.said) for each in of_orders(runs, book)}
+def found(*runs, history=None):
+    history = history or RowHistory(lambda _table, _key: True)
+    return {each.test: (each.kind, each.text) for each in order_findings(runs, history)}
 
 
 def test_what_fails_in_one_order_only_is_told_with_the_seed():
@@ -158,7 +154,7 @@ def test_what_fails_in_one_order_only_is_told_with_the_seed():
     other = ran("seed 2", "b!", "a", seed=2)
     told = found(own, again, ran("seed 1", "a", "b", seed=1), other)
     assert told == {
-        "b": (Fault.ORDER, "passes in its own order, fails with --tidy-audit-order 2"),
+        "b": (FindingKind.ORDER, "passes in its own order, fails with --tidy-audit-order 2"),
     }
 
 
@@ -171,7 +167,7 @@ def test_what_fails_in_its_own_order_only_is_told_too():
 def test_what_fails_the_second_time_needs_no_other_order():
     own, again = ran("as it is", "a", "b"), ran("once more", "a", "b!")
     told = found(own, again, ran("seed 1", "b!", "a", seed=1))
-    assert told == {"b": (Fault.TWICE, "passes the first time, fails once more")}
+    assert told == {"b": (FindingKind.TWICE, "passes the first time, fails once more")}
 
 
 def test_what_always_fails_is_no_matter_of_order():
@@ -192,88 +188,98 @@ def test_the_own_order_is_run_at_last_only_where_it_can_tell_something():
 
     at_last = ran("at last in its own order", "b!")
     assert found(*runs(at_last)) == {
-        "b": (Fault.TWICE, "passes the first time, fails at last in its own order"),
+        "b": (FindingKind.TWICE, "passes the first time, fails at last in its own order"),
     }
-    assert found(*runs(ran("at last", "b")))["b"][0] is Fault.ORDER
+    assert found(*runs(ran("at last", "b")))["b"][0] is FindingKind.ORDER
     first = ran("as it is", "a")
     assert len([*rerun(first, [1, 2], lambda name, seed: ran(name, "a", seed=seed))]) == 3
 
 
 def test_the_test_whose_rows_it_read_is_suspected_if_it_stood_on_the_other_side():
-    book = Book(lambda _table, _key: True)
+    history = RowHistory(lambda _table, _key: True)
     for maker in ("a", "c"):
-        book.enter(Maker(maker), [Difference(ORGS, appeared=frozenset({(ord(maker),)}))], Heard())
-    book.enter(Maker("b"), [], Heard(loaded={RowKey(ORGS, (97,)), RowKey(ORGS, (99,))}))
+        history.add(
+            Maker(maker), [Difference(ORGS, appeared=frozenset({(ord(maker),)}))], Observations()
+        )
+    history.add(Maker("b"), [], Observations(loaded={RowKey(ORGS, (97,)), RowKey(ORGS, (99,))}))
     told = found(
         ran("as it is", "c", "a", "b"),
         ran("once more", "c", "a", "b"),
         ran("seed 1", "c", "b!", "a", seed=1),
-        book=book,
+        history=history,
     )
     assert told["b"][1].endswith("perhaps because of a")
 
 
 def test_a_further_run_is_not_asked_for_an_audit():
     given = ["-q", "--tidy-audit", "--tidy-audit-seeds", "5", "--tidy-audit-json=x", "tests"]
-    assert list(without_ours(given)) == ["-q", "tests"]
+    assert list(without_audit(given)) == ["-q", "tests"]
 
 
 # --- who made what
 
 
-def known(book, **more):
-    told = Known({"orgs": "Org"}, (), more.pop("own", ()), lambda _table: False)
-    return {(each.test, each.fault): each for each in of_rows(book, told)}
+def known(history, **more):
+    told = Wording({"orgs": "Org"}, (), more.pop("own", ()), lambda _table: False)
+    return {(each.test, each.kind): each for each in row_findings(history, told)}
 
 
 def test_shared_fixtures_may_be_read_and_not_changed():
-    book = Book(lambda _table, _key: True)
+    history = RowHistory(lambda _table, _key: True)
     row = RowKey(ORGS, (1,))
-    book.enter(Maker("fixture org", is_test=False), [Difference(ORGS, frozenset({(1,)}))], Heard())
-    book.enter(Maker("reads"), [], Heard(loaded={row}))
-    book.enter(Maker("changes"), [Difference(ORGS, changed=frozenset({(1,)}))], Heard(loaded={row}))
-    told = known(book)
-    assert set(told) == {("changes", Fault.CHANGES), ("fixture org", Fault.SHARED)}
-    assert "preserve(select(Org))" in told["changes", Fault.CHANGES].cure
+    history.add(
+        Maker("fixture org", is_test=False), [Difference(ORGS, frozenset({(1,)}))], Observations()
+    )
+    history.add(Maker("reads"), [], Observations(loaded={row}))
+    history.add(
+        Maker("changes"), [Difference(ORGS, changed=frozenset({(1,)}))], Observations(loaded={row})
+    )
+    told = known(history)
+    assert set(told) == {("changes", FindingKind.CHANGES), ("fixture org", FindingKind.SHARED)}
+    assert "preserve(select(Org))" in told["changes", FindingKind.CHANGES].cure
 
 
 def test_rows_that_were_there_before_may_be_read():
-    book = Book(lambda _table, _key: True)
-    book.enter(Maker("reads"), [], Heard(loaded={RowKey(ORGS, (1,))}))
-    assert known(book) == {}
+    history = RowHistory(lambda _table, _key: True)
+    history.add(Maker("reads"), [], Observations(loaded={RowKey(ORGS, (1,))}))
+    assert known(history) == {}
 
 
 def test_a_key_that_comes_again_is_the_row_of_who_inserted_it():
     """SQLite gives the key of a deleted row to the next; a row that is rolled back has one too."""
-    book = Book(lambda _table, _key: True)
-    book.enter(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Heard())
+    history = RowHistory(lambda _table, _key: True)
+    history.add(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Observations())
     row = RowKey(ORGS, (1,))
-    book.enter(Maker("b"), [], Heard(loaded={row}, inserted={row}))
-    assert set(known(book)) == {("a", Fault.LEAVES)}
+    history.add(Maker("b"), [], Observations(loaded={row}, inserted={row}))
+    assert set(known(history)) == {("a", FindingKind.LEAVES)}
 
 
 def test_what_a_test_does_to_its_own_rows_is_no_fault():
     """Also with a look between, as where a shared fixture is set up in the middle of a test."""
-    book = Book(lambda _table, _key: True)
+    history = RowHistory(lambda _table, _key: True)
     key = frozenset({(1,)})
     for did in ("appeared", "changed", "gone"):
-        book.enter(Maker("a"), [Difference(ORGS, **{did: key})], Heard())
-    assert known(book) == {}
+        history.add(Maker("a"), [Difference(ORGS, **{did: key})], Observations())
+    assert known(history) == {}
 
 
 def test_what_no_look_shows_is_believed_as_it_was_heard():
-    book = Book(lambda _table, _key: False)
+    history = RowHistory(lambda _table, _key: False)
     row, other = RowKey(ORGS, (1,)), RowKey(ORGS, (2,))
-    book.enter(Maker("a"), [], Heard(committed=[("inserted", row), ("updated", row)]))
-    book.enter(Maker("b"), [], Heard(committed=[("updated", row), ("deleted", other)]))
-    book.enter(Maker("c"), [], Heard(committed=[("inserted", other), ("deleted", other)]))
-    assert set(known(book)) == {("a", Fault.LEAVES), ("b", Fault.CHANGES), ("b", Fault.DELETES)}
+    history.add(Maker("a"), [], Observations(committed=[("inserted", row), ("updated", row)]))
+    history.add(Maker("b"), [], Observations(committed=[("updated", row), ("deleted", other)]))
+    history.add(Maker("c"), [], Observations(committed=[("inserted", other), ("deleted", other)]))
+    assert set(known(history)) == {
+        ("a", FindingKind.LEAVES),
+        ("b", FindingKind.CHANGES),
+        ("b", FindingKind.DELETES),
+    }
 
 
 def test_a_database_of_ones_own_is_nobodys_business():
-    book = Book(lambda _table, _key: True)
-    book.enter(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Heard())
-    assert known(book, own={"here"}) == {}
+    history = RowHistory(lambda _table, _key: True)
+    history.add(Maker("a"), [Difference(ORGS, frozenset({(1,)}))], Observations())
+    assert known(history, own={"here"}) == {}
 
 
 # --- the report
@@ -281,10 +287,12 @@ def test_a_database_of_ones_own_is_nobodys_business():
 
 def report():
     many = [(f"k{n}" * 99,) for n in range(9)]
-    book = Book(lambda _table, _key: True)
-    book.enter(Maker("t.py::test_<b>"), [Difference(ORGS, frozenset(many), more=5)], Heard())
-    findings = [*known(book).values(), Finding("worse", Fault.ORDER, "<i>", "& cure")]
-    return reported(findings, 3, [ran("as it is", "worse!")], ["<note>"])
+    history = RowHistory(lambda _table, _key: True)
+    history.add(
+        Maker("t.py::test_<b>"), [Difference(ORGS, frozenset(many), more=5)], Observations()
+    )
+    findings = [*known(history).values(), Finding("worse", FindingKind.ORDER, "<i>", "& cure")]
+    return report_of(findings, 3, [ran("as it is", "worse!")], ["<note>"])
 
 
 def test_the_worst_comes_first():
@@ -301,18 +309,18 @@ def test_json_has_the_first_few_keys_cut_and_the_count():
 
 
 def test_a_table_without_a_class_is_selected_by_its_name():
-    book = Book(lambda _table, _key: True)
-    book.enter(Maker("test_one"), [Difference(ORGS, changed=frozenset({(1,)}))], Heard())
-    (finding,) = of_rows(book, Known({}, (), (), lambda _table: False))
+    history = RowHistory(lambda _table, _key: True)
+    history.add(Maker("test_one"), [Difference(ORGS, changed=frozenset({(1,)}))], Observations())
+    (finding,) = row_findings(history, Wording({}, (), (), lambda _table: False))
     assert finding.cure == "tidy.tracker.preserve(select(orgs)) before the change"
 
 
 def test_a_key_that_a_terminal_would_obey_is_shown_as_text():
-    book = Book(lambda _table, _key: True)
+    history = RowHistory(lambda _table, _key: True)
     keys = frozenset({("a\x1b[31m\n\ud800",)})
-    book.enter(Maker("test_one"), [Difference(ORGS, appeared=keys)], Heard())
-    (finding,) = of_rows(book, Known({}, (), (), lambda _table: False))
-    assert finding.said == r"leaves 1 row(s) of main.orgs (a\x1b[31m\n\ud800)"
+    history.add(Maker("test_one"), [Difference(ORGS, appeared=keys)], Observations())
+    (finding,) = row_findings(history, Wording({}, (), (), lambda _table: False))
+    assert finding.text == r"leaves 1 row(s) of main.orgs (a\x1b[31m\n\ud800)"
 
 
 def test_html_escapes_every_name():

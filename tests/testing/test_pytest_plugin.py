@@ -240,7 +240,7 @@ def test_marks_closer_to_the_test_have_the_last_word(suite):
         def test_own(tidy):
             assert tidy.cleanup._dependents is Dependents.ERROR
             assert tidy.cleanup._verify
-            assert tidy.tracker.has_ledger
+            assert tidy.tracker.journals
         """,
     )
     assert suite.pytest().outcomes == {"passed": 2}
@@ -452,27 +452,3 @@ def test_what_such_a_sweep_cannot_delete_is_said_and_fails_no_test(suite, databa
     ended = suite.pytest("--tidy-sweep")
     assert ended.outcomes == {"passed": 10}
     assert any("not all that dead runs left" in line for line in ended.summary)
-
-
-@on("postgresql+psycopg")
-def test_no_password_is_in_what_reports_carry(suite):
-    suite.write("test_users.py", TEN)
-    suite.write(
-        "conftest.py",
-        """
-        import json, os, pytest, sqlalchemy as sa
-
-        @pytest.fixture(scope="session")
-        def tidy_engine():
-            url = sa.make_url(os.environ["SUITE_URL"])
-            return sa.create_engine(url.set(password="a-secret"))
-
-        def pytest_runtest_logreport(report):
-            with open("reports", "a") as file:
-                file.write(repr(vars(report)))
-        """,
-    )
-    assert suite.pytest("-n", "2").outcomes == {"passed": 10}
-    said = (suite.folder / "reports").read_text()
-    assert "'url'" in said
-    assert "a-secret" not in said

@@ -11,9 +11,9 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from harness.targets import on
-from tidyrows.testing.found import Found
-from tidyrows.testing.suite import Suite
-from tidyrows.tracking.twins import twin_of
+from tidyrows.suite.spare_engine import spare_engine_of
+from tidyrows.suite.suite import WholeSuite
+from tidyrows.testing.summary import SuiteSummary
 
 METADATA = sa.MetaData()
 ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))
@@ -28,10 +28,10 @@ USERS = sa.Table(
 
 @contextmanager
 def listening(ledgers=None):
-    suite = Suite(
+    suite = WholeSuite(
         lambda _said: None,
         with_ledger=ledgers is not None,
-        entered=lambda ledger, _whose: ledgers.append(ledger),
+        on_ledger=lambda ledger, _whose: ledgers.append(ledger),
     )
     suite.start()
     try:
@@ -81,18 +81,20 @@ def test_no_connection_is_left_in_an_engine_that_was_disposed_of(database, orgs)
 
 @on("sqlite")
 def test_what_a_lasting_row_needs_is_deleted_after_it_and_told_of_once(orgs):
-    found = Found()
-    suite = Suite(found.add, with_ledger=False, entered=lambda *_whose: None, everything=True)
+    found = SuiteSummary()
+    suite = WholeSuite(
+        found.add, with_ledger=False, on_ledger=lambda *_whose: None, everything=True
+    )
     suite.start()
     with suite.test("a test", {}, lambda: False, print):
         insert(orgs)
-        with suite.everywhere.turn(suite.outside), orgs.begin() as connection:
+        with suite.engines.pushed(suite.outside), orgs.begin() as connection:
             connection.execute(sa.insert(USERS).values(org_id=1))
     assert count(orgs) == 1
     suite.end()
     assert count(orgs) == 0
-    assert (found.left.total(), found.deleted) == (2, 2)
-    assert not found.unpaid
+    assert (found.rows.created.total(), found.rows.deleted.total()) == (2, 2)
+    assert not found.undeleted
 
 
 def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):
@@ -112,10 +114,10 @@ def test_a_file_that_the_suite_has_deleted_is_not_made_again(tmp_path):
 
 
 @on("sqlite")
-def test_an_engine_is_garbage_with_its_twin(database):
+def test_an_engine_is_garbage_with_its_spare_engine(database):
     engine = sa.create_engine(database.url)
     with engine.connect():
-        twin_of(engine)
+        spare_engine_of(engine)
     gone = weakref.ref(engine)
     engine.dispose()
     del engine

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 from harness.models import Currency, Org, User
 from harness.targets import on
 from tidyrows import CleanupManager, ResourceTracker
-from tidyrows.tracking.rawsql import emptied_tables
+from tidyrows.capture.raw_sql import emptied_tables
 
 
 def write(bind, **values):

@@ -22,7 +22,7 @@ from tidyrows import (
     UntrackableRowError,
     external_handler,
 )
-from tidyrows.tracking.external import handler_of
+from tidyrows.external import handler_of
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
-from tidyrows.tracking.digests import CELL, Layout, Prints, digest, is_same
+from tidyrows.capture.digests import CELL, Layout, Prints, digest, is_same
 from tidyrows.tracking.fingerprints import Fingerprints
 
 
@@ -190,7 +190,7 @@ def test_values_of_different_kinds_differ():
 
 def test_a_digest_is_the_same_in_another_process():
     sent = "('a', 'ß', b'x', 5, -5, 2**60, 1.5, True, None)"
-    code = f"from tidyrows.tracking.digests import digest; print([digest(v) for v in {sent}])"
+    code = f"from tidyrows.capture.digests import digest; print([digest(v) for v in {sent}])"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == str([digest(v) for v in eval(sent)])
 

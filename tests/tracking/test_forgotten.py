@@ -169,7 +169,7 @@ def test_a_forked_child_says_nothing_of_its_parents_rows(things, capfd):
         child = os.fork()
         if not child:
             warnings.simplefilter("always")
-            tracker._forgotten()  # as at the end of a process
+            tracker._leak_warning()  # as at the end of a process
             os._exit(0)
         os.waitpid(child, 0)
     assert "ResourceWarning" not in capfd.readouterr().err

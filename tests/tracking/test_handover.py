@@ -99,7 +99,7 @@ def test_a_process_that_dies_with_rows_it_took_over_is_swept(
     worker.writes((parents, numbered([1])))
     heir = Worker(database, ledgers, name="gw1")
     taken = ResourceTracker.from_json(worker.tracker.to_json(), heir.engine, ledger=heir.ledger)
-    taken.said()
+    taken.dismiss_leak_warning()
     assert sweep(outside).total_deleted == 0
     heir.dies()
     assert sweep(outside).total_deleted == 1
@@ -130,4 +130,4 @@ def test_without_entries_the_text_is_as_ever(database, outside, parents):
     text = tracker.to_json()
     assert json.loads(text)["ledger"] is None
     assert CleanupManager(ResourceTracker.from_json(text, engine)).cleanup().total_deleted == 1
-    tracker.said()
+    tracker.dismiss_leak_warning()

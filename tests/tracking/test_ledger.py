@@ -41,7 +41,7 @@ from tidyrows import (
     UntrackedRowsWarning,
     external_handler,
 )
-from tidyrows.tracking import takeover
+from tidyrows.sweep import recovery
 
 pytestmark = pytest.mark.slow
 
@@ -206,7 +206,7 @@ def test_a_role_that_lacks_a_right_on_the_table_is_told_which_it_needs(
         tracker.stop()
         attempt("cleanup", CleanupManager(tracker).cleanup)
         ledger.close()
-        tracker.said()
+        tracker.dismiss_leak_warning()
     attempt("orphans", lambda: orphans(guest))
     attempt("sweep", lambda: sweep(guest))
     assert set(told) == refused
@@ -679,10 +679,10 @@ def test_a_transaction_of_very_many_keys_can_be_committed(worker, outside):
         insert(worker.engine, (table, [{"id": "first"}]))
         worker.tracker.settle()
         keyed = next(iter(worker.tracker.snapshot())).table
-        worker.tracker.tell(keyed, [f"{n:0250d}" for n in range(count)])
+        worker.tracker._selection.hold(keyed, [f"{n:0250d}" for n in range(count)])
     said = sum(len(json.loads(each["body"])["keys"]) for each in entries(outside))
     assert said == count + 1
-    worker.tracker.said()
+    worker.tracker.dismiss_leak_warning()
 
 
 # --- what is played again is what is held
@@ -705,10 +705,10 @@ def held_of(tracker):
 
 
 def played(tracker, ledger):
-    """A tracker that has read what another one entered."""
-    book = tracker._books[ledger.database]
+    """A store of the entries of a tracker."""
+    book = tracker.journals.of(ledger.database)
     with tracker.bound_engine.connect() as connection:
-        return takeover.played(ledger, connection, book.owner.id)[book.scope].tracker
+        return recovery.read_entries(ledger, connection, book.owner.id)[book.scope].store
 
 
 STEPS = (
@@ -875,9 +875,9 @@ def test_an_engine_that_is_gone_lets_go_of_its_lock(database, outside, ledgers):
     tracker = ResourceTracker(engine, ledger=ledger).start()
     insert(engine, (parents, numbered([1])))
     tracker.stop()
-    tracker.said()
+    tracker.dismiss_leak_warning()
     owner = ledger.open()
-    thread = owner._heart._thread
+    thread = owner._heartbeat._thread
     engine.dispose()
     del tracker, ledger, engine, owner
     for _ in range(50):  # a beat under way holds the engine, which is garbage right after it

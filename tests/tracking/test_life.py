@@ -12,7 +12,8 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Org
 from tidyrows import CleanupManager, ResourceTracker, SessionStateError
-from tidyrows.tracking.ambient import current_tracker, trackers
+from tidyrows.capture.ambient import sinks
+from tidyrows.tracking.current import current_tracker
 
 
 def insert_one(engine: sa.Engine) -> None:
@@ -68,7 +69,7 @@ def test_trackers_may_stop_in_any_order(zoo_engine):
     insert_one(zoo_engine)
     first.stop()
     insert_one(zoo_engine)
-    assert trackers() == ()
+    assert sinks() == ()
     assert [len(tracker) for tracker in (first, second, third)] == [1, 0, 1]
     for tracker in (first, second, third):
         CleanupManager(tracker).cleanup()

@@ -43,7 +43,7 @@ from tidyrows import (
     UnknownTableError,
     UntrackableRowError,
 )
-from tidyrows.rows import RowKey
+from tidyrows.keys import RowKey
 
 
 class Base(DeclarativeBase):
@@ -357,16 +357,21 @@ def test_rows_travel_as_json(any_driver_engine, kind):
         "null",
         "[]",
         "{}",
-        '{"tidyrows": 1}',
-        '{"tidyrows": 1, "tables": [{}]}',
-        '{"tidyrows": 1, "tables": [{"schema": "", "table": "", "columns": [], "keys": [[{}]]}]}',
+        '{"tidyrows": 2}',
+        '{"tidyrows": 2, CONTEXT}',
+        '{"tidyrows": 2, CONTEXT, "entries": [{}]}',
+        '{"tidyrows": 2, CONTEXT, "entries": [["rows", "main", "sqlite_schema", {}]]}',
+        '{"tidyrows": 2, CONTEXT, "entries": [["odd", "main", "sqlite_schema", {"rows": []}]]}',
     ],
 )
 def test_no_json_of_ours(sqlite_engine, text):
+    context = '"run": "r", "worker": "w", "worker_index": 0, "test": null, "workers": 1'
+    text = text.replace("CONTEXT", context)
     with pytest.raises(TidyRowsError, match=r"not what ResourceTracker\.to_json"):
         ResourceTracker.from_json(text, sqlite_engine)
-    with pytest.raises(TidyRowsError, match="format 99"):
-        ResourceTracker.from_json('{"tidyrows": 99}', sqlite_engine)
+    for version in (1, 99):
+        with pytest.raises(TidyRowsError, match=f"format {version}, and this tidyrows reads"):
+            ResourceTracker.from_json(f'{{"tidyrows": {version}}}', sqlite_engine)
 
 
 BINDS: dict[str, Any] = {

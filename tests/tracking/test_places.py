@@ -15,7 +15,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database
 from harness.targets import on
 from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
-from tidyrows.tracking.capture import capture_for
+from tidyrows.capture.engine import capture_for
 
 metadata = sa.MetaData()
 things = sa.Table(

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from tidyrows import ProductionDatabaseError, ResourceTracker
-from tidyrows.tracking.production import ENVIRONMENT_VARIABLES, refuse_production
+from tidyrows.production import ENVIRONMENT_VARIABLES, refuse_production
 
 SAFE = sa.make_url("postgresql+psycopg://db.example/app_test")
 ALLOW = "TIDYROWS_ALLOW_PRODUCTION"
@@ -288,7 +288,7 @@ def test_each_engine_is_looked_at_once(tmp_path, monkeypatch):
     Base.metadata.create_all(engine)
     looks = []
     monkeypatch.setattr(
-        "tidyrows.tracking.tracker.refuse_production", lambda *args: looks.append(args)
+        "tidyrows.tracking.engines.refuse_production", lambda *args: looks.append(args)
     )
     maker = sessionmaker(engine)
     tracker = ResourceTracker(maker).start()

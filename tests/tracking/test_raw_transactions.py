@@ -12,7 +12,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.models import Currency, Group, Org, User
 from harness.servers import prepares
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
-from tidyrows.tracking.rawsql import Move, transaction_move
+from tidyrows.capture.raw_sql import Move, transaction_move
 
 CODES = ("AAA", "BBB", "CCC", "DDD")
 

@@ -22,6 +22,7 @@ from tidyrows import (
     UntrackedRowsWarning,
     with_retries,
 )
+from tidyrows.capture.changes import Inserted
 
 SECRET = "s3cr3t-Xq"
 ONCE = RetryPolicy(attempts=1)
@@ -201,14 +202,15 @@ def test_an_error_about_a_key_names_no_argument_of_its_type(sqlite_engine):
     table = sa.Table("things", metadata, sa.Column("k", Encrypted(SECRET), primary_key=True))
     metadata.create_all(sqlite_engine)
     tracker = ResourceTracker(sqlite_engine)
-    tracker.hold(tracker.capture(sqlite_engine).places.keyed(*_place(tracker, table)), ["x"])
+    keyed = tracker.capture(sqlite_engine).places.keyed(*_place(tracker, table))
+    tracker.store.apply(Inserted(keyed, ["x"]))
     with pytest.raises(TidyRowsError) as caught:
         tracker.to_json()
     assert SECRET not in said(caught.value)
 
 
 def _place(tracker, table):
-    from tidyrows.rows import TableName  # noqa: PLC0415 -- here only
+    from tidyrows.keys import TableName  # noqa: PLC0415 -- here only
 
     return TableName(tracker.capture(tracker.bound_engine).database, "main", table.name), table
 

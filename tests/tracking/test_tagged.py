@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 
 import pytest
 import sqlalchemy as sa
@@ -19,8 +20,8 @@ from tidyrows import (
     UnknownTableError,
     WorkerContext,
 )
-from tidyrows.template import counter_code
-from tidyrows.tracking.tagged import patterns
+from tidyrows.template import counter_codes
+from tidyrows.tracking.tags import patterns
 
 TEMPLATE = "user-{tag}@example.test"
 PARTS = ("run0000", "01", "0z")
@@ -143,12 +144,10 @@ def test_a_pattern_matches_what_is_made_and_nothing_else(template, length):
                 assert not any(p.whole.fullmatch(wrong) for p in found), wrong
 
 
-@pytest.mark.parametrize(
-    "number", [0, 7, 8, 287, 288, 431, 432, 5_000, 100_000, 200_000, 20_000_000]
-)
+@pytest.mark.parametrize("number", [0, 7, 8, 151, 152, 5_335, 5_336, 191_959, 191_960, 200_000])
 def test_every_counter_is_matched_and_no_other_text_as_long(number):
     (pattern,) = patterns("{tag}", None, PARTS, "test")
-    code = counter_code(number)
+    code = next(islice(counter_codes(), number, None))
     assert pattern.whole.fullmatch("".join(PARTS) + code)
     for wrong in (code + "0", code[:-1], code[:-1] + "A"):
         assert not pattern.whole.fullmatch("".join(PARTS) + wrong)

@@ -19,7 +19,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Currency, Group, Org
 from tidyrows import CleanupManager, ResourceTracker, TrackedFactory, UntrackedRowsWarning
-from tidyrows.tracking.ambient import entered
+from tidyrows.capture.ambient import entered
+from tidyrows.capture.changes import Inserted
 
 WAIT = 20
 """Seconds after which a thread that has not come back is a failure, never a hang."""
@@ -149,7 +150,10 @@ def test_keys_that_come_in_while_others_are_counted_are_not_lost(sqlite_engine):
         counting = pool.submit(count)
         adding = [
             pool.submit(
-                lambda start: [tracker.hold(found[0], [start - n]) for n in range(2000)], start
+                lambda start: [
+                    tracker.store.apply(Inserted(found[0], [start - n])) for n in range(2000)
+                ],
+                start,
             )
             for start in (10_000, 20_000, 30_000, 40_000)
         ]

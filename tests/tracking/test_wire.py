@@ -21,9 +21,9 @@ from sqlalchemy.dialects import mysql, postgresql, sqlite
 
 from harness.bystanders import snapshot
 from harness.keykinds import Colour, Doubled, Wrapped, keyed
-from tidyrows import CleanupManager, ResourceTracker, TidyRowsError
-from tidyrows.tracking import wire
-from tidyrows.tracking.wire import values_in, values_of_rows_out, values_out
+from tidyrows import CleanupManager, ResourceTracker, TidyRowsError, key_json
+from tidyrows.capture.changes import Inserted
+from tidyrows.key_json import values_in, values_of_rows_out, values_out
 
 pytestmark = pytest.mark.slow
 
@@ -417,6 +417,21 @@ def test_one_row_without_json_form_loses_no_other(sqlite_engine):
     assert snapshot(engine) == before
 
 
+def test_rows_in_doubt_travel_as_rows_in_doubt(sqlite_engine):
+    """Whether they were committed is asked by the process that cleans up."""
+    table = sa.Table("plain", sa.MetaData(), sa.Column("k", sa.Integer, primary_key=True))
+    table.metadata.create_all(sqlite_engine)
+    tracker = ResourceTracker(sqlite_engine)
+    held = keyed(sqlite_engine, table)
+    tracker.store.mark_uncertain(Inserted(held, [1, 2], generated=True))
+    tracker.store.mark_uncertain(Inserted(held, [3]))
+    twin = ResourceTracker.from_json(tracker.to_json(), sqlite_engine)
+    assert twin.store.uncertain_keys() == tracker.store.uncertain_keys()
+    (one,), (other,) = tracker.snapshot(), twin.snapshot()
+    assert other.doubtful == one.doubtful == {1: True, 2: True, 3: False}
+    assert not len(twin)
+
+
 def test_whole_rows_are_written_as_they_were_read():
     """No type converts them: they are the driver's values already."""
     columns = sa.Column("a", Doubled), sa.Column("b", sa.Date), sa.Column("c", HexBytes)
@@ -517,8 +532,9 @@ def test_what_nobody_wrote_is_no_key(entries, sqlite_engine):
     with pytest.raises((ValueError, TypeError, KeyError, ArithmeticError)):
         values_in(entries)
     data = json.loads(ResourceTracker(sqlite_engine).to_json())
-    entry = {"schema": "main", "table": "t", "columns": ["k"], "keys": entries, "told": []}
-    data["tables"] = [{**entry, "looks": None}]
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (k INTEGER PRIMARY KEY)")
+    data["entries"] = [["rows", "main", "t", {"columns": ["k"], "keys": entries}]]
     with pytest.raises(TidyRowsError, match="not what ResourceTracker"):
         ResourceTracker.from_json(json.dumps(data), sqlite_engine)
 
@@ -549,7 +565,7 @@ def test_integers_are_handed_over_without_a_look_at_each():
     calls = []
 
     def trace(frame, event, argument):
-        if frame.f_code.co_filename == wire.__file__:
+        if frame.f_code.co_filename == key_json.__file__:
             calls.append(frame.f_code.co_name)
 
     for table, given_keys in (

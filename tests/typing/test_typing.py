@@ -13,7 +13,7 @@ import factory
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
-from tidyrows.tracking import ResourceTracker
+from tidyrows.tracking.tracker import ResourceTracker
 
 
 class Base(DeclarativeBase):

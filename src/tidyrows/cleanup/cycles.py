@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import SPOILED
-from tidyrows.cleanup.plan import place_of
 from tidyrows.cleanup.references import (
     chunks,
     is_one_of,
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
-    from tidyrows.rows import TableName
+    from tidyrows.keys import TableName
     from tidyrows.schema import ForeignKey, Place
 
 Row = tuple[int, Any]
@@ -52,21 +51,7 @@ class RowLoopError(TidyRowsError):
 def delete_by_levels(
     connection: sa.Connection, database: Database, step: Step, *, foreign_keys_off: bool
 ) -> dict[TableName, int]:
-    """Delete the rows of a cyclic step, level by level.
-
-    Args:
-        connection: the cleanup's, in its transaction.
-        database: where.
-        step: the tables of one cycle, or one table that references itself.
-        foreign_keys_off: loops that nothing opens may be deleted with foreign keys switched off,
-            on a connection that is thrown away afterwards.
-
-    Returns:
-        Rows deleted, by table.
-
-    Raises:
-        RowLoopError: a loop that nothing opens, and ``foreign_keys_off`` is not allowed.
-    """
+    """Delete the rows of a cyclic step, level by level."""
     references = _all_references(connection, step)
     order = _order(step, references)
     for key in list(references):
@@ -204,7 +189,8 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
     _number, batch = _batch_at(step, key.child)
     clause = with_columns(batch.table, key.child_columns)
     nullable = nullable_columns(connection, key.child)
-    values = {column: None for column in key.child_columns if column in nullable}
+    # Not None: SQLAlchemy refuses a bind for the column id_1 beside a condition on id.
+    values = {column: sa.null() for column in key.child_columns if column in nullable}
     for chunk in chunks([row[1] for row in sorted(rows, key=repr)]):
         connection.execute(
             sa.update(clause).where(is_one_of(batch.table, chunk, clause)).values(values)
@@ -214,7 +200,7 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
 def _refuse_orphans(
     connection: sa.Connection, database: Database, step: Step, rows: Sequence[Row]
 ) -> None:
-    """With foreign keys off nothing would stop us from orphaning somebody's row: so look first.
+    """Refuse to delete rows that untracked rows reference, which would become orphans.
 
     The rows are locked before, which keeps new references out. A key that would CASCADE is looked
     at too: with foreign keys off it does nothing.
@@ -227,7 +213,7 @@ def _refuse_orphans(
         for chunk in chunks(keys):
             lock = sa.select(*table.key_clauses).where(is_one_of(table, chunk, table.clause))
             connection.execute(lock.with_for_update()).all()
-    batches = {place_of(batch.table.name): n for n, batch in enumerate(step.batches)}
+    batches = {batch.table.place: n for n, batch in enumerate(step.batches)}
     schemas = {batch.table.name.schema for batch in step.batches}
     schemas |= database.dialect.schemas_that_reference(connection, schemas)
     for key in reflect_foreign_keys(connection, sorted(schemas)):
@@ -249,6 +235,6 @@ def _refuse_orphans(
 
 def _batch_at(step: Step, place: Place) -> tuple[int, Batch]:
     for number, batch in enumerate(step.batches):
-        if place_of(batch.table.name) == place:
+        if batch.table.place == place:
             return number, batch
     raise LookupError(place)

@@ -1,336 +1,285 @@
 """One transaction that deletes tracked rows, and what references them.
 
-It asks as little as it can, or looks for everything that references the rows first. Nothing here
-commits, runs again or remembers: what it did is in :class:`Done`, and counts once it is committed.
+Either it asks as little as it can, or it first looks for everything that references the rows. It
+neither commits nor retries: what it did is an :class:`Outcome`, which counts once it is committed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
+import logging
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
 from tidyrows.cleanup.cycles import delete_by_levels
-from tidyrows.cleanup.dependents import (
-    Discovery,
-    Found,
-    Kept,
-    Reason,
-    acts_unseen,
-    referenced_values,
-)
-from tidyrows.cleanup.graphs import SILENT_ACTIONS
-from tidyrows.cleanup.plan import Step, place_of, steps_of
-from tidyrows.cleanup.report import TableRows
-from tidyrows.cleanup.rules import Fate, Rules
-from tidyrows.cleanup.verify import SILENT
+from tidyrows.cleanup.dependents import Discovery, acts_unseen, referenced_values
+from tidyrows.cleanup.options import Fate
+from tidyrows.cleanup.plan import steps_of
+from tidyrows.cleanup.report import TableRows, add_rows
+from tidyrows.cleanup.run import Outcome
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS
 from tidyrows.dialects import CycleForm
 from tidyrows.errors import TidyRowsError
 from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
-    from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.rows import KeyedTable, TableName
+    import sqlalchemy as sa
+
+    from tidyrows.cleanup.dependents import Found
+    from tidyrows.cleanup.identity import Identity
+    from tidyrows.cleanup.plan import Rows, Step
+    from tidyrows.cleanup.run import Scope
+    from tidyrows.keys import TableName
     from tidyrows.schema import Place
-    from tidyrows.tracking.keyset import KeySet
 
-Rows = dict["Place", tuple["KeyedTable", "Sequence[Any]"]]
-"""Rows by place: their table, and their keys in the one global order."""
+logger = logging.getLogger("tidyrows")
 
 
-class SeenError(Exception):
-    """Rows that nobody tracked reference ours, and would go or change in silence."""
+class DependentsExistError(Exception):
+    """Untracked rows reference ours, and the DELETE would delete or change them silently."""
 
 
 class DeadlineError(TidyRowsError):
     """The cleanup's time was over in the middle of a transaction, which was rolled back."""
 
 
-class StayError(Exception):
-    """A DELETE did nothing and said nothing, and what these rows reference was to go too."""
+class IgnoredDeleteError(TidyRowsError):
+    """A DELETE removed nothing and raised nothing, and what these rows reference was to go too."""
 
     def __init__(self, rows: Mapping[Place, Sequence[Any]]) -> None:
-        super().__init__(SILENT)
+        super().__init__("DELETE removed nothing and raised nothing")
         self.rows = rows
 
 
-@dataclass(slots=True)
-class Done:
-    """What one transaction did.
-
-    Attributes:
-        deleted: tracked rows deleted, by table.
-        gone: their keys, where every row that was asked for went.
-        dependents: untracked rows deleted.
-        detached: untracked rows detached.
-        kept: rows left alone, and why.
-        seconds: how long each table's DELETE took.
-    """
-
-    deleted: Counter[TableName] = field(default_factory=Counter)
-    gone: dict[TableName, Sequence[Any]] = field(default_factory=dict)
-    dependents: dict[TableName, TableRows] = field(default_factory=dict)
-    detached: dict[TableName, TableRows] = field(default_factory=dict)
-    kept: Kept = field(default_factory=dict)
-    seconds: dict[TableName, float] = field(default_factory=dict)
-
-    def __bool__(self) -> bool:
-        return bool(self.deleted.total() or self.dependents or self.detached)
-
-
-@dataclass(frozen=True, slots=True)
 class Deletion:
-    """How rows are deleted in one transaction.
+    """One transaction.
 
     Attributes:
-        database: where.
-        view: its schema.
-        rules: what becomes of rows that reference ours.
-        tracked: all our rows, by place.
-        stay: rows that are known not to go.
-        before: rows that transactions before this one have kept, and why.
-        claimed: of rows of a table, who else tracks them.
-        identity: of rows with these keys, which may not be ours any more, and why.
-        limit: how many untracked rows may go with more than one row of ours.
-        remaining: the seconds that are left of the cleanup's time.
-        clock: seconds.
-        foreign_keys_off: see ``CleanupManager(allow_foreign_keys_off=True)``.
+        outcome: what it did, if it is committed.
     """
 
-    database: Database
-    view: SchemaView
-    rules: Rules
-    tracked: Mapping[Place, KeySet]
-    stay: Kept
-    before: Kept
-    claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
-    identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]] | None
-    limit: int
-    remaining: Callable[[], float]
-    clock: Callable[[], float]
-    foreign_keys_off: bool
+    def __init__(self, scope: Scope, connection: sa.Connection) -> None:
+        self._scope = scope
+        self._view = scope.view
+        self._database = scope.database
+        self._dialect = scope.database.dialect
+        self._connection = connection
+        self.outcome = Outcome()
 
-    def run(self, connection: sa.Connection, rows: Rows, done: Done, *, discover: bool) -> None:
-        """Delete the rows; what was done is added to ``done``.
+    def run(
+        self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
+    ) -> None:
+        """Delete the rows, all of them tracked; ``steps`` are the same in order, if that is known.
 
-        Args:
-            connection: in the transaction.
-            rows: what to delete, all of them tracked.
-            done: empty.
-            discover: look for everything that references the rows, instead of only for what the
-                database would take or change without a word.
-
-        Raises:
-            SeenError: there is something to discover.
-            StayError: a row does not go, and what it references was to go.
-            TooManyError: more untracked rows would go along than ``limit``.
-            DeadlineError: the cleanup's time is over.
+        With ``discover`` it looks for everything that references the rows, else only for what the
+        database would delete or change silently. No more than ``limit`` untracked rows may go
+        with more than one row of ours.
         """
-        rows = self._ours(connection, rows, done)
-        found = Found()
+        if self._scope.identity is not None:
+            certain = self._certain(rows, self._scope.identity)
+            steps, rows = steps if certain is rows else None, certain
+        dependents: Mapping[Place, Collection[Any]] = {}
         if discover:
-            rows, found = self._with_dependents(connection, rows, done)
-        going = {place: each for place, each in rows.items() if len(each[1])}
-        for number, step in enumerate(steps_of(self.view.graph, going)):
-            if number and self.remaining() <= 0:
+            rows, dependents = self._with_dependents(rows, limit)
+            steps = None
+        if steps is None:
+            steps = steps_of(self._view.graph, {p: each for p, each in rows.items() if each[1]})
+        clock = self._scope.run.options.retry.clock
+        for number, step in enumerate(steps):
+            if number and self._scope.run.remaining() <= 0:
                 raise DeadlineError(
                     "the cleanup's deadline struck before its transaction had ended"
                 )
             if not discover:
-                self._refuse_silence(connection, step)
-            started = self.clock()
-            counts = self._delete(connection, step)
+                self._refuse_silence(step)
+            started = clock()
+            counts = self._delete(step)
             if not step.cycle:
-                name = step.batches[0].table.name
-                done.seconds[name] = self.clock() - started
-            _refuse_strangers(step, counts)
-            self._refuse_stayers(connection, step, counts)
-            for batch in step.batches:
-                name = batch.table.name
-                others = found.dependents.get(place_of(name), {})
-                done.deleted[name] += max(counts[name] - len(others), 0)
-                if counts[name] == len(batch.keys):
-                    done.gone[name] = [key for key in batch.keys if key not in others]
-                if others:
-                    done.dependents[name] = TableRows(batch.table, list(others))
+                self.outcome.seconds[step.batches[0].table.place] = clock() - started
+            self._refuse_wrong_counts(step, counts)
+            self._count(step, counts, dependents)
 
-    def _ours(self, connection: sa.Connection, rows: Rows, done: Done) -> Rows:
-        """Leave out rows that may be somebody else's by now."""
-        if self.identity is None:
-            return rows
-        certain: Rows = {}
+    def _count(
+        self,
+        step: Step,
+        counts: Mapping[TableName, int],
+        dependents: Mapping[Place, Collection[Any]],
+    ) -> None:
+        outcome = self.outcome
+        for batch in step.batches:
+            place, count = batch.table.place, counts[batch.table.name]
+            others = dependents.get(place)
+            outcome.deleted[place] += max(count - len(others), 0) if others else count
+            if count == len(batch.keys):
+                ours = batch.keys
+                if others:
+                    ours = [k for k in ours if k not in others] if len(others) < count else ()
+                outcome.gone[place] = [ours]
+            if others:
+                outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
+
+    def _certain(self, rows: Rows, identity: Identity) -> Rows:
+        """The rows that are certainly ours."""
+        certain = rows
         for place, (table, keys) in rows.items():
-            unsure = self.identity(connection, table, keys)
-            done.kept[place] = {key: Reason(cause) for key, cause in unsure.items()}
-            certain[place] = table, [key for key in keys if key not in unsure] if unsure else keys
+            unsure = identity.uncertain(self._connection, table, keys)
+            if unsure:
+                self.outcome.kept[place] = dict(unsure)
+                certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
 
     def _with_dependents(
-        self, connection: sa.Connection, rows: Rows, done: Done
-    ) -> tuple[Rows, Found]:
-        """Look who references these rows, detach whom the schema lets be, and say what goes."""
-        unsure = {place: kept for place, kept in done.kept.items() if kept}
+        self, rows: Rows, limit: int
+    ) -> tuple[Rows, Mapping[Place, Collection[Any]]]:
+        """Find what references these rows; detach what may stay."""
+        scope, kept_here = self._scope, self.outcome.kept
         tracked = {
-            place: (set(keys) - unsure[place].keys()) if place in unsure else keys
-            for place, keys in self.tracked.items()
+            place: (set(keys) - kept_here[place].keys()) if place in kept_here else keys
+            for place, keys in scope.tracked.items()
         }
-        discovery = Discovery(
-            connection,
-            self.database.dialect,
-            self.view,
-            self.rules,
-            tracked=tracked,
-            claimed=self.claimed,
-            kept={place: dict(kept) for place, kept in self.stay.items()},
-            before=self.before,
-            limit=self.limit,
-        )
+        discovery = Discovery(scope, self._connection, tracked=tracked, limit=limit)
         found = discovery.look({place: keys for place, (_table, keys) in rows.items()})
         for place, kept in discovery.kept.items():
-            mine = self.tracked.get(place, ())
-            done.kept.setdefault(place, {}).update(
+            mine = scope.tracked.get(place, ())
+            kept_here.setdefault(place, {}).update(
                 (key, reason) for key, reason in kept.items() if key in mine
             )
         for place, others in found.dependents.items():
-            for key in others:
-                done.kept.get(place, {}).pop(key, None)  # it went as a dependent
-        self._detach(connection, discovery, found, done)
+            if place in kept_here:  # those went as dependents
+                kept = kept_here[place]
+                kept_here[place] = {key: kept[key] for key in kept if key not in others}
+        self._detach(discovery, found)
         for key, (values, count) in found.unnamed.items():
-            reference = self.view.reference(connection, key)
-            if self.database.dialect.delete_by_keys(connection, reference, values) < count:
+            reference = self._view.reference(self._connection, key)
+            if self._dialect.delete_by_keys(self._connection, reference, values) < count:
                 raise TidyRowsError(
-                    f"rows of {reference.name} that reference it would not go: {SILENT}"
+                    f"rows of {reference.name} that reference it would not go: DELETE removed "
+                    f"nothing and raised nothing"
                 )
-            add_rows(done.dependents, TableRows(reference, (), count), reference.name)
+            add_rows(self.outcome.dependents, TableRows(reference, (), count), reference.name)
         going: Rows = {}
         for place, doomed in found.doomed.items():
-            table = rows[place][0] if place in rows else self.view.table(connection, place)
+            known = rows.get(place)
+            table = known[0] if known else self._view.table(self._connection, place)
             going[place] = table, in_order(doomed)
-        return going, found
+        if logger.isEnabledFor(logging.DEBUG):
+            self._log(found, discovery)
+        return going, found.dependents
 
-    def _detach(
-        self, connection: sa.Connection, discovery: Discovery, found: Found, done: Done
-    ) -> None:
-        for key, detached in found.detached.items():
+    def _detach(self, discovery: Discovery, found: Found) -> None:
+        connection, detached = self._connection, self.outcome.detached
+        for key, rows in found.detached.items():
             doomed = found.doomed.get(key.child, {})
-            keys = [each for each in in_order(detached) if each not in doomed]
+            keys = [each for each in in_order(rows) if each not in doomed]
             if not keys:
                 continue
-            child = self.view.table(connection, key.child)
+            child = self._view.table(connection, key.child)
             if discovery.fate(key) is Fate.DETACHED:
-                wide = self.view.with_columns(connection, key)
-                self.database.dialect.set_null(connection, wide, keys, discovery.nulled(key))
-            add_rows(done.detached, TableRows(child, keys), child.name)
+                wide = self._view.with_columns(connection, key)
+                self._dialect.set_null(connection, wide, keys, discovery.nulled(key))
+            add_rows(detached, TableRows(child, keys), child.name)
         for key, (values, count) in found.detached_unnamed.items():
-            reference = self.view.reference(connection, key)
+            reference = self._view.reference(connection, key)
             if discovery.fate(key) is Fate.DETACHED:
-                self.database.dialect.set_null(connection, reference, values, discovery.nulled(key))
-            add_rows(done.detached, TableRows(reference, (), count), reference.name)
+                self._dialect.set_null(connection, reference, values, discovery.nulled(key))
+            add_rows(detached, TableRows(reference, (), count), reference.name)
 
-    def _refuse_silence(self, connection: sa.Connection, step: Step) -> None:
-        """Stop where the DELETE of these rows would take or change others without a word."""
-        places = {place_of(batch.table.name) for batch in step.batches}
+    def _log(self, found: Found, discovery: Discovery) -> None:
+        """DEBUG of each decision: tables, foreign keys and counts, never a key."""
+        for place, rows in found.dependents.items():
+            logger.debug(
+                "%s.%s: %d untracked row(s) go, since they reference rows that go",
+                *place,
+                len(rows),
+            )
+        counts = {key: len(rows) for key, rows in found.detached.items() if rows}
+        counts |= {key: n for key, (_values, n) in found.detached_unnamed.items()}
+        counts |= {key: n for key, (_values, n) in found.unnamed.items()}
+        for key, count in counts.items():
+            logger.debug(
+                "%s.%s: %d untracked row(s) reference rows that go by (%s): %s",
+                *key.child,
+                count,
+                ", ".join(key.child_columns),
+                discovery.fate(key).name,
+            )
+
+    def _refuse_silence(self, step: Step) -> None:
+        """Raise if the DELETE of these rows would delete or change untracked rows silently."""
+        connection, view = self._connection, self._view
+        places = {batch.table.place for batch in step.batches} if step.cycle else ()
         for batch in step.batches:
-            place = place_of(batch.table.name)
-            incoming = self.view.incoming(place)
-            if incoming and self.database.dialect.enforces_foreign_keys(connection):
+            place = batch.table.place
+            incoming = view.incoming(place)
+            if incoming and self._dialect.enforces_foreign_keys(connection):
                 incoming = tuple(key for key in incoming if key.on_delete in SILENT_ACTIONS)
             if not incoming:
                 continue
-            if step.cycle and any(key.child in places for key in incoming):
-                raise SeenError
-            if any(acts_unseen(self.view, key) for key in incoming):
-                raise SeenError
-            self.database.dialect.lock(connection, batch.table, batch.keys)
+            if any(key.child in places or acts_unseen(view, key) for key in incoming):
+                raise DependentsExistError
+            self._dialect.lock(connection, batch.table, batch.keys)
             values = referenced_values(
-                connection,
-                self.database.dialect,
-                self.view,
-                place,
-                batch.keys,
-                incoming=incoming,
+                connection, self._dialect, view, place, batch.keys, incoming=incoming
             )
             asked = [
-                (self.view.reference(connection, key), values[key.parent_columns])
-                for key in incoming
+                (view.reference(connection, key), values[key.parent_columns]) for key in incoming
             ]
-            if self.database.dialect.first_found(connection, asked):
-                raise SeenError
+            if self._dialect.tables_with_rows(connection, asked):
+                raise DependentsExistError
 
-    def _refuse_stayers(
-        self,
-        connection: sa.Connection,
-        step: Step,
-        counts: Mapping[TableName, int],
-    ) -> None:
-        """Stop where a row would not go and one that it references is to go after it."""
+    def _refuse_wrong_counts(self, step: Step, counts: Mapping[TableName, int]) -> None:
+        """Roll back where a DELETE took more rows than it was given keys, or fewer than is safe.
+
+        Fewer is not safe where a row did not go and one that it references is to go after it.
+        """
         stay: dict[Place, Sequence[Any]] = {}
         for batch in step.batches:
-            place = place_of(batch.table.name)
-            if counts[batch.table.name] >= len(batch.keys):
+            count = counts[batch.table.name]
+            if count > len(batch.keys):
+                raise TidyRowsError(
+                    f"the DELETE of {len(batch.keys)} key(s) took {count} rows and was rolled "
+                    f"back: what the model calls the primary key is not unique in the database, or "
+                    f"other tables inherit from this one, so rows of others were among them"
+                )
+            if count == len(batch.keys):
                 continue
-            if not any(key.parent in self.tracked for key in self.view.graph.outgoing(place)):
-                continue
-            keys: Sequence[Any] = []
-            # It may have to switch off what hides rows, or fail: neither must outlast the look.
-            with suppress(sa.exc.DBAPIError), connection.begin_nested() as look:
-                keys = self.database.dialect.existing_keys(connection, batch.table, batch.keys)
-                look.rollback()
-            if keys:
-                stay[place] = keys
+            place = batch.table.place
+            outgoing = self._view.graph.outgoing(place)
+            if any(key.parent in self._scope.tracked for key in outgoing):
+                keys = self._database.existing_inside(self._connection, batch.table, batch.keys)
+                if keys:
+                    stay[place] = keys
         if stay:
-            raise StayError(stay)
+            raise IgnoredDeleteError(stay)
 
-    def _delete(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
-        dialect = self.database.dialect
+    def _delete(self, step: Step) -> dict[TableName, int]:
+        connection, dialect = self._connection, self._dialect
         if not step.cycle:
             (batch,) = step.batches
             return {batch.table.name: dialect.delete_by_keys(connection, batch.table, batch.keys)}
         one_statement = dialect.cycle_form is CycleForm.ONE_STATEMENT
         if one_statement or not any(key.on_delete == "CASCADE" for key in step.cycle):
-            return self._delete_cycle(connection, step)
+            return self._delete_cycle(step)
         # One row takes others along, uncounted, before their turn has come.
-        before = self._present(connection, step)
-        self._delete_cycle(connection, step)
-        after = self._present(connection, step)
+        before = self._present(step)
+        self._delete_cycle(step)
+        after = self._present(step)
         return {name: count - after[name] for name, count in before.items()}
 
-    def _delete_cycle(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
-        if self.database.dialect.cycle_form is CycleForm.LEVELS:
+    def _delete_cycle(self, step: Step) -> dict[TableName, int]:
+        if self._dialect.cycle_form is CycleForm.LEVELS:
+            allowed = self._scope.run.options.allow_foreign_keys_off
             return delete_by_levels(
-                connection, self.database, step, foreign_keys_off=self.foreign_keys_off
+                self._connection, self._database, step, foreign_keys_off=allowed
             )
         rows = [(batch.table, batch.keys) for batch in step.batches]
-        counts = self.database.dialect.delete_cycle(connection, rows)
+        counts = self._dialect.delete_cycle(self._connection, rows)
         return {b.table.name: count for b, count in zip(step.batches, counts, strict=True)}
 
-    def _present(self, connection: sa.Connection, step: Step) -> dict[TableName, int]:
+    def _present(self, step: Step) -> dict[TableName, int]:
         return {
             batch.table.name: len(
-                self.database.dialect.existing_keys(connection, batch.table, batch.keys)
+                self._dialect.existing_keys(self._connection, batch.table, batch.keys)
             )
             for batch in step.batches
         }
-
-
-def add_rows(into: dict[TableName, TableRows], rows: TableRows, name: TableName) -> None:
-    """Add rows to those of their table."""
-    into[name] = into[name].merged(rows) if name in into else rows
-
-
-def _refuse_strangers(step: Step, counts: dict[TableName, int]) -> None:
-    """Roll back where a DELETE by key took more rows than it was given keys."""
-    for batch in step.batches:
-        count = counts[batch.table.name]
-        if count > len(batch.keys):
-            raise TidyRowsError(
-                f"the DELETE of {len(batch.keys)} key(s) took {count} rows and was rolled back: "
-                f"what the model calls the primary key is not unique in the database, or other "
-                f"tables inherit from this one, so somebody else's rows were among them"
-            )

@@ -1,7 +1,7 @@
-"""Rows that nobody tracked and that reference ours: found, and sorted by what becomes of them.
+"""Untracked rows that reference ours: found, and sorted by what happens to them.
 
-What the application under test writes is seen by no listener, but it references our rows. The
-schema says, foreign key by foreign key, what must happen to it when our rows go.
+The application under test writes rows that no listener sees, but that reference ours. The schema
+decides, foreign key by foreign key, what happens to them when our rows are deleted.
 """
 
 from __future__ import annotations
@@ -11,45 +11,29 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.graphs import SILENT_ACTIONS, with_key
+from tidyrows.cleanup.options import Fate
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.references import referenced, referencing_pairs
-from tidyrows.cleanup.rules import Fate, Rules
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_key
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
-    from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.dialects.base import Dialect
-    from tidyrows.rows import KeyedTable
+    from tidyrows.cleanup.run import Kept, Scope
+    from tidyrows.cleanup.schema_view import SchemaView
+    from tidyrows.dialects import Dialect
     from tidyrows.schema import ForeignKey, Place
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a row stays.
-
-    Attributes:
-        cause: in words.
-        by: who else's row needs it, if that is all.
-    """
-
-    cause: str
-    by: str | None = None
-
-
 class TooManyError(Exception):
-    """More untracked rows reference these than one transaction is to take."""
-
-
-Kept = dict["Place", dict[Any, Reason]]
-"""Rows that stay, by place and key."""
+    """More untracked rows reference these than one transaction is to delete."""
 
 
 @dataclass(slots=True)
 class Found:
-    """Rows of one transaction, after looking who references them.
+    """Rows of one transaction, after looking for what references them.
 
     Attributes:
         doomed: the rows to delete, dependents among them, by place and key.
@@ -58,7 +42,7 @@ class Found:
             the values referenced, and how many rows do.
         detached: rows to detach or that the schema detaches, by foreign key.
         detached_unnamed: the same of rows without a primary key.
-        hidden: rows of which nobody can see what references them.
+        hidden: rows whose references the role of the cleanup may not see.
     """
 
     doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)
@@ -71,61 +55,48 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """Rows that keep ours: of the child table of a key; all that reference ours if not named."""
+    """Rows of the child table of a key that keep ours; all that reference ours if not named."""
 
     key: ForeignKey
     children: Sequence[Any] | None
-    why: Callable[[Any], Reason]
+    kind: LeftoverKind
+    holders: Mapping[Any, str | None] = field(default_factory=dict)
 
 
 class Discovery:
     """Looks for dependents in the transaction that is going to delete.
 
     Rows that are to be deleted are locked before their dependents are looked for: that waits for
-    those who are inserting one, and keeps new ones out until the transaction ends. So no CASCADE
-    takes a row that nobody saw.
+    transactions that are inserting one, and keeps new ones out until this one ends. So no CASCADE
+    deletes a row that was not found.
 
-    Args:
-        connection: in the cleanup's transaction.
-        dialect: of its database.
-        view: the schema.
-        rules: what becomes of dependents.
-        tracked: our rows, those too that are not to be deleted in this transaction.
-        claimed: of rows of a table, who else tracks them; of a table without a primary key, who
-            else tracks any row, under the key ``()``.
-        kept: rows that are known to stay; grows.
-        before: rows that transactions before this one have kept, and why.
-        limit: how many dependents may be found, unless all of them are one row's.
+    Attributes:
+        kept: rows that stay; grows.
     """
 
     def __init__(
         self,
+        scope: Scope,
         connection: sa.Connection,
-        dialect: Dialect,
-        view: SchemaView,
-        rules: Rules,
         *,
         tracked: Mapping[Place, Container[Any]],
-        claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]],
-        kept: Kept,
-        before: Kept,
         limit: int,
     ) -> None:
         self._connection = connection
-        self._dialect = dialect
-        self._view = view
-        self._rules = rules
+        self._dialect = scope.database.dialect
+        self._view = scope.view
+        self._rules = scope.rules
         self._tracked = tracked
-        self._claimed = claimed
+        self._claimed = scope.run.claimed
         self._limit = limit
-        self._enforced = dialect.enforces_foreign_keys(connection)
-        self._before = before
-        self.kept = kept
+        self._enforced = self._dialect.enforces_foreign_keys(connection)
+        self._before = scope.outcome.kept
+        self.kept: Kept = {place: dict(kept) for place, kept in scope.stay.items()}
 
     def fate(self, key: ForeignKey) -> Fate:
         """What becomes of rows that reference ours by this key."""
         nullable: frozenset[str] = frozenset()
-        if key.on_delete not in {"CASCADE", "SET NULL", "SET DEFAULT"} or not self._enforced:
+        if key.on_delete not in SILENT_ACTIONS or not self._enforced:
             nullable = self._view.nullable(self._connection, key.child)
         return self._rules.fate(key, nullable, enforced=self._enforced)
 
@@ -142,14 +113,10 @@ class Discovery:
         return [name for name in own if name not in shared] or own
 
     def look(self, roots: Mapping[Place, Sequence[Any]]) -> Found:
-        """Find what goes with these rows; rows that must stay are put into :attr:`kept`.
-
-        Raises:
-            TooManyError: more dependents than the limit, and fewer rows could be asked for.
-        """
+        """Find what goes with these rows; rows that must stay are put into :attr:`kept`."""
         if sum(map(len, roots.values())) == 1:
             self._limit = sys.maxsize
-        self._keep_referenced(roots, list(_pairs(self.kept)))
+        self._keep_referenced(roots, [(place, key) for place, m in self.kept.items() for key in m])
         while True:
             doomed = {
                 place: dict.fromkeys(key for key in keys if key not in self.kept.get(place, ()))
@@ -157,12 +124,12 @@ class Discovery:
             }
             found = Found(doomed=doomed)
             blocks = self._spread(found)
-            stay = [row for block in blocks for row in self._kept_by(block, found)] + found.hidden
+            stay = [row for block in blocks for row in self._blocked(block, found)] + found.hidden
             if not stay:
                 return found
             self._keep_referenced(found.doomed, stay)
 
-    # -- downwards: who references what goes ---------------------------------------------------
+    # -- downwards: what references the rows that go -------------------------------------------
 
     def _spread(self, found: Found) -> list[_Block]:
         blocks: list[_Block] = []
@@ -178,7 +145,9 @@ class Discovery:
                 self._keep_all(place, keys, hidden[0], found)
                 continue
             held = found.dependents.get(place, ())  # which were locked when they were found
-            roots = [key for key in keys if key not in held] if held else keys
+            roots: Sequence[Any] = keys
+            if held:
+                roots = [k for k in keys if k not in held] if len(held) != len(keys) else ()
             if roots:
                 table = self._view.table(self._connection, place)
                 self._dialect.lock(self._connection, table, roots)
@@ -186,8 +155,7 @@ class Discovery:
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
             for key in self._with_children(incoming, values):
-                sent = values[key.parent_columns]
-                new = self._children(key, sent, found, blocks)
+                new = self._children(key, values[key.parent_columns], found, blocks)
                 if new:
                     frontier.setdefault(key.child, []).extend(new)
                     if sum(map(len, found.dependents.values())) > self._limit:
@@ -202,7 +170,7 @@ class Discovery:
             (self._view.reference(self._connection, key), values[key.parent_columns])
             for key in incoming
         ]
-        return [incoming[at] for at in self._dialect.first_found(self._connection, asked)]
+        return [incoming[at] for at in self._dialect.tables_with_rows(self._connection, asked)]
 
     def _children(
         self, key: ForeignKey, values: Sequence[Any], found: Found, blocks: list[_Block]
@@ -210,22 +178,21 @@ class Discovery:
         """Sort the rows that reference these values; those to be deleted are returned."""
         child = self._view.table(self._connection, key.child)
         reference = self._view.reference(self._connection, key)
-        fate = self.fate(key)
         names = [column.name for column in child.key_columns] or [key.child_columns[0]]
         columns = [reference.clause.c[name] for name in names]
-        # Held as they are: one that somebody makes reference another row is none of ours then.
+        # Locked: the application must not let one of them reference another row meanwhile.
         rows = self._dialect.find(self._connection, reference, values, columns, lock=True)
         if not rows:
             return []
-        why = self._rules.why_kept(key)
         if not child.key_columns:
-            self._nameless(key, values, len(rows), found, blocks)
+            self._unnamed(key, values, len(rows), found, blocks)
             return []
+        fate = self.fate(key)
         doomed = found.doomed.setdefault(key.child, {})
         single = len(names) == 1
         new = [each for row in rows if (each := row[0] if single else row) not in doomed]
-        if fate is Fate.KEEPS and new:
-            blocks.append(_Block(key, new, lambda row: Reason(f"{row} {why} and references it")))
+        if fate is Fate.BLOCKS and new:
+            blocks.append(_Block(key, new, self._rules.kind_of_block(key)))
             return []
         new = self._free(key, new, blocks)
         if fate is Fate.DELETED:
@@ -235,7 +202,7 @@ class Discovery:
         found.detached[key].update(dict.fromkeys(new))
         return []
 
-    def _nameless(
+    def _unnamed(
         self,
         key: ForeignKey,
         values: Sequence[Any],
@@ -245,14 +212,12 @@ class Discovery:
     ) -> None:
         """Sort rows without a primary key that reference these values."""
         child, fate = self._view.table(self._connection, key.child), self.fate(key)
-        if fate is Fate.KEEPS:
-            cause = f"a row of {'.'.join(key.child)} {self._rules.why_kept(key)} and references it"
-            blocks.append(_Block(key, None, lambda _row: Reason(cause)))
+        if fate is Fate.BLOCKS:
+            blocks.append(_Block(key, None, self._rules.kind_of_block(key)))
             return
-        whose = self._claimed(self._connection, child, [()]).get(())
-        if whose is not None:
-            cause = f"a row of {'.'.join(key.child)} of {whose} may be one that references it"
-            blocks.append(_Block(key, None, lambda _row: Reason(cause, whose)))
+        holder = self._claimed(self._connection, child, [()]).get(())
+        if holder is not None:
+            blocks.append(_Block(key, None, LeftoverKind.HELD, {None: holder}))
             return
         into = found.unnamed if fate is Fate.DELETED else found.detached_unnamed
         before, counted = into.get(key, ([], 0))
@@ -260,70 +225,58 @@ class Discovery:
 
     def _free(self, key: ForeignKey, rows: list[Any], blocks: list[_Block]) -> list[Any]:
         """Leave out rows that stay, and note that they keep ours."""
-        if not rows:
-            return rows
-        table = self._view.table(self._connection, key.child)
         kept = self.kept.get(key.child)
         if kept:
-            by = {table.row(row): kept[row].by for row in rows if row in kept}
-            blocks.append(
-                _Block(
-                    key,
-                    [row for row in rows if row in kept],
-                    lambda row: Reason(f"{row} stays and references it", by[row]),
-                )
-            )
+            stay = {row: kept[row].holder for row in rows if row in kept}
+            if stay:
+                blocks.append(_Block(key, list(stay), LeftoverKind.REFERENCED, stay))
             rows = [row for row in rows if row not in kept]
         tracked = self._tracked.get(key.child)
         if tracked is not None:
-            ours = [row for row in rows if row in tracked]
-            cause = "is tracked too, could not be deleted and references it"
             before = self._before.get(key.child, {})
-            whose = {table.row(row): before[row].by for row in ours if row in before}
-            blocks.append(_Block(key, ours, lambda row: Reason(f"{row} {cause}", whose.get(row))))
-            rows = [row for row in rows if row not in tracked]
+            ours = {r: before[r].holder if r in before else None for r in rows if r in tracked}
+            if ours:
+                blocks.append(_Block(key, list(ours), LeftoverKind.REFERENCED, ours))
+                rows = [row for row in rows if row not in ours]
+        if not rows:
+            return rows
+        table = self._view.table(self._connection, key.child)
         claims = self._claimed(self._connection, table, rows)
         if not claims:
             return rows
-        owners = {table.row(row): owner for row, owner in claims.items()}
-
-        def why(row: Any) -> Reason:
-            return Reason(f"{row} of {owners[row]} references it", owners[row])
-
-        blocks.append(_Block(key, list(claims), why))
+        blocks.append(_Block(key, list(claims), LeftoverKind.HELD, claims))
         return [row for row in rows if row not in claims]
 
     def _keep_all(self, place: Place, rows: Sequence[Any], key: ForeignKey, found: Found) -> None:
-        cause = (
-            f"row-level security may hide rows of {'.'.join(key.child)} that reference it by "
-            f"({', '.join(key.child_columns)}), and ON DELETE {key.on_delete} would change them "
-            f"unseen; clean up with a role that has BYPASSRLS"
-        )
-        self.kept.setdefault(place, {}).update(dict.fromkeys(rows, Reason(cause)))
+        child = self._view.table(self._connection, key.child).name
+        reason = Reason(LeftoverKind.HIDDEN, item=child, columns=key.child_columns)
+        self.kept.setdefault(place, {}).update(dict.fromkeys(rows, reason))
         found.hidden += [(place, row) for row in rows]
 
     # -- upwards: what a row that stays needs ---------------------------------------------------
 
-    def _kept_by(self, block: _Block, found: Found) -> list[tuple[Place, Any]]:
+    def _blocked(self, block: _Block, found: Found) -> list[tuple[Place, Any]]:
         """Rows that were to go and that the rows of a block reference."""
         key = block.key
         doomed = found.doomed.get(key.parent, {})
         parent = self._view.with_referenced(self._connection, key.parent)
-        columns = f"({', '.join(key.child_columns)})"
+        child = self._view.table(self._connection, key.child)
+        pairs: Iterable[tuple[Any, Any]]
+        if block.children is None:
+            rows = referenced(self._connection, key, parent, list(doomed))
+            pairs = [(None, row) for row in rows]
+        else:
+            pairs = list(referencing_pairs(self._connection, key, child, block.children, parent))
         kept = self.kept.setdefault(key.parent, {})
         stay: list[tuple[Place, Any]] = []
-        if block.children is None:
-            for row in referenced(self._connection, key, parent, list(doomed)):
-                reason = block.why(None)
-                kept[row] = Reason(f"{reason.cause} by {columns}", reason.by)
-                stay.append((key.parent, row))
-            return stay
-        child = self._view.table(self._connection, key.child)
-        pairs = referencing_pairs(self._connection, key, child, block.children, parent)
-        for child_key, row in list(pairs):
+        for child_key, row in pairs:
             if row in doomed and row not in kept:
-                reason = block.why(child.row(child_key))
-                kept[row] = Reason(f"{reason.cause} by {columns}", reason.by)
+                kept[row] = Reason(
+                    block.kind,
+                    item=child.name if child_key is None else child.row(child_key),
+                    columns=key.child_columns,
+                    holder=block.holders.get(child_key),
+                )
                 stay.append((key.parent, row))
         return stay
 
@@ -347,10 +300,11 @@ class Discovery:
                     pairs = referencing_pairs(self._connection, key, child, rows, parent)
                     for child_key, row in list(pairs):
                         if row in going[key.parent] and row not in kept:
-                            columns = ", ".join(key.child_columns)
                             kept[row] = Reason(
-                                f"{child.row(child_key)} stays and references it by ({columns})",
-                                self.kept.get(place, {})[child_key].by,
+                                LeftoverKind.REFERENCED,
+                                item=child.row(child_key),
+                                columns=key.child_columns,
+                                holder=self.kept.get(place, {})[child_key].holder,
                             )
                             stay.append((key.parent, row))
 
@@ -369,11 +323,7 @@ def referenced_values(
     *,
     incoming: Sequence[ForeignKey],
 ) -> dict[tuple[str, ...], Sequence[Any]]:
-    """What these foreign keys may reference of these rows, which are locked already.
-
-    Returns:
-        For each choice of columns that a foreign key references, the values of the rows.
-    """
+    """What these foreign keys may reference of these rows, which are locked already."""
     table = view.with_referenced(connection, place)
     names = tuple(column.name for column in table.key_columns)
     choices = dict.fromkeys(key.parent_columns for key in incoming)
@@ -396,7 +346,3 @@ def referenced_values(
             by_choice = with_key(table, [table.table.c[name] for name in choice], ())
             dialect.lock(connection, by_choice, values[choice])
     return values
-
-
-def _pairs(kept: Kept) -> Iterable[tuple[Place, Any]]:
-    return [(place, key) for place, rows in kept.items() for key in rows]

@@ -1,13 +1,13 @@
-"""Delete rows, in transactions of bounded size; where one fails, row by row around the failure.
+"""Deletes rows, in transactions of bounded size; where one fails, row by row around the failure.
 
-The first attempt asks as little as it can: the database itself says, by an error, that untracked
-rows reference ours, and only keys that would take or change such rows in silence are asked about.
+The first attempt asks as little as it can: an error of the database shows that untracked rows
+reference ours, and only foreign keys that would delete or change such rows silently are checked.
 If there are any, the second attempt looks for all of them in the transaction that deletes.
 
-Whole transactions are run again on deadlocks, lock timeouts and lost connections. A constraint
-that speaks means that new rows have come, so they are looked for again, a few times. After that
-every step gets a transaction of its own, and one that fails is halved until the rows that cannot go
-are found. The same is done where somebody holds a lock for long: all other rows go first.
+Whole transactions are retried on deadlocks, lock timeouts and lost connections. A constraint error
+means that new rows were inserted, so they are looked for again, a few times. After that every step
+gets a transaction of its own, and one that fails is halved until the rows that cannot go are found.
+The same is done where a lock is held for long: all other rows go first.
 """
 
 from __future__ import annotations
@@ -15,165 +15,148 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from tidyrows.cleanup.careful import Careful
 from tidyrows.cleanup.cycles import RowLoopError, row_order
 from tidyrows.cleanup.deletion import (
     DeadlineError,
     Deletion,
-    Done,
-    SeenError,
-    StayError,
+    DependentsExistError,
+    IgnoredDeleteError,
 )
-from tidyrows.cleanup.dependents import Reason, TooManyError
-from tidyrows.cleanup.graphs import forget_graph, schema_of
-from tidyrows.cleanup.outcome import Outcome
-from tidyrows.cleanup.plan import Batch, Step, place_of, steps_of
-from tidyrows.cleanup.shares import shares
-from tidyrows.cleanup.slow import advice
-from tidyrows.cleanup.verify import SILENT, in_short
+from tidyrows.cleanup.dependents import TooManyError
+from tidyrows.cleanup.plan import Step, part_of, rows_held, steps_of, transactions_of
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.run import Outcome, Scope
+from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    import sqlalchemy as sa
-
-    from tidyrows.cleanup.bookkeeping import Bookkeeping
     from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.deletion import Rows
-    from tidyrows.cleanup.dependents import Kept
-    from tidyrows.cleanup.graphs import SchemaView
-    from tidyrows.cleanup.rules import Rules
-    from tidyrows.retry import RetryPolicy
-    from tidyrows.rows import KeyedTable
+    from tidyrows.cleanup.identity import Identity
+    from tidyrows.cleanup.ledger_updates import LedgerUpdates
+    from tidyrows.cleanup.plan import Batch, Rows
+    from tidyrows.cleanup.run import CleanupRun, Kept
+    from tidyrows.cleanup.schema_view import SchemaView
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import Place, RowOrder
+    from tidyrows.tracking.store import TableHoldings
 
-T = TypeVar("T")
-_SURPRISES = 3
+_CONSTRAINT_ERRORS = 3
 _WAITS = 3
-"""After how many waits for a lock in vain the rows that nobody has locked go first."""
-_TOO_LATE = "the cleanup's deadline had passed before this row was tried"
+"""After how many lock timeouts the rows that are not locked go first."""
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
+_FAILURES_IN_A_ROW = 50
+_LATE = Reason(LeftoverKind.LATE)
 
 
 class Executor:
     """Deletes tracked rows, and what references them, from one database.
 
-    Args:
-        database: where.
-        retry: how often and how patiently.
-        until: when the cleanup's deadline ends, by the policy's clock.
-        limit: the most rows of one transaction, if they can be parted.
-        progress: told of rows that are deleted, or given up.
-        rules: what becomes of rows that reference ours, given our tables.
-        claimed: of rows of a place, who else tracks them.
-        books: lets the ledger say what a transaction deletes.
-        identity: of rows with these keys, which may not be ours any more, and why; asked in the
-            transaction that deletes.
-        others: tracked rows that are not to be deleted now, by place; what they reference stays.
-        stay: those of them that stay for a reason of their own.
-        foreign_keys_off: see ``CleanupManager(allow_foreign_keys_off=True)``.
+    ``others`` are tracked rows that are not to be deleted now: what they reference stays. ``stay``
+    are those of them that stay for a reason of their own.
     """
 
     def __init__(
         self,
+        run: CleanupRun,
         database: Database,
+        ledger: LedgerUpdates | None,
         *,
-        retry: RetryPolicy,
-        until: float,
-        limit: int,
-        progress: Callable[[int], None],
-        rules: Callable[[Sequence[KeyedTable]], Rules],
-        claimed: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]],
-        books: Bookkeeping,
-        identity: Callable[[sa.Connection, KeyedTable, Sequence[Any]], Mapping[Any, str]]
-        | None = None,
+        identity: Identity | None = None,
         others: Mapping[Place, KeySet] | None = None,
         stay: Kept | None = None,
-        foreign_keys_off: bool = False,
     ) -> None:
+        self._run = run
         self._database = database
         self._dialect = database.dialect
-        self._clock = retry.clock
-        self._policy = retry
-        self._until = until
-        self._limit = limit
-        self._progress = progress
-        self._make_rules = rules
-        self._claimed = claimed
-        self._books = books
+        self._policy = run.options.retry
+        self._limit = run.options.rows_per_transaction
+        self._ledger = ledger
         self._identity = identity
-        self._foreign_keys_off = foreign_keys_off
-        self._unanswered: Done | None = None
-        self._tracked: dict[Place, KeySet] = {}
-        self._others = others or {}
+        self._others = others
         self._stay: Kept = stay or {}
+        self._unanswered: Outcome | None = None
         self._tables: Sequence[KeyedTable] = ()
-        self._rules: Rules
-        self._view: SchemaView
+        self._scope: Scope
         self.outcome = Outcome()
 
-    def run(self, batches: Sequence[Batch]) -> list[Batch]:
-        """Delete everything that can be deleted; what came of it is in :attr:`outcome`.
+    @property
+    def view(self) -> SchemaView:
+        """The schema, once something was deleted."""
+        return self._scope.view
 
-        Args:
-            batches: the tracked rows, a table each, in any order.
-
-        Returns:
-            The batches in the order in which they go.
-        """
-        rows: Rows = {place_of(each.table.name): (each.table, each.keys) for each in batches}
-        self._tracked = {place: KeySet(keys) for place, (_table, keys) in rows.items()}
-        for place, others in self._others.items():
-            self._tracked.setdefault(place, KeySet()).update(others)
-        self._tables = [each.table for each in batches]
-        self._rules = self._make_rules(self._tables)
-        self._view = self.patiently(lambda: schema_of(self._database, self._tables))
-        steps = steps_of(self._view.graph, rows)
-        for number, share in enumerate(shares(steps, self._limit, apart=self._apart)):
-            if number and self._remaining() <= 0:
-                for table, keys in share.values():
-                    self._refuse(table, keys, _TOO_LATE)
+    def delete(self, holdings: Iterable[TableHoldings]) -> list[Batch]:
+        """Delete everything that can be deleted; what came of it is in :attr:`outcome`."""
+        holdings = list(holdings)
+        rows = rows_held(holdings)
+        tracked = {held.table.place: held.keys for held in holdings}
+        if self._others is not None:
+            for place, others in self._others.items():
+                tracked.setdefault(place, KeySet()).update(others)
+        self._tables = [table for table, _keys in rows.values()]
+        database, options = self._database, self._run.options
+        default = database.engine.dialect.default_schema_name or ""
+        self._scope = Scope(
+            self._run,
+            database,
+            known_schema(database, self._tables) or self._read_schema(),
+            options.rules(self._tables, default),
+            tracked,
+            self._stay,
+            self._identity,
+            self.outcome,
+        )
+        steps = steps_of(self.view.graph, rows)
+        size = _size(rows)
+        if size <= self._limit:
+            self._delete(rows, steps)
+            self._run.done(size)
+            return [batch for step in steps for batch in step.batches]
+        parts = transactions_of(steps, self._limit, apart=self._apart)
+        for number, part in enumerate(parts):
+            if number and self._run.remaining() <= 0:
+                self._refuse(part, _LATE)
             else:
-                self._clear(share)
-            self._progress(sum(len(keys) for _table, keys in share.values()))
+                self._delete(part)
+            self._run.done(_size(part))
         return [batch for step in steps for batch in step.batches]
 
-    def _clear(self, rows: Rows) -> None:
+    def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
-        failure = self._failure_of(rows, discover=False)
+        failure = self._failure_of(rows, steps, discover=False)
         constraints = 0
         for number in range(_ROUNDS):
             if failure is None:
                 return
             constraints += self._dialect.fault(failure) is Fault.CONSTRAINT
-            if constraints > _SURPRISES:
+            if constraints > _CONSTRAINT_ERRORS:
                 break  # rows are locked while dependents are looked for: it is something else
-            if isinstance(failure, RowLoopError) and self._foreign_keys_off and not number:
-                pass  # somebody's row references the loop: dependents have not been looked for
-            elif not self._may_help(failure, surprised=constraints > 1):
+            allowed = self._run.options.allow_foreign_keys_off
+            if isinstance(failure, RowLoopError) and allowed and not number:
+                pass  # an untracked row references the loop: dependents have not been looked for
+            elif not self._may_help(failure, again=constraints > 1):
                 break
             failure = self._failure_of(rows, discover=True)
         if isinstance(failure, TooManyError):
-            self._clear_in_halves(rows)
+            self._delete_in_halves(rows)
         elif failure is not None:
-            self._carefully(rows)
+            self._delete_one_by_one(rows)
 
-    def _clear_in_halves(self, rows: Rows) -> None:
+    def _delete_in_halves(self, rows: Rows) -> None:
         """So many untracked rows go along that fewer of ours make a transaction."""
-        size = sum(len(keys) for _table, keys in rows.values())
-        steps = steps_of(self._view.graph, rows)
-        halves = list(shares(steps, (size + 1) // 2, apart=self._apart))
+        half = (_size(rows) + 1) // 2
+        halves = list(transactions_of(steps_of(self.view.graph, rows), half, apart=self._apart))
         if len(halves) == 1:  # a circle of rows, which only go together
-            self._carefully(rows)
+            self._delete_one_by_one(rows)
             return
-        for half in halves:
-            self._clear(half)
+        for each in halves:
+            self._delete(each)
 
     def _apart(self, step: Step) -> Iterator[Step]:
         """A step of a cycle in smaller ones: rows that go one after the other, and circles."""
@@ -182,213 +165,228 @@ class Executor:
             with self._database.reading() as connection:
                 return row_order(connection, step)
 
-        for rows in self.patiently(read).steps:
+        for rows in self._run.retry(self._database, read, policy=self._policy).steps:
             if rows.loops:
-                yield from (_part(step, loop) for loop in rows.loops)
+                yield from (part_of(step, loop) for loop in rows.loops)
             else:
-                yield Step(_part(step, rows.rows).batches)
+                yield Step(part_of(step, rows.rows).batches)
 
-    def _may_help(self, failure: Exception, *, surprised: bool) -> bool:
+    def _may_help(self, failure: Exception, *, again: bool) -> bool:
         """Whether looking for dependents, once more, is a way around this failure."""
-        if isinstance(failure, (SeenError, StayError)):
+        if isinstance(failure, (DependentsExistError, IgnoredDeleteError)):
             return True
         if isinstance(failure, (RowLoopError, TooManyError, DeadlineError)):
             return False
         if self._dialect.fault(failure) is Fault.CONSTRAINT:
-            if surprised:  # the first time there were dependents that we had not looked for
-                self._read_anew()
+            if again:  # the first time there were dependents that we had not looked for
+                self._schema_has_changed()
             return True
         if self._database.enforced and self._only_we_enforce():
             self._database.enforced = False
             return True
-        return self._read_anew()
+        return self._schema_has_changed()
 
-    def _read_anew(self) -> bool:
+    def _read_schema(self) -> SchemaView:
+        return self._run.retry(
+            self._database, lambda: schema_of(self._database, self._tables), policy=self._policy
+        )
+
+    def _schema_has_changed(self) -> bool:
         """Read the schema again; whether it has changed."""
-        forget_graph(self._database.engine)
-        before = self._view.graph.foreign_keys
-        self._view = self.patiently(lambda: schema_of(self._database, self._tables))
-        return self._view.graph.foreign_keys != before
+        forget_schema(self._database.engine)
+        before = self.view.graph.foreign_keys
+        self._scope.view = self._read_schema()
+        return self.view.graph.foreign_keys != before
 
     def _only_we_enforce(self) -> bool:
-        """Whether the database enforces foreign keys for nobody but us."""
+        """Whether the database enforces foreign keys on our connection only."""
 
         def ask() -> bool:
             with self._database.reading() as connection:
                 return not self._dialect.enforces_foreign_keys(connection)
 
-        return self.patiently(ask)
-
-    def patiently(self, transaction: Callable[[], T], *, waits: int = sys.maxsize) -> T:
-        """Run a whole transaction, again where that may help, until the cleanup's deadline.
-
-        Args:
-            transaction: begins and ends one.
-            waits: after how many waits for a lock in vain to give up.
-        """
-
-        def passes(error: BaseException) -> bool:
-            nonlocal waits
-            waits -= self._dialect.waited(error)
-            return waits > 0 and self._database.passes(error)
-
-        def on_retry(_attempt: int, error: BaseException) -> None:
-            self.outcome.retries += 1
-            if self._dialect.waited(error):
-                self._database.waiting.armed = True  # who blocks the next attempt shall be known
-
-        return replace(self._policy, deadline=max(self._remaining(), 0.0)).run(
-            transaction, is_transient=passes, on_retry=on_retry
-        )
-
-    def advice(self, place: Place, *, rows: int, seconds: float) -> list[str]:
-        """Which indexes would have made deleting these rows fast."""
-        with self._database.reading() as connection:
-            return advice(connection, self._dialect, self._view, place, rows=rows, seconds=seconds)
-
-    def _remaining(self) -> float:
-        return self._until - self._clock()
-
-    def _failure_of(self, rows: Rows, *, discover: bool, around: bool = True) -> Exception | None:
-        """Run everything in one transaction; the failure that a closer look may find a way around.
-
-        Where somebody holds a lock for long, the rows that are free of it go first. Where waiting
-        did not help, rows are refused: looking closer would only wait again.
-        """
-        several = sum(len(keys) for _table, keys in rows.values()) > 1
-        around = around and several and self._dialect.locks_rows
-        transaction = partial(self._whole, rows, discover=discover, limit=self._limit)
-        self._unanswered = None
-        self._books.begin()
-        self._database.waiting.begin()
-        try:
-            self.patiently(transaction, waits=_WAITS if around else sys.maxsize)
-        except SessionStateError:
-            raise
-        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
-            if isinstance(error, StayError):
-                self._let_stay(error)
-            if not self._database.passes(error):
-                return error
-            if around and self._dialect.waited(error) and self._remaining() > 0:
-                self._around_locks(rows)
-                return None
-            cause = f"gave up: {in_short(error)}{self._database.waiting.told()}"
-            for table, keys in rows.values():
-                self._refuse(table, keys, cause)
-        return None
-
-    def _around_locks(self, rows: Rows) -> None:
-        """Delete what nobody has locked, then wait for the rest alone."""
-        outcome, policy = self.outcome, self._policy
-        refused, kept = outcome.refused, outcome.kept
-        outcome.refused, outcome.kept = {}, {}
-        self._policy = replace(policy, attempts=1)
-        try:
-            with self._database.hurrying():
-                self._carefully(rows)
-        finally:
-            self._policy = policy
-            locked, outcome.refused = outcome.refused, refused
-            needed, outcome.kept = outcome.kept, kept
-        rest: Rows = {}
-        for place, (table, keys) in rows.items():
-            stay = locked.get(table.name, {}).keys() | needed.get(table.name, {}).keys()
-            if stay:
-                rest[place] = table, [key for key in keys if key in stay]
-        if rest and self._failure_of(rest, discover=True, around=False) is not None:
-            self._carefully(rest)
-
-    def _let_stay(self, error: StayError) -> None:
-        for place, keys in error.rows.items():
-            self._stay.setdefault(place, {}).update(dict.fromkeys(keys, Reason(SILENT)))
+        return self._run.retry(self._database, ask, policy=self._policy)
 
     # -- one transaction -----------------------------------------------------------------------
 
-    def _whole(self, rows: Rows, *, discover: bool, limit: int) -> None:
-        done = Done()
-        deletion = Deletion(
-            self._database,
-            self._view,
-            self._rules,
-            tracked=self._tracked,
-            stay=self._stay,
-            before={place_of(name): kept for name, kept in self.outcome.kept.items()},
-            claimed=self._claimed,
-            identity=self._identity,
-            limit=limit,
-            remaining=self._remaining,
-            clock=self._clock,
-            foreign_keys_off=self._foreign_keys_off,
-        )
+    def _failure_of(
+        self,
+        rows: Rows,
+        steps: Sequence[Step] | None = None,
+        *,
+        discover: bool,
+        around: bool = True,
+    ) -> Exception | None:
+        """Run everything in one transaction; the failure that a closer look may find a way around.
+
+        Where a lock is held for long, the rows that are not locked go first. Where waiting did not
+        help, rows are refused: another attempt would only wait again.
+        """
+        around = around and self._dialect.has_row_locks and _size(rows) > 1
+        waits = _WAITS if around else sys.maxsize
+        try:
+            self._transact(rows, steps, discover=discover, limit=self._limit, waits=waits)
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything
+            if isinstance(error, IgnoredDeleteError):
+                self._note_ignored(error)
+            if not self._database.is_transient(error):
+                return error
+            if around and self._dialect.is_timeout(error) and self._run.remaining() > 0:
+                self._delete_unlocked_first(rows)
+            else:
+                self._refuse(rows, self._database.reason(error))
+        return None
+
+    def _transact(
+        self,
+        rows: Rows,
+        steps: Sequence[Step] | None = None,
+        *,
+        discover: bool,
+        limit: int,
+        waits: int,
+    ) -> None:
+        """Run one transaction, again where that may help."""
+        self._unanswered = None
+        if self._ledger is not None:
+            self._ledger.begin()
+        self._database.monitor.begin()
+        attempt = partial(self._attempt, rows, steps, discover=discover, limit=limit)
+        self._run.retry(self._database, attempt, waits=waits, policy=self._policy)
+
+    def _attempt(
+        self, rows: Rows, steps: Sequence[Step] | None, *, discover: bool, limit: int
+    ) -> None:
+        done = Outcome()
         sent = False
 
         def committed() -> None:
             nonlocal sent
             sent = False
             # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
-            self._books.committed()
+            if self._ledger is not None:
+                self._ledger.committed()
             unanswered, self._unanswered = self._unanswered, None
-            done_after_all = done if done or unanswered is None else unanswered
-            self.outcome.add(done_after_all, self._database.capture.database)
+            self.outcome.add(done if unanswered is None or done else unanswered)
 
         try:
             with self._database.writing(
-                seconds=self._remaining(), committed=committed
+                seconds=self._run.remaining(), committed=committed
             ) as connection:
-                deletion.run(connection, rows, done, discover=discover)
-                self._books.settle(connection, rows, done)
+                deletion = Deletion(self._scope, connection)
+                done = deletion.outcome
+                deletion.run(rows, steps, discover=discover, limit=limit)
+                if self._ledger is not None:
+                    self._ledger.record(connection, rows, done)
                 sent = True
         except Exception as error:
             if sent and self._dialect.fault(error) is Fault.LOST:
                 if done or self._unanswered is None:  # what found nothing undoes no count
                     self._unanswered = done
-                self._books.unanswered()
+                if self._ledger is not None:
+                    self._ledger.unanswered()
             raise
 
     # -- around a failure ----------------------------------------------------------------------
 
-    def _carefully(self, rows: Rows) -> None:
-        careful = Careful(
-            tried=self._tried,
-            apart=self._apart,
-            refuse=self._refuse,
-            is_late=lambda: self._remaining() <= 0,
-        )
-        careful.delete(steps_of(self._view.graph, rows))
+    def _delete_unlocked_first(self, rows: Rows) -> None:
+        """Delete the rows that are not locked, then wait for the others alone."""
+        outcome, policy = self.outcome, self._policy
+        refused, kept = outcome.refused, outcome.kept
+        outcome.refused, outcome.kept = {}, {}
+        self._policy = replace(policy, attempts=1)
+        try:
+            with self._database.without_waiting():
+                self._delete_one_by_one(rows)
+        finally:
+            self._policy = policy
+            locked, outcome.refused = outcome.refused, refused
+            needed, outcome.kept = outcome.kept, kept
+        rest: Rows = {}
+        for place, (table, keys) in rows.items():
+            stay = locked.get(place, {}).keys() | needed.get(place, {}).keys()
+            if stay:
+                rest[place] = table, [key for key in keys if key in stay]
+        if rest and self._failure_of(rest, discover=True, around=False) is not None:
+            self._delete_one_by_one(rest)
 
-    def _tried(self, rows: Rows) -> str | None:
-        """Delete rows in a transaction of their own; the cause where that failed."""
-        if self._remaining() <= 0:
-            return _TOO_LATE
-        cause = SILENT
+    def _delete_one_by_one(self, rows: Rows) -> None:
+        """Delete all rows that can go, in transactions of their own."""
+        for step in steps_of(self.view.graph, rows):
+            if step.cycle:
+                self._delete_cycle(step)
+            else:
+                self._halve(step)
+
+    def _delete_cycle(self, step: Step) -> None:
+        reason = self._tried(step.rows)
+        if reason is None:
+            return
+        try:
+            parts = list(self._apart(step))
+        except SessionStateError:
+            raise
+        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it becomes the rows' reason
+            self._refuse(step.rows, replace(reason, also=self._database.reason(error)))
+            return
+        for part in parts:
+            if not part.cycle:
+                self._halve(part)
+                continue
+            reason = self._tried(part.rows)
+            if reason is not None:
+                self._refuse(part.rows, reason)
+
+    def _halve(self, step: Step) -> None:
+        """Find the rows that cannot go, one by one as long as others go in between.
+
+        Where fifty in a row cannot, the parts left are tried whole: all rows may be blocked, and
+        there may be ten thousand.
+        """
+        for batch in step.batches:
+            failures = 0
+            parts = [batch.keys]
+            while parts:
+                keys = parts.pop()
+                rows: Rows = {batch.table.place: (batch.table, keys)}
+                reason = self._tried(rows)
+                if reason is None:
+                    failures = 0
+                elif len(keys) == 1 or failures >= _FAILURES_IN_A_ROW or self._run.remaining() <= 0:
+                    failures += 1
+                    self._refuse(rows, reason)
+                else:
+                    middle = len(keys) // 2
+                    parts += [keys[middle:], keys[:middle]]
+
+    def _tried(self, rows: Rows) -> Reason | None:
+        """Delete rows in a transaction of their own; the reason where that failed."""
+        if self._run.remaining() <= 0:
+            return _LATE
         for _round in range(_ROUNDS):
-            self._unanswered = None
-            self._books.begin()
-            self._database.waiting.begin()
             try:
-                self.patiently(partial(self._whole, rows, discover=True, limit=sys.maxsize))
+                self._transact(rows, discover=True, limit=sys.maxsize, waits=sys.maxsize)
             except SessionStateError:
                 raise
-            except StayError as error:
-                self._let_stay(error)
-            except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' cause
-                told = self._database.waiting.told() if self._database.passes(error) else ""
-                return f"{in_short(error)}{told}"
+            except IgnoredDeleteError as error:
+                self._note_ignored(error)
+            except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' reason
+                return self._database.reason(error)
             else:
                 return None
-        return cause
+        return Reason(LeftoverKind.IGNORED)
 
-    def _refuse(self, table: KeyedTable, keys: Sequence[Any], cause: str) -> None:
-        self.outcome.refused.setdefault(table.name, {}).update(dict.fromkeys(keys, cause))
+    def _note_ignored(self, error: IgnoredDeleteError) -> None:
+        reason = Reason(LeftoverKind.IGNORED)
+        for place, keys in error.rows.items():
+            self._stay.setdefault(place, {}).update(dict.fromkeys(keys, reason))
+
+    def _refuse(self, rows: Rows, reason: Reason) -> None:
+        for place, (_table, keys) in rows.items():
+            self.outcome.refused.setdefault(place, {}).update(dict.fromkeys(keys, reason))
 
 
-def _part(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
-    keys: dict[int, list[Any]] = {}
-    for number, key in rows:
-        keys.setdefault(number, []).append(key)
-    places = {place_of(step.batches[number].table.name) for number in keys}
-    return Step(
-        tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
-        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
-    )
+def _size(rows: Rows) -> int:
+    return sum([len(keys) for _table, keys in rows.values()])

@@ -1,4 +1,4 @@
-"""Whether the rows that have our keys now are still ours, where a database gives keys again.
+"""Whether the rows that have our keys now are still ours, where a database reuses keys.
 
 Asked in the transaction that deletes, which keeps other writers out: a row that shows the values
 that were inserted is ours, and so is one that still has a value that only ours can have. Any other
@@ -12,40 +12,35 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.digests import CELL, UNCOMPARED, digests, is_same
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import dialect_for
-from tidyrows.tracking.digests import CELL, UNCOMPARED, digests, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.dialects import Dialect
-    from tidyrows.rows import KeyedTable, TableName
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.tracking.fingerprints import Fingerprints
-    from tidyrows.tracking.holdings import TableHoldings
-
-_SHOWN = 4
+    from tidyrows.tracking.store import TableHoldings
 
 
 class Identity:
-    """Answers whether rows are still those that a tracker holds.
-
-    Args:
-        held: what the tracker holds, at the beginning of the cleanup.
-    """
+    """Tells whether rows are still those that a tracker held at the beginning of the cleanup."""
 
     def __init__(self, held: Iterable[TableHoldings]) -> None:
         self._held: dict[TableName, TableHoldings] = {each.table.name: each for each in held}
 
-    def __call__(
+    def uncertain(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> Mapping[Any, str]:
+    ) -> Mapping[Any, Reason]:
         """Of rows with these keys, those that may not be ours, and why.
 
         A row whose key is, or contains, the key of a row that may not be ours is not certain
         either: the other tables of a class with joined inheritance, association tables.
         """
         held = self._held.get(table.name)
-        unsure: dict[Any, str] = {}
+        unsure: dict[Any, Reason] = {}
         if held is None or not keys:
             return unsure
         if held.prints is not None:
@@ -58,10 +53,9 @@ class Identity:
                 if key not in held.told:
                     by_parent.setdefault(table.row(key).key[place], []).append(key)
             ours = [key for key in by_parent if key in parent.keys]
-            for key in self(connection, parent.table, ours):
-                row = parent.table.row(key)
-                cause = f"identity uncertain: it belongs to {row}, which see"
-                unsure.update((child, cause) for child in by_parent[key] if child not in unsure)
+            for key in self.uncertain(connection, parent.table, ours):
+                reason = Reason(LeftoverKind.UNCERTAIN, item=parent.table.row(key))
+                unsure.update((child, reason) for child in by_parent[key] if child not in unsure)
         return unsure
 
     def _parents(self, table: KeyedTable) -> Iterable[tuple[TableHoldings, int]]:
@@ -90,15 +84,10 @@ class Identity:
 
 def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
     """What answers for these rows; None where no key of theirs can come back."""
-    return Identity(held) if any(each.prints is not None for each in held) else None
-
-
-_REST = (
-    "nobody can say whether it is still the row that was inserted: its key may have been given "
-    "again, to somebody else's row, or the application may have changed ours. Look at it; own it "
-    "with tracker.track(row) or tracker.track_rows(table, keys), or let "
-    "CleanupManager(tracker, trust_keys=True) delete by key alone"
-)
+    for each in held:
+        if each.prints is not None:
+            return Identity(held)
+    return None
 
 
 def uncertain_keys(
@@ -106,7 +95,7 @@ def uncertain_keys(
     table: KeyedTable,
     keys: Sequence[Any],
     known: Fingerprints,
-) -> dict[Any, str]:
+) -> dict[Any, Reason]:
     """Of rows with these keys, those that may not be ours, and why; rows that are gone are not.
 
     Args:
@@ -135,7 +124,7 @@ def uncertain_keys(
     found = values[0] if width == 1 else list(zip(*values[:width], strict=True))
     now = dict(zip(places, values[width:], strict=True))
     then = known.columns(found)
-    unsure: dict[Any, str] = {}
+    unsure: dict[Any, Reason] = {}
     for number, changed in _differing(then, now).items():
         equal = [at for at in places if then[at][number] != UNCOMPARED and at not in changed]
         if any(then[-1][number] >> at & 1 for at in equal):
@@ -146,7 +135,7 @@ def uncertain_keys(
             if now[at][number] is not None or not table.table.c[known.names[at]].foreign_keys
         ]  # a reference that is NULL now went with the row that it referenced
         if against or not equal:
-            unsure[found[number]] = _cause(against)
+            unsure[found[number]] = Reason(LeftoverKind.UNCERTAIN, columns=tuple(against))
     return unsure
 
 
@@ -162,7 +151,7 @@ def _are_final(
         known.generated
         and len(table.key_columns) == 1
         and set(map(type, keys)) == {int}
-        and not dialect.gives_again(connection, table, max(keys))
+        and not dialect.may_reuse_key(connection, table, max(keys))
     )
 
 
@@ -179,11 +168,3 @@ def _differing(
             if old not in {new, UNCOMPARED} and not is_same(old, values[number]):
                 differing.setdefault(number, []).append(at)
     return differing
-
-
-def _cause(changed: Sequence[str]) -> str:
-    if not changed:
-        return f"identity uncertain: what it referenced is gone, and {_REST}"
-    shown = ", ".join(changed[:_SHOWN]) + (", ..." if len(changed) > _SHOWN else "")
-    verb = "differs" if len(changed) == 1 else "differ"
-    return f"identity uncertain: {shown} {verb} from what was inserted, and {_REST}"

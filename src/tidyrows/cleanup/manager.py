@@ -8,23 +8,16 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
-from tidyrows.awaiting import spawn
-from tidyrows.cleanup.bookkeeping import Bookkeeping
-from tidyrows.cleanup.choice import named_tables, places_of, written_names
-from tidyrows.cleanup.claims import claimed_by_others
-from tidyrows.cleanup.cleaning import Cleaning
-from tidyrows.cleanup.connection import Database
-from tidyrows.cleanup.executor import Executor
-from tidyrows.cleanup.external import Part, Phases
-from tidyrows.cleanup.graphs import graph_of
-from tidyrows.cleanup.identity import identity_of
-from tidyrows.cleanup.keep import keep
+from tidyrows.cleanup.database_cleanup import DatabaseCleanup
+from tidyrows.cleanup.ledger_updates import LedgerUpdates
+from tidyrows.cleanup.options import CleanupOptions, Dependents, named_tables, written_names
 from tidyrows.cleanup.plan import Plan, steps_for
-from tidyrows.cleanup.preserve import Restoring
-from tidyrows.cleanup.progress import Steps
-from tidyrows.cleanup.report import HERE, CleanupReport, describe_leftovers
-from tidyrows.cleanup.rules import Dependents, Rules
-from tidyrows.cleanup.verify import in_short
+from tidyrows.cleanup.reasons import in_short
+from tidyrows.cleanup.report import CleanupReport, ProgressListener, describe_leftovers
+from tidyrows.cleanup.resources import ResourceCleanup
+from tidyrows.cleanup.restore import PreservedRows
+from tidyrows.cleanup.run import CleanupRun
+from tidyrows.cleanup.schema_view import schema_of
 from tidyrows.errors import (
     CleanupError,
     NotBoundError,
@@ -32,19 +25,19 @@ from tidyrows.errors import (
     TakenOverError,
     TidyRowsError,
 )
+from tidyrows.greenlets import spawn
+from tidyrows.keys import TableName
+from tidyrows.ledger.process import kept_id
+from tidyrows.ledger.table import NAME
 from tidyrows.retry import RetryPolicy
-from tidyrows.rows import TableName
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
-    from tidyrows.cleanup.progress import Progress
-    from tidyrows.cleanup.report import Leftover
-    from tidyrows.rows import KeyedTable
-    from tidyrows.schema import ForeignKey
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.cleanup.report import Leftover, Progress
+    from tidyrows.cleanup.resources import Phase
 
 
 class CleanupManager:
@@ -55,7 +48,7 @@ class CleanupManager:
     very exception surfaces; what went wrong in the cleanup is attached as a note.
 
     Args:
-        tracker: whose rows.
+        tracker: the tracker that holds the rows.
         dependents: what becomes of untracked rows that reference tracked ones.
         own: tables (mapped classes, Tables, or names like ``"audit_log"``) whose rows that
             reference tracked ones are deleted, whatever the schema says.
@@ -68,8 +61,8 @@ class CleanupManager:
         deadline: the longest time for the whole cleanup, in seconds; by default the policy's.
         rows_per_transaction: the most rows that one transaction deletes, so that no lock is held
             for long; a circle of rows, or one row with all that reference it, may be more.
-        on_progress: told a :class:`Progress` after each transaction; ``progress_bar()`` makes one.
-            What it raises does not stop the cleanup, and surfaces at its end.
+        on_progress: called with a :class:`Progress` after each transaction; ``progress_bar()``
+            makes one. What it raises does not stop the cleanup, and surfaces at its end.
         trust_keys: delete by key alone. Otherwise, where the database gives keys again (SQLite), a
             row that no longer looks as it was inserted stays, since it may be somebody else's.
         keep_on_failure: where the body raises, leave the rows for study. A note on the error says
@@ -78,7 +71,8 @@ class CleanupManager:
             with ``FOREIGN_KEY_CHECKS=0``, on a connection that is thrown away afterwards.
 
     Attributes:
-        tracker: whose rows.
+        tracker: as given.
+        options: the other arguments.
         report: what the cleanup did; None before the first.
 
     Example:
@@ -110,43 +104,22 @@ class CleanupManager:
                 f"CleanupManager cleans up after a tracker, and a {type(tracker).__name__} is "
                 f"none. Write CleanupManager(ResourceTracker(engine))."
             )
-        if lock_timeout <= 0:
-            raise ValueError(
-                f"lock_timeout={lock_timeout!r} is no time to wait; give seconds, as in "
-                f"CleanupManager(tracker, lock_timeout=5.0)."
-            )
-        if rows_per_transaction < 1:
-            raise ValueError(
-                f"rows_per_transaction={rows_per_transaction!r} deletes nothing; give a number of "
-                f"rows, as in CleanupManager(tracker, rows_per_transaction=25_000)."
-            )
-        if not isinstance(dependents, Dependents):
-            raise TypeError(
-                f"dependents={dependents!r} is no way to treat dependents; write "
-                f"Dependents.FOLLOW_SCHEMA, Dependents.DELETE or Dependents.ERROR."
-            )
-        self._dependents = dependents
-        self._own, self._protect = named_tables("own", own), named_tables("protect", protect)
-        for schema, name in sorted(self._own & self._protect, key=str):
-            raise ValueError(
-                f"{f'{schema}.' if schema else ''}{name} is in own= and in protect=; take it out "
-                f"of one of them."
-            )
+        retry = retry or RetryPolicy()
         self.tracker = tracker
         self.report: CleanupReport | None = None
-        self._retry = retry or RetryPolicy()
-        if deadline is not None:
-            self._retry = replace(self._retry, deadline=deadline)
-        self._verify = verify
-        self._lock_timeout = lock_timeout
-        self._limit = rows_per_transaction
-        self._on_progress = on_progress
-        self._trust_keys = trust_keys
-        self._keep_on_failure = keep_on_failure
-        self._foreign_keys_off = allow_foreign_keys_off
-        self._databases: dict[str, Database] = {}
-        self._refusal: SessionStateError | None = None
-        self._failure: Exception | None = None
+        self.options = CleanupOptions(
+            dependents=dependents,
+            own=named_tables("own", own),
+            protect=named_tables("protect", protect),
+            retry=retry if deadline is None else replace(retry, deadline=deadline),
+            verify=verify,
+            lock_timeout=lock_timeout,
+            rows_per_transaction=rows_per_transaction,
+            on_progress=on_progress,
+            trust_keys=trust_keys,
+            keep_on_failure=keep_on_failure,
+            allow_foreign_keys_off=allow_foreign_keys_off,
+        )
 
     def __enter__(self) -> Self:
         self.tracker.refuse_blocking("async with CleanupManager(tracker): ...")
@@ -162,7 +135,7 @@ class CleanupManager:
     ) -> None:
         try:
             self.tracker.stop()
-            if error is not None and self._keep_on_failure:
+            if error is not None and self.options.keep_on_failure:
                 error.add_note(self.keep())
             else:
                 self.cleanup()
@@ -170,7 +143,7 @@ class CleanupManager:
             if error is None:
                 raise
             # Whatever it is, the test's own failure comes first.
-            error.add_note(f"tidyrows: the cleanup after this failed too: {_told(failure)}")
+            error.add_note(f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
 
     async def __aenter__(self) -> Self:
         if not self.tracker.active:
@@ -189,7 +162,7 @@ class CleanupManager:
                     self.tracker.stop()
             finally:
                 self.tracker.stop()
-            if error is not None and self._keep_on_failure:
+            if error is not None and self.options.keep_on_failure:
                 async with self.tracker.turn():
                     error.add_note(await spawn(self.keep))
             else:
@@ -197,7 +170,7 @@ class CleanupManager:
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"tidyrows: the cleanup after this failed too: {_told(failure)}")
+            error.add_note(f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
 
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
@@ -208,13 +181,13 @@ class CleanupManager:
             sqlalchemy.exc.SQLAlchemyError, TidyRowsError: a query that was to be asked late failed.
         """
         self.tracker.refuse_blocking("await tracker.run_sync(lambda _tracker: manager.plan())")
-        for failure in self.tracker.resolve_late(self._retry):
+        for failure in self.tracker.resolve_late(self.options.retry):
             raise failure
         return Plan(
             tuple(
                 step
-                for database, holdings in self._held_by_database()
-                for step in steps_for(database, holdings)
+                for database, held in self._new_run().held_by_database()
+                for step in steps_for(database, held)
             )
         )
 
@@ -231,53 +204,60 @@ class CleanupManager:
                 deleted there, everything stays tracked.
         """
         self.tracker.refuse_blocking("await manager.cleanup_async()")
-        clock = self._retry.clock
-        started = clock()
-        self.report = report = CleanupReport()
-        until = started + self._retry.deadline
-        self._refusal = self._failure = None
-        self._taken: set[str] = set()
-        self._databases.clear()  # what was learned of waits and foreign keys was another time's
+        run = self._new_run()
+        self.report = report = run.report
+        started = run.until - self.options.retry.deadline
         leftovers: list[Leftover] = []
         failures: list[Exception] = []
         if not self.tracker.is_foreign:
             self.tracker.release_session()
-            failures = self.tracker.resolve_late(self._retry)
-            steps = Steps(self._on_progress, sum(map(len, self.tracker.snapshot())))
-            restoring = Restoring(self.tracker, report, self._database, self._retry, until)
-            restoring.before_deletes()
-            clean = partial(self._clean, report, until, steps)
+            failures = self.tracker.resolve_late(self.options.retry)
+            if self.options.on_progress is not None:
+                total = sum(map(len, self.tracker.snapshot()))
+                run.progress = ProgressListener(self.options.on_progress, total)
+            preserved = PreservedRows(run) if self.tracker.preserved else None
+            if preserved is not None:
+                preserved.before_deletes()
             if self.tracker.externals():
-                phases = Phases(self.tracker, report, clean, self._retry, until)
-                leftovers = phases.run(self._references())
-                self._failure = self._failure or phases.failure
+                delete = partial(self._delete, run)
+                leftovers = ResourceCleanup(run, delete).run(self._references(run))
             else:
-                leftovers = clean(None)
-            leftovers += restoring.after_deletes()
-            failures += self._finish_books()
-            self._failure = self._failure or restoring.failure
-            self._refusal = self._refusal or restoring.refusal
-            failures += steps.finish()
+                leftovers = self._delete(run, None)
+            if preserved is not None:
+                leftovers += preserved.after_deletes()
+            failures += self._finish_ledgers(run)
+            if run.progress is not None:
+                run.progress.finish()
+                failures += run.progress.failures
         report.leftovers = tuple(leftovers)
         report.blockers = tuple(
-            blocker for each in self._databases.values() for blocker in each.waiting.blockers
+            [blocker for each in run.databases.values() for blocker in each.monitor.blockers]
         )
-        report.seconds = clock() - started
-        if leftovers or report.held or self._refusal is not None:
-            self.tracker.said()
-        if self._refusal is not None:
+        report.seconds = self.options.retry.clock() - started
+        self._raise(run, failures)
+        return report
+
+    def _new_run(self) -> CleanupRun:
+        retry = self.options.retry
+        until = retry.clock() + retry.deadline
+        return CleanupRun(self.tracker, self.options, CleanupReport(), until)
+
+    def _raise(self, run: CleanupRun, failures: Sequence[Exception]) -> None:
+        leftovers = run.report.leftovers
+        if leftovers or run.report.held or run.refusal is not None:
+            self.tracker.dismiss_leak_warning()
+        if run.refusal is not None:
             if leftovers:
-                self._refusal.add_note(self._described(leftovers))
-            raise self._refusal
+                run.refusal.add_note(self._described(leftovers))
+            raise run.refusal
         if leftovers:
-            told = self._described(leftovers)
-            error = CleanupError(told, leftovers=leftovers, report=report)
+            error = CleanupError(self._described(leftovers), leftovers=leftovers, report=run.report)
             for failure in failures:
                 error.add_note(f"and besides: {failure!r}")
-            raise error from self._failure
+            errors = (each.error for each in leftovers if each.error is not None)
+            raise error from run.failure or next(errors, None)
         for failure in failures:
             raise failure
-        return report
 
     def _described(self, leftovers: Sequence[Leftover]) -> str:
         return describe_leftovers(leftovers)
@@ -288,8 +268,8 @@ class CleanupManager:
         Returns:
             Which they are, and what deletes them.
         """
-        wishes = {"own": written_names(self._own), "protect": written_names(self._protect)}
-        return keep(self.tracker, wishes)
+        tables = {"own": self.options.own, "protect": self.options.protect}
+        return _keep(self.tracker, {name: written_names(each) for name, each in tables.items()})
 
     async def cleanup_async(self) -> CleanupReport:
         """As :meth:`cleanup`, for a tracker that is bound to something asynchronous.
@@ -302,134 +282,100 @@ class CleanupManager:
         async with self.tracker.turn():  # a task may be creating yet, in the tracker's session
             return await spawn(self.cleanup)
 
-    def _clean(
-        self, report: CleanupReport, until: float, steps: Steps, part: Part | None
-    ) -> list[Leftover]:
-        """Delete the rows of a part, or all; what is left over of them."""
+    def _delete(self, run: CleanupRun, phase: Phase | None) -> list[Leftover]:
+        """Delete the rows of a phase, or all; what is left over of them."""
         leftovers: list[Leftover] = []
-        for database, holdings in self._held_by_database():
-            books = Bookkeeping(self.tracker, database)
-            executor = Executor(
-                database,
-                books=books,
-                retry=self._retry,
-                until=until,
-                limit=self._limit,
-                progress=steps.add,
-                rules=partial(self._rules, database),
-                claimed=partial(self._claimed, database),
-                identity=None if self._trust_keys else identity_of(holdings),
-                others=None if part is None else part.others(holdings),
-                stay=None if part is None else part.kept(holdings),
-                foreign_keys_off=self._foreign_keys_off,
-            )
-            cleaning = Cleaning(
-                self.tracker,
-                database,
-                executor,
-                report,
-                verify=self._verify,
-                books=books,
-                part=part,
-            )
+        for number, (database, held) in enumerate(run.held_by_database()):
             try:
-                leftovers += cleaning.run()
+                now = run.held_in(database) if number else held  # cleaning the others took time
+                leftovers += DatabaseCleanup(run, database, now, phase).run()
             except TakenOverError as error:
-                self._refusal = self._refusal or error
-                self._taken.add(database.capture.database)
+                run.refuse(error)
+                run.taken_over.add(database.name)
             except SessionStateError as error:
-                self._refusal = self._refusal or error
-            self._failure = self._failure or cleaning.failure
+                run.refuse(error)
         return leftovers
 
-    def _finish_books(self) -> list[Exception]:
+    def _finish_ledgers(self, run: CleanupRun) -> list[Exception]:
         """Leave in the ledgers what is left; what went wrong is returned."""
         failures: list[Exception] = []
-        for name in self.tracker.books():
-            database = self._database(name)
-            retry = partial(self._retry.run, is_transient=database.passes)
+        for name in self.tracker.journals.databases:
+            database = run.database(name)
+            ledger = LedgerUpdates.of(self.tracker, database)
+            retry = partial(self.options.retry.run, is_transient=database.is_transient)
             try:
-                if name not in self._taken:
-                    Bookkeeping(self.tracker, database).finish(retry)
+                if ledger is not None and name not in run.taken_over:
+                    ledger.finish(retry)
             except TakenOverError as error:
-                self._refusal = self._refusal or error
-                self._taken.add(name)
+                run.refuse(error)
+                run.taken_over.add(name)
             except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
                 failures.append(error)
-            if name in self._taken:
-                self.tracker.let_go(name)
+            if name in run.taken_over:
+                self.tracker.journals.release(name)
         return failures
 
-    def _references(self) -> list[tuple[TableName, TableName]]:
+    def _references(self, run: CleanupRun) -> list[tuple[TableName, TableName]]:
         """Which table references which, child first, in every database that rows are held of."""
         found: dict[tuple[TableName, TableName], None] = {}
-        for database, holdings in self._held_by_database():
-            name = database.capture.database
-            for key in self._foreign_keys(database, [held.table for held in holdings]):
-                found[TableName(name, *key.child), TableName(name, *key.parent)] = None
+        for database, holdings in run.held_by_database():
+            tables = [held.table for held in holdings]
+            try:
+                view = self.options.retry.run(
+                    partial(schema_of, database, tables), is_transient=database.is_transient
+                )
+            except (SessionStateError, sa.exc.SQLAlchemyError):
+                continue  # nor can its rows be deleted, and that is reported then
+            for key in view.graph.foreign_keys:
+                child, parent = (
+                    TableName(database.name, *each) for each in (key.child, key.parent)
+                )
+                found[child, parent] = None
         return list(found)
 
-    def _foreign_keys(
-        self, database: Database, tables: Sequence[KeyedTable]
-    ) -> tuple[ForeignKey, ...]:
-        try:
-            graph = self._retry.run(
-                lambda: graph_of(database, tables), is_transient=database.passes
-            )
-        except (SessionStateError, sa.exc.SQLAlchemyError):
-            return ()  # nor can its rows be deleted, and that is said then
-        return graph.foreign_keys
 
-    def _rules(self, database: Database, tables: Sequence[KeyedTable]) -> Rules:
-        default = database.engine.dialect.default_schema_name or ""
-        return Rules(
-            self._dependents,
-            own=places_of(self._own, tables, default),
-            protect=places_of(self._protect, tables, default),
-        )
-
-    def _claimed(
-        self,
-        database: Database,
-        connection: sa.Connection,
-        table: KeyedTable,
-        keys: Sequence[Any],
-    ) -> dict[Any, str]:
-        """Of these rows, those that another tracker, here or in another process, will delete."""
-        name = table.name
-        claims: dict[Any, str] = {}
-        for other in database.capture.holders:
-            if other is not self.tracker and other.holds(name):
-                mine = other.context.tag
-                theirs = other.those_held(name, keys) if table.key_columns else keys
-                claims.update((key, f"{HERE}{mine}") for key in theirs)
-        book = self.tracker.known_book(name.database)
-        rest = [key for key in keys if key not in claims]
-        if book is not None and rest:
-            claims.update(claimed_by_others(connection, book, table, rest))
-        return claims
-
-    def _held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
-        self.tracker.settle()
-        by_database: dict[str, list[TableHoldings]] = {}
-        for held in self.tracker.snapshot():
-            by_database.setdefault(held.table.name.database, []).append(held)
-        return [(self._database(name), by_database[name]) for name in sorted(by_database)]
-
-    def _database(self, name: str) -> Database:
-        database = self._databases.get(name)
-        if database is None:
-            database = self._databases[name] = Database(
-                self.tracker.engine_of(name),
-                lock_timeout=self._lock_timeout,
-                statement_timeout=self._retry.deadline,
-            )
-            # There may be no second attempt, which alone is watched otherwise.
-            only_one = self._retry.deadline < 2 * self._lock_timeout
-            database.waiting.armed = self._retry.attempts == 1 or only_one
-        return database
-
-
-def _told(failure: Exception) -> str:
+def _in_full(failure: Exception) -> str:
     """A failure without SQL and parameters, which may hold secrets."""
     return str(failure) if isinstance(failure, TidyRowsError) else in_short(failure)
+
+
+_SHOWN = 20
+
+
+def _keep(tracker: ResourceTracker, arguments: Mapping[str, Iterable[str]]) -> str:
+    """Leave a tracker's rows where they are; with a ledger, no sweep takes them unless asked to."""
+    tracker.release_session()
+    tracker.settle()
+    held = tracker.snapshot()
+    things = [
+        str(each.table.row(key)) for each in held for key in (*each.keys.in_order(), *each.doubtful)
+    ]
+    count = len(things) + sum(each.nameless for each in held)
+    things += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
+    resources = [str(resource) for resource in tracker.externals()]
+    things += resources
+    count += len(resources)
+    if not count:
+        return "tidyrows: there are no rows to keep."
+    tracker.dismiss_leak_warning()
+    name = kept_id()
+    aside = [each for each in tracker.journals.databases if tracker.journals.put_aside(each, name)]
+    lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
+    lines += [f"  {each}" for each in things[:_SHOWN]]
+    if len(things) > _SHOWN:
+        lines.append(f"  ... and {len(things) - _SHOWN} more")
+    journals = [found for each in aside if (found := tracker.journals.of(each)) is not None]
+    for ledger, schema in dict.fromkeys(journal.ledger.place for journal in journals):
+        where = "" if ledger == NAME else f", ledger={ledger!r}"
+        where += f", schema={schema!r}" if schema else ""
+        where += "".join(f", {name}={sorted(each)}" for name, each in arguments.items() if each)
+        lines.append(
+            f'They are deleted by: python -c "import os, tidyrows; '
+            f"print(tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where}))\""
+        )
+    if not aside:
+        lines.append(
+            "They are deleted by manager.cleanup() in this process. With "
+            "ResourceTracker(..., ledger=Ledger(engine)) another process can delete them too."
+        )
+    return "\n".join(lines)

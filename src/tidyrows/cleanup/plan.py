@@ -1,39 +1,34 @@
-"""The plan: in which order which rows will be deleted. What it prints is what runs."""
+"""The plan: which rows go in which order, and which of them in one transaction."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tidyrows.cleanup.graphs import graph_of
-from tidyrows.rows import TableName
+from tidyrows.cleanup.schema_view import schema_of
+from tidyrows.keys import TableName
+from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
-    from tidyrows.tracking.holdings import TableHoldings
+    from tidyrows.tracking.store import TableHoldings
 
 
-def place_of(name: TableName) -> Place:
-    """A table as the schema room names it."""
-    return name.schema, name.name
+Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
+"""Rows by place: their table, and their keys in the one global order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one table.
+    """Rows of one table."""
 
-    Attributes:
-        table: the table.
-        keys: its keys, in the one global order.
-        foreign_keys: what it references among the planned tables of its database.
-    """
-
-    table: KeyedTable
-    keys: Sequence[Any]
+    table: KeyedTable  # the table
+    keys: Sequence[Any]  # its keys, in the one global order
+    # what it references among the planned tables of its database
     foreign_keys: tuple[ForeignKey, ...] = ()
 
     def parent(self, key: ForeignKey) -> TableName:
@@ -43,15 +38,20 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Batches that are deleted together: one, or those of the tables of a cycle.
+    """Batches that are deleted together: one, or those of the tables of a cycle."""
 
-    Attributes:
-        batches: what is deleted.
-        cycle: the foreign keys of the cycle; empty where there is none.
-    """
+    batches: tuple[Batch, ...]  # what is deleted
+    cycle: tuple[ForeignKey, ...] = ()  # the foreign keys of the cycle; empty where there is none
 
-    batches: tuple[Batch, ...]
-    cycle: tuple[ForeignKey, ...] = ()
+    @property
+    def size(self) -> int:
+        """How many rows."""
+        return sum(len(batch.keys) for batch in self.batches)
+
+    @property
+    def rows(self) -> Rows:
+        """The rows by place."""
+        return {batch.table.place: (batch.table, batch.keys) for batch in self.batches}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,27 +127,91 @@ def _mermaid_text(text: str) -> str:
 
 def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[Step, ...]:
     """Order what is held of one database."""
-    rows = {
-        place_of(held.table.name): (held.table, held.keys.in_order())
-        for held in holdings
-        if len(held.keys)
-    }
+    rows = rows_held(holdings)
     if not rows:
         return ()
-    return steps_of(graph_of(database, (table for table, _keys in rows.values())), rows)
+    view = schema_of(database, [table for table, _keys in rows.values()])
+    return steps_of(view.graph, rows)
 
 
-def steps_of(
-    graph: ForeignKeyGraph, rows: Mapping[Place, tuple[KeyedTable, Sequence[Any]]]
-) -> tuple[Step, ...]:
-    """Order rows, given by place: the table, and its keys in the one global order."""
-    own: dict[Place, list[ForeignKey]] = {}
+def rows_held(holdings: Iterable[TableHoldings]) -> Rows:
+    """The rows with a key of one database."""
+    return {
+        held.table.place: (held.table, held.keys.in_order()) for held in holdings if len(held.keys)
+    }
+
+
+def steps_of(graph: ForeignKeyGraph, rows: Rows) -> tuple[Step, ...]:
+    """Order rows."""
+    if len(rows) == 1:  # the usual cleanup needs no order
+        ((table, keys),) = rows.values()
+        own = graph.foreign_keys_between(rows)
+        return (Step((Batch(table, keys, own),), own if graph.is_cyclic(rows) else ()),)
+    keys_of: dict[Place, list[ForeignKey]] = {}
     for key in graph.foreign_keys_between(rows):
-        own.setdefault(key.child, []).append(key)
+        keys_of.setdefault(key.child, []).append(key)
     return tuple(
         Step(
-            tuple(Batch(*rows[place], tuple(own.get(place, ()))) for place in group),
+            tuple(Batch(*rows[place], tuple(keys_of.get(place, ()))) for place in group),
             graph.foreign_keys_between(group) if graph.is_cyclic(group) else (),
         )
         for group in graph.order(rows)
+    )
+
+
+def transactions_of(
+    steps: Iterable[Step], limit: int, *, apart: Callable[[Step], Iterable[Step]]
+) -> Iterator[Rows]:
+    """The rows of these steps, in order, a transaction each: at most ``limit`` rows if possible.
+
+    Rows that reference go before or with what they reference, so that the foreign keys are whole
+    wherever a transaction ends. ``apart`` divides a step whose tables form a cycle, and that is too
+    large, into smaller ones in the order in which their rows can go; a step of it with ``cycle`` is
+    a circle of rows. It is called when the transactions before have ended.
+    """
+    rows: Rows = {}
+    size = 0
+    for step in steps:
+        parts = apart(step) if step.cycle and step.size > limit else (step,)
+        for part in parts:
+            if part.cycle:
+                if size and size + part.size > limit:
+                    yield rows
+                    rows, size = {}, 0
+                for batch in part.batches:
+                    size += _add(rows, batch.table, batch.keys)
+                continue
+            for batch in part.batches:
+                at = 0
+                while at < len(batch.keys):
+                    if size >= limit:
+                        yield rows
+                        rows, size = {}, 0
+                    room = limit - size
+                    whole = not at and room >= len(batch.keys)
+                    keys = batch.keys if whole else batch.keys[at : at + room]
+                    size += _add(rows, batch.table, keys)
+                    at += room
+    if size:
+        yield rows
+
+
+def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
+    place = table.place
+    before = len(rows[place][1]) if place in rows else 0
+    if before:  # rows of a cycle come level by level
+        keys = in_order([*rows[place][1], *keys])
+    rows[place] = table, keys
+    return len(keys) - before
+
+
+def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
+    """Some rows of a step, given as (number of the batch, key)."""
+    keys: dict[int, list[Any]] = {}
+    for number, key in rows:
+        keys.setdefault(number, []).append(key)
+    places = {step.batches[number].table.place for number in keys}
+    return Step(
+        tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
+        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
     )

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
     from tidyrows.schema import ForeignKey
 
 _CHUNK = 500
@@ -23,8 +23,9 @@ def referencing_pairs(
     parent: KeyedTable,
 ) -> Iterator[tuple[Any, Any]]:
     """Of these child rows, each one that references a parent, with the parent's key."""
-    children = with_columns(child, key.child_columns)
-    parents = with_columns(parent, key.parent_columns).alias("parent")
+    # Both have an alias: that of one alone may be the other's own name.
+    children = with_columns(child, key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
     width = len(child.key_columns)
     query = sa.select(
         *(children.c[column.name] for column in child.key_columns),
@@ -43,21 +44,13 @@ def referenced(
     *,
     but_for: tuple[KeyedTable, Sequence[Any]] | None = None,
 ) -> set[Any]:
-    """Of these parent rows, those that any row of the child table references.
-
-    Args:
-        connection: where to look.
-        key: by which foreign key.
-        parent: the parents' table.
-        parent_keys: the parents.
-        but_for: the child table and rows of it that do not count.
-    """
+    """Of these parent rows, those that any row of the child table references."""
     if but_for is None:
         schema, name = key.child
-        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias("child")
+        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias()
     else:
-        children = with_columns(but_for[0], key.child_columns).alias("child")
-    parents = with_columns(parent, key.parent_columns).alias("parent")
+        children = with_columns(but_for[0], key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
     query = (
         sa.select(*(parents.c[column.name] for column in parent.key_columns))
         .distinct()

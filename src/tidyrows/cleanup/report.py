@@ -1,4 +1,4 @@
-"""What a cleanup did, for people and for programs."""
+"""What a cleanup did, for people and for programs; and how far it is while it runs."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from tidyrows.cleanup.reasons import LeftoverKind, Reason
     from tidyrows.dialects import Blocker
-    from tidyrows.rows import KeyedTable, RowKey, TableName
-    from tidyrows.tracking.external import ExternalResource
+    from tidyrows.external import ExternalResource
+    from tidyrows.keys import KeyedTable, RowKey, TableName
 
 _SHOWN = 20
+HERE = "the tracker "
+"""The name of a holder in this process begins with this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,24 +25,35 @@ class Leftover:
     Attributes:
         table: the table; None for an external resource.
         row: the row; None for rows of a table without a primary key, which have no name.
-        cause: why it is still there, and what to do.
+        reason: why it is still there.
         count: how many rows; more than one only where ``row`` is None.
         resource: the external resource; None for rows.
     """
 
     table: TableName | None
     row: RowKey | None
-    cause: str
+    reason: Reason
     count: int = 1
     resource: ExternalResource | None = None
+
+    @property
+    def kind(self) -> LeftoverKind:
+        """What kind of reason it is."""
+        return self.reason.kind
+
+    @property
+    def error(self) -> BaseException | None:
+        """The exception that kept it, chained to what caused that; None where nothing raised."""
+        return self.reason.error
+
+    @property
+    def cause(self) -> str:
+        """Why it is still there, and what to do, as text."""
+        return str(self.reason)
 
     def __str__(self) -> str:
         name = self.resource or self.row or f"{self.table}: {self.count} row(s)"
         return f"{name}: {self.cause}"
-
-
-HERE = "the tracker "
-"""So begins the name of an owner that is in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +62,7 @@ class Held:
 
     Attributes:
         row: the row; None for an external resource.
-        by: whose row needs it.
+        by: the worker, run or tracker that holds the other row.
         resource: an external resource that such a row needs; None for a row.
     """
 
@@ -91,6 +105,11 @@ class TableRows:
         return f"<{len(self)} rows of {self._table.name}>"
 
 
+def add_rows(into: dict[TableName, TableRows], rows: TableRows, name: TableName) -> None:
+    """Add rows to those of their table."""
+    into[name] = into[name].merged(rows) if name in into else rows
+
+
 @dataclass(slots=True)
 class CleanupReport:
     """What one cleanup did.
@@ -103,8 +122,8 @@ class CleanupReport:
         held: rows of ours that a row of another tracker needs. They stay tracked and are no
             error: a cleanup after that tracker's own deletes them.
         already_gone: tracked rows that somebody else had deleted before, by table.
-        reappeared: rows that were deleted, and whose key is there again: somebody else's now, or
-            put back by a trigger. tidyrows lets go of them.
+        reappeared: rows that were deleted, and whose key is there again: a row of somebody else,
+            or put back by a trigger. tidyrows forgets them.
         external: external resources removed, by kind.
         restored: preserved rows put back as they were, by table.
         leftovers: rows and external resources of ours that are still there; they stay tracked.
@@ -152,13 +171,14 @@ class CleanupReport:
         return "\n".join([text, *slow, *(f"waited for {each}" for each in self.blockers)])
 
 
-def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) -> str:
-    """The message of a CleanupError: every row with its cause, up to a screen of them.
+def count_in(into: dict[Any, int], name: Any, count: int) -> None:
+    """Add to one of the report's counts; nothing where there is nothing to count."""
+    if count > 0:
+        into[name] = into.get(name, 0) + count
 
-    Args:
-        leftovers: what is still there.
-        swept: a sweep was to delete them, so that no tracker is at hand.
-    """
+
+def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) -> str:
+    """The message of a CleanupError: every row with its cause, up to a screen of them."""
     leftovers = list(leftovers)
     count = sum(leftover.count for leftover in leftovers)
     things = "row(s) and resources" if any(each.resource for each in leftovers) else "row(s)"
@@ -171,3 +191,89 @@ def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) ->
         lines.append(f"  ... and {len(leftovers) - _SHOWN} more in error.leftovers")
     lines.append(f"Remove the cause, then {again} again.")
     return "\n".join(lines)
+
+
+# -- while it runs -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a cleanup is.
+
+    Attributes:
+        done: rows that are deleted, or given up as leftovers.
+        total: all rows that the cleanup is about; dependents are not among them, since nobody
+            knows them before.
+        finished: whether this is the last call.
+    """
+
+    done: int
+    total: int
+    finished: bool = False
+
+
+class ProgressListener:
+    """Calls the function that the user gave as ``on_progress``, until it raises."""
+
+    def __init__(self, listener: Callable[[Progress], None], total: int) -> None:
+        self._listener = listener
+        self._total = total
+        self._done = 0
+        self.failures: list[Exception] = []
+        self._call(finished=False)
+
+    def add(self, rows: int) -> None:
+        """So many rows are done."""
+        self._done += rows
+        self._total = max(self._total, self._done)  # rows in doubt may have turned out to be ours
+        self._call(finished=False)
+
+    def finish(self) -> None:
+        """All is done."""
+        self._total = self._done = max(self._total, self._done)
+        self._call(finished=True)
+
+    def _call(self, *, finished: bool) -> None:
+        if self.failures:
+            return
+        try:
+            self._listener(Progress(self._done, self._total, finished))
+        except Exception as error:  # noqa: BLE001 -- rows are still to be deleted; it is raised when they are
+            self.failures.append(error)
+
+
+def progress_bar(**options: Any) -> Callable[[Progress], None]:
+    """A bar of tqdm's, for ``CleanupManager(tracker, on_progress=progress_bar())``.
+
+    It appears only in cleanups of more than one transaction, and goes when they end.
+
+    Args:
+        options: what ``tqdm`` takes, as ``desc="cleanup"`` or ``leave=True``.
+
+    Raises:
+        ModuleNotFoundError: tqdm is not installed; the message says how to.
+    """
+    try:
+        from tqdm.auto import tqdm  # noqa: PLC0415 -- an extra, which not everybody has
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'progress_bar() draws with tqdm, which is not installed: pip install "tidyrows'
+            '[progress]".',
+            name=error.name,
+        ) from error
+    chosen = {"desc": "cleanup", "unit": " rows", "leave": False, **options}
+    bar: Any = None
+
+    def show(progress: Progress) -> None:
+        nonlocal bar
+        if bar is None and 0 < progress.done < progress.total:
+            bar = tqdm(total=progress.total, **chosen)
+        if bar is None:
+            return
+        bar.total = progress.total
+        bar.update(progress.done - bar.n)
+        if progress.finished:
+            bar.close()
+            bar = None
+
+    return show

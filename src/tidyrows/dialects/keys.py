@@ -1,4 +1,4 @@
-"""Keys on their way to the database and back: plain forms, driver values, who is still there."""
+"""Keys on their way to the database and back: plain statements, driver values, keys found."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
-    from tidyrows.rows import KeyedTable
+    from tidyrows.keys import KeyedTable
 
 _LONG = 100
 """Keys of a run, on average, from which a range is quicker than their list."""
@@ -22,15 +22,23 @@ _PLAIN_COMPOSITE_CHUNK = 100
 _AS_WRITTEN = {"schema_translate_map": None}
 
 
-def chunks(values: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+def chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     """Slices of at most ``size`` values, in order."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]
+    if 0 < len(values) <= size:
+        return (values,)
+    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def as_sent(values: list[list[Any]]) -> Sequence[Any]:
     """Driver values, one list per column, as one scalar or tuple per key."""
     return values[0] if len(values) == 1 else list(zip(*values, strict=True))
+
+
+def quoted_names(dialect: sa.Dialect, table: KeyedTable) -> tuple[str, list[str]]:
+    """A table's qualified name and the names of its key columns, for SQL text."""
+    quote = dialect.identifier_preparer.quote
+    place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
+    return place, [quote(column.name) for column in table.key_columns]
 
 
 def run(connection: sa.Connection, statement: Any) -> sa.CursorResult[Any]:
@@ -74,7 +82,7 @@ def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[
     )
 
 
-def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterator[Sequence[Any]]:
+def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterable[Sequence[Any]]:
     """As many keys as :func:`plain_condition` takes well."""
     composite = len(table.key_clauses) > 1
     return chunks(keys, _PLAIN_COMPOSITE_CHUNK if composite else _PLAIN_CHUNK)
@@ -101,12 +109,14 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
     columns = table.key_clauses
     if len(columns) != 1 or len(keys) < _LONG or not isinstance(columns[0].type, _NUMBERS):
         return None
-    runs = runs_of(keys)
-    return runs if runs is not None and len(runs) * _LONG <= len(keys) else None
+    return runs_of(keys, most=len(keys) // _LONG)
 
 
-def runs_of(keys: Sequence[Any]) -> list[tuple[int, int]] | None:
-    """First and last of each run of integers; None for anything else, or in another order."""
+def runs_of(keys: Sequence[Any], *, most: int | None = None) -> list[tuple[int, int]] | None:
+    """First and last of each run of integers; None for anything else, or in another order.
+
+    None also where there are more than ``most`` runs.
+    """
     if set(map(type, keys)) != {int}:
         return None
     if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
@@ -116,7 +126,7 @@ def runs_of(keys: Sequence[Any]) -> list[tuple[int, int]] | None:
     for key in islice(keys, 1, None):
         if key == last + 1:
             last = key
-        elif key > last:
+        elif key > last and (most is None or len(runs) + 1 < most):
             runs.append((first, last))
             first = last = key
         else:
@@ -178,17 +188,15 @@ def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) ->
 
     For the driver; keys are bound table by table, key by key, column by column.
     """
-    quote = dialect.identifier_preparer.quote
     mark = "?" if dialect.paramstyle == "qmark" else "%s"
     parts = []
     for table, count in tables:
-        names = [quote(column.name) for column in table.key_columns]
+        place, names = quoted_names(dialect, table)
         if len(names) == 1:
             condition = f"{names[0]} IN ({', '.join([mark] * count)})"
         else:
             one = " AND ".join(f"{name} = {mark}" for name in names)
             condition = " OR ".join([one] * count)
-        place = f"{quote(table.name.schema)}.{quote(table.table.name)}"
         parts.append(f"EXISTS(SELECT 1 FROM {place} WHERE {condition})")
     return f"SELECT {', '.join(parts)}"
 
@@ -218,7 +226,7 @@ def typed_rows(
     ]
 
 
-def look_plainly(
+def select_keys_plainly(
     connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
 ) -> list[tuple[Any, ...]]:
     """The keys that are there, as rows, with SQLAlchemy's own statements."""
@@ -229,10 +237,10 @@ def look_plainly(
     return found
 
 
-def those_there(
+def keys_found(
     keys: Sequence[Any],
     sent: Sequence[Any],
-    look: Callable[[Sequence[Any]], Iterable[tuple[Any, ...]]],
+    look: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]],
 ) -> list[Any]:
     """Which keys name a row, where the database alone knows when two keys are equal.
 
@@ -249,9 +257,10 @@ def those_there(
         positions = asked.pop()
         whole = len(positions) == len(keys)
         part = sent if whole else [sent[position] for position in positions]
-        rows = [_bare(row) for row in look(part)]
-        if not rows:
+        looked_at = look(part)
+        if not looked_at:
             continue
+        rows = [_bare(row) for row in looked_at]
         if len(positions) == 1:
             found.update(positions)
             continue
@@ -261,7 +270,7 @@ def those_there(
             rest = [position for position in positions if position not in equal]
             middle = (len(rest) + 1) // 2
             asked.extend(half for half in (rest[:middle], rest[middle:]) if half)
-    return [keys[position] for position in sorted(found)]
+    return [keys[position] for position in sorted(found)] if found else []
 
 
 def _bare(row: tuple[Any, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Factories under an asynchronous engine: the same calls, in SQLAlchemy's greenlet."""
+"""Factories of an asynchronous engine: the same calls, in SQLAlchemy's greenlet."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect
 
-from tidyrows.awaiting import in_greenlet, spawn
-from tidyrows.tracking.ambient import current_tracker
+from tidyrows.greenlets import spawn
+from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-async def created(create: Callable[[], T]) -> T:
-    """Call a factory where it may await; a session is no thing for two tasks at a time."""
+async def create_in_greenlet(create: Callable[[], T]) -> T:
+    """Call a factory inside a greenlet; two tasks never use one session at the same time."""
     tracker = current_tracker()
     if tracker is None:
         return await spawn(create)
@@ -29,10 +29,7 @@ async def created(create: Callable[[], T]) -> T:
 
 @contextmanager
 def unexpired(session: Session) -> Iterator[None]:
-    """In the block a commit in a task leaves attributes loaded: nobody could load them later."""
-    if not in_greenlet():
-        yield
-        return
+    """Keep attributes loaded after a commit in the block: a task cannot load them later."""
     usual, session.expire_on_commit = session.expire_on_commit, False
     try:
         yield
@@ -40,8 +37,8 @@ def unexpired(session: Session) -> Iterator[None]:
         session.expire_on_commit = usual
 
 
-def make_usable(made: Iterable[Any]) -> None:
-    """Load what the database made of these objects, and the relationships among them."""
+def load_attributes(made: Iterable[Any]) -> None:
+    """Load what the database filled in, and the relationships between these objects."""
     objects = {id(instance): instance for instance in made}
     for instance in objects.values():
         state: InstanceState[Any] = inspect(instance)

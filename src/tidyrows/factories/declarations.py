@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
+import sqlalchemy as sa
 from factory.declarations import BaseDeclaration
+from sqlalchemy.orm import ColumnProperty, Mapper
 
 from tidyrows.errors import ScopeError
-from tidyrows.factories.calls import innermost_call
-from tidyrows.factories.columns import column_limits
-from tidyrows.factories.whose import active_context, next_integer
 from tidyrows.template import TAG_WIDTH, check, escaped
+from tidyrows.tracking.current import current_tracker
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    from factory.base import FactoryOptions
     from factory.builder import BuildStep, Resolver
 
 _LOCAL_WIDTH = 64  # of an e-mail address, before the @ (RFC 5321)
@@ -22,35 +26,20 @@ _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`
 _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
 
-class _ScopedDeclaration(BaseDeclaration):
-    """A declaration without parameters, so that a value costs no more than itself."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-
-    def evaluate_pre(self, instance: Resolver, step: BuildStep, overrides: dict[str, Any]) -> Any:
-        """Evaluate, without unrolling parameters that we do not have."""
-        return self.evaluate(instance, step, overrides)
-
-    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> Any:
-        """The next value, or that of the attempt before."""
-        call = innermost_call()
-        if call is None or call.draws is None:
-            return self._next(instance, step)
-        return call.draws.draw(self, lambda: self._next(instance, step))
-
-    def _next(self, instance: Resolver, step: BuildStep) -> Any:
-        raise NotImplementedError
+def active_context() -> WorkerContext:
+    """The context of the ambient tracker, else of this process."""
+    tracker = current_tracker()
+    return WorkerContext.current() if tracker is None else tracker.context
 
 
-class Scoped(_ScopedDeclaration):
+class Scoped(BaseDeclaration):
     """Text that differs in every call, test, worker, run and host.
 
-    It is cut to fit the mapped column: literal text goes, the tag stays whole.
+    It is cut to fit the mapped column: literal text is cut, the tag never.
 
     Args:
-        template: literal text with ``{tag}``; or with ``{run}``, ``{worker}``, ``{n}`` and maybe
-            ``{test}``, which are the tag's parts.
+        template: literal text with ``{tag}``; or with the parts of a tag: ``{run}``, ``{worker}``,
+            ``{n}`` and, optionally, ``{test}``.
 
     Raises:
         ScopeError: the template could produce another run's value; or, when a value is made, the
@@ -68,28 +57,29 @@ class Scoped(_ScopedDeclaration):
 
     def __init__(self, template: str) -> None:
         check(template)
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.template = template
 
-    def _next(self, instance: Resolver, step: BuildStep) -> str:
-        limits = column_limits(instance, step)
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
+        """The next text."""
+        limits = _column_limits(instance, step)
         return active_context().text(self.template, limits.length, column=limits.name)
 
     def __repr__(self) -> str:
         return f"Scoped({self.template!r})"
 
 
-class ScopedEmail(_ScopedDeclaration):
+class ScopedEmail(BaseDeclaration):
     """An e-mail address that differs in every call, test, worker, run and host.
 
     Only the prefix is cut to fit the mapped column, so the address stays valid.
 
     Args:
-        prefix: what it begins with; a hyphen and the tag follow.
-        domain: what stands after the @.
+        prefix: the beginning of the address; a hyphen and the tag follow.
+        domain: the part after the @.
 
     Raises:
-        ScopeError: prefix or domain have no place in an address; or, when a value is made, the
+        ScopeError: prefix or domain is not valid in an address; or, when a value is made, the
             column is too short for tag and domain.
     """
 
@@ -100,15 +90,16 @@ class ScopedEmail(_ScopedDeclaration):
                 f"!#$%&'*+/=?^_`{{|}}~- may, and single dots between them."
             )
         if not _DOMAIN.fullmatch(domain):
-            raise ScopeError(f"{domain!r} is no domain of an e-mail address, as example.test is.")
-        super().__init__()
+            raise ScopeError(f"{domain!r} is not a domain of an e-mail address; example.test is.")
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.prefix = prefix
         self.domain = domain
         begin = escaped(f"{prefix[: _LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
         self._template = f"{begin}{{tag}}@{domain}"
 
-    def _next(self, instance: Resolver, step: BuildStep) -> str:
-        limits = column_limits(instance, step)
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
+        """The next text."""
+        limits = _column_limits(instance, step)
         length = _ADDRESS_WIDTH if limits.length is None else min(limits.length, _ADDRESS_WIDTH)
         return active_context().text(self._template, length, column=limits.name, keep_end=True)
 
@@ -116,27 +107,30 @@ class ScopedEmail(_ScopedDeclaration):
         return f"ScopedEmail({self.prefix!r}, {self.domain!r})"
 
 
-class ScopedInteger(_ScopedDeclaration):
+class ScopedInteger(BaseDeclaration):
     """An integer that differs in every call, test and worker of a run.
 
-    The workers' integers interleave, and another run begins at ``start`` again. Where the tracker
-    has a ledger they differ in all runs, on all hosts, too. Declarations that fill one column need
+    The integers of several workers interleave, and another run begins at ``start`` again. Where the
+    tracker has a ledger, they differ between runs and hosts too. Declarations of one column need
     the same ``start``.
 
     Args:
         start: the first worker's first integer.
 
     Raises:
-        ScopeError: when a value is made that the mapped column cannot hold.
+        ScopeError: the mapped column cannot hold the next value.
     """
 
     def __init__(self, start: int = 0) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.start = start
 
-    def _next(self, instance: Resolver, step: BuildStep) -> int:
-        value = next_integer(self.start)
-        limits = column_limits(instance, step)
+    def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> int:
+        """The next integer."""
+        tracker = current_tracker()
+        source = WorkerContext.current() if tracker is None else tracker
+        value = source.integer(self.start)
+        limits = _column_limits(instance, step)
         if limits.largest is not None and not -limits.largest <= value <= limits.largest:
             raise ScopeError(
                 f"{limits.name} holds integers up to {limits.largest}, but the next one that no "
@@ -148,3 +142,87 @@ class ScopedInteger(_ScopedDeclaration):
 
     def __repr__(self) -> str:
         return f"ScopedInteger({self.start})"
+
+
+# -- what a column can hold ------------------------------------------------------------------------
+
+_BITS = {"small_integer": 15, "SMALLINT": 15, "integer": 31, "INTEGER": 31}
+_BITS |= {"big_integer": 63, "BIGINT": 63}
+
+
+@dataclass(frozen=True, slots=True)
+class _ColumnLimits:
+    """What a column can hold.
+
+    Attributes:
+        name: the column, as ``users.email``; None where the field is no mapped column.
+        length: the number of characters, None for no limit.
+        largest: the largest number, None for no limit.
+    """
+
+    name: str | None = None
+    length: int | None = None
+    largest: int | None = None
+
+
+_NO_LIMITS = _ColumnLimits()
+
+# By the options of the factory, since Meta.rename belongs to it. Weak, for factories of one test.
+_limits: WeakKeyDictionary[FactoryOptions, dict[str, _ColumnLimits]] = WeakKeyDictionary()
+
+
+def _column_limits(instance: Resolver, step: BuildStep) -> _ColumnLimits:
+    """The limits of the column for which a declaration is evaluated.
+
+    A field without a mapped column of its own (a synonym, a hybrid, a parameter, a field of a
+    model that is not mapped) has none.
+    """
+    # A declaration is not given the name of its field. To find cycles, the resolver keeps a list
+    # of the fields under evaluation; the last one is this declaration's, in a Maybe or Trait too.
+    pending = getattr(instance, "_Resolver__pending", None)
+    if not pending:
+        return _NO_LIMITS
+    options = step.builder.factory_meta
+    known = _limits.get(options)
+    if known is None:
+        known = _limits[options] = {}
+    field = pending[-1]
+    limits = known.get(field)
+    if limits is None:
+        attribute = options.rename.get(field, field)
+        limits = known[field] = _limits_of(options.get_model_class(), attribute)
+    return limits
+
+
+def _limits_of(model: Any, attribute: str) -> _ColumnLimits:
+    mapper = sa.inspect(model, raiseerr=False)
+    if not isinstance(mapper, Mapper):
+        return _NO_LIMITS
+    mapped = mapper.attrs.get(attribute)
+    if not isinstance(mapped, ColumnProperty):
+        return _NO_LIMITS
+    # The key of a joined subclass is a column of both tables.
+    columns = [column for column in mapped.columns if isinstance(column, sa.Column)]
+    if not columns:
+        return _NO_LIMITS
+    lengths = [length for column in columns if (length := _length(column.type)) is not None]
+    numbers = [number for column in columns if (number := _largest(column.type)) is not None]
+    return _ColumnLimits(
+        f"{columns[0].table.name}.{columns[0].name}",
+        min(lengths, default=None),
+        min(numbers, default=None),
+    )
+
+
+def _plain(type_: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
+    return type_.impl_instance if isinstance(type_, sa.types.TypeDecorator) else type_
+
+
+def _length(type_: sa.types.TypeEngine[Any]) -> int | None:
+    plain = _plain(type_)
+    return plain.length if isinstance(plain, sa.String) else None
+
+
+def _largest(type_: sa.types.TypeEngine[Any]) -> int | None:
+    bits = _BITS.get(_plain(type_).__visit_name__)
+    return None if bits is None else 2**bits - 1

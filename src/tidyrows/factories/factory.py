@@ -3,39 +3,40 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
+from tidyrows.capture.ambient import entered
 from tidyrows.errors import NoSessionError
-from tidyrows.factories.asynchronous import created
-from tidyrows.factories.calls import running_call
+from tidyrows.factories.asynchronous import create_in_greenlet
+from tidyrows.factories.call import running_call
+from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
-from tidyrows.factories.lost import again_where_lost
 from tidyrows.factories.options import TrackedOptions, watch
-from tidyrows.tracking.ambient import current_tracker, entered
+from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
 
 
 class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
-    """A factory_boy factory whose rows the ambient tracker holds.
+    """A factory_boy factory whose rows the ambient tracker tracks.
 
-    A session that Meta names is used, and persistence honoured, as in factory_boy. Where Meta
-    names none, the session is the ambient tracker's: every object is flushed when it is made, and
-    the outermost call commits once, what hooks have changed included. If that call raises, a
-    session that the tracker opened is rolled back.
+    The session and persistence of Meta are used as in factory_boy. Where Meta names no session, the
+    session of the ambient tracker is used: every object is flushed when it is made, and the
+    outermost call commits once, with the changes of hooks. If that call raises, a session that the
+    tracker opened is rolled back.
 
-    A transaction that was begun by hand in a session of yours stays yours to commit.
+    A transaction that you began by hand in your own session is yours to commit.
 
-    A call whose whole transaction the database undid, as after a deadlock, is run again by the
-    tracker's ``retry`` policy: hooks run again too, and what Faker, ``factory.fuzzy``, sequences,
-    iterators and scoped declarations drew is drawn again. Where the transaction had begun before
-    the call, the error surfaces.
+    A call whose whole transaction the database undid, as after a deadlock, runs again by the
+    ``retry`` policy of the tracker. Hooks run again too, and every declaration gives a new value.
+    Where the transaction had begun before the call, the error surfaces.
 
     Raises:
         NoSessionError: created where neither Meta nor a tracker gives a session.
@@ -54,8 +55,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     _meta: TrackedOptions
 
     if TYPE_CHECKING:
-        # Type checkers take a nested class for an attribute that every Meta would override wrongly,
-        # and do not see that factory_boy's metaclass makes ``UserFactory()`` a User.
+        # For a type checker, each Meta would override a nested class wrongly, and factory_boy's
+        # metaclass, by which ``UserFactory()`` is a User, is unknown.
         Meta: Any
 
         def __new__(cls, *args: Any, **kwargs: Any) -> T:  # type: ignore[misc]  # as above
@@ -76,7 +77,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     else:
 
         class Meta:
-            """What factory_boy reads; a factory without a model is abstract."""
+            """The options; a factory without a model is abstract."""
 
             abstract = True
 
@@ -86,30 +87,31 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         tracker = current_tracker()
         if tracker is None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
-        tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
+        if tracker.is_async:
+            tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
-        return again_where_lost(tracker, lambda: create(size, **kwargs), given=kwargs)
+        return call_with_retries(tracker, lambda params: create(size, **params), kwargs)
 
     @classmethod
     async def create_async(cls, **kwargs: Any) -> T:
         """An object and its row, through an asynchronous engine or session.
 
-        Every declaration works, and what was loaded stays loaded: no attribute of the objects made
+        Every declaration works, and loaded attributes stay loaded: no attribute of the new objects
         needs the database afterwards.
 
         Example:
             >>> user = await UserFactory.create_async()
         """
-        return await created(lambda: cls.create(**kwargs))
+        return await create_in_greenlet(lambda: cls.create(**kwargs))
 
     @classmethod
     async def create_batch_async(cls, size: int, **kwargs: Any) -> list[T]:
         """``size`` objects, with one commit for all, through an asynchronous engine or session."""
-        return await created(lambda: cls.create_batch(size, **kwargs))
+        return await create_in_greenlet(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
-        """This factory for a tracker that the context does not reach, as in another thread.
+        """This factory with a tracker that the context does not reach, as in another thread.
 
         Example:
             >>> Thread(target=lambda: UserFactory.scoped_to(tracker).create()).start()
@@ -118,13 +120,16 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
 
     @classmethod
     def _generate(cls, strategy: str, params: dict[str, Any]) -> Any:
-        tracker = current_tracker()
-        if strategy != CREATE_STRATEGY or tracker is None or running_call(tracker) is not None:
-            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
         generate = super()._generate
-        # A copy: factory_boy takes what is its own out of it.
-        return again_where_lost(tracker, lambda: generate(strategy, dict(params)), given=params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        if (
+            strategy != CREATE_STRATEGY
+            or (tracker := current_tracker()) is None
+            or running_call(tracker) is not None
+        ):
+            return generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        if tracker.is_async:
+            tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
+        return call_with_retries(tracker, partial(generate, strategy), params)
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
@@ -164,7 +169,7 @@ class ScopedFactory(Generic[T]):
     tracker: ResourceTracker
 
     def __call__(self, **kwargs: Any) -> T:
-        """What the factory's own call does: create, unless its strategy says otherwise."""
+        """Make an object by ``Meta.strategy``."""
         with entered(self.tracker):
             return self.factory(**kwargs)
 
@@ -184,7 +189,7 @@ class ScopedFactory(Generic[T]):
             return await self.factory.create_async(**kwargs)
 
     async def create_batch_async(self, size: int, **kwargs: Any) -> list[T]:
-        """Create ``size`` objects so, with one commit for all."""
+        """Create ``size`` objects through an asynchronous engine or session, with one commit."""
         with entered(self.tracker):
             return await self.factory.create_batch_async(size, **kwargs)
 

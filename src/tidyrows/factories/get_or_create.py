@@ -1,9 +1,9 @@
-"""Meta.sqlalchemy_get_or_create, with two faults of factory_boy mended.
+"""Meta.sqlalchemy_get_or_create, without two faults of factory_boy.
 
-factory_boy rolls the whole session back when another worker was faster, and with it every
-uncommitted row of the test: here a savepoint holds the attempt. And it then looks for the other's
-row by the parameters of the last call of the class, which SubFactory never sets: here they are
-those of the object being made.
+Where another worker inserted the row first, factory_boy rolls the whole session back, and every
+uncommitted row of the test is lost: here the INSERT is in a savepoint. factory_boy then looks for
+the other row by the parameters of the last call of the class, which a SubFactory does not set: here
+the parameters are those of the object that is made.
 """
 
 from __future__ import annotations
@@ -23,29 +23,27 @@ if TYPE_CHECKING:
 
     from factory.base import FactoryOptions
 
-    from tidyrows.factories.factory import TrackedFactory
-
 parameters: ContextVar[tuple[FactoryOptions, Mapping[str, Any]] | None] = ContextVar(
     "tidyrows_parameters", default=None
 )
-"""The options of the factory that makes an object, and the parameters it was called with."""
+"""The options of the factory that makes an object, and the parameters of its call."""
 
 
 def get_or_create(
-    factory: type[TrackedFactory[Any]],
+    factory: Any,
     model: type[Any],
     session: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """The row with these key fields, or a new one.
+    """The row with the values of the key fields, or a new one.
 
     Raises:
         FactoryError: a key field has no value.
-        MultipleResultsFound: several rows have the key fields' values.
-        IntegrityError: the row collides with another that the call's parameters do not describe.
+        MultipleResultsFound: several rows have the values of the key fields.
+        IntegrityError: the row collides with one that the parameters of the call do not describe.
     """
-    options = factory._meta  # noqa: SLF001 -- factory_boy's name for what extensions work with
+    options = factory._meta  # noqa: SLF001 -- an extension point of factory_boy
     keys: dict[str, Any] = {}
     for field in options.sqlalchemy_get_or_create:
         if field not in kwargs:
@@ -54,41 +52,42 @@ def get_or_create(
                 f"'{field}' in factory {factory.__name__}"
             )
         keys[field] = kwargs.pop(field)
-    found = session.query(model).filter_by(*args, **keys).one_or_none()
+    query = session.query(model)
+    found = query.filter_by(*args, **keys).one_or_none()
     if found is not None:
         return found
-    # Without a flush there is no insert yet, hence nothing to confine.
-    real = _confining(session, model) if options.flushes_each_object else None
-    save: Any = factory._save  # noqa: SLF001 -- an extension point too
-    attempt = nullcontext() if real is None else real.begin_nested()
+    # Without a flush there is no INSERT yet, so no savepoint is needed.
+    real = _session_with_savepoints(session, model) if options.flushes_each_object else None
+    savepoint = nullcontext() if real is None else real.begin_nested()
     try:
-        with attempt:
-            return save(model, session, args, {**keys, **kwargs})
+        with savepoint:
+            return factory._save(model, session, args, {**keys, **kwargs})  # noqa: SLF001 -- as above
     except sa.exc.IntegrityError:
         if real is None or not real.is_active:  # not active: the COMMIT itself has failed
             session.rollback()
-        winner = _winner(options, session.query(model), keys, None if real is None else real)
-        if winner is None:
+        other = _inserted_by_another(options, query, keys, real)
+        if other is None:
             raise
-        return winner
+        return other
 
 
-def _confining(session: Any, model: type[Any]) -> orm.Session | None:
-    """The session in which a savepoint can be set now, or None where none can."""
+def _session_with_savepoints(session: Any, model: type[Any]) -> orm.Session | None:
+    """The session if a savepoint can be set in it now, or None."""
     real = session() if isinstance(session, orm.scoped_session) else session
     if not isinstance(real, orm.Session):
         return None
     connection = real.connection(bind_arguments={"mapper": sa.inspect(model)})
-    if dialect_for(connection).commits_by_itself(connection):
+    dialect = dialect_for(connection)
+    if dialect.is_autocommit(connection):
         return None
-    dialect_for(connection).before_savepoint(connection)
+    dialect.before_savepoint(connection)
     return real
 
 
-def _winner(
+def _inserted_by_another(
     options: FactoryOptions, query: orm.Query[Any], keys: dict[str, Any], real: orm.Session | None
 ) -> Any:
-    """The row of the worker that was faster, by the key fields that the call named."""
+    """The row that another worker inserted first, by the key fields of the call, or None."""
     given = parameters.get()
     if given is None or given[0] is not options:
         return None
@@ -99,8 +98,8 @@ def _winner(
     found = query.one_or_none()
     if found is not None or real is None:
         return found
-    # A REPEATABLE READ snapshot from before the other's commit does not show the row; a locking
-    # read does, on the MySQL family.
+    # A REPEATABLE READ snapshot from before the other's COMMIT does not contain the row; a locking
+    # read finds it, on the MySQL family.
     try:
         with real.begin_nested():
             return query.with_for_update(read=True, key_share=True).one_or_none()

@@ -1,4 +1,4 @@
-"""The Meta of a tracked factory: where its session comes from and when it is flushed."""
+"""The Meta of a tracked factory: its session, its sequence, and when an object is flushed."""
 
 from __future__ import annotations
 
@@ -9,21 +9,18 @@ from factory.base import OptionDefault
 from factory.enums import CREATE_STRATEGY
 from sqlalchemy import orm
 
-from tidyrows.factories.calls import Call, innermost_call, running_call
-from tidyrows.factories.drawn import Sources
+from tidyrows.factories.call import Call, innermost_call, running_call
+from tidyrows.factories.call_retry import unkeyed_with
+from tidyrows.factories.declarations import active_context
 from tidyrows.factories.get_or_create import parameters
-from tidyrows.factories.passed import unkeyed_among
-from tidyrows.factories.sequence import InterleavedCounter
-from tidyrows.tracking.ambient import current_tracker
+from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
-    from factory.builder import BuildStep
-
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 
 class _NamedSession(OptionDefault):
-    """The session of a Meta. A subclass inherits what was named, never what is ambient."""
+    """The session of a Meta. A subclass inherits a named session, never an ambient one."""
 
     def apply(self, meta: Any, base_meta: Any) -> Any:
         inherited = "named_session" if isinstance(base_meta, TrackedOptions) else self.name
@@ -33,14 +30,13 @@ class _NamedSession(OptionDefault):
 class TrackedOptions(SQLAlchemyOptions):
     """factory_boy's options, with the ambient tracker's session where Meta names none.
 
-    All that must hold for every object stands here and not in ``_create``: real suites override
-    that without calling super, and SubFactories reach the options, not the class's own calls.
+    What must happen for every object is done here and not in ``_create``: real suites override that
+    method without calling super, and a SubFactory calls the options, not the factory's ``create``.
 
     Attributes:
-        named_session: what Meta names, or its session factory has returned; None where nothing.
+        named_session: the session that Meta names, or that its session factory returned, or None.
     """
 
-    _sources: Sources | None = None
     named_session: Any
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
@@ -65,99 +61,78 @@ class TrackedOptions(SQLAlchemyOptions):
         self.named_session = session
 
     @property
-    def takes_ambient_session(self) -> bool:
-        """Whether Meta leaves the session to the ambient tracker."""
-        return self.named_session is None and not self.sqlalchemy_session_factory
-
-    @property
     def flushes_each_object(self) -> bool:
-        """Whether an object has its row when the factory hands it out."""
-        return self.sqlalchemy_session_persistence is not None or self.takes_ambient_session
+        """Whether an object has its row when the factory returns it."""
+        return self.sqlalchemy_session_persistence is not None or self._commits_at_the_end
 
-    def instantiate(self, step: BuildStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def next_sequence(self) -> int:
+        """The next number of factory_boy's counter for this worker.
+
+        One worker counts 0, 1, 2. Of several workers, worker 3 counts 3, 1003, 2003. The worker is
+        looked up with each number: at import time it is not known yet.
+        """
+        if self._counter is None:
+            self._initialize_counter()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        counter: Any = self._counter
+        context = active_context()
+        number: int = counter.seq + context.worker_index
+        counter.seq += context.stride
+        return number
+
+    def instantiate(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the object; if it is created in the tracker's session, flush it."""
-        if step.builder.strategy != CREATE_STRATEGY:
-            return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        tracker = current_tracker()
-        if tracker is not None:
-            if not self._commits_at_the_end and (call := innermost_call()) is not None:
-                call.alone = False  # it has a session of its own, or commits as it likes
+        make = self._with_parameters if self.sqlalchemy_get_or_create else super().instantiate
+        if step.builder.strategy != CREATE_STRATEGY or (tracker := current_tracker()) is None:
+            return make(step, args, kwargs)
+        if not self._commits_at_the_end:
+            if (call := innermost_call()) is not None:
+                call.is_alone = False  # this factory has a session of its own, or commits by itself
             if self.named_session is not None:
                 watch(tracker, self.named_session)
-            elif self._commits_at_the_end:
-                return self._flushed(tracker, step, args, kwargs)
-        return self._created(step, args, kwargs)
-
-    def use_postgeneration_results(
-        self, step: BuildStep, instance: Any, results: dict[str, Any]
-    ) -> None:
-        """Call the factory's last hook; commit where no call of ours will."""
-        if (
-            self.named_session is None
-            and self._commits_at_the_end
-            and step.builder.strategy == CREATE_STRATEGY
-            and (tracker := current_tracker()) is not None
-            and running_call(tracker) is None
-        ):
-            # A plain factory_boy factory has us as a SubFactory: nobody else commits our object.
-            with Call(tracker) as call:
-                call.session = tracker.session
-                super().use_postgeneration_results(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        else:
-            super().use_postgeneration_results(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-
-    @property
-    def _commits_at_the_end(self) -> bool:
-        return self.sqlalchemy_session_persistence is None and self.takes_ambient_session
-
-    def _flushed(
-        self,
-        tracker: ResourceTracker,
-        step: BuildStep,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+            return make(step, args, kwargs)
         call = running_call(tracker)
         if call is None:
-            with Call(tracker, commits=False):
-                return self._flushed(tracker, step, args, kwargs)
+            # This factory is a SubFactory of a plain factory_boy factory, or inside of a build.
+            call = Call(tracker, commits=False)
+            return call.run(self.instantiate, step, args, kwargs)
+        step.tidyrows_call = call
         call.session = session = tracker.session
-        if call.draws is not None:
-            call.unkeyed += unkeyed_among(kwargs.values())
-        instance = self._created(step, args, kwargs)
-        if call.draws is not None:
-            if not call.made:
-                call.transaction = session.get_transaction()
-            call.made.append(instance)
+        if call.began_transaction:
+            for value in kwargs.values():
+                if hasattr(value, "_sa_instance_state"):
+                    call.unkeyed += unkeyed_with(value)
+        instance = make(step, args, kwargs)
+        if not call.made:
+            call.transaction = session.get_transaction()
+        call.made.append(instance)
         session.flush()
         return instance
 
-    def next_sequence(self) -> int:
-        """The next number; whatever the object will draw at random comes after it."""
-        call = innermost_call()
-        if call is not None and call.draws is not None:
-            if self._sources is None:
-                self._sources = Sources(self.pre_declarations.as_dict().values())  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-            if self._sources:
-                call.draws.begin(self._sources)
-        number: int = super().next_sequence()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        return number
+    def use_postgeneration_results(self, step: Any, instance: Any, results: dict[str, Any]) -> None:
+        """Call the factory's last hook; commit if the call that flushed the object has ended."""
+        finish = super().use_postgeneration_results
+        call = getattr(step, "tidyrows_call", None)
+        if call is None or call.running:
+            finish(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        else:
+            again = Call(call.tracker, session=call.tracker.session)
+            again.run(finish, step, instance, results)
 
-    def _created(self, step: BuildStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if not self.sqlalchemy_get_or_create:
-            return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+    @property
+    def _commits_at_the_end(self) -> bool:
+        """Whether the outermost call commits the objects, through the ambient tracker's session."""
+        return (
+            self.named_session is None
+            and self.sqlalchemy_session_persistence is None
+            and not self.sqlalchemy_session_factory
+        )
+
+    def _with_parameters(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         token = parameters.set((self, step.builder.extras))
         try:
             return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         finally:
             parameters.reset(token)
-
-    def _initialize_counter(self) -> None:
-        if self._counter is None and self.counter_reference is self:
-            first = self.factory._setup_next_sequence()  # noqa: SLF001 -- an extension point
-            self._counter = InterleavedCounter(first)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        else:
-            super()._initialize_counter()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     def _build_default_options(self) -> list[OptionDefault]:
         return [
@@ -169,7 +144,7 @@ class TrackedOptions(SQLAlchemyOptions):
 
 
 def watch(tracker: ResourceTracker, session: Any) -> None:
-    """Have the tracker hear what a named session writes."""
+    """Have the tracker track what a named session writes."""
     real = session() if isinstance(session, orm.scoped_session) else session
     if isinstance(real, orm.Session):
         tracker.watch(real)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from tidyrows.schema.facts import ForeignKey, Place, merge
-from tidyrows.schema.graph import ForeignKeyGraph
-from tidyrows.schema.pragma import pragma_foreign_keys
+from tidyrows.schema.graph import ForeignKeyGraph, PrecedenceGraph
 from tidyrows.schema.reflect import (
     inspector_foreign_keys,
     model_foreign_keys,
@@ -18,6 +17,7 @@ __all__ = [
     "ForeignKey",
     "ForeignKeyGraph",
     "Place",
+    "PrecedenceGraph",
     "RowOrder",
     "RowStep",
     "inspector_foreign_keys",
@@ -26,6 +26,5 @@ __all__ = [
     "model_foreign_keys",
     "nullable_columns",
     "nullable_columns_of",
-    "pragma_foreign_keys",
     "reflect_foreign_keys",
 ]

@@ -6,7 +6,7 @@ Pure: foreign keys in, order and cycles out. It knows no database and no row.
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import networkx as nx
 
@@ -106,6 +106,33 @@ class ForeignKeyGraph:
     def outgoing(self, place: Place) -> tuple[ForeignKey, ...]:
         """The keys that this place holds."""
         return tuple(self._outgoing.get(place, ()))
+
+
+class PrecedenceGraph(Generic[Node]):
+    """Which things must go before which others, given as pairs (earlier, later)."""
+
+    def __init__(self, pairs: Iterable[tuple[Node, Node]]) -> None:
+        self._graph: nx.DiGraph[Node] = nx.DiGraph()
+        self._graph.add_edges_from(sorted(pairs, key=str))
+
+    def after(self, nodes: Iterable[Node]) -> set[Node]:
+        """All that must not go before these nodes are gone."""
+        known = [node for node in nodes if node in self._graph]
+        return set().union(*(nx.descendants(self._graph, node) for node in known))
+
+    def circles(self) -> list[set[Node]]:
+        """The sets of nodes that must all go before each other, or one before itself."""
+        return [
+            members
+            for members in nx.strongly_connected_components(self._graph)
+            if len(members) > 1 or self._graph.has_edge(*members, *members)
+        ]
+
+    def path_around(self, members: set[Node], node: Node) -> list[Node]:
+        """The shortest way around a circle, from one of its nodes to the same."""
+        circle = self._graph.subgraph(members)
+        paths = [nx.shortest_path(circle, later, node) for later in circle.successors(node)]
+        return [node, *min(paths, key=lambda path: (len(path), str(path)))]
 
 
 def strong_components(

@@ -1,6 +1,6 @@
-"""behave: every scenario has ``context.tidy``, and its rows are gone after it.
+"""behave: every scenario has ``context.tidy``, and its rows are deleted after it.
 
-All that stands in ``features/environment.py``::
+Write this in ``features/environment.py``::
 
     from tidyrows.testing.behave import setup
 
@@ -12,7 +12,7 @@ of ``environment.py``. ``before_tag``, ``before_feature``, ``before_scenario`` s
 In ``before_feature`` it is the feature's, whose rows live until the feature ends; in a scenario,
 its Background and each row of an outline it is the scenario's, and the feature's is
 ``context.tidy_feature``. After ``setup``, in ``before_all``, it is the run's, which is
-``context.tidy_run``. Rows go after behave's own ``after_`` hooks and the cleanups they added.
+``context.tidy_run``. Rows are deleted after behave's own ``after_`` hooks and their cleanups.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ def setup(context: Any, bind: Bind | str | sa.URL, **options: Any) -> None:
         bind: where the rows go.
         options: passed to :class:`Tidy`.
     """
-    opened: list[Any] = []
+    started: list[Any] = []
     use_fixture(_rows_of_the_run, context, bind, **options)
 
     def begin(context: Any) -> None:
         statement = getattr(context, "scenario", None) or getattr(context, "feature", None)
-        if statement is None or any(each is statement for each in opened):
+        if statement is None or any(each is statement for each in started):
             return
-        opened.append(statement)
-        context.add_cleanup(opened.remove, statement)
+        started.append(statement)
+        context.add_cleanup(started.remove, statement)
         use_fixture(tidy_rows, context, bind, statement=statement, **options)
 
-    hooks = context._runner.hooks  # noqa: SLF001 -- the context tells its runner nowhere else
+    hooks = context._runner.hooks  # noqa: SLF001 -- the context has its runner, and so the hooks, under no public name
     for name in ("before_tag", "before_feature", "before_scenario"):
-        hooks[name] = _after(begin, hooks.get(name))
+        hooks[name] = _before(begin, hooks.get(name))
 
 
-def _after(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> Callable[..., None]:
-    def begun(context: Any, statement: Any) -> None:
+def _before(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> Callable[..., None]:
+    def both(context: Any, statement: Any) -> None:
         begin(context)
         if hook is not None:
             hook(context, statement)
 
-    return begun if hook is None else functools.wraps(hook)(begun)
+    return both if hook is None else functools.wraps(hook)(both)
 
 
 @fixture  # type: ignore[untyped-decorator]  # behave ships no types
@@ -93,7 +93,7 @@ def tidy_rows(
     if statement.type == "feature":
         context.tidy_feature = tidy
     yield tidy
-    note = tidy.finish(failed=statement.status.name in _FAILED)
-    if note is not None:
-        # behave shows what a cleanup prints only where that fails.
-        print(note, file=sys.__stderr__)
+    kept = tidy.finish(failed=statement.status.name in _FAILED)
+    if kept is not None:
+        # behave shows what a cleanup prints only where the cleanup fails.
+        print(kept, file=sys.__stderr__)

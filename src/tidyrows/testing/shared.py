@@ -1,4 +1,4 @@
-"""Rows that several tests share: made once, and gone at the end of the worker or of the run."""
+"""Rows that several tests share: made once, deleted at the end of the worker or of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sqlalchemy import orm
 
     from tidyrows.testing.tidy import Tidy
-    from tidyrows.tracking import ResourceTracker
+    from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
 
@@ -24,11 +24,11 @@ T = TypeVar("T")
 class Shared:
     """Rows that several tests share.
 
-    What is created in the block is not the test's, and stays when that ends.
+    Rows that are created in the block are not the test's, and stay when the test ends.
 
     Args:
-        tidy: what remembers the rows.
-        folder: where processes tell each other what they have made; None where there is one only.
+        tidy: its tracker tracks the rows.
+        folder: where workers share what they have made; None where there is one process only.
 
     Example:
         >>> @pytest.fixture(scope="session")
@@ -39,18 +39,18 @@ class Shared:
     def __init__(self, tidy: Tidy, folder: Path | None = None) -> None:
         self._tidy = tidy
         self._folder = folder
-        self._made: dict[str, Any] = {}
+        self._values: dict[str, Any] = {}
         self._depth = 0
         tidy.start().tracker.stop()
 
     @property
     def tracker(self) -> ResourceTracker:
-        """What remembers the rows."""
+        """The tracker of the rows."""
         return self._tidy.tracker
 
     @property
     def session(self) -> orm.Session:
-        """What factories use in the block."""
+        """The session that factories use in the block."""
         return self._tidy.session
 
     def __enter__(self) -> Self:
@@ -68,29 +68,30 @@ class Shared:
         self._depth -= 1
         if not self._depth:
             self.tracker.stop()
-            self.tracker.release_session()  # tests shall not wait for what it has read
+            self.tracker.release_session()  # tests must not wait for its locks
 
     def once(self, name: str, make: Callable[[], T]) -> T:
-        """What ``make`` returned, the first time that somebody asked for this name.
+        """The value that ``make`` returned when this name was first used.
 
         Args:
-            name: of what is made.
+            name: of the value.
             make: creates rows, and returns what tests need to know of them. Where several workers
-                share them it is called in one, and returns what has a form in JSON: keys, names.
+                share the rows, one worker calls it, and the value must have a form in JSON: keys,
+                names.
 
         Raises:
-            SessionStateError: what it returned has no such form.
+            SessionStateError: the value has no such form.
         """
-        if name in self._made:
-            made: T = self._made[name]
+        if name in self._values:
+            value: T = self._values[name]
         elif self._folder is None:
             with self:
-                made = self._made[name] = make()
+                value = self._values[name] = make()
         else:
-            made = self._made[name] = self._among_all(name, make, self._folder)
-        return made
+            value = self._values[name] = self._once_per_run(name, make, self._folder)
+        return value
 
-    def _among_all(self, name: str, make: Callable[[], T], folder: Path) -> T:
+    def _once_per_run(self, name: str, make: Callable[[], T], folder: Path) -> T:
         try:
             from filelock import FileLock  # noqa: PLC0415 -- an extra; one process needs no lock
         except ModuleNotFoundError as error:
@@ -99,27 +100,27 @@ class Shared:
                 'installed: pip install "tidyrows[pytest]".',
                 name=error.name,
             ) from error
-        told = folder / f"{sha256(name.encode()).hexdigest()[:16]}.json"
-        with FileLock(told.with_suffix(".lock")):
-            if told.exists():
-                made: T = json.loads(told.read_text(encoding="utf-8"))
-                return made
+        file = folder / f"{sha256(name.encode()).hexdigest()[:16]}.json"
+        with FileLock(file.with_suffix(".lock")):
+            if file.exists():
+                value: T = json.loads(file.read_text(encoding="utf-8"))
+                return value
             with self:
-                made = make()
+                value = make()
             try:
-                text = json.dumps(made)
+                text = json.dumps(value)
             except TypeError as error:
                 raise SessionStateError(
-                    f"tidy_run.once({name!r}, ...) returned a {type(made).__name__}, which another "
-                    f"worker cannot be told. Return keys or names instead, as in "
+                    f"tidy_run.once({name!r}, ...) returned a {type(value).__name__}, which has no "
+                    f"form in JSON for another worker. Return keys or names instead, as in "
                     f"tidy_run.once({name!r}, lambda: UserFactory().id)."
                 ) from error
-            if json.loads(text) != made:
+            if json.loads(text) != value:
                 raise SessionStateError(
-                    f"tidy_run.once({name!r}, ...) returned {made!r}, which another worker would "
+                    f"tidy_run.once({name!r}, ...) returned {value!r}, which another worker would "
                     f"read as {json.loads(text)!r}. Return lists, not tuples, and texts as keys."
                 )
-            new = told.with_suffix(".new")
+            new = file.with_suffix(".new")
             new.write_text(text, encoding="utf-8")
-            new.replace(told)
-            return made
+            new.replace(file)
+            return value

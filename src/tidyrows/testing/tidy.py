@@ -1,4 +1,4 @@
-"""What a test has of tidyrows, in one object, whichever framework runs it."""
+"""One object per test, in any framework: its tracker, its context, its cleanup."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Self, TypeGuard
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup import CleanupManager
+from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
-from tidyrows.tracking import Ledger, ResourceTracker
-from tidyrows.tracking.asynchronous import is_async
+from tidyrows.greenlets import is_async
+from tidyrows.ledger.table import Ledger
 from tidyrows.tracking.binding import Binding
+from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -24,37 +25,37 @@ if TYPE_CHECKING:
 
     from sqlalchemy import orm
 
-    from tidyrows.cleanup import CleanupReport
+    from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.binding import Bind
 
 _installed: weakref.WeakKeyDictionary[sa.Engine, bool] = weakref.WeakKeyDictionary()
-"""Whether the database of an engine has a ledger by now, or its role may not make one."""
+"""True: the database of the engine has a ledger; False: this role may not make one."""
 
 
 class Tidy:
-    """A test's tracker, its context and what cleans up after it.
+    """The tracker, the context and the cleanup of one test.
 
-    As a block, or with :meth:`start` and :meth:`finish` where a framework has a place for each.
-    What Ctrl-C has kept from finishing is finished when the process ends.
+    Use it as a block, or with :meth:`start` and :meth:`finish` where a framework has a hook for
+    each. A cleanup that Ctrl-C prevents is done when the process ends.
 
     Args:
-        bind: where the rows go, as for ``ResourceTracker``; a URL too.
+        bind: where the rows go, as for ``ResourceTracker``, or a URL.
         test: the test's id.
-        context: whose rows they are; by default this worker's, in this test.
-        ledger: True to enter the rows into a ledger, which is installed where it is not there; by
-            default where the run has more than one worker, or rows may be kept. Or a ledger of your
-            own.
+        context: run, worker and test of the rows; by default this worker's, with this test.
+        ledger: True enters the rows into a ledger, and installs it where there is none; by default
+            where the run has more than one worker, or rows may be kept. Or a ledger of your own.
         keep_on_failure: where the test fails, leave its rows for study.
         allow_production: as for ``ResourceTracker``.
-        retry: how often and how patiently; of factory calls and of the cleanup.
+        retry: the retries of factory calls and of the cleanup.
         options: passed to ``CleanupManager``.
 
     Attributes:
+        bind: the bind, or an engine for the URL.
         context: run, worker and test.
         has_kin: whether the run has, or may get, other workers; then there is a ledger by default.
-        tracker: what remembers the rows; there once it is started.
-        cleanup: what deletes them.
+        tracker: tracks the rows; set by ``start``.
+        cleanup: deletes them.
 
     Example:
         >>> with Tidy(engine, test="test_login") as tidy:
@@ -78,8 +79,8 @@ class Tidy:
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> None:
-        self._own = _made(bind) if isinstance(bind, (str, sa.URL)) else None
-        self._bind: Any = bind if self._own is None else self._own
+        self._own_engine = _engine_for(bind) if isinstance(bind, (str, sa.URL)) else None
+        self.bind: Any = bind if self._own_engine is None else self._own_engine
         self._ledger = ledger
         self._keep = keep_on_failure
         self._allow_production = allow_production
@@ -93,41 +94,37 @@ class Tidy:
     @property
     def is_async(self) -> bool:
         """Whether the bind is asynchronous."""
-        return is_async(self._bind)
+        return is_async(self.bind)
 
     @property
     def session(self) -> orm.Session:
-        """What factories use."""
+        """The session that factories use."""
         return self.tracker.session
 
     @property
     def report(self) -> CleanupReport | None:
-        """What the cleanup did; None before it."""
+        """The report of the cleanup; None before it."""
         return self.cleanup.report
 
-    # -- a framework's two places ----------------------------------------------------------------
+    # -- a framework's two hooks -------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Listen from now on.
+        """Start the tracker.
 
         Raises:
             LedgerError: a ledger was asked for, and this role may not make it.
             ProductionDatabaseError: the database looks like production.
         """
-        ledger = self._wanted()
+        ledger = self._choose_ledger()
         if self._is_new(ledger):
             if self.is_async:
                 raise SessionStateError(
                     "The ledger of an asynchronous engine is installed by await: write async with "
                     "Tidy(...), or await tidy.start_async()."
                 )
-            try:
+            with self._installing(ledger):
                 ledger.install()
-            except LedgerError as error:
-                self._go_without(ledger, error)
-                ledger = None
-            else:
-                _installed[ledger.engine] = True
+            ledger = self._choose_ledger()
         return self._start(ledger)
 
     async def start_async(self) -> Self:
@@ -136,30 +133,26 @@ class Tidy:
         return self.start()
 
     async def prepare_async(self) -> None:
-        """What of :meth:`start` must be awaited: the ledger is installed."""
-        ledger = self._wanted()
+        """The part of :meth:`start` that must be awaited: install the ledger."""
+        ledger = self._choose_ledger()
         if self._is_new(ledger) and self.is_async:
-            try:
+            with self._installing(ledger):
                 await ledger.install_async()
-            except LedgerError as error:
-                self._go_without(ledger, error)
-            else:
-                _installed[ledger.engine] = True
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """Listen no more, and delete what the test made.
+        """Stop the tracker, and delete what the test made.
 
         Args:
             failed: the test has failed: its rows are kept where that was asked for.
 
         Returns:
-            Where rows were kept, which, and what deletes them.
+            Where rows were kept: which rows, and what deletes them.
 
         Raises:
             CleanupError: rows are still there.
         """
         self.tracker.stop()
-        with self._ending():
+        with self._at_exit_unless_done():
             if failed and self._keep and self._has_rows:
                 return self.cleanup.keep()
             self.cleanup.cleanup()
@@ -167,9 +160,9 @@ class Tidy:
 
     async def finish_async(self, *, failed: bool = False) -> str | None:
         """As :meth:`finish`, where the bind is asynchronous."""
-        async with self.tracker.turn():  # what a task is creating yet, is seen
+        async with self.tracker.turn():  # what a task still creates is seen
             self.tracker.stop()
-        with self._ending():
+        with self._at_exit_unless_done():
             if failed and self._keep and self._has_rows:
                 return await self.tracker.run_sync(lambda _tracker: self.cleanup.keep())
             await self.cleanup.cleanup_async()
@@ -191,7 +184,7 @@ class Tidy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._ending():
+        with self._at_exit_unless_done():
             self.cleanup.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Self:
@@ -203,18 +196,18 @@ class Tidy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._ending():
+        with self._at_exit_unless_done():
             await self.cleanup.__aexit__(kind, error, traceback)
 
     # -- the ledger --------------------------------------------------------------------------------
 
-    def _wanted(self) -> Ledger | None:
-        """The ledger to write to, which may have to be installed."""
+    def _choose_ledger(self) -> Ledger | None:
+        """The ledger to use, which may have to be installed."""
         if isinstance(self._ledger, Ledger):
             return self._ledger
-        # What is kept outlives this process: without a ledger nobody could delete it any more.
+        # Kept rows outlive this process: without a ledger nobody could delete them any more.
         wanted = self._ledger or self.has_kin or self._keep
-        engine = Binding(self._bind).engine() if wanted else None
+        engine = Binding(self.bind).engine() if wanted else None
         if engine is None or self._ledger is False:
             return None
         if self._ledger is None and not _installed.get(engine, True):
@@ -229,21 +222,27 @@ class Tidy:
             and not _installed.get(ledger.engine, False)
         )
 
-    def _go_without(self, ledger: Ledger, error: LedgerError) -> None:
-        """Where nobody has asked for it by name: say so once, and go on."""
-        if self._ledger:
-            raise error
-        _installed[ledger.engine] = False
-        warnings.warn(
-            f"Rows of a worker that is killed, and those of failed tests that are kept, would have "
-            f"to be deleted by hand: {error}",
-            TidyRowsWarning,
-            stacklevel=4,
-        )
+    @contextmanager
+    def _installing(self, ledger: Ledger) -> Iterator[None]:
+        """Where the ledger was not asked for, warn once of an error, and do without."""
+        try:
+            yield
+        except LedgerError as error:
+            if self._ledger:
+                raise
+            _installed[ledger.engine] = False
+            warnings.warn(
+                f"Rows of a worker that is killed, and those of failed tests that are kept, would "
+                f"have to be deleted by hand: {error}",
+                TidyRowsWarning,
+                stacklevel=5,
+            )
+        else:
+            _installed[ledger.engine] = True
 
     def _start(self, ledger: Ledger | None) -> Self:
         self.tracker = ResourceTracker(
-            self._bind,
+            self.bind,
             context=self.context,
             ledger=ledger,
             allow_production=self._allow_production,
@@ -255,31 +254,31 @@ class Tidy:
         self.tracker.start()
         if not self.is_async:  # there is no loop when the process ends
             self._process = os.getpid()
-            atexit.register(self._at_exit)
+            atexit.register(self._finish_at_exit)
         return self
 
     @contextmanager
-    def _ending(self) -> Iterator[None]:
-        """Leave to the end of the process what is interrupted, or waits for others' rows."""
-        is_over = True
+    def _at_exit_unless_done(self) -> Iterator[None]:
+        """Where the block is interrupted, or rows are held by others, finish at process exit."""
+        is_done = True
         try:
             yield
-            is_over = self.report is None or not self.report.held
+            is_done = self.report is None or not self.report.held
         except KeyboardInterrupt:
-            is_over = False
+            is_done = False
             raise
         finally:
-            if is_over:
-                atexit.unregister(self._at_exit)
-            if self._own is not None:
-                self._own.dispose()
+            if is_done:
+                atexit.unregister(self._finish_at_exit)
+            if self._own_engine is not None:
+                self._own_engine.dispose()
 
-    def _at_exit(self) -> None:
+    def _finish_at_exit(self) -> None:
         if self._process == os.getpid():  # not in a child that was forked
             self.finish()
 
 
-def _made(url: str | sa.URL) -> sa.Engine:
+def _engine_for(url: str | sa.URL) -> sa.Engine:
     engine = sa.create_engine(url)
     if engine.dialect.is_async:
         raise NotBoundError(

@@ -8,14 +8,15 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
+from tidyrows.capture.connections import open_connections
+from tidyrows.capture.tracker_stack import TrackerStack
 from tidyrows.errors import NotBoundError, SessionStateError
-from tidyrows.tracking.asynchronous import (
+from tidyrows.greenlets import (
     AsyncMaker,
     AsyncRegistry,
     is_async,
     synchronous,
 )
-from tidyrows.tracking.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
         async_sessionmaker,
     )
 
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.tracking.engines import Engines
 
 Bind: TypeAlias = (
     "sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]"
@@ -43,7 +44,7 @@ Synchronous: TypeAlias = (
     | orm.scoped_session[Any]
     | AsyncMaker
     | AsyncRegistry
-    | Turns
+    | TrackerStack[Any]
 )
 
 
@@ -59,12 +60,12 @@ class Binding:
 
     def __init__(self, bind: Any) -> None:
         self.is_async = is_async(bind)
-        self.is_ambient = not isinstance(bind, Turns)
+        self.is_ambient = not isinstance(bind, TrackerStack)
         if self.is_async:
             bind = synchronous(bind)
         if isinstance(bind, (sa.Engine, sa.Connection, orm.sessionmaker, AsyncMaker)):
             self.owns_session = True
-        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry, Turns)):
+        elif isinstance(bind, (orm.Session, orm.scoped_session, AsyncRegistry, TrackerStack)):
             self.owns_session = False
         else:
             raise NotBoundError(
@@ -126,7 +127,7 @@ class Binding:
     def open_session(self) -> orm.Session:
         """The session that factories use."""
         bind = self.bind
-        if isinstance(bind, Turns):
+        if isinstance(bind, TrackerStack):
             raise NotBoundError(
                 "A tracker of whatever the process writes has no session of its own. Bind one to "
                 "an engine: ResourceTracker(engine)."
@@ -138,26 +139,22 @@ class Binding:
             return session
         return orm.Session(bind, expire_on_commit=False)
 
-    def listen(self, tracker: ResourceTracker) -> list[Callable[[], None]]:
-        """Start to hear what is written through the bind.
-
-        Returns:
-            What undoes it.
-        """
+    def listen(self, engines: Engines) -> list[Callable[[], None]]:
+        """Let the tracker own what is inserted through the bind; returns what undoes it."""
         self.refuse_unusable()
         bind = self.bind
-        if isinstance(bind, Turns):
-            return [bind.hand_over(tracker)]
+        if isinstance(bind, TrackerStack):
+            return [bind.push(engines.sink)]
         if isinstance(bind, sa.Engine):
-            return [tracker.capture(bind).listen(tracker)]
+            return [engines.capture(bind).listen(engines.sink)]
         if isinstance(bind, sa.Connection):
-            tracker.capture(bind.engine).attribute(bind, tracker)
+            engines.capture(bind.engine).attribute(bind, engines.sink)
             return []
         if isinstance(bind, (AsyncMaker, AsyncRegistry)):
             maker = bind.maker if isinstance(bind, AsyncRegistry) else bind
             kind, undo = maker.with_own_class()
-            return [undo, listen_to_session(kind, tracker)]
-        return [listen_to_session(bind, tracker)]
+            return [undo, listen_to_session(kind, engines)]
+        return [listen_to_session(bind, engines)]
 
 
 def _closed_for_good(session: orm.Session) -> bool:
@@ -182,21 +179,21 @@ def engine_of(bind: Any) -> sa.Engine | None:
 
 def listen_to_session(
     source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any] | type[orm.Session],
-    tracker: ResourceTracker,
+    engines: Engines,
 ) -> Callable[[], None]:
-    """Attribute every connection that a session (or a maker's sessions) begins to ``tracker``.
+    """Attribute to the tracker every connection that a session, or a maker's sessions, begins.
 
     Returns:
         What undoes it.
     """
+    tracker = engines.sink  # which lives as long as it listens
 
     def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
-        tracker.refuse_production(connection.engine)
-        tracker.capture(connection.engine).attribute(connection, tracker)
+        engines.capture(connection.engine).attribute(connection, tracker)
 
     for session in _sessions_of(source):  # those that have begun already
         for connection in open_connections(session):
-            tracker.capture(connection.engine).attribute(connection, tracker)
+            engines.capture(connection.engine).attribute(connection, tracker)
     event.listen(source, "after_begin", after_begin)  # last: what is refused leaves nothing behind
     return lambda: event.remove(source, "after_begin", after_begin)
 
@@ -213,15 +210,6 @@ def _sessions_of(source: Any) -> list[orm.Session]:
     references = orm.session._sessions.valuerefs()  # noqa: SLF001 -- as close_all_sessions() does
     known = [session for reference in references if (session := reference()) is not None]
     return [session for session in known if kind is not None and type(session) is kind]
-
-
-def open_connections(session: orm.Session) -> list[sa.Connection]:
-    """The connections that a session's transaction has begun already."""
-    if not session.in_transaction():
-        return []
-    transaction: Any = session.get_transaction()
-    begun = getattr(transaction, "_connections", {})  # no public name; ``connection()`` would begin
-    return [bind for bind in begun if isinstance(bind, sa.Connection)]
 
 
 def session_engine(session: orm.Session) -> sa.Engine | None:

@@ -12,7 +12,7 @@ from array import array
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.tracking.digests import CELL, LATE, UNCOMPARED, Prints
+from tidyrows.capture.digests import CELL, LATE, UNCOMPARED, Prints
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

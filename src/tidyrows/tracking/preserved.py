@@ -18,20 +18,23 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.sql.dml import Delete, Update
 
+from tidyrows.capture import ambient
+from tidyrows.capture.pending_commits import driver_of
+from tidyrows.capture.where_clause import matched_keys
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
-from tidyrows.tracking import ambient, told
-from tidyrows.tracking.announced import driver_of
-from tidyrows.tracking.memories import PreservedRow, PreservedTable, is_same
-from tidyrows.tracking.strings import INTERNAL
-from tidyrows.tracking.written import matched_keys
+from tidyrows.execution import INTERNAL
+from tidyrows.tracking import named_rows
+from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, is_same
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from tidyrows.rows import KeyedTable, TableName
-    from tidyrows.tracking.capture import Capture
-    from tidyrows.tracking.memories import State
-    from tidyrows.tracking.tracker import ResourceTracker
+    from tidyrows.capture.engine import Capture
+    from tidyrows.capture.sink import Sink
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.tracking.row_snapshots import State
+    from tidyrows.tracking.sessions import Sessions
+    from tidyrows.tracking.store import Store
 
 _WRITES = re.compile(
     r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(update|delete|insert|merge|replace|with)\b",
@@ -47,11 +50,13 @@ class Preserved:
     """The rows that one tracker preserves.
 
     Args:
-        tracker: whose.
+        sessions: the tracker's.
+        store: what it holds.
     """
 
-    def __init__(self, tracker: ResourceTracker) -> None:
-        self._tracker = weakref.ref(tracker)
+    def __init__(self, sessions: Sessions, store: Store) -> None:
+        self._sessions = sessions
+        self._store = store
         self._tables: dict[TableName, PreservedTable] = {}
         self._ears: dict[str, _Ear] = {}
         self._lock = threading.Lock()
@@ -66,9 +71,6 @@ class Preserved:
 
     def remember(self, select: sa.Select[Any]) -> int:
         """Remember what a query finds; see :meth:`ResourceTracker.preserve`."""
-        tracker = self._tracker()
-        if tracker is None:
-            return 0
         if not isinstance(select, sa.Select):
             raise UnknownTableError(
                 f"preserve takes a select(), and {select!r} is none. Write "
@@ -76,7 +78,7 @@ class Preserved:
                 table=select,
             )
         try:
-            found, count = told.rows_of_query(tracker, select)
+            found, count = named_rows.rows_of_query(self._sessions, select)
         except NoPrimaryKeyError as error:
             raise NoPrimaryKeyError(
                 f"The table {error.table} has no primary key, so no row of it can be preserved. "
@@ -84,27 +86,28 @@ class Preserved:
                 table=error.table,
             ) from None
         for table, keys in found:
-            self._remember(tracker, table, keys)
+            self._remember(table, keys)
         return count
 
-    def _remember(self, tracker: ResourceTracker, table: KeyedTable, keys: list[Any]) -> None:
-        ours = set(tracker.those_held(table.name, keys))
+    def _remember(self, table: KeyedTable, keys: list[Any]) -> None:
+        ours = set(self._store.held_keys(table.name, keys))
         known = self._tables.get(table.name)
         new = [key for key in keys if key not in ours and not (known and key in known.rows)]
         if not new:
             return
-        with told.new_connection(tracker, table.table) as connection:
+        engines = self._sessions.engines
+        with self._sessions.new_connection(table.table) as connection:
             if known is None:
                 columns, always = _columns(connection, table)
                 known = PreservedTable(table, columns, always)
             then = known.read(connection, new)
-            capture = tracker.capture(connection.engine)
+            capture = engines.capture(connection.engine)
         with self._lock:
             known = self._tables.setdefault(table.name, known)
             for key, values in then.items():
                 known.rows.setdefault(key, PreservedRow(values))
             if capture.database not in self._ears:
-                engine = tracker.engine_of(capture.database)
+                engine = engines.of(capture.database)
                 self._ears[capture.database] = _Ear(self, capture, engine)
 
     def forget(self, table: PreservedTable, keys: Iterable[Any]) -> None:
@@ -135,18 +138,18 @@ class Preserved:
             )
         ]
 
-    def whose(self, capture: Capture) -> ResourceTracker | None:
+    def whose(self, capture: Capture) -> Sink | None:
         """The tracker for which this context writes; None where nobody can tell."""
-        holders = capture.holders
-        for tracker in reversed(ambient.trackers()):
-            if tracker.active and tracker in holders:
-                return tracker
-        own = self._tracker()
-        return None if any(each.active and each is not own for each in holders) else own
+        sinks = capture.sinks
+        for sink in reversed(ambient.sinks()):
+            if sink.active and sink in sinks:
+                return sink
+        own = self._sessions.engines.sink
+        return None if any(each.active and each is not own for each in sinks) else own
 
-    def is_ours(self, tracker: ResourceTracker) -> bool:
+    def is_ours(self, tracker: Sink) -> bool:
         """Whether a tracker is the one that preserves."""
-        return tracker is self._tracker()
+        return tracker is self._sessions.engines.sink
 
 
 def _columns(

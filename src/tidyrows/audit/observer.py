@@ -1,0 +1,192 @@
+"""Observes the SQL of every engine that the suite or its application opens in this process.
+
+Committed rows come from capture, as a tracker's do. Capture does not know what is read, or what raw
+SQL writes to: the ORM's loads and the tables that SQL strings name are observed here.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+
+from tidyrows.audit.keys import sent_key
+from tidyrows.audit.observations import Observations, scan, written_name
+from tidyrows.capture.changes import Inserted, Touched
+from tidyrows.capture.engine import capture_for
+from tidyrows.dialects import dialect_for
+from tidyrows.execution import INTERNAL
+from tidyrows.keys import RowKey, TableName
+from tidyrows.observe.all_engines import AllEngines
+from tidyrows.observe.sink import ObservingSink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tidyrows.capture.changes import Change
+
+_MOST = 10_000
+"""How many rows of one statement are remembered."""
+
+
+class AuditObserver(ObservingSink):
+    """Observes all engines from ``open`` to ``close``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observed = Observations()
+        self.models: dict[str, str] = {}
+        self._meet: Callable[[sa.Connection], str | None]
+        self._release: Callable[[], None]
+        self._engines = AllEngines(self._accept, lambda _engine: self)
+        self._process = os.getpid()
+        self._names: weakref.WeakKeyDictionary[sa.Engine, str | None] = weakref.WeakKeyDictionary()
+        self._captured: dict[str, tuple[str, weakref.ref[sa.Engine]]] = {}
+        self._listeners: list[tuple[Any, str, Any]] = []
+
+    def open(
+        self, meet: Callable[[sa.Connection], str | None], release: Callable[[], None]
+    ) -> None:
+        """Begin to observe."""
+        self._meet, self._release = meet, release
+        self._listen(sa.Engine, "engine_connect", self._connected)
+        self._listen(sa.Engine, "before_cursor_execute", self._executing)
+        self._listen(orm.Session, "pending_to_persistent", self._flushed)
+        for name in ("load", "refresh"):
+            self._listen(orm.Mapper, name, self._loaded, raw=True)
+        self._engines.start()
+
+    def close(self) -> None:
+        """Remove the listeners."""
+        self._engines.stop()
+        while self._listeners:
+            event.remove(*self._listeners.pop())
+
+    def take(self) -> Observations:
+        """What was observed since the last call."""
+        for engine in self._engines.known:
+            capture_for(engine).resolve()
+        observed, self.observed = self.observed, Observations()
+        return observed
+
+    def _listen(self, target: Any, name: str, function: Any, **options: Any) -> None:
+        event.listen(target, name, function, **options)
+        self._listeners.append((target, name, function))
+
+    # -- connections -----------------------------------------------------------------------------
+
+    def _accept(self, engine: sa.Engine) -> bool:
+        capture_for(engine).add_sink(self)
+        return True
+
+    def _connected(self, connection: sa.Connection) -> str | None:
+        """A connection is taken from its pool; returns the name of its database."""
+        engine = connection.engine
+        if INTERNAL in engine.get_execution_options() or os.getpid() != self._process:
+            return None  # the audit's own; or after a fork, where the audit's thread is missing
+        self._names[engine] = name = self._meet(connection)
+        if name is not None:
+            self._captured[capture_for(engine).database] = name, weakref.ref(engine)
+            self.observed.of(name)
+        return name
+
+    def _database(self, connection: sa.Connection) -> str | None:
+        """The name of a connection's database; None where that is not looked at."""
+        if INTERNAL in connection.get_execution_options() or os.getpid() != self._process:
+            return None
+        if connection.engine not in self._names:  # the connection is older than the observer
+            return self._connected(connection)
+        return self._names[connection.engine]
+
+    def _executing(  # noqa: PLR0917 -- SQLAlchemy's signature
+        self,
+        connection: sa.Connection,
+        cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        executemany: bool,
+    ) -> None:
+        name = self._database(connection)
+        found = scan(statement)
+        if found.exclusive and os.getpid() == self._process:
+            self._release()
+        if name is not None:
+            there = self.observed.of(name)
+            there.written |= found.written
+            there.read |= found.read
+            there.ddl |= found.ddl
+            there.dropped |= found.dropped
+            there.unclear |= found.unclear
+
+    # -- what capture reports ----------------------------------------------------------------------
+
+    def apply(self, change: Change) -> Change:
+        """Rows were inserted, updated or deleted, and that is committed."""
+        if isinstance(change, (Inserted, Touched)) and change.table.key_columns:
+            operation = change.verb if isinstance(change, Touched) else "inserted"
+            rows = self._rows(change)
+            self.observed.committed += [(operation, row) for row in rows]
+            if operation == "inserted":
+                self.observed.inserted.update(rows)
+        return change
+
+    def _rows(self, change: Change) -> list[RowKey]:
+        database, reference = self._captured.get(change.table.name.database, ("", None))
+        engine = None if reference is None else reference()
+        if engine is None:
+            return []
+        table = replace(change.table.name, database=database)
+        columns = change.table.key_columns
+        keys = change.keys[:_MOST]
+        whole = keys if len(columns) > 1 else [(key,) for key in keys]
+        sent = [sent_key(columns, key, engine.dialect) for key in whole]
+        return [RowKey(table, key) for key in sent if key is not None]
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Rows were inserted whose keys are not known; they are in no other test's account."""
+        if isinstance(subject, tuple):
+            name = subject[1]
+            self.observed.unnamed_inserts.add(
+                name.name if isinstance(name, TableName) else written_name(str(name))[1]
+            )
+
+    # -- what the ORM reports ----------------------------------------------------------------------
+
+    def _flushed(self, session: orm.Session, instance: Any) -> None:
+        """An object was inserted; whether it is committed does not matter here."""
+        row = self._row_of(session, sa.inspect(instance))
+        if row is not None:
+            self.observed.inserted.add(row)
+
+    def _loaded(self, state: Any, context: Any, names: Any = None) -> None:
+        row = self._row_of(state.session, state)
+        if row is not None:
+            self.models.setdefault(row.table.name, state.class_.__name__)
+            self.observed.loaded.add(row)
+
+    def _row_of(self, session: orm.Session | None, state: Any) -> RowKey | None:
+        """The row of an object in the table of its base class."""
+        mapper = state.mapper.base_mapper
+        table = mapper.local_table
+        if (
+            session is None
+            or state.key is None
+            or not isinstance(table, sa.Table)
+            or len(mapper.primary_key) != len(state.key[1])
+        ):
+            return None
+        try:
+            bind = session.get_bind(mapper)
+        except Exception:  # noqa: BLE001 -- a session that is told its bind otherwise, or is the project's own
+            return None
+        name = self._names.get(bind.engine)
+        key = None if name is None else sent_key(mapper.primary_key, state.key[1], bind.dialect)
+        if name is None or key is None:
+            return None
+        schema = table.schema or dialect_for(bind.engine).default_schema(bind.engine)
+        return RowKey(TableName(name, schema, table.name), key)

@@ -1,0 +1,200 @@
+"""The rows of one table between two looks: which are new, which are gone, which have changed.
+
+Of a small table every row is known. Of a large one only those are that were added since the audit
+began, by the index of its key: reading a million keys after each test takes too long.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.audit.keys import plain_key, row_text
+from tidyrows.keys import TableName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tidyrows.audit.keys import Key
+
+SMALL = 1000
+"""Up to how many rows a table is read as a whole."""
+TOGETHER = 50
+"""How many tables one statement counts."""
+_AS_WRITTEN = {"schema_translate_map": None}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What became of the rows of one table."""
+
+    table: TableName
+    appeared: frozenset[Key] = frozenset()
+    gone: frozenset[Key] = frozenset()
+    changed: frozenset[Key] = frozenset()
+    more: int = 0  # new rows whose keys were not read
+    dropped: bool = False  # the table itself
+
+    def __bool__(self) -> bool:
+        return bool(self.appeared or self.gone or self.changed or self.more)
+
+    def remade(self) -> Iterator[Difference]:
+        """The same for a table that was dropped and created again: a changed row is another row."""
+        yield Difference(self.table, gone=self.gone | self.changed, dropped=True)
+        yield Difference(self.table, appeared=self.appeared | self.changed, more=self.more)
+
+
+@dataclass
+class WatchedTable:
+    """A table, and its rows as they were at the last look."""
+
+    name: TableName
+    columns: tuple[str, ...]  # those that are compared
+    key: tuple[str, ...]  # empty where there is no primary key
+    numbered: bool  # the key is one number, so new rows are found by its index
+    above: int | None = None  # only rows with a higher key are looked at; None for all rows
+    rows: dict[Key, int] = field(default_factory=dict)  # the hash of each row
+    unseen: bool = False  # too large to be looked at, or not readable
+
+    def sees(self, key: Key) -> bool:
+        """Whether a row of this key would be seen by a look."""
+        if self.unseen:
+            return False
+        return self.above is None or (isinstance(key[0], int) and key[0] > self.above)
+
+    def all_gone(self) -> Difference:
+        """The table was dropped."""
+        return Difference(self.name, gone=frozenset(self.rows), dropped=True)
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def counts(self) -> list[sa.ScalarSelect[Any]]:
+        """Cheap questions that show whether rows came or went: the count, and the highest key."""
+        some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._clause)
+        inner = self._limited(some).subquery()
+        looks: list[sa.ScalarSelect[Any]] = [
+            sa.select(sa.func.count()).select_from(inner).scalar_subquery()
+        ]
+        if self.numbered:
+            looks.append(sa.select(sa.func.max(self._first)).scalar_subquery())
+        return looks
+
+    def expected(self) -> list[Any]:
+        """The answers where nothing has happened."""
+        if not self.numbered:
+            return [len(self.rows)]
+        # SQLite may have text in such columns too; then a look follows each time.
+        numbers = (key[0] for key in self.rows if isinstance(key[0], int))
+        return [len(self.rows), max(numbers, default=self.above)]
+
+    def look(self, connection: sa.Connection) -> Difference:
+        """Read the rows, and compare them with the look before."""
+        if self.unseen:
+            return Difference(self.name)
+        before = self.rows
+        found = self._read(connection)
+        if len(found) <= SMALL:
+            self.rows = found
+            return Difference(
+                self.name,
+                appeared=frozenset(found.keys() - before.keys()),
+                gone=frozenset(before.keys() - found.keys()),
+                changed=frozenset(
+                    key for key in found.keys() & before.keys() if found[key] != before[key]
+                ),
+            )
+        new = frozenset(found.keys() - before.keys())
+        count = self._count(connection)
+        self._grow(connection)
+        self.rows = {}
+        return Difference(self.name, appeared=new, more=max(0, count - len(before) - len(new)))
+
+    def begin(self, connection: sa.Connection) -> None:
+        """The first look: all rows were there before."""
+        found = self._read(connection)
+        if len(found) > SMALL:
+            self._grow(connection)
+        else:
+            self.rows = found
+
+    def _grow(self, connection: sa.Connection) -> None:
+        """From now on look only at rows with a higher number than there is now."""
+        highest = (
+            self._scalar(connection, sa.select(sa.func.max(self._first))) if self.numbered else None
+        )
+        self.unseen = not isinstance(highest, int)
+        self.above = None if self.unseen else highest
+
+    def _count(self, connection: sa.Connection) -> int:
+        counted = sa.select(sa.func.count()).select_from(self._clause)
+        return int(self._scalar(connection, self._restricted(counted)))
+
+    def _read(self, connection: sa.Connection) -> dict[Key, int]:
+        """All rows that are looked at, at most one more than a small table has."""
+        chosen = sa.select(*(self._clause.c[name] for name in self.columns))
+        sql = self._limited(chosen)
+        found = connection.execute(sql, execution_options=_AS_WRITTEN).all()
+        places = [self.columns.index(name) for name in self.key]
+        if places:
+            return {plain_key(row[n] for n in places): hash(row_text(row)) for row in found}
+        # Rows without a key are distinguished by all their values, and equal rows by a number.
+        equal: Counter[str] = Counter()
+        rows: dict[Key, int] = {}
+        for row in found:
+            text = row_text(row)
+            equal[text] += 1
+            rows[text, equal[text]] = 0
+        return rows
+
+    def _scalar(self, connection: sa.Connection, statement: sa.Select[Any]) -> Any:
+        return connection.execute(statement, execution_options=_AS_WRITTEN).scalar()
+
+    def _limited(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        """At most one row more than a small table has."""
+        if self.above is not None:
+            # By the index: a planner without statistics would read the whole table for a LIMIT.
+            statement = self._restricted(statement).order_by(self._first)
+        return statement.limit(SMALL + 1)
+
+    def _restricted(self, statement: sa.Select[Any]) -> sa.Select[Any]:
+        return statement if self.above is None else statement.where(self._first > self.above)
+
+    @cached_property
+    def _clause(self) -> sa.TableClause:
+        # Without types: values are compared as the driver reads them.
+        columns: list[sa.ColumnClause[Any]] = [sa.column(name) for name in self.columns]
+        return sa.table(
+            sa.quoted_name(self.name.name, quote=None),
+            *columns,
+            schema=sa.quoted_name(self.name.schema, quote=None) if self.name.schema else None,
+        )
+
+    @property
+    def _first(self) -> sa.ColumnClause[Any]:
+        column: sa.ColumnClause[Any] = self._clause.c[self.key[0]]
+        return column
+
+
+def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator[WatchedTable]:
+    """The tables of one schema, as the database describes them."""
+    inspector = sa.inspect(connection)
+    keys = inspector.get_multi_pk_constraint(schema=schema)
+    for (place, name), columns in inspector.get_multi_columns(schema=schema).items():
+        kinds: Mapping[str, Any] = {str(column["name"]): column["type"] for column in columns}
+        key: Sequence[str] = _key_of(keys.get((place, name)))
+        compared = tuple(n for n, t in kinds.items() if n in key or not _is_heavy(t))
+        numbered = len(key) == 1 and isinstance(kinds[key[0]], sa.Integer)
+        yield WatchedTable(TableName(database, schema, name), compared, tuple(key), numbered)
+
+
+def _key_of(constraint: Mapping[str, Any] | None) -> Sequence[str]:
+    return (constraint or {}).get("constrained_columns") or ()
+
+
+def _is_heavy(kind: Any) -> bool:
+    """Whether a column may hold files: these are not read after each test."""
+    return isinstance(kind, sa.LargeBinary)

@@ -1,0 +1,293 @@
+"""One database: what has changed in it since the last look, through any connection."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import sqlalchemy as sa
+
+from tidyrows.audit.observations import DatabaseObservations
+from tidyrows.audit.tables import SMALL, TOGETHER, Difference, WatchedTable, reflected
+from tidyrows.dialects import Fault, dialect_for
+from tidyrows.ledger.table import NAME as LEDGER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from tidyrows.audit.observations import WrittenName
+    from tidyrows.keys import TableName
+
+T = TypeVar("T")
+
+
+class LookConnection(Protocol):
+    """A connection for the looks."""
+
+    def call(self, work: Callable[[sa.Connection], T]) -> T:
+        """Do the work with the connection."""
+
+    def has_ended(self, error: Exception) -> bool:
+        """Whether a database in memory has ended with its connection."""
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another."""
+
+
+_LOCK_WAIT = 1.0
+"""Seconds to wait for a table that somebody has locked: the suite must not wait for the audit."""
+_STATEMENT = 20.0
+
+
+class DatabaseWatch:
+    """The state of one database at the last look."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        name: str,
+        connection: LookConnection,
+        note: Callable[[str], None],
+    ) -> None:
+        self.name = name
+        self.fresh = True  # it had no table at the first look
+        self.gone = False  # it no longer exists
+        self.keyless: set[TableName] = set()  # tables without a primary key, dropped ones included
+        self._dialect = dialect_for(engine)
+        # An engine on a database in memory is not kept alive, and so neither is the database.
+        self._engine = None if self._dialect.is_private(engine) else engine
+        self._identity = self._dialect.identity(engine)
+        self._note = note
+        self._connection: LookConnection | None = connection
+        self._tables: dict[TableName, WatchedTable] = {}
+        self._list: list[list[str]] = []
+        self._statements: dict[tuple[Any, ...], str] = {}
+        self._mark: Any = None
+        self._known = False
+
+    def sees(self, row_table: TableName, key: Any) -> bool:
+        """Whether a look would show what became of a row."""
+        table = self._tables.get(row_table)
+        return table is not None and table.sees(key)
+
+    def use_connection(self, connection: LookConnection) -> None:
+        """Look through this connection from now on."""
+        self._connection = connection
+
+    def release(self) -> None:
+        """Close the connection: the database may be about to be dropped."""
+        if self._connection is not None:
+            try:
+                self._connection.close()
+            except Exception as error:  # noqa: BLE001 -- it must not fail the suite
+                self._note(f"{self.name}: the audit's connection does not close ({_short(error)})")
+            self._mark = None  # SQLite's is a connection's own, and begins anew
+
+    def suspend(self) -> None:
+        """Keep nothing alive, until the suite uses the database again."""
+        self.release()
+        if self._engine is None:
+            self._connection = None
+
+    def look(self, observed: DatabaseObservations) -> list[Difference]:
+        """What has changed since the last look; at the first nothing."""
+        if self._engine is not None:
+            identity = self._dialect.identity(self._engine)
+            if identity != self._identity:
+                return self._replaced(identity)
+        if self._connection is None:
+            return []
+        try:
+            return self._call(self._connection, observed)
+        except TimeoutError:
+            # Whatever it waits for, the suite must not wait for it after each test.
+            self._connection = None
+            self._note(f"{self.name} did not answer and was looked at no more")
+        except Exception as error:  # noqa: BLE001 -- drivers and a project's own hooks may raise anything
+            self._mark = None
+            if self._engine is None and self._connection.has_ended(error):
+                self.gone = True
+            else:
+                self._note(f"{self.name} could not be looked at: {_short(error)}")
+        return []
+
+    def _call(self, own: LookConnection, observed: DatabaseObservations) -> list[Difference]:
+        try:
+            return own.call(lambda connection: self._look(connection, observed))
+        except Exception as error:
+            if self._engine is None or self._dialect.fault(error) is not Fault.LOST:
+                raise
+            # Somebody has closed all connections: what was done is this test's, not the next one's.
+            return own.call(lambda connection: self._look(connection, observed))
+
+    def _replaced(self, identity: tuple[Any, ...] | None) -> list[Difference]:
+        """The database was dropped, or created again in its place."""
+        self.release()
+        self._identity, self._mark = identity, None
+        self.gone = identity is None
+        lost = [table.all_gone() for table in self._tables.values() if table.rows]
+        self._tables = {}
+        self._known = not self.gone
+        return lost if self.gone else [*lost, *self.look(DatabaseObservations(ddl=True))]
+
+    def _look(self, connection: sa.Connection, observed: DatabaseObservations) -> list[Difference]:
+        if self._engine is None and self._dialect.is_begun(connection.connection.dbapi_connection):
+            self._note(f"{self.name}: a transaction was open when it was to be looked at")
+            return []
+        mark = self._dialect.change_mark(connection, lock_timeout=_LOCK_WAIT)
+        same = mark is not None and mark == self._mark
+        connection.rollback()
+        connection.connection.rollback()  # what the mark was asked in, the driver has begun
+        if same and not observed.ddl:
+            return []
+        try:
+            self._begin(connection)
+            found = list(self._changes(connection, observed))
+        finally:
+            self._end(connection)
+        self._mark = mark
+        return found
+
+    def _begin(self, connection: sa.Connection) -> None:
+        self._dialect.begin_reading(
+            connection, lock_timeout=_LOCK_WAIT, statement_timeout=_STATEMENT
+        )
+
+    def _end(self, connection: sa.Connection) -> None:
+        connection.rollback()
+        self._dialect.end_cleanup(connection)
+
+    def _begin_again(self, connection: sa.Connection, error: Exception) -> None:
+        """After an error of one table, and not of the connection or of the moment.
+
+        Not by a savepoint: MariaDB's Aria tables do not take part in one.
+        """
+        fault = self._dialect.fault(error)
+        if fault in {Fault.LOST, Fault.TRANSIENT} or self._dialect.is_timeout(error):
+            raise error
+        self._end(connection)
+        self._begin(connection)
+
+    def _changes(
+        self, connection: sa.Connection, observed: DatabaseObservations
+    ) -> Iterator[Difference]:
+        if not self._known:
+            self._tables = {table.name: table for table in self._reflect(connection)}
+            for table in self._tables.values():
+                self._read(connection, table, table.begin)
+            self.fresh, self._known = not self._tables, True
+            return
+        # Where no statement of this process can have made the change, another process has.
+        by_others = observed.unclear or not observed.writes
+        if observed.ddl or (by_others and self._listed(connection) != self._list):
+            yield from self._schema_changes(connection)
+        tables = {
+            table.name: table
+            for table in self._tables.values()
+            if by_others or _is_among(table.name, observed.written)
+        }
+        tables |= {table.name: table for table in self._counted_differently(connection)}
+        for table in tables.values():
+            difference = self._read(connection, table, table.look)
+            if difference and _is_among(table.name, observed.dropped):
+                yield from difference.remade()
+            elif difference:
+                yield difference
+
+    def _counted_differently(self, connection: sa.Connection) -> list[WatchedTable]:
+        """The tables whose number of rows, or highest key, is not as expected."""
+        found: list[WatchedTable] = []
+        seen = [table for table in self._tables.values() if not table.unseen]
+        for start in range(0, len(seen), TOGETHER):
+            few = seen[start : start + TOGETHER]
+            try:
+                answers = iter(connection.exec_driver_sql(self._counting(connection, few)).one())
+            except sa.exc.DBAPIError as error:
+                self._begin_again(connection, error)
+                found += few  # a look shows which of them it was
+                continue
+            for table in few:
+                expected = table.expected()
+                if [next(answers) for _each in expected] != expected:
+                    found.append(table)
+        return found
+
+    def _counting(self, connection: sa.Connection, tables: list[WatchedTable]) -> str:
+        """The statement that counts; kept, since to compile it takes longer than to run it."""
+        key = tuple((table.name, table.above) for table in tables)
+        if key not in self._statements:
+            statement = sa.select(*(look for table in tables for look in table.counts()))
+            compiled = statement.compile(connection, compile_kwargs={"literal_binds": True})
+            if len(self._statements) >= TOGETHER:
+                self._statements.clear()
+            self._statements[key] = str(compiled)
+        return self._statements[key]
+
+    def _schema_changes(self, connection: sa.Connection) -> Iterator[Difference]:
+        """Tables that were dropped, made, or changed."""
+        now = {table.name: table for table in self._reflect(connection)}
+        for name in self._tables.keys() - now.keys():
+            dropped = self._tables.pop(name)
+            if dropped.rows:
+                yield dropped.all_gone()
+        for name, table in now.items():
+            known = self._tables.get(name)
+            if known is None:
+                self._tables[name] = table
+            elif (known.columns, known.key) != (table.columns, table.key):
+                self._read(connection, table, table.begin)
+                self._tables[name] = table
+
+    def _read(
+        self, connection: sa.Connection, table: WatchedTable, look: Callable[[sa.Connection], T]
+    ) -> T | None:
+        """Look at one table; an error hides this table only."""
+        unseen = table.unseen
+        try:
+            found = look(connection)
+        except Exception as error:  # noqa: BLE001 -- a driver or a project's own converter may raise anything
+            self._begin_again(connection, error)
+            table.unseen = True
+            denied = self._dialect.is_permission_denied(error)
+            why = "this role may not read it" if denied else "not read"
+            self._note(f"{table.name}: {why} ({_short(error)})")
+            return None
+        if table.unseen and not unseen:
+            self._note(
+                f"{table.name} has more than {SMALL} rows and no number for a key: of its rows "
+                f"only what this process did to them by key is known"
+            )
+        return found
+
+    def _listed(self, connection: sa.Connection) -> list[list[str]]:
+        """The names of all tables: cheaper than a reflection."""
+        inspector = sa.inspect(connection)
+        schemas = self._dialect.application_schemas(connection)
+        return [sorted(inspector.get_table_names(schema)) for schema in schemas]
+
+    def _reflect(self, connection: sa.Connection) -> Iterable[WatchedTable]:
+        self._list = self._listed(connection)
+        with warnings.catch_warnings():
+            # A column of a type that SQLAlchemy does not know is read as the driver reads it.
+            warnings.simplefilter("ignore", sa.exc.SAWarning)
+            for schema in self._dialect.application_schemas(connection):
+                parts = self._dialect.storage_tables(connection, schema)
+                for table in reflected(connection, self.name, schema):
+                    if table.name.name in parts or table.name.name.startswith(LEDGER):
+                        continue
+                    if not table.key:
+                        self.keyless.add(table.name)
+                    yield table
+
+
+def _is_among(name: TableName, written: set[WrittenName]) -> bool:
+    """Whether a table may be one of those named; a name without its schema may be any schema's."""
+    return any(
+        table.lower() == name.name.lower() and schema in {None, name.schema}
+        for schema, table in written
+    )
+
+
+def _short(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    return f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0][:200]}"

@@ -1,0 +1,1 @@
+"""Engine events become changes: which rows a transaction inserted, deleted or moved."""

@@ -1,0 +1,96 @@
+"""What this process itself has open: sessions and connections that may stand in its own way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+
+from tidyrows.capture.pending_commits import driver_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tidyrows.dialects import Dialect
+
+
+class Opened:
+    """The connections of one engine that are checked out, and whose they are.
+
+    Args:
+        engine: the engine.
+        dialect: what tells a connection's id.
+    """
+
+    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self._url = engine.url
+        self._out: set[Any] = set()
+        event.listen(engine, "checkout", self.checkout)
+        event.listen(engine, "checkin", self._checkin)
+        event.listen(engine, "detach", self._checkin)
+
+    def checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
+        """A connection leaves the pool."""
+        self._out.add(record)
+
+    def add(self, connection: sa.Connection) -> None:
+        """A connection left the pool before anybody listened."""
+        record = getattr(connection.connection, "_connection_record", None)  # no public name
+        if record is not None:
+            self._out.add(record)
+
+    def _checkin(self, _driver: Any, record: Any) -> None:
+        self._out.discard(record)
+
+    def by_id(self, own: Any) -> dict[int, str]:
+        """In words, what has a transaction open, by the id that the server knows it by.
+
+        Args:
+            own: the driver's connection that asks, which is left out.
+        """
+        found: dict[int, str] = {}
+        for record in list(self._out):
+            driver = record.dbapi_connection
+            if driver is not None and driver is not own and self._is_busy(driver):
+                self._add(found, driver, "a connection that was not given back to the engine")
+        for session in open_sessions():
+            for connection in open_connections(session):
+                if connection.engine.url == self._url and not connection.closed:
+                    self._add(found, driver_of(connection), f"the session {session!r}")
+        return found
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a connection that is in use is in a transaction."""
+        drivers = [record.dbapi_connection for record in list(self._out)]
+        return any(
+            self._dialect.in_transaction(driver) is True for driver in drivers if driver is not None
+        )
+
+    def _is_busy(self, driver: Any) -> bool:
+        return self._dialect.in_transaction(driver) is not False
+
+    def _add(self, found: dict[int, str], driver: Any, words: str) -> None:
+        number = self._dialect.server_id(driver)
+        if number is not None:
+            found[number] = words
+
+
+def open_sessions() -> Iterator[orm.Session]:
+    """Every session of this process."""
+    # The references, not the values: other threads make sessions while we look.
+    for reference in orm.session._sessions.valuerefs():  # noqa: SLF001 -- as close_all_sessions() does
+        session = reference()
+        if session is not None:
+            yield session
+
+
+def open_connections(session: orm.Session) -> list[sa.Connection]:
+    """The connections that a session's transaction has begun already."""
+    if not session.in_transaction():
+        return []
+    transaction: Any = session.get_transaction()
+    begun = getattr(transaction, "_connections", {})  # no public name; ``connection()`` would begin
+    return [bind for bind in begun if isinstance(bind, sa.Connection)]

@@ -1,0 +1,123 @@
+"""What raw SQL strings do, heard at the cursor before they are sent.
+
+Nobody can name the rows that a raw INSERT makes, so it is said. A string may also move the
+transaction, what names mean, or the schema.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.capture import inserts, raw_sql
+from tidyrows.execution import INTERNAL
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from tidyrows.capture.ownership import Ownership
+    from tidyrows.capture.table_resolution import Places
+    from tidyrows.capture.transactions import Transactions
+    from tidyrows.dialects import Dialect
+
+EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
+"""SQLAlchemy's events of the cursor; each is a method of :class:`Strings`."""
+
+
+class Strings:
+    """The ear at one engine's cursors.
+
+    Args:
+        transactions: what a string may move.
+        ownership: whose a raw INSERT would be.
+        places: where names lead.
+        dialect: which strings change what names mean.
+    """
+
+    def __init__(
+        self,
+        transactions: Transactions,
+        ownership: Ownership,
+        places: Places,
+        dialect: Dialect,
+    ) -> None:
+        self._transactions = transactions
+        self._ownership = ownership
+        self._places = places
+        self._dialect = dialect
+
+    def do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
+        """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH.
+
+        An event of the dialect, not of the connection: on every statement's way, it is cheaper.
+        """
+        if self._transactions.idle:
+            return
+        # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
+        # any more whether the RELEASE before it was a COMMIT.
+        self._transactions.resolve_on(context.root_connection)
+        if context.isddl and self._dialect.ddl_commits:
+            self._transactions.before_commit(context.root_connection)
+        if context.isinsert:
+            if not (self._dialect.counts_when_closed or context.compiled.effective_returning):
+                inserts.keep_count(context)  # the rows of RETURNING are counted as they are
+            if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
+                self._say_raw_insert(context.root_connection, sql)
+            return
+        if INTERNAL in context.execution_options:
+            return
+        if context.compiled is None or context.is_text:
+            self._raw(context.root_connection, sql, context)
+        elif sql[:4] == "WITH":
+            self._say_raw_insert(context.root_connection, sql)
+        elif not context.isddl and self._dialect.session_setting(sql):
+            self._moved(context.root_connection)
+
+    do_executemany = do_execute
+
+    def do_execute_no_params(self, cursor: Any, sql: str, context: Any) -> None:
+        """As ``do_execute``."""
+        self.do_execute(cursor, sql, (), context)
+
+    def _moved(self, connection: sa.Connection) -> None:
+        self._transactions.log(connection).targets.clear()
+        self._places.moved(connection)
+
+    def _raw(self, connection: sa.Connection, sql: str, context: Any) -> None:
+        if self._dialect.session_setting(sql):
+            self._moved(connection)
+        if raw_sql.first_word(sql) in {"DELETE", "TRUNCATE"}:
+            self._transactions.empty(connection, context, sql)
+        move = raw_sql.transaction_move(sql)
+        if move is not None:
+            self._transactions.move(connection, *move)
+        elif raw_sql.is_ddl(sql):
+            if self._dialect.ddl_commits:
+                self._transactions.before_commit(connection)
+            self._say_dropping(connection, sql)
+            self.ddl(connection)
+        self._say_raw_insert(connection, sql)
+
+    def _say_dropping(self, connection: sa.Connection, sql: str) -> None:
+        """Who has a connection to a database would keep it from being dropped."""
+        watcher, database = self._ownership.watcher, raw_sql.dropped_database(sql)
+        if watcher is not None and database is not None:
+            watcher.before_drop(connection.engine, database)
+
+    def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
+        table = raw_sql.inserted_table(sql)
+        owner = self._ownership.owner(connection) if table is not None else None
+        if owner is not None:
+            owner.warn_once(
+                ("raw", table),
+                f"A raw SQL statement inserted into {table}: nobody can tell which rows it made, "
+                f"so they are not tracked and cleanup will not delete them. Write it as "
+                f"insert(table), or tell the tracker with tracker.track_query(select(...)) or "
+                f"tracker.track_rows(table, keys).",
+            )
+
+    def ddl(self, connection: sa.Connection) -> None:
+        """The schema was changed; on the MySQL family that has committed."""
+        self._transactions.log(connection).targets.clear()
+        self._places.changed()
+        if self._dialect.ddl_commits:
+            self._transactions.commit_unasked(connection)

@@ -1,0 +1,355 @@
+"""RETURNING behind the caller's back: add it, read the keys, hide what was added.
+
+An executemany gives its keys only where RETURNING is asked for, and an
+upsert proves what it inserted only there. The caller's result must be the same with and without.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import cursor as sa_cursor
+from sqlalchemy.sql.util import find_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from tidyrows.dialects import Dialect, RealTable
+    from tidyrows.keys import KeyedTable
+
+_PROOF = "tidyrows_inserted"
+_WHOLE = "tidyrows_column_"
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """How a statement runs so that its keys can be read.
+
+    Attributes:
+        statement: the statement that runs, the caller's own if nothing had to be added.
+        columns: where the keys stand in its rows: positions, from the end if negative; columns
+            where the ORM decides on the positions.
+        added: how many columns stand behind those that the caller asked for.
+        proof: the last column tells whether the row was inserted.
+        asked: the caller has a RETURNING of its own.
+        generated: the database makes the keys of inserted rows.
+        refusal: why no row of this statement can be tracked, or None.
+    """
+
+    statement: Any
+    columns: tuple[Any, ...] = ()
+    added: int = 0
+    proof: bool = False
+    asked: bool = False
+    generated: bool = False
+    refusal: str | None = None
+
+
+def is_plain(insert: sa.Insert) -> bool:
+    """Whether an INSERT of one row has nothing that could hide the row's key."""
+    return (
+        insert._post_values_clause is None
+        and not insert._returning
+        and not insert._prefixes
+        and not insert._multi_values
+        and not insert._inline
+        and insert.select is None
+    )
+
+
+def table_of(insert: sa.Insert) -> Any:
+    """The table that an INSERT writes to; the ORM's bulk insert has one for each of a hierarchy."""
+    return insert._annotations.get("_emit_insert_table", insert.table)
+
+
+def rewrite_insert(
+    insert: sa.Insert,
+    parameters: Sequence[Mapping[str, Any]],
+    target: KeyedTable,
+    real: RealTable,
+    dialect: Dialect,
+) -> Rewrite | None:
+    """Add RETURNING of the key where nothing else would tell it.
+
+    Args:
+        insert: the caller's statement.
+        parameters: what it is executed with, a row each; empty where all is in the statement.
+        target: the real table.
+        real: what kind of table it is.
+        dialect: what its database can.
+
+    Returns:
+        None where the statement can run as it is, and its result tells the keys.
+    """
+    keyed = bool(target.key_columns)
+    upsert = dialect.upsert(insert)
+    if keyed:
+        needless = not upsert and len(parameters) <= 1 and is_plain(insert)
+    else:
+        # Its rows will be counted.
+        needless = real.kind == "other" or not dialect.deletes_keyless_rows
+    if needless:
+        return None
+    proof = None
+    if upsert:
+        provable, proof = dialect.inserted_proof(insert, real)
+        if not provable:
+            return Rewrite(
+                insert,
+                refusal="an upsert on this database does not tell a new row from one it found",
+            )
+    elif keyed and (
+        _reports_keys(insert)
+        or (not insert._returning and _parameters_hold_key(insert, parameters, target, dialect))
+    ):
+        return None
+    refusal = _why_not(insert, parameters, real, dialect)
+    if refusal is not None:
+        return Rewrite(insert, refusal=refusal)
+    generated = makes_key(insert, parameters, target)
+    return (
+        _with_key(insert, target, proof, generated=generated)
+        if keyed
+        else _with_row(insert, target, proof, dialect)
+    )
+
+
+def _why_not(
+    insert: sa.Insert, parameters: Sequence[Mapping[str, Any]], real: RealTable, dialect: Dialect
+) -> str | None:
+    """Why RETURNING cannot be added; None where it can."""
+    able = dialect.executemany_returning if len(parameters) > 1 else dialect.returning
+    if not able:
+        return "this database has no RETURNING, and the parameters do not hold the whole key"
+    if not (real.returns or insert._returning):
+        return "its user may not read its rows, as RETURNING would"
+    if insert._return_defaults and not insert._returning:
+        return "it uses return_defaults(), which excludes RETURNING"
+    return None
+
+
+def rewrite_delete(
+    delete: sa.Delete,
+    parameters: Sequence[Mapping[str, Any]],
+    target: KeyedTable,
+    real: RealTable,
+    dialect: Dialect,
+) -> Rewrite | None:
+    """Add RETURNING of the key to a DELETE that chooses its rows by something else.
+
+    Returns:
+        None where that cannot be.
+    """
+    tables = {
+        table
+        for clause in delete._where_criteria
+        for table in find_tables(clause, check_columns=True, include_aliases=True)
+    }
+    others = {getattr(table, "key", table) for table in tables} - {target.table.key}
+    able = real.returns and dialect.delete_returning(several_tables=bool(others))
+    fetched = delete._annotations.get("synchronize_session") == "fetch"  # then the ORM asks itself
+    if not able or fetched or delete._return_defaults or len(parameters) > 1:
+        return None
+    if not target.key_columns:
+        return _with_row(delete, target, None, dialect) if dialect.deletes_keyless_rows else None
+    return _with_key(delete, target, None, generated=False)
+
+
+def _with_key(
+    insert: sa.Insert | sa.Delete,
+    target: KeyedTable,
+    proof: sa.ColumnElement[bool] | None,
+    *,
+    generated: bool,
+) -> Rewrite:
+    columns = [target.table.c[column.key] for column in target.key_columns]
+    own = _columns_of(insert._returning)
+    places = [_place(column, own) for column in columns]
+    missing: list[Any] = [c for c, place in zip(columns, places, strict=True) if place is None]
+    if proof is not None:
+        missing.append(proof.label(_PROOF))
+    where: tuple[Any, ...] = tuple(columns)
+    if not _is_orm(insert):
+        behind = iter(range(-len(missing), 0))
+        where = tuple(next(behind) if place is None else place for place in places)
+    statement: Any = insert
+    if missing:
+        statement = insert._generate()  # as returning() does, which forbids it in the ORM's bulk
+        statement._returning = (*insert._returning, *missing)
+    return Rewrite(
+        statement,
+        columns=where,
+        added=len(missing),
+        proof=proof is not None,
+        asked=bool(insert._returning),
+        generated=generated,
+    )
+
+
+def _with_row(
+    insert: sa.Insert | sa.Delete,
+    target: KeyedTable,
+    proof: sa.ColumnElement[bool] | None,
+    dialect: Dialect,
+) -> Rewrite:
+    """Add RETURNING of every column, read so that the row can be found again by it."""
+    added: list[Any] = [
+        dialect.read_exactly(column).label(f"{_WHOLE}{number}")
+        for number, column in enumerate(target.table.columns)
+    ]
+    count = len(added)
+    if proof is not None:
+        added.append(proof.label(_PROOF))
+    where: tuple[Any, ...] = tuple(range(-len(added), count - len(added)))
+    if _is_orm(insert):
+        where = tuple(f"{_WHOLE}{number}" for number in range(count))
+    statement: Any = insert._generate()
+    statement._returning = (*insert._returning, *added)
+    return Rewrite(
+        statement,
+        columns=where,
+        added=len(added),
+        proof=proof is not None,
+        asked=bool(insert._returning),
+    )
+
+
+def _reports_keys(insert: sa.Insert) -> bool:
+    """Whether SQLAlchemy itself will fetch the keys of every row, as in a flush."""
+    if insert.select is not None or insert._multi_values:
+        return False
+    # an ORM bulk insert with RETURNING asks for the primary key as well, for its own use
+    return bool(insert._return_defaults) or (
+        bool(insert._returning) and insert._annotations.get("dml_strategy") == "bulk"
+    )
+
+
+def _is_orm(insert: sa.Insert | sa.Delete) -> bool:
+    """Whether the ORM will read the rows: it decides which columns RETURNING has, and where."""
+    return insert._annotations.get("dml_strategy") in {"orm", "bulk"}
+
+
+def _columns_of(elements: Iterable[Any]) -> list[Any]:
+    columns: list[Any] = []
+    for element in elements:
+        columns.extend(element._select_iterable)
+    return columns
+
+
+def _place(column: sa.Column[Any], own: Sequence[Any]) -> int | None:
+    """Where the caller's RETURNING has this column; None where it has not, or may have more."""
+    for place, other in enumerate(own):
+        if not isinstance(other, sa.ColumnElement) or getattr(other, "is_literal", False):
+            return None  # "*" or another text, as wide as it likes
+        if isinstance(other, sa.Column) and other.shares_lineage(column):
+            return place
+    return None
+
+
+def _parameters_hold_key(
+    insert: sa.Insert,
+    parameters: Sequence[Mapping[str, Any]],
+    target: KeyedTable,
+    dialect: Dialect,
+) -> bool:
+    if not parameters or insert._multi_values or insert.select is not None:
+        return False
+    given = parameters[0]
+    computed = {getattr(column, "key", column) for column in insert._values or ()}
+    for column in target.key_columns:
+        name = column.key
+        if name in given:
+            if any(_is_unknown(row.get(name)) for row in parameters):
+                return False
+            if dialect.explicit_zero_is_generated and any(row[name] == 0 for row in parameters):
+                return False
+        elif name in computed:
+            return False
+        else:
+            default = column.default
+            if default is None or not (default.is_scalar or default.is_callable):
+                return False
+    return True
+
+
+def _is_unknown(value: Any) -> bool:
+    return value is None or isinstance(value, sa.ClauseElement)
+
+
+def makes_key(
+    insert: sa.Insert, parameters: Sequence[Mapping[str, Any]], target: KeyedTable
+) -> bool:
+    """Whether a number from a sequence or an auto-increment is part of every row's key.
+
+    Another value that the database computes, by a default or in the statement, may be one that
+    somebody else has too.
+    """
+    name = target.generated_name
+    if name is None or insert._multi_values or insert.select is not None:
+        return False
+    if insert._values and any(getattr(other, "key", other) == name for other in insert._values):
+        return False
+    return all(row.get(name) is None for row in parameters)
+
+
+def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[tuple[Any, ...]]:
+    """Read the keys that were asked for behind the caller's back, and hide them from the caller."""
+    rows = result.all()
+    context: Any = result.context
+    metadata: Any = result._metadata
+    width = len(metadata._keys)
+    places = [
+        place % width if isinstance(place, int) else metadata._index_for_key(place)
+        for place in rewrite.columns
+    ]
+    proof = metadata._index_for_key(_PROOF) if rewrite.proof else None
+    keys = [tuple(row[at] for at in places) for row in rows if proof is None or row[proof]]
+    orm = _trim_orm_entities(context, rewrite)
+    if rewrite.asked:
+        # _rewind is what SQLAlchemy uses itself to hand on rows that it has read for the keys
+        result._rewind(rows)
+        if rewrite.added and not orm:
+            result._metadata = _first_columns(result._metadata, width - rewrite.added)
+            result._reset_memoizations()
+    else:
+        result._soft_close()
+        result._metadata = sa_cursor._NO_RESULT_METADATA
+        result.cursor_strategy = sa_cursor._NO_CURSOR_DML
+        context._is_explicit_returning = False
+    context._rowcount = len(rows)  # psycopg reads -1 after several RETURNING batches
+    return keys
+
+
+def _first_columns(metadata: Any, count: int) -> Any:
+    """What the result would have told of itself without the columns behind these."""
+    reduced = metadata._reduce(range(count))
+    reduced._keys = metadata._keys[:count]  # _reduce takes the labels of double columns for names
+    by_place = {record[0]: record for record in reduced._keymap.values()}
+    for name, record in metadata._keymap.items():
+        if record[0] in by_place:
+            reduced._keymap.setdefault(name, by_place[record[0]])
+    return reduced
+
+
+def _trim_orm_entities(context: Any, rewrite: Rewrite) -> bool:
+    """Let the ORM forget the columns that were added; whether the ORM reads the result at all.
+
+    The compiled statement is shared by all executions, so this one gets copies of it.
+    """
+    compiled = context.compiled
+    state = compiled.compile_state
+    loading = getattr(state, "from_statement_ctx", None)
+    if loading is None:
+        return False
+    if rewrite.added:
+        state = copy.copy(state)
+        state.from_statement_ctx = None
+        if rewrite.asked:
+            state.from_statement_ctx = copy.copy(loading)
+            state.from_statement_ctx._entities = loading._entities[: -rewrite.added]
+        context.compiled = copy.copy(compiled)
+        context.compiled.compile_state = state
+    return True

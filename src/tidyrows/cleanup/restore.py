@@ -1,0 +1,235 @@
+"""Put preserved rows back as they were, unless somebody else has changed them too.
+
+Before the deletes, since a setting may reference a row that is about to be deleted; what a
+constraint keeps back then, after them. Each row is compared again under its
+lock, in the transaction that writes it.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.report import Leftover, count_in
+from tidyrows.dialects import Fault
+from tidyrows.dialects.keys import run
+from tidyrows.errors import SessionStateError, TidyRowsError
+from tidyrows.tracking.row_snapshots import each_row, is_same, same_value
+
+if TYPE_CHECKING:
+    from tidyrows.cleanup.connection import Database
+    from tidyrows.cleanup.run import CleanupRun
+    from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, State
+
+_WRITES = 2
+_SHOWN = 40
+"""How many characters of a value an error shows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One row to be put back."""
+
+    database: Database
+    table: PreservedTable
+    key: Any
+    memory: PreservedRow
+
+
+class _ConflictError(TidyRowsError):
+    """Somebody else changed a row too."""
+
+
+class PreservedRows:
+    """One cleanup's work on preserved rows."""
+
+    def __init__(self, run: CleanupRun) -> None:
+        self._run = run
+        self._preserved = run.tracker.preserved
+        self._later: list[_Row] = []
+        self._leftovers: list[Leftover] = []
+
+    def before_deletes(self) -> None:
+        """Put back what no constraint keeps from it."""
+        for table in self._preserved.tables():
+            self._try_all(self._changed(table))
+
+    def after_deletes(self) -> list[Leftover]:
+        """Put back what a constraint kept from it: a unique value that was taken, say.
+
+        Returns:
+            Preserved rows that are not as they were, and why.
+        """
+        # A row may need another one that comes after it: go on while any succeeds.
+        waiting = self._later
+        while waiting:
+            self._later = []
+            errors = self._try_all(waiting)
+            if len(self._later) == len(waiting):
+                self._leftovers += [_left(row, errors[id(row)]) for row in waiting]
+                break
+            waiting = self._later
+        return self._leftovers
+
+    def _changed(self, table: PreservedTable) -> list[_Row]:
+        """The rows that are not as they were; those that are, are forgotten."""
+        database = self._run.database(table.table.name.database)
+        keys = list(table.rows)
+
+        def look() -> dict[Any, tuple[Any, ...]]:
+            with database.reading() as connection:
+                return table.read(connection, keys)
+
+        try:
+            now = self._run.retry(database, look)
+        except SessionStateError as error:
+            self._run.refuse(error)
+            return []
+        except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it is the rows' reason
+            self._run.fail(error)
+            self._leftovers += [
+                _left(_Row(database, table, *pair), error) for pair in each_row(table)
+            ]
+            return []
+        changed = []
+        # deleted, and inserted again by the test: that row goes first
+        held = set(self._run.tracker.held_keys(table.table.name, keys))
+        for key, memory in each_row(table):
+            if key in held:
+                self._later.append(_Row(database, table, key, memory))
+            elif is_same(now.get(key), memory.then):
+                self._preserved.forget(table, [key])
+            else:
+                changed.append(_Row(database, table, key, memory))
+        return changed
+
+    def _try_all(self, rows: list[_Row]) -> dict[int, Exception]:
+        """Put rows back, each in its own transaction; the errors of those that wait."""
+        errors: dict[int, Exception] = {}
+        for row in rows:
+            try:
+                written = self._run.retry(row.database, partial(_put_back, row))
+            except SessionStateError as error:
+                self._run.refuse(error)
+            except _ConflictError as error:
+                self._leftovers.append(_left(row, error))
+            except Exception as error:  # noqa: BLE001 -- as above
+                if row.database.dialect.fault(error) is Fault.CONSTRAINT:
+                    errors[id(row)] = error
+                    self._later.append(row)
+                else:
+                    self._run.fail(error)
+                    self._leftovers.append(_left(row, error))
+            else:
+                count_in(self._run.report.restored, row.table.table.name, int(written))
+                self._preserved.forget(row.table, [row.key])
+        return errors
+
+
+def _put_back(row: _Row) -> bool:
+    """Compare the row under its lock and write what differs; whether anything did."""
+    table, then = row.table, row.memory.then
+    with row.database.writing() as connection:
+        # by one key one row, even if its key is spelled otherwise now
+        now = next(iter(table.read(connection, [row.key], lock=True).values()), None)
+        if is_same(now, then):
+            return False
+        _refuse_conflict(row, now)
+        left: State = now
+        # twice: what the database itself sets at an UPDATE is set back by the next
+        for _attempt in range(_WRITES):
+            _write(connection, row, left)
+            left = next(iter(table.read(connection, [row.key]).values()), None)
+            if is_same(left, then):
+                return True
+        if left is None or not _is_the_databases(then, now, left):
+            raise _ConflictError(
+                f"it was written back, but {_difference(table, then, left)}: a trigger, a rule or "
+                f"row-level security keeps it so. Put it back yourself, then call cleanup() again"
+            )
+        return True
+
+
+def _write(connection: sa.Connection, row: _Row, now: State) -> None:
+    """Insert the row, or update the columns that differ."""
+    table, then = row.table, row.memory.then
+    clause = _clause(table)
+    old = {
+        column.name: sa.null() if value is None else value
+        for column, value in zip(table.columns, then, strict=True)
+    }
+    if now is None:
+        row.database.dialect.insert_exactly(connection, clause, old, always=table.always)
+        return
+    differing = {
+        column.name: old[column.name]
+        for column, one, other in zip(table.columns, then, now, strict=True)
+        if not same_value(one, other)
+    }
+    key = row.key if len(table.table.key_clauses) > 1 else (row.key,)
+    # SQLAlchemy names the bind of a condition on id as that of a value for id_1, and then refuses.
+    conditions = [
+        clause.c[column.name] == sa.bindparam("tidyrows_key", value, type_=column.type, unique=True)
+        for column, value in zip(table.table.key_clauses, key, strict=True)
+    ]
+    run(connection, sa.update(clause).where(*conditions).values(differing))
+
+
+def _is_the_databases(then: State, now: State, left: State) -> bool:
+    """Whether what differs is what the database writes itself: the time of the last change, say."""
+    if then is None or left is None:
+        return then is left
+    before = left if now is None else now  # a row that was gone had no values to keep
+    return all(
+        isinstance(old, dt.date | dt.time) or not same_value(new, after)
+        for old, new, after in zip(then, before, left, strict=True)
+        if not same_value(old, after)
+    )
+
+
+def _refuse_conflict(row: _Row, now: State) -> None:
+    memory = row.memory
+    own = any(is_same(now, state) for state in memory.ours)
+    if not memory.contested and (own or not (memory.ours or memory.other)):
+        return
+    who = f"{memory.other or 'somebody else'} changed"
+    raise _ConflictError(
+        f"{_difference(row.table, memory.then, now)}; {who} this row too; it was left as it is. "
+        f"Put the remembered values back yourself once nobody needs the others, then call "
+        f"cleanup() again"
+    )
+
+
+def _difference(table: PreservedTable, then: State, now: State) -> str:
+    if now is None or then is None:
+        return "it was remembered and is not there now"
+    return ", ".join(
+        f"{column.name} was {_short(old)} and is {_short(new)} now"
+        for column, old, new in zip(table.columns, then, now, strict=True)
+        if not same_value(old, new)
+    )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _clause(table: PreservedTable) -> sa.TableClause:
+    """The table with every column that is remembered, and no defaults."""
+    columns = [sa.column(column.name, column.type) for column in table.columns]
+    schema = sa.quoted_name(table.table.name.schema, quote=None)
+    return sa.table(table.table.name.name, *columns, schema=schema)
+
+
+def _left(row: _Row, error: Exception) -> Leftover:
+    table = row.table.table
+    kind = LeftoverKind.NOT_RESTORED
+    if isinstance(error, _ConflictError):
+        kind = LeftoverKind.CHANGED
+    return Leftover(table.name, table.row(row.key), Reason(kind, error))

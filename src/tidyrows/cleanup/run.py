@@ -1,0 +1,214 @@
+"""The state that all parts of one cleanup share, and what came of its transactions."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.report import HERE, CleanupReport, TableRows, add_rows
+from tidyrows.ledger.claims import claimed_by_others
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping, Sequence
+
+    import sqlalchemy as sa
+
+    from tidyrows.cleanup.identity import Identity
+    from tidyrows.cleanup.options import CleanupOptions, DependentRules
+    from tidyrows.cleanup.reasons import Reason
+    from tidyrows.cleanup.report import ProgressListener
+    from tidyrows.cleanup.schema_view import SchemaView
+    from tidyrows.dialects import Blocker
+    from tidyrows.errors import SessionStateError
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.retry import RetryPolicy
+    from tidyrows.schema import Place
+    from tidyrows.tracking.store import TableHoldings
+    from tidyrows.tracking.tracker import ResourceTracker
+
+
+T = TypeVar("T")
+logger = logging.getLogger("tidyrows")
+
+
+@dataclass(slots=True)
+class CleanupRun:
+    """One cleanup."""
+
+    tracker: ResourceTracker
+    options: CleanupOptions
+    report: CleanupReport
+    until: float  # when its deadline ends, by the policy's clock
+    progress: ProgressListener | None = None
+    # the first error that kept rows from being deleted, or None
+    failure: BaseException | None = None
+    # why nothing was deleted in one of the databases, or None
+    refusal: SessionStateError | None = None
+    databases: dict[str, Database] = field(default_factory=dict)
+    # the databases in which a sweep has the rows now
+    taken_over: set[str] = field(default_factory=set)
+
+    def remaining(self) -> float:
+        """The seconds until the deadline."""
+        return self.until - self.options.retry.clock()
+
+    def fail(self, error: BaseException) -> None:
+        """Remember the first failure."""
+        self.failure = self.failure or error
+
+    def refuse(self, error: SessionStateError) -> None:
+        """Remember the first refusal."""
+        self.refusal = self.refusal or error
+
+    def done(self, rows: int) -> None:
+        """So many rows are deleted, or given up."""
+        if self.progress is not None:
+            self.progress.add(rows)
+
+    def database(self, name: str) -> Database:
+        """The database of a name."""
+        database = self.databases.get(name)
+        if database is None:
+            retry, lock_timeout = self.options.retry, self.options.lock_timeout
+            database = self.databases[name] = Database(
+                self.tracker.engine_of(name),
+                lock_timeout=lock_timeout,
+                statement_timeout=retry.deadline,
+            )
+            # There may be no second attempt, and only that one is watched otherwise.
+            only_one = retry.deadline < 2 * lock_timeout
+            database.monitor.armed = retry.attempts == 1 or only_one
+        return database
+
+    def held_in(self, database: Database) -> list[TableHoldings]:
+        """What the tracker holds now in one database."""
+        return [e for e in self.tracker.snapshot() if e.table.name.database == database.name]
+
+    def held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
+        """What the tracker holds now, by database."""
+        self.tracker.settle()
+        by_database: dict[str, list[TableHoldings]] = {}
+        for held in self.tracker.snapshot():
+            by_database.setdefault(held.table.name.database, []).append(held)
+        return [(self.database(name), by_database[name]) for name in sorted(by_database)]
+
+    def retry(
+        self,
+        database: Database,
+        transaction: Callable[[], T],
+        *,
+        waits: int = sys.maxsize,
+        policy: RetryPolicy | None = None,
+    ) -> T:
+        """Run a whole transaction, again where that may help, until the cleanup's deadline."""
+        dialect = database.dialect
+
+        def is_transient(error: BaseException) -> bool:
+            nonlocal waits
+            waits -= dialect.is_timeout(error)
+            return waits > 0 and database.is_transient(error)
+
+        def on_retry(attempt: int, error: BaseException) -> None:
+            self.report.retries += 1
+            monitor = database.monitor
+            log_retry(database.name, attempt, error, monitor.recent)
+            if dialect.is_timeout(error):
+                monitor.armed = True  # find who blocks the next attempt
+
+        return (policy or self.options.retry).run(
+            transaction,
+            is_transient=is_transient,
+            on_retry=on_retry,
+            deadline=max(self.remaining(), 0.0),
+        )
+
+    def claimed(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> dict[Any, str]:
+        """Of these rows, those that another tracker, here or in another process, will delete."""
+        name = table.name
+        claims: dict[Any, str] = {}
+        for other in self.database(name.database).capture.sinks:
+            if other is not self.tracker and other.holds(name):
+                theirs = other.held_keys(name, keys) if table.key_columns else keys
+                claims.update((key, f"{HERE}{other.context.tag}") for key in theirs)
+        journal = self.tracker.journals.of(name.database)
+        rest = [key for key in keys if key not in claims]
+        if journal is not None and rest:
+            claims.update(claimed_by_others(connection, journal, table, rest))
+        return claims
+
+
+def log_retry(
+    place: str, attempt: int, error: BaseException, blockers: Sequence[Blocker] = ()
+) -> None:
+    """INFO of a retry: the class of the error and the blockers, never a statement or a value."""
+    if logger.isEnabledFor(logging.INFO):
+        who = [f"pid {each.pid}" for each in blockers]
+        logger.info(
+            "%s: attempt %d failed with %s and is retried%s",
+            place,
+            attempt,
+            type(getattr(error, "orig", None) or error).__name__,
+            f"; blocked by {', '.join(who)}" if who else "",
+        )
+
+
+Kept: TypeAlias = "dict[Place, dict[Any, Reason]]"
+"""Rows that stay, by place and key."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of one transaction, or of several."""
+
+    deleted: Counter[Place] = field(default_factory=Counter)  # tracked rows deleted
+    # their keys, where every row that was asked for went
+    gone: dict[Place, list[Sequence[Any]]] = field(default_factory=dict)
+    dependents: dict[TableName, TableRows] = field(default_factory=dict)  # untracked rows deleted
+    detached: dict[TableName, TableRows] = field(default_factory=dict)  # untracked rows detached
+    kept: Kept = field(default_factory=dict)  # rows that were not to be deleted, and why
+    refused: Kept = field(default_factory=dict)  # rows that could not be deleted, and why
+    # how long the DELETEs of each table took
+    seconds: dict[Place, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return any(self.deleted.values()) or bool(self.dependents or self.detached)
+
+    def add(self, part: Outcome) -> None:
+        """Add what a transaction did, now that it is committed."""
+        self.deleted.update(part.deleted)
+        for place, seconds in part.seconds.items():
+            self.seconds[place] = self.seconds.get(place, 0.0) + seconds
+        for place, keys in part.gone.items():
+            self.gone.setdefault(place, []).extend(keys)
+        for name, rows in part.dependents.items():
+            add_rows(self.dependents, rows, name)
+            if name in self.detached:  # by an earlier transaction, when less was known of them
+                left = self.detached.pop(name).without(rows)
+                self.detached.update({name: left} if left else {})
+        for name, rows in part.detached.items():
+            add_rows(self.detached, rows, name)
+        for place, kept in part.kept.items():
+            if kept:
+                self.kept.setdefault(place, {}).update(kept)
+
+
+@dataclass(slots=True)
+class Scope:
+    """What all transactions of a cleanup in one database share."""
+
+    run: CleanupRun
+    database: Database
+    view: SchemaView
+    rules: DependentRules
+    # all our rows, those too that are not to be deleted now
+    tracked: Mapping[Place, Collection[Any]]
+    stay: Kept  # rows that are known not to go, and why
+    # tells which rows may not be ours any more; None where no key comes back
+    identity: Identity | None
+    outcome: Outcome  # of all transactions so far

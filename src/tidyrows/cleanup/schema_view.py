@@ -1,0 +1,240 @@
+"""The foreign keys and tables of a database, read once and cached."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import sqlalchemy as sa
+
+from tidyrows.keys import KeyedTable, TableName
+from tidyrows.schema import (
+    ForeignKey,
+    ForeignKeyGraph,
+    merge,
+    model_foreign_keys,
+    nullable_columns,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tidyrows.cleanup.connection import Database
+    from tidyrows.schema import Place
+
+_Part: TypeAlias = tuple[sa.MetaData, str | None, str]
+"""The models of one MetaData, what they call a schema, and which schema that really is."""
+
+_CACHED = 8
+SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+"""What a foreign key may do silently to rows that reference a deleted one."""
+
+
+class SchemaView:
+    """The foreign keys and tables of one database, as far as cleanups have asked.
+
+    Attributes:
+        graph: every foreign key.
+        hidden: tables that may have rows which the cleanup is not shown.
+    """
+
+    def __init__(
+        self,
+        database: str,
+        graph: ForeignKeyGraph,
+        declared: dict[Place, sa.Table],
+        hidden: set[Place],
+    ) -> None:
+        self.graph = graph
+        self.hidden = hidden
+        self._database = database
+        self._declared = declared
+        self._tables: dict[Place, KeyedTable] = {}
+        self._wide: dict[Place, KeyedTable] = {}
+        self._nullable: dict[Place, frozenset[str]] = {}
+        self._references: dict[ForeignKey, KeyedTable] = {}
+        self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
+
+    def incoming(self, place: Place) -> tuple[ForeignKey, ...]:
+        """The keys by which the database lets rows reference this table's, each row once."""
+        found = self._incoming.get(place)
+        if found is None:
+            found = self._incoming[place] = tuple(
+                key
+                for key in self.graph.incoming(place)
+                if key.source == "database" and not key.inherited
+            )
+        return found
+
+    def table(self, connection: sa.Connection, place: Place) -> KeyedTable:
+        """The table there: the project's own, or a reflected one."""
+        table = self._tables.get(place)
+        if table is None:
+            own = self._declared.get(place)
+            if own is None:
+                own = sa.Table(
+                    place[1],
+                    sa.MetaData(),
+                    schema=place[0],
+                    autoload_with=connection,
+                    resolve_fks=False,
+                )
+            table = self._tables[place] = KeyedTable(TableName(self._database, *place), own)
+        return table
+
+    def with_referenced(self, connection: sa.Connection, place: Place) -> KeyedTable:
+        """The table there, with every column that is referenced though no model knows it."""
+        table = self._wide.get(place)
+        if table is None:
+            table = self.table(connection, place)
+            known = {column.name for column in table.table.columns}
+            extra = {name for key in self.incoming(place) for name in key.parent_columns} - known
+            if extra:
+                table = with_key(table, table.key_columns, sorted(extra))
+            self._wide[place] = table
+        return table
+
+    def reference(self, connection: sa.Connection, key: ForeignKey) -> KeyedTable:
+        """The child's table, as if the foreign key were its primary key: to look by it."""
+        table = self._references.get(key)
+        if table is None:
+            child = self.table(connection, key.child)
+            types = {
+                column.name: column.type for column in self.table(connection, key.parent).table.c
+            }
+            looked_by = [
+                sa.Column(name, types.get(parent, sa.types.NullType()))
+                for name, parent in zip(key.child_columns, key.parent_columns, strict=True)
+            ]
+            others = [c for c in child.key_columns if c.name not in key.child_columns]
+            table = self._references[key] = with_key(child, looked_by, others)
+        return table
+
+    def with_columns(self, connection: sa.Connection, key: ForeignKey) -> KeyedTable:
+        """The child's table, with the key's columns though no model knows them."""
+        child = self.table(connection, key.child)
+        extra = set(key.child_columns) - {column.name for column in child.table.columns}
+        return with_key(child, child.key_columns, sorted(extra)) if extra else child
+
+    def nullable(self, connection: sa.Connection, place: Place) -> frozenset[str]:
+        """The columns that a row of this table can lose to NULL and still be the same row."""
+        found = self._nullable.get(place)
+        if found is None:
+            found = self._nullable[place] = nullable_columns(connection, place)
+        return found
+
+
+def with_key(
+    table: KeyedTable, key: Iterable[sa.Column[Any]], others: Iterable[sa.Column[Any] | str]
+) -> KeyedTable:
+    """The same table, to be looked at by other columns than its primary key."""
+    columns = [sa.Column(c.name, c.type, primary_key=True) for c in key]
+    columns += [
+        sa.Column(c, sa.types.NullType()) if isinstance(c, str) else sa.Column(c.name, c.type)
+        for c in others
+    ]
+    made = sa.Table(table.table.name, sa.MetaData(), *columns, schema=table.table.schema)
+    return KeyedTable(table.name, made)
+
+
+_Views: TypeAlias = "OrderedDict[frozenset[_Part], tuple[int, SchemaView]]"
+_views: weakref.WeakKeyDictionary[sa.Engine, _Views] = weakref.WeakKeyDictionary()
+_lock = threading.Lock()
+
+
+def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
+    """Everything that the schemas of these tables hold, and what references it from others.
+
+    What the models say is joined with what the database has: keys that the models do not know are
+    honoured, and keys that only the models know still order the deletes. It is read again after
+    DDL through the engine, after :func:`forget_schema`, and for a schema or model not seen before.
+    """
+    tables = list(tables)
+    view = known_schema(database, tables)
+    if view is None:
+        parts, version = _parts(tables), database.capture.schema_version
+        found, hidden = _found(database, parts)
+        graph = ForeignKeyGraph(merge(found, _declared(parts)))
+        view = SchemaView(database.name, graph, _models(parts), hidden)
+        with _lock:
+            views = _views.setdefault(database.engine, OrderedDict())
+            views[parts] = (version, view)
+            while len(views) > _CACHED:
+                views.popitem(last=False)
+    return view
+
+
+def known_schema(database: Database, tables: Sequence[KeyedTable]) -> SchemaView | None:
+    """What :func:`schema_of` returns, if it has been read already."""
+    version, parts = database.capture.schema_version, _parts(tables)
+    with _lock:
+        for known, (known_version, view) in _views.get(database.engine, {}).items():
+            if known_version == version and parts <= known:
+                return view
+    return None
+
+
+def _parts(tables: Sequence[KeyedTable]) -> frozenset[_Part]:
+    return frozenset(
+        [(each.table.metadata, each.table.schema, each.name.schema) for each in tables]
+    )
+
+
+def forget_schema(engine: sa.Engine) -> None:
+    """Read the schema anew next time: a delete has failed in a way that the graph did not know."""
+    with _lock:
+        _views.pop(engine, None)
+
+
+def _found(database: Database, parts: frozenset[_Part]) -> tuple[list[ForeignKey], set[Place]]:
+    """The database's own keys, in the schemas asked for and all that these are tied to by keys.
+
+    And the tables of those schemas that may hide rows.
+    """
+    dialect = database.dialect
+    found: list[ForeignKey] = []
+    wanted = {real for _metadata, _schema, real in parts}
+    done: set[str] = set()
+    with database.reading() as connection:
+        while wanted:
+            keys = dialect.foreign_keys(connection, sorted(wanted))
+            found += keys
+            done |= wanted
+            parents = {key.parent[0] for key in keys}
+            wanted = (parents | dialect.schemas_that_reference(connection, sorted(wanted))) - done
+        hidden = dialect.hidden_tables(connection, sorted(done))
+    return found, hidden
+
+
+def _real_schemas(parts: frozenset[_Part]) -> dict[str | None, set[str]]:
+    reals: dict[str | None, set[str]] = {}
+    for _metadata, schema, real in parts:
+        reals.setdefault(schema, set()).add(real)
+    return reals
+
+
+def _declared(parts: frozenset[_Part]) -> list[ForeignKey]:
+    reals = _real_schemas(parts)
+    declared: list[ForeignKey] = []
+    for metadata in {metadata for metadata, _schema, _real in parts}:
+        for default in sorted(reals.get(None, {""})):
+
+            def real_schema(schema: str | None, default: str = default) -> str:
+                return default if schema is None else min(reals.get(schema, {schema}))
+
+            declared.extend(model_foreign_keys(metadata.tables.values(), real_schema))
+    return declared
+
+
+def _models(parts: frozenset[_Part]) -> dict[Place, sa.Table]:
+    """The project's tables at every place that they may stand for."""
+    reals = _real_schemas(parts)
+    return {
+        (real, str(table.name)): table
+        for metadata in {metadata for metadata, _schema, _real in parts}
+        for table in metadata.tables.values()
+        for real in reals.get(table.schema, {table.schema} if table.schema else ())
+        if real is not None
+    }

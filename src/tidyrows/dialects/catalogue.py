@@ -1,0 +1,125 @@
+"""Role *catalogue*: real tables, schemas, and what else the database's catalogue tells."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.driver import DriverAccess, database_name
+from tidyrows.schema import reflect_foreign_keys
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from tidyrows.keys import KeyedTable
+    from tidyrows.schema import ForeignKey
+
+
+@dataclass(frozen=True, slots=True)
+class RealTable:
+    """The table that a name in an INSERT means.
+
+    Attributes:
+        schema: the real schema (SQLite: ``main``, ``temp`` or the attached name).
+        kind: ``other`` is a view, a foreign table, a virtual table.
+        plain: whether a system column can prove that an upsert inserted.
+        returns: whether RETURNING may be added to an INSERT; it needs more rights than INSERT, and
+            a rule may have none.
+    """
+
+    schema: str
+    kind: Literal["table", "temporary", "other"]
+    plain: bool
+    returns: bool = True
+
+
+class Catalogue(DriverAccess):
+    """Questions about tables and about the database as a whole."""
+
+    long_text: ClassVar[sa.types.TypeEngine[str]] = sa.Text()
+    """The type of a column for text of any length."""
+    table_options: ClassVar[Mapping[str, Any]] = {}
+    """Options of the ledger's Table, so that it stores any text."""
+
+    # ----- tables
+
+    @abstractmethod
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """The table that this name means here and now; None where there is none.
+
+        It is called inside the user's transaction, and must not make that fail.
+
+        Args:
+            connection: the user's.
+            schema: None for an unqualified name.
+            name: the table's name.
+        """
+
+    def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers, rules and policies that may keep a row although its DELETE raised nothing."""
+        return []
+
+    def hidden_tables(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str]]:
+        """Tables (schema, name) that may have rows which this role cannot see."""
+        return set()
+
+    def invalid_indexes(self, connection: sa.Connection, schema: str, table: str) -> set[str]:
+        """Indexes of a table that exist and are not used, since they were never finished."""
+        return set()
+
+    def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
+        """Tables whose rows are those of another table, which is listed too (partitions)."""
+        return set()
+
+    # ----- foreign keys
+
+    def foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> tuple[ForeignKey, ...]:
+        """All foreign keys that tables of these schemas hold, wherever they point."""
+        return reflect_foreign_keys(connection, schemas)
+
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        """The schemas of all tables that hold a foreign key to a table of one of these."""
+        return set(schemas)
+
+    # ----- schemas, and the database as a whole
+
+    def default_schema(self, bind: sa.Engine | sa.Connection) -> str:
+        """The schema of tables that are named without one (known after the first connect)."""
+        return str(bind.dialect.default_schema_name or "")
+
+    def application_schemas(self, connection: sa.Connection) -> list[str]:
+        """The schemas in which an application has its tables."""
+        return [self.default_schema(connection)]
+
+    def is_private(self, engine: sa.Engine) -> bool:
+        """Whether no other process can ever see the database."""
+        return False
+
+    def missing_file(self, engine: sa.Engine) -> str | None:
+        """The database's file, where it does not exist and connecting would make an empty one."""
+        return None
+
+    def identity(self, engine: sa.Engine) -> tuple[Any, ...] | None:
+        """Equal for two engines on one database; another for a new database in its place.
+
+        None where there is no database yet, or no longer.
+        """
+        return (database_name(engine),)
+
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
+        """A value that stays the same on this connection as long as nobody commits a change.
+
+        It is cheap, and may change without a reason. None where the database has none.
+
+        Args:
+            connection: one that nobody else uses; a transaction may be begun on it.
+            lock_timeout: how long to wait where even that is locked, in seconds.
+        """
+        return None

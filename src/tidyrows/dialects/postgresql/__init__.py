@@ -1,0 +1,186 @@
+"""PostgreSQL, with psycopg, psycopg2 and asyncpg: errors, sessions, and the dialect.
+
+Drivers that are not known are handled with care.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.dialects.base import Dialect
+from tidyrows.dialects.errors import Fault, Loss
+from tidyrows.dialects.postgresql.catalogue import PostgreSQLCatalogue, PostgreSQLLocks
+from tidyrows.dialects.postgresql.statements import PostgreSQLStatements
+from tidyrows.dialects.sessions import CommitOutcome
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_NO_DATABASE = "3D000"
+_NO_DATABASE_TEXT = re.compile(r'FATAL: +database ".*" does not exist')
+
+
+class PostgreSQLErrors(Dialect):
+    """The codes, by DATABASE_FACTS of each driver."""
+
+    transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
+    timeout_codes = frozenset({"55P03", "57014"})
+    permission_codes = frozenset({"42501"})
+
+    def driver_code(self, error: BaseException) -> str | None:
+        """``sqlstate`` of psycopg and asyncpg, ``pgcode`` of psycopg2."""
+        code = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+        return code if isinstance(code, str) else None
+
+    def driver_fault(self, error: BaseException) -> Fault:
+        """By classes of codes: 08 and 57P0 are lost connections, 23 is a constraint."""
+        # Before the code is looked for: SQLAlchemy makes it anew for asyncpg, without one.
+        if type(error).__name__ == "InvalidCachedStatementError":
+            return Fault.TRANSIENT
+        code = self.driver_code(error)
+        if code is None:
+            # Only what happens to the connection itself comes without a code: server down,
+            # too many connections, killed between two statements.
+            lost = self._dbapi is not None and isinstance(error, self._dbapi.OperationalError)
+            return Fault.LOST if lost else Fault.OTHER
+        if code in self.transient_codes:
+            return Fault.TRANSIENT
+        if code.startswith(("08", "57P0")) or code == "25P03":
+            return Fault.LOST
+        return Fault.CONSTRAINT if code.startswith("23") else Fault.OTHER
+
+    def is_database_missing(self, error: BaseException) -> bool:
+        """invalid_catalog_name; libpq tells of a refused connection in words only."""
+        code: Any = self.code(error)
+        return code == _NO_DATABASE if code else bool(_NO_DATABASE_TEXT.search(str(error)))
+
+    def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
+        """A rollback to a savepoint saves the rest; without one, ``commit_is_void`` sees it."""
+        return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.NOTHING
+
+
+_IN_ERROR = "25P02"
+# libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
+_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+_BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
+_SETTINGS = """
+SELECT pg_catalog.set_config('lock_timeout', %s, true),
+       pg_catalog.set_config('statement_timeout', COALESCE(
+           CAST(%s AS pg_catalog.text), pg_catalog.current_setting('statement_timeout')), true),
+       pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
+                             ELSE pg_catalog.current_setting('role') END, true)
+FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
+# These send several statements without parameters in one go.
+_SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
+
+
+class PostgreSQLSessions(Dialect):
+    """Settings of the cleanup are for its transaction only: behind a pooler no session is ours."""
+
+    clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
+
+    def in_transaction(self, dbapi_connection: Any) -> bool | None:
+        """The transaction status of libpq; None on a broken connection and for other drivers."""
+        status = self._status(dbapi_connection)
+        return None if status is None or status == _UNKNOWN else status != _IDLE
+
+    def _status(self, dbapi_connection: Any) -> int | None:
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        if self.driver == "psycopg":
+            return int(raw.pgconn.transaction_status)
+        if self.driver == "psycopg2":
+            return int(raw.get_transaction_status())
+        return None
+
+    def driver_server_id(self, raw: Any) -> int | None:
+        """The backend's process id."""
+        if self.driver == "psycopg":
+            return int(raw.pgconn.backend_pid) or None
+        ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
+        return int(ask())
+
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether its session exists, in the middle of a statement or a transaction."""
+        sql = (
+            "SELECT 1 FROM pg_catalog.pg_stat_activity "
+            f"WHERE pid = {int(server_id)} AND state IS DISTINCT FROM 'idle'"
+        )
+        return bool(self._query(connection, sql))
+
+    def session_setting(self, sql: str) -> bool:
+        """SET, RESET and their kin, DDL, and ``SELECT set_config(...)``."""
+        return super().session_setting(sql) or "set_config" in sql
+
+    def commit_is_void(self, connection: sa.Connection) -> bool:
+        """True in an aborted transaction, whose COMMIT is a silent ROLLBACK."""
+        status = self._status(connection.connection.dbapi_connection)
+        if status is not None:
+            return status == _INERROR
+        try:
+            self._query(connection, "SELECT 1")
+        except self._dbapi.Error as error:
+            return bool(self.code(error) == _IN_ERROR)
+        return False
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """A COMMIT that the server refused is rolled back; one without an answer is in doubt."""
+        if connection.closed or connection.invalidated:
+            return CommitOutcome.DOUBT
+        if self.in_transaction(connection.connection.dbapi_connection):
+            return CommitOutcome.OPEN
+        refused = self.fault(error) is not Fault.LOST and self.code(error) is not None
+        return CommitOutcome.GONE if refused else CommitOutcome.DOUBT
+
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+        foreign_keys: bool = True,
+    ) -> None:
+        """READ COMMITTED, READ WRITE, timeouts and no role, all for this transaction only."""
+        self._refuse_open_transaction(connection)
+        if getattr(connection.connection.dbapi_connection, "autocommit", False):
+            connection.execution_options(isolation_level="READ COMMITTED")
+        lock = max(1, round(lock_timeout * 1000))  # 0 would mean for ever
+        statement = None if statement_timeout is None else max(1, round(statement_timeout * 1000))
+        if self.driver in _SEVERAL_AT_ONCE:
+            limits = f"'{lock}'", "NULL" if statement is None else f"'{statement}'"
+            connection.exec_driver_sql(f"{_BEGINNING}; {_SETTINGS % limits}").close()
+        else:
+            connection.exec_driver_sql(_BEGINNING)
+            given = None if statement is None else str(statement)
+            self._execute(connection, _SETTINGS, str(lock), given)
+
+    def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        marked = _numbered(sql) if self.driver == "asyncpg" else sql
+        return super()._query(connection, marked, *values)
+
+    def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+        marked = _numbered(sql) if self.driver == "asyncpg" else sql
+        return list(connection.exec_driver_sql(marked, values).all())
+
+
+def _numbered(sql: str) -> str:
+    """With asyncpg's parameter marks, ``$1``, in place of ``%s``."""
+    pieces = sql.split("%s")
+    marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
+    return "".join(marks) + pieces[-1]
+
+
+__all__ = ["PostgreSQL"]
+
+
+class PostgreSQL(
+    PostgreSQLErrors,
+    PostgreSQLStatements,
+    PostgreSQLSessions,
+    PostgreSQLLocks,
+    PostgreSQLCatalogue,
+):
+    """A transaction that saw an error persists nothing, and its COMMIT raises nothing."""
+
+    name = "postgresql"

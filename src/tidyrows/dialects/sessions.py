@@ -1,0 +1,162 @@
+"""Role *sessions*: the user's transaction, and what is set on the cleanup's own connection."""
+
+from __future__ import annotations
+
+import re
+from abc import abstractmethod
+from contextlib import nullcontext
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.driver import DriverAccess, database_name
+from tidyrows.errors import SessionStateError
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+# Any DDL may give an unqualified name a new meaning (CREATE TEMP TABLE hides a table).
+_SETTING = re.compile(
+    r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
+    r"(?:set|reset|discard|use|attach|detach|create|drop|alter|do|call)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+class CommitOutcome(Enum):
+    """What a COMMIT that raised left behind."""
+
+    OPEN = auto()
+    """The transaction is still open on the connection."""
+    GONE = auto()
+    """Certainly rolled back."""
+    DOUBT = auto()
+    """Ask the database."""
+
+
+class Sessions(DriverAccess):
+    """Transactions of the user, and the transaction of the cleanup.
+
+    What is asked of the user's transaction is asked inside it: nothing here may make it fail. The
+    cleanup's connection is used by nobody else: ``begin_cleanup`` begins its transaction, the
+    caller commits or rolls back, ``end_cleanup`` restores the session.
+    """
+
+    ddl_commits: ClassVar[bool] = False
+    """Whether DDL commits the transaction."""
+    release_commits: ClassVar[bool] = False
+    """Whether the RELEASE of an outermost savepoint may be a COMMIT."""
+    clock: ClassVar[str] = "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)"
+    """SQL for the server's time in seconds since 1970, with fractions, in any time zone."""
+
+    # ----- the user's transaction
+
+    def is_begun(self, dbapi_connection: Any) -> bool:
+        """Whether somebody began a transaction; one that the driver always has does not count."""
+        return bool(self.in_transaction(dbapi_connection))
+
+    def is_autocommit(self, connection: sa.Connection) -> bool:
+        """Whether every statement commits: no savepoint, and a failed INSERT undoes only itself."""
+        driver = connection.connection.dbapi_connection
+        # SQLite's driver can be in autocommit while an event of the engine's user has sent BEGIN.
+        if driver is None or self.in_transaction(driver):
+            return False
+        try:
+            return connection.dialect.detect_autocommit_setting(driver)
+        except NotImplementedError:
+            return False
+
+    def session_setting(self, sql: str) -> bool:
+        """Whether this raw SQL may change which table an unqualified name means."""
+        return _SETTING.match(sql) is not None
+
+    def before_savepoint(self, connection: sa.Connection) -> None:
+        """Make sure that the next SAVEPOINT stands inside a transaction."""
+
+    def commit_is_void(self, connection: sa.Connection) -> bool:
+        """Just before a COMMIT: whether it will persist nothing, and raise nothing."""
+        return False
+
+    def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
+        """What a COMMIT that raised left behind."""
+        return CommitOutcome.DOUBT
+
+    def guard_pool(self, engine: sa.Engine) -> None:
+        """Roll back a transaction that a failed COMMIT left open, before the pool's next user.
+
+        SQLAlchemy takes the transaction for ended and returns the connection as it is, after
+        SQLite's BUSY as after a commit listener that raised on any database; the next user would
+        commit its rows.
+        """
+        # Not event.contains: it does not know the listeners of a pool that dispose() made anew.
+        if self._roll_back_leftover not in engine.pool.dispatch.reset:
+            sa.event.listen(engine.pool, "reset", self._roll_back_leftover)
+
+    def _roll_back_leftover(self, dbapi_connection: Any, record: Any, state: Any) -> None:
+        if state.transaction_was_reset and self.in_transaction(dbapi_connection):
+            dbapi_connection.rollback()
+
+    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
+        """Whether the server still works for a connection although its client is gone."""
+        return False
+
+    # ----- the cleanup's connection
+
+    @abstractmethod
+    def begin_cleanup(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+        foreign_keys: bool = True,
+    ) -> None:
+        """Begin the cleanup's own transaction, whatever state the connection was left in.
+
+        It reads what others have committed before each statement (READ COMMITTED), may write, and
+        no wait for a lock is longer than ``lock_timeout``. Call ``end_cleanup`` afterwards even
+        where this raised.
+
+        Args:
+            connection: one that nobody else uses, without a transaction.
+            lock_timeout: how long a statement may wait for a lock, in seconds; 0 for not at all.
+            statement_timeout: how long a statement may run, in seconds, where the database can.
+            foreign_keys: have foreign keys enforced, where the database does so only when asked.
+
+        Raises:
+            SessionStateError: a transaction is open on the connection.
+        """
+
+    def begin_reading(
+        self,
+        connection: sa.Connection,
+        *,
+        lock_timeout: float,
+        statement_timeout: float | None = None,
+    ) -> None:
+        """As ``begin_cleanup``, for a transaction that only reads and acquires no write lock."""
+        self.begin_cleanup(
+            connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
+        )
+
+    def end_cleanup(self, connection: sa.Connection) -> None:
+        """Restore the session, after commit or rollback; the connection may be broken."""
+
+    def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
+        """Whether ON DELETE acts, and a DELETE that breaks a foreign key fails."""
+        return True
+
+    def without_foreign_keys(self, connection: sa.Connection) -> AbstractContextManager[None]:
+        """Run the block without foreign keys, where the database can; then drop the connection."""
+        return nullcontext()
+
+    def _refuse_open_transaction(self, connection: sa.Connection) -> None:
+        raw = connection.connection.dbapi_connection
+        if connection.in_transaction() or self.in_transaction(raw):
+            raise SessionStateError(
+                f"The connection to {database_name(connection.engine)} that cleanup was given has "
+                "a transaction open, which is not tidyrows' to end. Commit or roll back the "
+                "session or connection that holds it (with sqlite:// in memory all of them share "
+                "one connection), then clean up."
+            )

@@ -1,0 +1,336 @@
+"""SQLite's blockers and live workers, by the operating system's file locks."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+import time
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+from weakref import ref
+
+from tidyrows.dialects.base import Dialect
+from tidyrows.dialects.liveness_lock import PATIENCE, PAUSE, LivenessLock
+from tidyrows.dialects.locks import Blocker
+from tidyrows.errors import LivenessLockError, SessionStateError
+from tidyrows.greenlets import sleep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import sqlalchemy as sa
+
+# flock, never lockf: that one is lost as soon as any other descriptor of the file is closed.
+flock: Any
+try:
+    from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
+except ImportError:  # on Windows: there the time in the file alone says who lives
+    flock = None
+
+_IN_MEMORY = frozenset({None, "", ":memory:"})
+
+
+class FileLock(LivenessLock):
+    """The lock of a file, whose time of change is the worker's last beat.
+
+    Args:
+        engine: how to find the database file; it is held weakly.
+        number: the worker's number.
+        patience: how long to wait for the lock where it is not free, in seconds.
+    """
+
+    def __init__(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> None:
+        self._engine = ref(engine)
+        self._where = repr(engine.url)
+        self._number = number
+        self._patience = patience
+        self._path: Path | None = None
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Make the file, unless the database is in memory."""
+        if self._descriptor is not None:
+            self.renew()
+            return
+        if self._path is None and not self.alone:
+            database = self._database()
+            self.alone = database is None
+            if database is not None:
+                self._path = lock_file(database, self._number)
+        if self._path is not None:
+            self._hold(self._path)
+
+    def renew(self) -> None:
+        """Set its time, and make it anew if somebody deleted it."""
+        if self._path is None or self._descriptor is None:
+            self.acquire()
+        elif _is_there(self._path, self._descriptor):
+            _beat(self._path, self._descriptor)
+        else:
+            self._close()
+            self._hold(self._path)
+
+    def release(self) -> None:
+        """Delete it."""
+        if self._path is None or self._descriptor is None:
+            return
+        with suppress(OSError):
+            if flock is None:
+                self._close()  # a file that is open cannot be deleted there
+                self._path.unlink()
+            elif _is_there(self._path, self._descriptor):
+                self._path.unlink()
+        self._close()
+
+    def abandon(self) -> None:
+        """Close it: the parent's descriptor still holds the lock."""
+        self._close()
+
+    def _hold(self, path: Path) -> None:
+        for _try in range(1 + round(self._patience / PAUSE)):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                if _lock(descriptor, path):
+                    _beat(path, descriptor)
+                    self._descriptor = descriptor
+                    return
+            finally:
+                if self._descriptor != descriptor:
+                    os.close(descriptor)
+            sleep(PAUSE)
+        raise LivenessLockError(self._number, self._where)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            with suppress(OSError):
+                os.close(descriptor)
+
+    def _database(self) -> str | None:
+        engine = self._engine()
+        if engine is None:
+            raise SessionStateError(
+                f"The engine for {self._where} is gone, so this worker cannot show that it is "
+                f"alive. Keep a reference to the engine for as long as its rows are tracked."
+            )
+        if is_in_memory(engine.url):
+            return None
+        pool = engine.pool.recreate()
+        try:
+            with closing(pool.connect()) as connection, closing(connection.cursor()) as cursor:
+                return database_file(cursor)
+        finally:
+            pool.dispose()
+
+
+def is_in_memory(url: sa.URL) -> bool:
+    """Whether the URL alone says that the database is in memory."""
+    if url.database in _IN_MEMORY:
+        return True
+    # SQLite names a file for its memdb, which is none.
+    said = (url.query.get("mode"), url.query.get("vfs"), *re.split("[?&]", str(url.database))[1:])
+    return not {"memory", "memdb", "mode=memory", "vfs=memdb"}.isdisjoint(map(str, said))
+
+
+def missing_file(url: sa.URL) -> str | None:
+    """The file that a URL names, where it is not there; None where nothing can be said."""
+    if url.host or is_in_memory(url):
+        return None
+    named = _named(url)
+    try:
+        return None if any(Path(each).exists() for each in named) else named[-1]
+    except OSError:  # it may not be looked at: connecting will say why
+        return None
+
+
+def file_identity(url: sa.URL) -> tuple[str, int, int] | None:
+    """The file that a URL names, as its path, device and inode; None where it is not there."""
+    for each in _named(url):
+        try:
+            found = Path(each).stat()
+        except OSError:
+            continue
+        return str(Path(each).absolute()), found.st_dev, found.st_ino
+    return None
+
+
+def _named(url: sa.URL) -> list[str]:
+    name = str(url.database)
+    return [name, unquote(urlsplit(name).path)] if name.startswith("file:") else [name]
+
+
+def database_file(cursor: Any) -> str | None:
+    """The absolute path of ``main``, as SQLite has opened it; None in memory."""
+    cursor.execute("PRAGMA database_list")
+    for _number, name, path in cursor.fetchall():
+        if name == "main":
+            return str(path) if path else None
+    return None
+
+
+def lock_file(database: str, number: int) -> Path:
+    """The lock file of a worker."""
+    return Path(f"{database}-tidyrows-{number:016x}")
+
+
+def is_held(path: Path) -> bool | None:
+    """Whether a living process holds the lock; None where the system does not tell."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        if flock is None:
+            return None
+        # Shared, so that those who look do not see each other.
+        flock(descriptor, LOCK_SH | LOCK_NB)
+        flock(descriptor, LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def heartbeat_age(path: Path) -> float | None:
+    """How many seconds ago its time was set; None where there is no file."""
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except FileNotFoundError:
+        return None
+
+
+def remove_all(database: str) -> None:
+    """Delete the files of all dead workers of a database; none without ``flock``."""
+    if flock is None:
+        return
+    place = Path(database)
+    for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
+        with suppress(OSError):  # somebody else deletes it too
+            descriptor = os.open(path, os.O_RDWR)
+            try:
+                if _lock(descriptor, path):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> bool:
+    if flock is None:
+        return True
+    try:
+        flock(descriptor, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return False
+    # Between the opening and the lock somebody may have deleted it.
+    return _is_there(path, descriptor)
+
+
+def _is_there(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _beat(path: Path, descriptor: int) -> None:
+    os.utime(descriptor if os.utime in os.supports_fd else path)
+
+
+_LOCKS = Path("/proc/locks")
+_LOCK = re.compile(r"\d+: +\w+ +\w+ +(\w+) +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.ASCII)
+
+
+class SQLiteLocks(Dialect):
+    """One lock for the whole file, and a lock file beside it for each worker."""
+
+    has_row_locks = False
+    blockers_need_cursor = False
+    heartbeat_in_file = True
+
+    def waiter(self, connection: sa.Connection) -> list[str]:
+        """The files of the database and of what is attached."""
+        return [path for _n, _name, path in self._query(connection, "PRAGMA database_list") if path]
+
+    def blockers(self, cursor: Any, waiter: list[str]) -> list[Blocker]:
+        """The processes that have locked the file, as far as the operating system tells."""
+        return holders_of_files(waiter)
+
+    def liveness_lock(
+        self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
+    ) -> LivenessLock:
+        """A locked file beside the database's own; nothing for a database in memory."""
+        return FileLock(engine, number, patience=patience)
+
+    def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
+        """Whether its file is locked; None in memory, and where the system has no ``flock``."""
+        database = self._file(connection)
+        return None if database is None else is_held(lock_file(database, number))
+
+    def heartbeat_file_age(self, connection: sa.Connection, number: int) -> float | None:
+        """By the time of the file."""
+        database = self._file(connection)
+        return None if database is None else heartbeat_age(lock_file(database, number))
+
+    def remove_liveness_files(self, connection: sa.Connection) -> None:
+        """All files that nobody has locked."""
+        database = self._file(connection)
+        if database is not None:
+            remove_all(database)
+
+    def _file(self, connection: sa.Connection) -> str | None:
+        if is_in_memory(connection.engine.url):
+            return None
+        with closing(connection.connection.cursor()) as cursor:
+            return database_file(cursor)
+
+
+def holders_of_files(paths: Iterable[str]) -> list[Blocker]:
+    """The processes that hold a lock on one of these files, as far as Linux tells.
+
+    The files are not opened: closing a file drops every lock that this process has on it.
+    """
+    wanted = set()
+    for path in paths:
+        for suffix in ("", "-wal", "-shm"):
+            try:
+                facts = os.stat(path + suffix)  # noqa: PTH116 -- a name as SQLite has it
+            except OSError:
+                continue
+            wanted.add((os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino))
+    try:
+        lines = _LOCKS.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    pids = dict.fromkeys(
+        pid for kind, pid, file in map(_lock_of, lines) if kind == "WRITE" and file in wanted
+    )
+    return [Blocker(pid, application=_command(pid)) for pid in pids if pid > 0]
+
+
+def _lock_of(line: str) -> tuple[str, int, tuple[int, int, int]]:
+    """The kind, holder and file of a line such as ``1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF``."""
+    match = _LOCK.match(line)  # not of one that waits, nor of one without a file
+    if match is None:
+        return "", 0, (0, 0, 0)
+    kind, pid, major, minor, inode = match.groups()
+    return kind, int(pid), (int(major, 16), int(minor, 16), int(inode))
+
+
+def _command(pid: int) -> str | None:
+    """The program, and the script if it runs one; no more, since arguments may hold a password."""
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return None
+    program, *rest = (word.decode(errors="replace") for word in words)
+    scripts = (Path(word).name for word in rest if word.endswith(".py"))
+    return " ".join([Path(program).name, *list(scripts)[:1]]) or None

@@ -1,0 +1,348 @@
+"""Roles *statements* and *inserts*: delete, find, lock and verify rows by key; prove inserts."""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import sqlalchemy as sa
+
+from tidyrows.dialects.driver import DriverAccess
+from tidyrows.dialects.keys import (
+    as_sent,
+    chunks,
+    delete_plainly,
+    driver_values,
+    exists_sql,
+    find_plainly,
+    keys_found,
+    plain_chunks,
+    plain_condition,
+    quoted_names,
+    run,
+    select_keys_plainly,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from tidyrows.dialects.catalogue import RealTable
+    from tidyrows.keys import KeyedTable
+
+_COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
+# Prefixes of an INSERT after which it still inserts its row or fails.
+_HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
+
+
+class Inserts(DriverAccess):
+    """INSERT statements, and the keys that the database generates for them."""
+
+    reuses_keys: ClassVar[bool] = True
+    """Whether a generated key may come again after its row is gone."""
+    explicit_zero_is_generated: ClassVar[bool] = False
+    """Whether a key 0 in an INSERT is replaced by the next number."""
+
+    @property
+    def counts_when_closed(self) -> bool:
+        """Whether a cursor still has its row count once SQLAlchemy has closed it."""
+        return True
+
+    @property
+    def returning(self) -> bool:
+        """Whether INSERT has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_returning", False))
+
+    @property
+    def executemany_returning(self) -> bool:
+        """Whether INSERT of many rows has RETURNING (known after the engine's first connect)."""
+        return bool(getattr(self._dialect(), "insert_executemany_returning", False))
+
+    def delete_returning(self, *, several_tables: bool) -> bool:
+        """Whether DELETE has RETURNING, also where its condition reads other tables."""
+        flag = "delete_returning_multifrom" if several_tables else "delete_returning"
+        return bool(getattr(self._dialect(), flag, False))
+
+    def may_reuse_key(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
+        """Whether a number up to ``highest`` that was generated once may be generated again."""
+        return self.reuses_keys
+
+    def upsert(self, insert: sa.Insert) -> bool:
+        """Whether this INSERT may leave out a row, or change one that was there before."""
+        return self._post_values(insert) is not None or bool(self._prefixes(insert))
+
+    def inserted_proof(
+        self, insert: sa.Insert, real: RealTable
+    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+        """How an upsert proves which rows it inserted.
+
+        Returns:
+            ``(False, None)``: it cannot, so none of its rows is tracked. ``(True, None)``: exactly
+            the rows that RETURNING yields. ``(True, column)``: the rows where this column, added
+            to RETURNING, is true.
+        """
+        return False, None
+
+    def _post_values(self, insert: sa.Insert) -> str | None:
+        clause = getattr(insert, "_post_values_clause", None)
+        return None if clause is None else str(clause.__visit_name__)
+
+    def _prefixes(self, insert: sa.Insert) -> frozenset[str]:
+        """The prefixes that this database would see and that are not known to be harmless."""
+        found = set()
+        for prefix, only in getattr(insert, "_prefixes", ()):
+            if only in {None, "*", getattr(self._dialect(), "name", None)}:
+                found.add(" ".join(_COMMENT.sub(" ", str(prefix)).upper().split()))
+        return frozenset(found - _HARMLESS)
+
+
+_PROBES = 100
+"""How many tables one statement asks."""
+_MANY = 500
+"""Keys from which one look at their whole range comes first."""
+_INT64 = 2**63
+Select = tuple[str, tuple[Any, ...]]
+"""A SELECT in the driver's own parameter style, and its parameters."""
+
+
+class CycleForm(Enum):
+    """How the rows of a foreign-key cycle are deleted."""
+
+    ONE_STATEMENT = auto()
+    """``delete_cycle`` deletes them in one statement."""
+    DEFERRED = auto()
+    """``delete_cycle`` deletes one table after another; a violation is raised at COMMIT."""
+    LEVELS = auto()
+    """One level of rows after another with ``delete_by_keys``; ``delete_cycle`` is not used."""
+
+
+class Statements(DriverAccess):
+    """Statements by key, for the cleanup's own transaction.
+
+    The defaults are SQLAlchemy's own statements (IN, or OR of ANDs), right on every database. All
+    tables are fully qualified; keys come in the one global order.
+    """
+
+    cycle_form: ClassVar[CycleForm] = CycleForm.LEVELS
+    probed_together: ClassVar[int] = 20
+    """Up to how many keys all tables that may reference them are asked in one statement."""
+    verified_at_once: ClassVar[int] = 50_000
+    """How many keys of one table are verified at once."""
+    verified_together: ClassVar[int] = 500
+    """Up to how many keys several tables are verified in one statement."""
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self._exists_sql: dict[tuple[tuple[KeyedTable, int], ...], str] = {}
+
+    # ----- changes
+
+    def delete_by_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> int:
+        """Delete the rows of these keys, in the order given; the number of rows deleted."""
+        return delete_plainly(connection, table, keys)
+
+    def delete_cycle(
+        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        """Delete rows whose tables, or table, form a cycle; counts in the order given.
+
+        Where ``cycle_form`` is LEVELS, this is no more than one delete after another.
+        """
+        return [self.delete_by_keys(connection, table, keys) for table, keys in batch]
+
+    def set_null(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        names: Sequence[str],
+    ) -> None:
+        """Set these columns of the rows to NULL."""
+        values = {table.clause.c[name]: sa.null() for name in names}
+        for part in plain_chunks(table, keys):
+            condition = plain_condition(table, part)
+            run(connection, sa.update(table.clause).where(condition).values(values))
+
+    def insert_exactly(
+        self,
+        connection: sa.Connection,
+        table: sa.TableClause,
+        values: Mapping[str, Any],
+        *,
+        always: bool,
+    ) -> None:
+        """Insert one row with exactly these values, those of generated keys too.
+
+        Args:
+            connection: in the cleanup's transaction.
+            table: fully qualified, with the columns' types.
+            values: by column; all that can be written.
+            always: a key is GENERATED ALWAYS: the database would replace the value.
+        """
+        run(connection, sa.insert(table).values(values))
+
+    # ----- looking, with or without a lock
+
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+        first: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """Columns of the rows of these keys, in as few statements as the database allows.
+
+        Args:
+            connection: in the cleanup's transaction.
+            table: its "primary key" may be any columns, unique or not.
+            keys: the values to look for.
+            columns: of the table's clause, as Python values of their types.
+            lock: lock the rows against change; a row that is changed during the wait is read as it
+                is afterwards.
+            first: any one row is enough.
+        """
+        return find_plainly(connection, table, keys, columns, lock=lock, first=first)
+
+    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Lock the rows of these keys against change, and against new rows that reference them."""
+        for part in plain_chunks(table, keys):
+            condition = plain_condition(table, part)
+            run(connection, sa.select(*table.key_clauses).where(condition).with_for_update()).all()
+
+    def tables_with_rows(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        """Which of these tables hold a row of one of their keys: positions in ``tables``."""
+        found: list[int] = []
+        few: list[tuple[int, KeyedTable, int, list[Any]]] = []
+        sent: dict[Any, list[Any] | None] = {}  # foreign keys of one parent share their values
+        for number, (table, keys) in enumerate(tables):
+            if not keys:
+                continue
+            if len(keys) > self.probed_together:
+                flat = None
+            else:
+                same = (id(keys), *(id(column.type) for column in table.key_clauses))
+                if same not in sent:
+                    sent[same] = _flat(driver_values(table, connection.dialect, keys))
+                flat = sent[same]
+            if flat is not None:
+                few.append((number, table, len(keys), flat))
+            elif self.find(connection, table, keys, table.key_clauses, first=True):
+                found.append(number)
+        for part in chunks(few, _PROBES):
+            asked = tuple((table, count) for _number, table, count, _values in part)
+            sql = self._exists_sql.get(asked)
+            if sql is None:
+                if len(self._exists_sql) >= _PROBES:
+                    self._exists_sql.clear()
+                sql = self._exists_sql[asked] = exists_sql(connection.dialect, asked)
+            values = (value for *_rest, flat in part for value in flat)
+            (row,) = self._execute(connection, sql, *values)
+            found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
+        return sorted(found)
+
+    # ----- verification, which shares nothing with the statements above: it must see their faults
+
+    def existing_keys(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> list[Any]:
+        """Which of these keys still name a row, by the database's own comparison."""
+        found: list[Any] = []
+        (types,) = self._verification_types(connection, [table])
+
+        def rows(few: Sequence[Any]) -> list[tuple[Any, ...]]:
+            selects = self._select_keys(connection, table, types, few)
+            return [row for sql, sent in selects for row in self._execute(connection, sql, *sent)]
+
+        for part in chunks(keys, self.verified_at_once):
+            values = driver_values(table, connection.dialect, part)
+            if values is not None and self._can_select(types, values):
+                if len(part) < _MANY or not self._range_is_empty(connection, table, types, values):
+                    found += keys_found(part, as_sent(values), rows)
+            else:
+                found += keys_found(
+                    part, part, lambda few: select_keys_plainly(connection, table, few)
+                )
+        return found
+
+    def existing_keys_of_each(
+        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[list[Any]]:
+        """``existing_keys`` of several tables, in their order.
+
+        Usually no row is left in any of them, so one statement asks for many tables first.
+        """
+        if len(tables) == 1:
+            return [self.existing_keys(connection, *tables[0])]
+        few = [
+            (number, table, keys)
+            for number, (table, keys) in enumerate(tables)
+            if 0 < len(keys) <= self.verified_together
+        ]
+        closer = set(range(len(tables)))
+        together: list[tuple[int, str, tuple[Any, ...]]] = []
+        known = self._verification_types(connection, [table for _n, table, _keys in few])
+        for (number, table, keys), types in zip(few, known, strict=True):
+            values = driver_values(table, connection.dialect, keys)
+            if values is not None and self._can_select(types, values):
+                selects = self._select_keys(connection, table, types, as_sent(values))
+                together += [(number, *each) for each in selects]
+                closer.discard(number)
+        for part in chunks(together, _PROBES):
+            sql = ", ".join(f"EXISTS({select})" for _number, select, _values in part)
+            sent = (value for *_rest, values in part for value in values)
+            (row,) = self._execute(connection, f"SELECT {sql}", *sent)
+            closer |= {number for (number, *_rest), there in zip(part, row, strict=True) if there}
+        return [
+            self.existing_keys(connection, table, keys) if keys and number in closer else []
+            for number, (table, keys) in enumerate(tables)
+        ]
+
+    def _range_is_empty(
+        self, connection: sa.Connection, table: KeyedTable, types: Any, values: list[list[Any]]
+    ) -> bool:
+        """Whether no row at all has a key from the least to the greatest of many integers."""
+        if len(values) > 1 or set(map(type, values[0])) != {int}:
+            return False
+        least, greatest = min(values[0]), max(values[0])
+        if not -_INT64 <= least <= greatest < _INT64:
+            return False
+        if not self._holds_integers(connection, table, types):
+            return False
+        place, (name,) = quoted_names(connection.dialect, table)
+        rows = f"SELECT 1 FROM {place} WHERE {name} BETWEEN {least} AND {greatest}"
+        ((any_row,),) = self._execute(connection, f"SELECT EXISTS({rows})")
+        return not any_row
+
+    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+        """Whether the one key column is of an integer type, by the catalogue."""
+        return False
+
+    def _verification_types(
+        self, connection: sa.Connection, tables: Sequence[KeyedTable]
+    ) -> list[Any]:
+        """For each table, what ``_select_keys`` must know of its key columns."""
+        return [None] * len(tables)
+
+    def _can_select(self, types: Any, values: list[list[Any]]) -> bool:
+        """Whether ``_select_keys`` is exact for these driver values, one list per key column."""
+        return False
+
+    def _select_keys(
+        self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
+    ) -> Iterator[Select]:
+        """SELECTs that find these keys: driver values, as one scalar or tuple per key."""
+        raise NotImplementedError
+
+
+def _flat(values: list[list[Any]] | None) -> list[Any] | None:
+    """Driver values, one list per column, key by key."""
+    if values is None or len(values) == 1:
+        return None if values is None else values[0]
+    return [value for key in zip(*values, strict=True) for value in key]

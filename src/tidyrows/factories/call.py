@@ -1,0 +1,153 @@
+"""One commit per call that the test itself makes.
+
+An application in another process must see an object whole or not at all: with the rows of its
+SubFactories and with everything that its hooks added or changed. So each object is flushed when it
+is made, and one commit follows when the outermost call returns.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+from sqlalchemy import event
+from sqlalchemy.orm import SessionTransactionOrigin
+
+from tidyrows.factories.asynchronous import load_attributes, unexpired
+from tidyrows.greenlets import in_greenlet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy.orm import Session, SessionTransaction
+
+    from tidyrows.keys import TableName
+    from tidyrows.tracking.tracker import ResourceTracker
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_calls: ContextVar[tuple[Call, ...]] = ContextVar("tidyrows_calls", default=())
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """An outermost factory call, and the transaction that it commits.
+
+    Calls nest only where a hook enters another tracker's block: the rows of the inner call must be
+    committed before that block ends.
+
+    Attributes:
+        tracker: the tracker whose session is used.
+        commits: whether the session is committed at the end.
+        began_transaction: whether the transaction, if there is one, begins in this call.
+        session: the tracker's session, once the call has made an object in it.
+        running: False once the call has ended; a task that a hook started may outlive the call.
+        is_alone: False once a part of the call went through another session, or was committed
+            before the end of the call.
+        transaction: the session's transaction when the call made its first object.
+        commit_sent: whether the COMMIT has been sent.
+        uncertain_before: the uncertain rows of the tracker before the COMMIT.
+        error: the error with which the call failed.
+        result: what the call returns.
+        made: every object that the call has made.
+        unkeyed: objects that the caller built and passed in, and that have no key yet.
+        expelled: objects that a rollback removed from the session.
+    """
+
+    tracker: ResourceTracker
+    commits: bool = True
+    began_transaction: bool = False
+    session: Session | None = None
+    running: bool = False
+    is_alone: bool = True
+    transaction: SessionTransaction | None = None
+    commit_sent: bool = False
+    uncertain_before: set[tuple[TableName, Any]] = field(default_factory=set)
+    error: BaseException | None = None
+    result: Any = None
+    made: list[Any] = field(default_factory=list)
+    unkeyed: list[Any] = field(default_factory=list)
+    expelled: list[Any] = field(default_factory=list)
+
+    def run(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call ``make`` as part of this call; then commit, or roll back what failed."""
+        try:
+            self.running = True
+            token = _calls.set((*_calls.get(), self))
+            try:
+                self.result = result = make(*args, **kwargs)
+            finally:
+                self.running = False
+                _calls.reset(token)
+            session = self.session
+            if (
+                session is not None
+                and self.commits
+                and (self.tracker.owns_session or not _is_begun_by_hand(session))
+            ):
+                self._commit(session)
+        except BaseException as error:
+            self.error = error
+            if self.session is not None:
+                self._roll_back(self.session, error)
+            raise
+        return result
+
+    @property
+    def may_run_again(self) -> bool:
+        """Whether everything that was lost with the transaction belongs to this call."""
+        return self.began_transaction and self.is_alone and self.session is not None
+
+    def _commit(self, session: Session) -> None:
+        session.flush()
+        if self.began_transaction:
+            self.uncertain_before = self.tracker.uncertain_keys()
+        if in_greenlet():
+            load_attributes(self.made)
+            self.commit_sent = True
+            with unexpired(session):
+                session.commit()
+        else:
+            self.commit_sent = True
+            session.commit()
+        for outer in _calls.get():  # an outer call cannot run again: this part is committed
+            outer.is_alone = False
+
+    def _roll_back(self, session: Session, error: BaseException) -> None:
+        # a hook may have committed the objects that were made before it
+        self.is_alone &= session.get_transaction() is self.transaction
+        is_lost = self.may_run_again and self.tracker.may_pass(error)
+        if not self.tracker.owns_session and not is_lost:
+            return  # the caller may want to keep the earlier part of the transaction
+        on_transient = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
+        if is_lost:
+            event.listen(session, "persistent_to_transient", on_transient)
+        try:
+            session.rollback()
+        except Exception as failure:  # noqa: BLE001 -- the test's own error must surface
+            error.add_note(f"Afterwards the session could not be rolled back: {failure!r}")
+        finally:
+            if is_lost:
+                event.remove(session, "persistent_to_transient", on_transient)
+
+
+def _is_begun_by_hand(session: Session) -> bool:
+    """Whether the caller began the transaction, so that only the caller may commit it."""
+    transaction = session.get_nested_transaction() or session.get_transaction()
+    return transaction is not None and transaction.origin is not SessionTransactionOrigin.AUTOBEGIN
+
+
+def innermost_call() -> Call | None:
+    """The innermost running call of this context, of any tracker."""
+    calls = _calls.get()
+    return calls[-1] if calls and calls[-1].running else None
+
+
+def running_call(tracker: ResourceTracker) -> Call | None:
+    """The running call that will commit this tracker's session."""
+    for call in _calls.get():
+        if call.tracker is tracker and call.running:
+            return call
+    return None

@@ -1,0 +1,158 @@
+"""A factory call whose transaction was lost runs again as a whole, with new values.
+
+Before that, the traces of the lost attempt are removed from the objects that the caller built and
+passed in: the next attempt writes them again, together with everything that they refer to.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import inspect, orm
+from sqlalchemy.orm.collections import collection_adapter
+
+from tidyrows.cleanup.in_doubt import was_committed
+from tidyrows.dialects import Fault
+from tidyrows.factories.call import Call
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tidyrows.tracking.tracker import ResourceTracker
+
+T = TypeVar("T")
+
+_NOT_ALONE = (
+    "tidyrows: this factory call was not run again, since its transaction is not its own alone: it "
+    "began before the call, or a factory with a session of its own took part. Commit before the "
+    "call, or put the whole transaction into with_retries(session, fn)"
+)
+_UNKNOWN = (
+    "tidyrows: the answer to the COMMIT was lost and nobody can tell whether the rows were "
+    "committed, so this factory call was not run again"
+)
+
+
+def call_with_retries(
+    tracker: ResourceTracker, make: Callable[[dict[str, Any]], T], params: dict[str, Any]
+) -> T:
+    """Run ``make(params)`` as one factory call, and again where its whole transaction was lost.
+
+    Args:
+        tracker: the tracker whose session the call uses.
+        make: calls the factory, with a copy of the parameters: factory_boy removes some of them.
+        params: the parameters of the call.
+    """
+    call = Call(tracker, began_transaction=not tracker.in_transaction)
+    try:
+        return call.run(make, params.copy())
+    except Exception as error:
+        attempts = _CallAttempts(tracker, lambda: make(params.copy()), call)
+        if not attempts.is_transient(error):
+            raise
+    again: T = tracker.retry.run(attempts.next, is_transient=attempts.is_transient)
+    return again
+
+
+class _CallAttempts:
+    """The attempts at one call, the first of which has failed."""
+
+    def __init__(self, tracker: ResourceTracker, make: Callable[[], Any], failed: Call) -> None:
+        self._tracker = tracker
+        self._make = make
+        self._call = failed
+        self._counted = False
+
+    def next(self) -> Any:
+        """Raise the first attempt's error once, so that the policy counts it; then run again."""
+        call = self._call
+        if not self._counted and call.error is not None:
+            self._counted = True
+            raise call.error
+        if call.commit_sent and call.error is not None:
+            is_committed = self._is_committed(call, call.error)
+            if is_committed:
+                _restore_instances(call)
+                return call.result
+            if is_committed is None:
+                call.is_alone = False
+                call.error.add_note(_UNKNOWN)
+                raise call.error
+        _detach_from_callers(call.made, call.unkeyed)
+        began = not self._tracker.in_transaction
+        self._call = call = Call(self._tracker, began_transaction=began)
+        return call.run(self._make)
+
+    def _is_committed(self, call: Call, error: BaseException) -> bool | None:
+        """Whether the COMMIT succeeded; None where nobody can tell."""
+        if self._tracker.uncertain_keys() - call.uncertain_before:
+            return was_committed(self._tracker, call.uncertain_before)
+        return None if self._tracker.fault(error) is Fault.LOST else False
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether another attempt may succeed, and only rows of this call are lost."""
+        call = self._call
+        if not self._tracker.may_pass(error):
+            return False
+        if not call.may_run_again and error is call.error:
+            if not call.commit_sent and (call.session is not None or not call.is_alone):
+                error.add_note(_NOT_ALONE)
+            return False
+        return call.may_run_again
+
+
+def _restore_instances(call: Call) -> None:
+    """The COMMIT succeeded: add the objects of the call to the session again, as persistent."""
+    session = call.session
+    if session is None:
+        return
+    for instance in call.expelled:
+        orm.make_transient_to_detached(instance)
+    session.add_all(call.expelled)  # after all of them, since one object takes others along
+    session.commit()
+
+
+# -- objects that the caller built and passed in ---------------------------------------------------
+
+
+def unkeyed_with(instance: Any) -> list[Any]:
+    """The objects without a key: this new object, and those to which saving it cascades."""
+    state = inspect(instance, raiseerr=False)
+    if not isinstance(state, orm.InstanceState) or not state.transient:
+        return []
+    cascaded = (row[0] for row in state.mapper.cascade_iterator("save-update", state))
+    return [each for each in (instance, *cascaded) if _is_unkeyed(each)]
+
+
+def _is_unkeyed(instance: Any) -> bool:
+    state: orm.InstanceState[Any] = inspect(instance)
+    return state.transient and None in state.mapper.primary_key_from_instance(instance)
+
+
+def _detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
+    """Remove the objects of a lost attempt, and the keys that it set, from objects of the caller.
+
+    Args:
+        made: the objects of the attempt.
+        unkeyed: objects of the caller that had no key before the attempt.
+    """
+    lost = set(map(id, made))
+    for instance in made:
+        state: orm.InstanceState[Any] = inspect(instance)
+        for relationship in state.mapper.relationships:
+            value = state.dict.get(relationship.key)
+            if value is None or relationship.viewonly:
+                continue
+            adapter = collection_adapter(value) if relationship.uselist else None
+            others = [value] if adapter is None else list(adapter)
+            if not any(id(each) not in lost and inspect(each).transient for each in others):
+                continue
+            if adapter is None:
+                setattr(instance, relationship.key, None)
+            else:
+                adapter.clear_with_event()
+    for instance in unkeyed:
+        mapper = inspect(instance).mapper
+        if inspect(instance).transient:
+            for column in mapper.primary_key:
+                setattr(instance, mapper.get_property_by_column(column).key, None)

@@ -1,0 +1,1 @@
+"""The table that names rows in the transaction that makes them, and the liveness of workers."""

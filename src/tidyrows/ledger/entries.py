@@ -1,0 +1,277 @@
+"""Changes of rows as entries, and back: the form in which a ledger and ``to_json`` write them.
+
+The entries of a process are a log: a store that applies them in their order holds what the process
+held. Keys are written as the database's driver takes them, so that a process without the project's
+models can read them; a run of integers is written as its first and its last.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from array import array
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import NoSuchTableError
+
+from tidyrows.capture.changes import (
+    Change,
+    Deleted,
+    DeletedWhole,
+    Inserted,
+    InsertedWhole,
+    KeysChanged,
+    KeysLost,
+    Updated,
+)
+from tidyrows.capture.digests import CELL, Prints
+from tidyrows.dialects.keys import chunks, runs_of
+from tidyrows.errors import TidyRowsError
+from tidyrows.key_json import UNTYPED, values_in, values_of_rows_out, values_out
+from tidyrows.keys import KeyedTable, TableName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+
+EXTERNAL = "external"
+MAKING = ("rows", "whole", EXTERNAL)
+"""The kinds of entries about new rows or resources."""
+_KINDS: dict[type[Change], str] = {
+    Inserted: "rows",
+    InsertedWhole: "whole",
+    Deleted: "gone",
+    DeletedWhole: "taken",
+    KeysChanged: "renamed",
+    KeysLost: "moved",
+    Updated: "updated",
+}
+_TYPES = {name: kind for kind, name in _KINDS.items()}
+ROWS = tuple(_TYPES)
+"""The kinds of entries about rows."""
+_KEYS_IN_ONE, _ROWS_IN_ONE = 5_000, 500
+"""Keys and whole rows in one entry: a server accepts no packet of any size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One entry: its kind, the table of its rows, its JSON body, and the changes it is made of."""
+
+    kind: str
+    table: KeyedTable
+    body: dict[str, Any]
+    changes: tuple[Change, ...]
+
+
+def entries_of(
+    changes: Iterable[Change], dialect: sa.Dialect, refused: Callable[[TableName, str], None]
+) -> list[Entry]:
+    """Changes as few entries: the inserted rows of a table together.
+
+    Args:
+        changes: in their order.
+        dialect: SQLAlchemy's dialect, whose driver takes the keys.
+        refused: called with a table whose keys have no form in JSON, and the reason.
+    """
+    entries = []
+    for group in _grouped(changes):
+        first = group[0]
+        try:
+            bodies = list(_bodies(group, dialect))
+        except TidyRowsError as error:
+            refused(first.table.name, str(error))
+        else:
+            kind = _KINDS[type(first)]
+            entries += [Entry(kind, first.table, body, tuple(group)) for body in bodies]
+    return entries
+
+
+def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
+    """Inserts of a table together, as long as nothing else happened to it in between."""
+    groups: list[list[Change]] = []
+    open_groups: dict[TableName, dict[Any, list[Change]]] = {}
+    for change in changes:
+        name = change.table.name
+        if not isinstance(change, Inserted):
+            open_groups.pop(name, None)
+            groups.append([change])
+            continue
+        names = None if change.prints is None else change.prints.layout.names
+        key = (change.table, change.generated, change.certain, change.named, names)
+        of_table = open_groups.setdefault(name, {})
+        if key not in of_table:
+            of_table[key] = []
+            groups.append(of_table[key])
+        of_table[key].append(change)
+    return groups
+
+
+def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, Any]]:
+    first = group[0]
+    table = first.table
+    common: dict[str, Any] = {} if first.certain else {"certain": False}
+    if not table.key_columns:
+        common["columns"] = [column.name for column in table.table.columns]
+        for part in chunks(first.keys, _ROWS_IN_ONE):
+            rows = [row and values_of_rows_out(table, [row])[0] for row in part]
+            yield {**common, "rows": rows}
+        return
+    common["columns"] = [column.name for column in table.key_columns]
+    if isinstance(first, KeysChanged):
+        for part in chunks(first.keys, _ROWS_IN_ONE):
+            old = values_out(table, dialect, [old for old, _new in part])
+            new = [None if new is None else values_out(table, dialect, [new])[0] for _, new in part]
+            yield {**common, "old": old, "new": new}
+        return
+    keys = [key for change in group for key in change.keys]
+    if isinstance(first, Updated):
+        yield {**common, "patches": list(first.patches), **_keys_out(table, dialect, keys)}
+        return
+    if isinstance(first, Inserted):
+        common |= {"generated": True} if first.generated else {}
+        common |= {"told": True} if first.named else {}
+    names, cells = _digests(group)
+    for start in range(0, max(len(keys), 1), _KEYS_IN_ONE):
+        part = keys[start : start + _KEYS_IN_ONE]
+        body = {**common, **_keys_out(table, dialect, part)}
+        if names is not None:
+            width = len(names) + 1
+            some = cells[start * width : (start + len(part)) * width]
+            text = base64.b64encode(some.tobytes()).decode()
+            body["looks"] = {"columns": names, "cells": text}
+        yield body
+
+
+def _keys_out(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
+    """Keys as the driver takes them, in their order."""
+    (column, *others) = table.key_columns
+    is_number = not others and isinstance(column.type, (sa.Integer, UNTYPED))
+    if is_number and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
+        runs = runs_of(keys)
+        if runs is not None:
+            return {"ranges": list(chain.from_iterable(runs))}
+    return {"keys": values_out(table, dialect, keys)}
+
+
+def keys_in(body: dict[str, Any]) -> list[Any]:
+    """The keys of a body."""
+    if "ranges" not in body:
+        return values_in(body["keys"])
+    ends = iter(body["ranges"])
+    return [key for first, last in zip(ends, ends, strict=True) for key in range(first, last + 1)]
+
+
+def _digests(group: Sequence[Change]) -> tuple[list[str] | None, array[int]]:
+    """The columns of the rows' digests, if they have any, and the digests row after row."""
+    cells = array(CELL)
+    names = None
+    for change in group:
+        if isinstance(change, Inserted) and change.prints is not None:
+            names = list(change.prints.layout.names)
+            cells += change.prints.cells()
+    return names, _little_endian(cells)
+
+
+def _prints(looks: dict[str, Any] | None) -> Prints | None:
+    if looks is None:
+        return None
+    cells = _little_endian(array(CELL, base64.b64decode(looks["cells"])))
+    return Prints.of_digests(tuple(looks["columns"]), cells)
+
+
+def _little_endian(cells: array[int]) -> array[int]:
+    """The byte order of entries, from or to that of this machine."""
+    if sys.byteorder == "big":
+        cells.byteswap()
+    return cells
+
+
+class EntryReader:
+    """Reads entries as the changes that they were made of; ``database`` is their database."""
+
+    def __init__(self, database: str) -> None:
+        self._database = database
+        self._metadata = sa.MetaData()
+        self._tables: dict[tuple[str, str], KeyedTable | None] = {}
+
+    def change(
+        self,
+        connection: sa.Connection,
+        kind: str,
+        place: tuple[str, str],
+        body: str | dict[str, Any],
+    ) -> Change | None:
+        """The change of one entry; None where its table does not exist any more.
+
+        Raises:
+            TidyRowsError: tidyrows writes no such entry.
+        """
+        schema, table = place
+        try:
+            read = json.loads(body) if isinstance(body, str) else body
+            key = () if "rows" in read else read["columns"]
+            keyed = self.table(connection, schema, table, key)
+            return None if keyed is None else _change(_TYPES[kind], keyed, read)
+        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
+            raise TidyRowsError(
+                f"An entry of the ledger about {schema}.{table} cannot be read (kind {kind!r}); "
+                f"nothing was deleted. Was it written by another version of tidyrows?"
+            ) from error
+
+    def table(
+        self, connection: sa.Connection, schema: str, name: str, key: Sequence[str]
+    ) -> KeyedTable | None:
+        """A table, with these columns as its primary key; None where it does not exist any more."""
+        if (schema, name) in self._tables:
+            return self._tables[schema, name]
+        known = [sa.Column(column, UNTYPED, primary_key=True) for column in key]
+        try:
+            table = sa.Table(
+                name,
+                self._metadata,
+                *known,
+                schema=schema,
+                autoload_with=connection,
+                extend_existing=True,
+                autoload_replace=False,
+                resolve_fks=False,
+            )
+            found = KeyedTable(TableName(self._database, schema, name), table)
+        except NoSuchTableError:
+            found = None
+        self._tables[schema, name] = found
+        return found
+
+
+def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Change:
+    certain = body.get("certain", True)
+    if "rows" in body:
+        rows = [
+            None if row is None else tuple(values_in([[v] for v in row])) for row in body["rows"]
+        ]
+        places = {name: at for at, name in enumerate(body["columns"])}
+        names = [column.name for column in table.table.columns]
+        if set(names) != set(places):  # not the whole table: its rows cannot be distinguished
+            rows = [None] * len(rows)
+        rows = [row and tuple(row[places[name]] for name in names) for row in rows]
+        return kind(table, rows, certain=certain)
+    if kind is KeysChanged:
+        new = [None if each is None else values_in([each])[0] for each in body["new"]]
+        return KeysChanged(table, list(zip(values_in(body["old"]), new, strict=True)))
+    keys = keys_in(body)
+    if kind is Updated:
+        return Updated(table, keys, body.get("patches", ()), certain=certain)
+    if kind is Inserted:
+        return Inserted(
+            table,
+            keys,
+            generated=body.get("generated", False),
+            named=body.get("told", False),
+            prints=_prints(body.get("looks")),
+            certain=certain,
+        )
+    return kind(table, keys, certain=certain)

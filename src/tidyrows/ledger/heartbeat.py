@@ -1,0 +1,274 @@
+"""A heartbeat: a thread that shows again and again that its process is alive."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import threading
+import time
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING
+from weakref import WeakSet, ref
+
+import sqlalchemy as sa
+
+from tidyrows.dialects import DriverSocket, connect_within, dialect_for
+from tidyrows.errors import SessionStateError
+from tidyrows.execution import INTERNAL
+from tidyrows.greenlets import spawn
+from tidyrows.ledger.unpooled_engine import engine_over
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tidyrows.dialects import LivenessLock
+
+    Work = Callable[[sa.Connection], object]
+
+INTERVAL = 2.0
+"""Seconds between two beats."""
+_START = 30.0
+"""Seconds that ``start`` waits for the lock and the first entry."""
+_BOUND = 5.0
+"""Seconds that a statement of a beat may wait for a lock, or run."""
+_STEP = 15.0
+"""Seconds that a beat over an asynchronous driver may take, connecting included."""
+_STOP = 10.0
+"""Seconds that ``stop`` waits for the thread."""
+
+_running: WeakSet[Heartbeat] = WeakSet()
+
+
+class Heartbeat:
+    """Holds a liveness lock and beats, in a thread of its own, until it is stopped.
+
+    It holds the engine weakly, and stops when the engine is gone. A beat that fails is repeated at
+    the next one. A forked child has none, and its parent's goes on. Where no other process can see
+    the database (SQLite in memory), nothing is called: another connection would open another,
+    empty database.
+
+    Args:
+        engine: the database; a synchronous engine, or the one under an asynchronous engine.
+        lock: the liveness lock, not acquired yet.
+        beat: writes the beat; called in a transaction of its own, which is committed, and not at
+            all where the database keeps its beats in a file.
+        begin: as ``beat``, once, as soon as the lock is held; called on every database.
+        end: as ``beat``, once, before the lock is released; not when the engine is gone.
+        interval: seconds between two beats.
+        clock: the time, in seconds.
+
+    Attributes:
+        lock: the liveness lock.
+        last_beat: the last time at which the lock was held and the beat committed, by ``clock``.
+        last_error: why the last beat failed; None where it did not.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        lock: LivenessLock,
+        *,
+        beat: Work,
+        begin: Work | None = None,
+        end: Work | None = None,
+        interval: float = INTERVAL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._engine = ref(engine)
+        self._dialect = dialect_for(engine)
+        self._is_async = bool(engine.dialect.is_async)
+        self._begin, self._beat, self._end = begin, beat, end
+        self._interval = interval
+        self._clock = clock
+        self._pid = os.getpid()
+        self._thread: threading.Thread | None = None
+        self._ready, self._stopped = threading.Event(), threading.Event()
+        self._failure: BaseException | None = None
+        self.lock = lock
+        self.last_beat: float | None = None
+        self.last_error: BaseException | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it beats, and in this process."""
+        return (
+            self._pid == os.getpid()
+            and self._thread is not None
+            and self._thread.is_alive()
+            and self._ready.is_set()
+            and not self._stopped.is_set()
+        )
+
+    def start(self, *, timeout: float = _START) -> None:
+        """Acquire the lock; return once it is held and ``begin`` is committed.
+
+        Raises:
+            LivenessLockError: another process holds the lock.
+            SessionStateError: it took longer than ``timeout`` seconds, or it was started before.
+            Exception: what the driver or ``begin`` raised; nothing is held then.
+        """
+        if self._thread is not None:
+            raise SessionStateError(
+                "This heartbeat was started before. Make a new one, with a new number: "
+                "Heartbeat(engine, dialect.liveness_lock(engine, number), beat=...)."
+            )
+        self._thread = threading.Thread(target=self._run, name="tidyrows: heartbeat", daemon=True)
+        _running.add(self)
+        self._thread.start()
+        if not self._ready.wait(timeout):
+            self._stopped.set()
+            raise SessionStateError(
+                f"The database gave no sign within {timeout:g} s, so this worker cannot show that "
+                f"it is alive. See whether it answers, and start again with a new heartbeat."
+            )
+        if self._failure is not None:
+            self._thread.join(_STOP)
+            raise self._failure
+
+    def stop(self, *, timeout: float = _STOP) -> None:
+        """Call ``end`` and release the lock, within so many seconds; raises nothing."""
+        self._stopped.set()
+        thread = self._thread
+        if self._pid != os.getpid() or thread is None or thread is threading.current_thread():
+            return
+        thread.join(timeout)
+
+    def abandon(self) -> None:
+        """In a forked child: leave the parent's lock alone."""
+        self._stopped.set()
+        self.lock.abandon()
+
+    # -- in the thread -------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        with suppress(Exception), _caller(is_async=self._is_async) as call:
+            try:
+                call(self._first)
+            except BaseException as error:  # noqa: BLE001 -- it is raised where start() was called
+                self._failure = error
+                call(self.lock.release)
+                return
+            finally:
+                self._ready.set()
+            while not self._stopped.wait(self._interval) and self._engine() is not None:
+                self._try(call, self._next)
+            self._stopped.set()
+            self._try(call, self._last)
+            self._try(call, self.lock.release)
+
+    def _try(self, call: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
+        try:
+            call(work)
+        except Exception as error:  # noqa: BLE001 -- a server that restarts raises anything; the next beat tries again
+            self.last_error = error
+        else:
+            self.last_error = None
+
+    def _first(self) -> None:
+        self.lock.acquire()
+        self._commit(self._begin)
+        self.last_beat = self._clock()
+
+    def _next(self) -> None:
+        failures: list[Exception] = []
+        for work in (self.lock.renew, self._beat_in_row):
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 -- a lock without a beat, or a beat without a lock, still shows life
+                failures.append(error)
+        if failures:
+            raise failures[0]
+        self.last_beat = self._clock()
+
+    def _beat_in_row(self) -> None:
+        if not self._dialect.heartbeat_in_file:
+            self._commit(self._beat)
+
+    def _last(self) -> None:
+        if self._engine() is not None:
+            self._commit(self._end)
+
+    def _commit(self, work: Work | None) -> None:
+        """On a connection that is closed at once, so that none is idle between beats."""
+        engine = self._engine()
+        if work is None or self.lock.alone or engine is None:
+            return
+        if self._dialect.missing_file(engine) is not None:
+            return  # the database is gone, and connecting would create an empty one
+        # The project's own way to connect, its listeners too, but nothing of its pool.
+        pool = engine.pool.recreate()
+        own = engine_over(pool, engine, **{INTERNAL: True})
+        try:
+            connection = self._connected(own)
+            try:
+                driver = connection.connection.dbapi_connection
+                with closing(DriverSocket(driver)) as wire, wire.bounded(2 * _BOUND):
+                    self._in_transaction(connection, work)
+            finally:
+                _close(connection)
+        finally:
+            pool.dispose()
+
+    def _connected(self, engine: sa.Engine) -> sa.Connection:
+        # A file: there is nothing to wait for, and its connections stay in one thread.
+        if self._dialect.heartbeat_in_file:
+            return engine.connect()
+        return connect_within(engine.connect, 2 * _BOUND, late=lambda late: late.invalidate())
+
+    def _in_transaction(self, connection: sa.Connection, work: Work) -> None:
+        try:
+            self._dialect.begin_cleanup(connection, lock_timeout=_BOUND, statement_timeout=_BOUND)
+            work(connection)
+            connection.commit()
+        except BaseException:
+            connection.invalidate()
+            raise
+        finally:
+            self._dialect.end_cleanup(connection)
+
+
+def _close(connection: sa.Connection) -> None:
+    try:
+        connection.close()
+    except sa.exc.DBAPIError:  # the server has closed it already
+        connection.invalidate()
+
+
+@contextmanager
+def _caller(*, is_async: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """A function that calls work on the database, from a thread without an event loop.
+
+    Connections of an asynchronous driver belong to one loop, which runs only during a call.
+    """
+    if not is_async:
+        yield lambda work: work()
+        return
+    with asyncio.Runner() as runner:
+        yield lambda work: runner.run(_within(work))
+
+
+async def _within(work: Callable[[], None]) -> None:
+    task = asyncio.ensure_future(spawn(work))
+    done, _late = await asyncio.wait({task}, timeout=_STEP)
+    if not done:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_BOUND)
+        raise TimeoutError(f"the database did not answer within {_STEP:g} s")
+    await task
+
+
+def _stop_all() -> None:
+    for heartbeat in list(_running):
+        heartbeat.stop()
+
+
+def _abandon_all() -> None:
+    for heartbeat in list(_running):
+        heartbeat.abandon()
+    _running.clear()
+
+
+atexit.register(_stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_abandon_all)

@@ -1,0 +1,469 @@
+"""The entries of one tracker in one ledger.
+
+An entry counts once its transaction has committed, as its rows do: both in memory and in the
+database. Where a COMMIT was not answered, the ledger itself can tell.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import weakref
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+
+from tidyrows.capture.changes import Change, Inserted, InsertedWhole
+from tidyrows.dialects.keys import chunks
+from tidyrows.errors import LedgerError, TakenOverError
+from tidyrows.ledger.entries import EXTERNAL, Entry, entries_of
+from tidyrows.ledger.intents import resource_body
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from tidyrows.external import ExternalResource, Tie
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.ledger.process import LedgerProcess
+    from tidyrows.ledger.table import Ledger
+
+
+Number = tuple[str, int]
+"""An entry: its maker, and the maker's number for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JournalUpdate:
+    """What a transaction changes in a journal, if it commits.
+
+    Attributes:
+        removed: the entries that it deletes.
+        added: the entries that it inserts.
+        rows: how many rows it deletes.
+    """
+
+    removed: frozenset[Number] = frozenset()
+    added: frozenset[Number] = frozenset()
+    rows: int = 0
+
+
+class Journal:
+    """A tracker's entries in one ledger.
+
+    Args:
+        ledger: the ledger.
+        owner: this process in it.
+        refused: told of a table whose keys cannot be entered, and why.
+
+    Attributes:
+        ledger: the ledger.
+        owner: this process in it.
+        scope: the tracker's number.
+        committed: the numbers of the entries that are in the ledger.
+        uncertain: entries that may be in the ledger or not, and their changes.
+        externals: the entries of external resources.
+        keeps_log: the entries are not written anew at the end, so that each keeps its test.
+        unanswered: updates whose COMMIT was not answered.
+        is_log: some entries say that rows are gone, so that fewer entries may say the same.
+    """
+
+    def __init__(
+        self, ledger: Ledger, owner: LedgerProcess, refused: Callable[[TableName, str], None]
+    ) -> None:
+        self._refused = refused
+        self.ledger = ledger
+        self.owner = owner
+        self.scope = owner.scope()
+        self.committed: set[Number] = set()
+        self.uncertain: dict[Number, list[Change]] = {}
+        self.is_log = False
+        self.keeps_log = False
+        self.unanswered: list[JournalUpdate] = []
+        self.externals: dict[ExternalResource, Number] = {}
+        self._waiting: list[Change] = []
+        # by change, as long as its transaction is known
+        self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
+        self._numbers = weakref.WeakKeyDictionary()
+        self._lock = threading.Lock()
+
+    def reopen(self, owner: LedgerProcess) -> None:
+        """Go on as another owner: the one before has been closed, and would be taken for dead."""
+        scope = owner.scope()
+        with self.ledger.alone(lock_timeout=5.0) as connection:
+            table = self.ledger.table_on(connection)
+            mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
+            moved = sa.update(table).where(*mine).values(owner=owner.id, scope=scope)
+            self.ledger.run(connection, moved)
+        self.owner, self.scope = owner, scope
+
+    # -- in the transaction whose rows they are ------------------------------------------------
+
+    def record(
+        self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
+    ) -> None:
+        """Write changes in the transaction that made them; those written before are left out."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, []
+            fresh = [change for change in changes if change not in self._numbers]
+        rows = []
+        numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
+        try:
+            for entry in entries_of([*waiting, *fresh], connection.dialect, self._refused):
+                seq = self.owner.entry()
+                rows.append(self._row(seq, entry, context))
+                for change in entry.changes:
+                    numbers[change].append((self.owner.id, seq))
+            self._insert(connection, rows)
+        except BaseException as error:
+            with self._lock:
+                self._waiting[:0] = waiting
+            if isinstance(error, sa.exc.DBAPIError):
+                error.add_note(
+                    f"tidyrows: the rows of this transaction could not be entered into "
+                    f"{self.ledger!r}, so it was not committed. The role that writes them needs "
+                    f"INSERT on that table; without ledger= the tracker writes nothing."
+                )
+            raise
+        with self._lock:
+            self._waiting += waiting  # until their transaction has committed
+            self._numbers.update(numbers)
+            for change in changes[:1]:
+                self._numbers[change] += [numbers[each][-1] for each in waiting if numbers[each]]
+
+    def confirm(self, changes: Iterable[Change]) -> None:
+        """The transaction has committed."""
+        with self._lock:
+            for change in changes:
+                numbers = self._numbers.get(change)
+                if numbers:
+                    self.committed.update(numbers)
+                    self.is_log = self.is_log or not isinstance(change, _MAKING)
+            if self._waiting:
+                self._waiting = [
+                    change
+                    for change in self._waiting
+                    if self.committed.isdisjoint(self._numbers.get(change, ()))
+                ]
+            for change in changes:
+                self._numbers.pop(change, None)
+
+    def mark_uncertain(self, changes: Iterable[Change]) -> None:
+        """It is not known whether the transaction has committed."""
+        with self._lock:
+            for change in changes:
+                for number in self._numbers.pop(change, ()):
+                    self.uncertain.setdefault(number, []).append(change)
+
+    # -- by itself -----------------------------------------------------------------------------
+
+    def add(self, change: Change, context: WorkerContext) -> None:
+        """Record rows that are committed already; with the next COMMIT where that cannot be now."""
+        self.postpone(change)
+        self.catch_up(context)
+
+    def postpone(self, change: Change) -> None:
+        """Record rows with the next COMMIT."""
+        with self._lock:
+            self._waiting.append(change)
+
+    def catch_up(self, context: WorkerContext) -> None:
+        """Record what is waiting, unless somebody holds the lock that it takes."""
+        with self._lock:
+            waiting = list(self._waiting)
+        if not waiting:
+            return
+        dialect = self.ledger.dialect
+        try:
+            with self.ledger.alone(lock_timeout=0.2) as connection:
+                self.record(connection, (), context)
+        except sa.exc.DBAPIError as error:
+            if not dialect.is_timeout(error):
+                raise
+        else:
+            self.confirm(waiting)
+
+    def forget_waiting(self) -> None:
+        """Rows that wait to be recorded are gone."""
+        with self._lock:
+            self._waiting = []
+
+    def intend(self, tie: Tie, tables: Mapping[TableName, KeyedTable], who: WorkerContext) -> None:
+        """Enter an external resource, which is not made yet."""
+        seq = self.owner.entry()
+        try:
+            with self.ledger.alone(lock_timeout=1.0) as connection:
+                dialect = connection.dialect
+                body = resource_body(tie, tables, self.externals, lambda _table: dialect)
+                row = self.ledger.row(
+                    self.owner.id, self.scope, seq, EXTERNAL, json.dumps(body), context=who
+                )
+                self.ledger.insert(connection, [row])
+        except sa.exc.DBAPIError as error:
+            if not self.ledger.dialect.is_timeout(error):
+                raise
+            raise LedgerError(
+                f"The intent to make {tie.resource} cannot be entered into {self.ledger!r} while "
+                f"somebody holds its lock; where only one may write, as with SQLite, that may be "
+                f"this test's own open transaction. Commit, then call track_external()."
+            ) from error
+        self.externals[tie.resource] = self.owner.id, seq
+
+    def removed(self, resource: ExternalResource) -> None:
+        """An external resource is gone, and its entry goes."""
+        number = self.externals.get(resource)
+        if number is None:
+            return
+        with self.ledger.alone(lock_timeout=5.0) as connection:
+            table = self.ledger.table_on(connection)
+            gone = sa.delete(table).where(table.c.maker == number[0], table.c.seq == number[1])
+            self.ledger.run(connection, gone)
+        del self.externals[resource]
+
+    def resolve(self, connection: sa.Connection) -> tuple[list[Change], list[Change]]:
+        """The changes of uncertain entries: committed, and not; none is uncertain afterwards."""
+        uncertain = dict(self.uncertain)
+        if not uncertain:
+            return [], []
+        table = self.ledger.table_on(connection)
+        there: set[Number] = set()
+        for part in self._mine(table, set(uncertain)):
+            asked = sa.select(table.c.maker, table.c.seq).where(*part)
+            there |= {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
+        committed = [each for number in uncertain if number in there for each in uncertain[number]]
+        lost = [each for number in uncertain if number not in there for each in uncertain[number]]
+        with self._lock:
+            for number in uncertain:
+                self.uncertain.pop(number, None)
+            self.committed |= there
+            self.is_log = self.is_log or not all(isinstance(c, _MAKING) for c in committed)
+        return committed, lost
+
+    def put_aside(self, name: str, context: WorkerContext) -> bool:
+        """Make the entries, and what waits, those of an owner of this name; whether any are."""
+        with self._lock:
+            waiting = list(self._waiting)
+        with self.ledger.alone(lock_timeout=5.0) as connection:
+            self.record(connection, (), context)
+            table = self.ledger.table_on(connection)
+            mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
+            moved = sa.update(table).where(*mine).values(owner=name)
+            count = self.ledger.run(connection, moved).rowcount
+        self.confirm(waiting)
+        return bool(count)
+
+    # -- from one process to another -----------------------------------------------------------
+
+    def handed_on(self, externals: Iterable[ExternalResource]) -> dict[str, Any] | None:
+        """What :meth:`adopt` needs to know, in JSON's types; None where nothing is entered.
+
+        Args:
+            externals: the tracker's resources.
+        """
+        numbers = sorted(self.numbers())
+        tied = [self.externals.get(resource) for resource in externals]
+        if not numbers and not any(tied):
+            return None
+        return {"owner": self.owner.id, "entries": numbers, "externals": tied}
+
+    def adopt(
+        self,
+        connection: sa.Connection,
+        given: Mapping[str, Any],
+        changes: Iterable[Change],
+        context: WorkerContext,
+        externals: Iterable[ExternalResource],
+    ) -> JournalUpdate:
+        """Make another's entries this journal's.
+
+        Args:
+            connection: in the transaction.
+            given: by :meth:`handed_on` of the other.
+            changes: what the entries say.
+            context: whose they are from now on.
+            externals: the tracker's resources, in the order in which they were given.
+
+        Raises:
+            TakenOverError: entries are missing.
+        """
+        table = self.ledger.table_on(connection)
+        numbers = {(maker, seq) for maker, seq in given["entries"]}
+        tied = {
+            r: tuple(number)
+            for r, number in zip(externals, given["externals"], strict=True)
+            if number is not None
+        }
+        gone = moved = 0
+        for part in self._mine(table, numbers, given["owner"]):
+            gone += self.ledger.run(connection, sa.delete(table).where(*part)).rowcount
+        for part in self._mine(table, set(tied.values()), given["owner"]):
+            mine = sa.update(table).where(*part).values(owner=self.owner.id, scope=self.scope)
+            moved += self.ledger.run(connection, mine).rowcount
+        if gone + moved < len(numbers) + len(tied):
+            raise TakenOverError(
+                f"These rows have been deleted since to_json() wrote them down, or a sweep has "
+                f"taken them over: {self.ledger!r} names them no longer, so they may be "
+                f"somebody else's by now. Nothing was deleted; there is nothing left to do."
+            )
+        self.externals |= tied
+        return JournalUpdate(added=frozenset(self._add(connection, changes, context)))
+
+    # -- with the rows' end --------------------------------------------------------------------
+
+    def numbers(self) -> set[Number]:
+        """The entries that are in the ledger, and whose rows are held."""
+        with self._lock:
+            return set(self.committed)
+
+    def replace(
+        self,
+        connection: sa.Connection,
+        numbers: set[Number],
+        changes: Iterable[Change],
+        context: WorkerContext,
+    ) -> set[Number]:
+        """In place of entries write these, if any.
+
+        Args:
+            connection: in the transaction.
+            numbers: the entries to take out; what others are there came since, and stays.
+            changes: what is left.
+            context: whose it is.
+
+        Returns:
+            What was written: in the ledger once the transaction has committed.
+
+        Raises:
+            TakenOverError: entries are missing.
+        """
+        table = self.ledger.table_on(connection)
+        gone = 0
+        for part in self._mine(table, numbers):
+            gone += self.ledger.run(connection, sa.delete(table).where(*part)).rowcount
+        self._refuse_loss(gone, numbers)
+        return self._add(connection, changes, context)
+
+    def append(
+        self,
+        connection: sa.Connection,
+        numbers: set[Number],
+        changes: Iterable[Change],
+        context: WorkerContext,
+    ) -> set[Number]:
+        """Add entries about what is gone.
+
+        Args:
+            connection: in the transaction.
+            numbers: the entries that are ours, and stay.
+            changes: what is gone.
+            context: whose it was.
+
+        Returns:
+            As :meth:`replace`.
+
+        Raises:
+            TakenOverError: entries are missing.
+        """
+        table = self.ledger.table_on(connection)
+        # Whoever takes over takes all that there is, and the oldest have always been there.
+        oldest: dict[str, int] = {}
+        for maker, seq in numbers:
+            oldest[maker] = min(seq, oldest.get(maker, seq))
+        held = 0
+        for part in self._mine(table, set(oldest.items())):
+            asked = sa.select(table.c.seq).where(*part).with_for_update()
+            held += len(self.ledger.run(connection, asked).all())
+        self._refuse_loss(held, set(oldest.items()))
+        return self._add(connection, changes, context)
+
+    def apply(self, update: JournalUpdate) -> None:
+        """The transaction of an update has committed."""
+        with self._lock:
+            self.committed = (self.committed - update.removed) | update.added
+            self.is_log = bool(self.committed) and (self.is_log or bool(update.added))
+
+    def has_committed(self, connection: sa.Connection, update: JournalUpdate) -> bool:
+        """Whether the transaction of an update has committed, by what the ledger shows."""
+        if not update.added and not update.removed:
+            return False
+        table = self.ledger.table_on(connection)
+        asked = sa.select(table.c.maker, table.c.seq).where(table.c.owner == self.owner.id)
+        found = {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
+        return update.added <= found and not update.removed & found
+
+    def _mine(
+        self, table: sa.Table, numbers: set[Number], owner: str | None = None
+    ) -> Iterator[tuple[sa.ColumnElement[bool], ...]]:
+        """Which entries those are, as long as they are the tracker's, or that owner's."""
+        makers: dict[str, list[int]] = {}
+        for maker, seq in sorted(numbers):
+            makers.setdefault(maker, []).append(seq)
+        for maker, seqs in makers.items():
+            for part in chunks(seqs, _IN_ONE):
+                yield (
+                    table.c.maker == maker,
+                    table.c.seq.in_(part),
+                    table.c.owner == (owner or self.owner.id),
+                )
+
+    def _add(
+        self, connection: sa.Connection, changes: Iterable[Change], context: WorkerContext
+    ) -> set[Number]:
+        rows = [
+            self._row(self.owner.entry(), entry, context)
+            for entry in entries_of(changes, connection.dialect, self._refused)
+        ]
+        self._insert(connection, rows)
+        return {(self.owner.id, row["seq"]) for row in rows}
+
+    def write(
+        self, connection: sa.Connection, changes: Iterable[Change], columns: Mapping[str, Any]
+    ) -> None:
+        """Write entries with the run, worker and test that they had before."""
+        rows = [
+            {**self._row(self.owner.entry(), entry, WorkerContext.current()), **columns}
+            for entry in entries_of(changes, connection.dialect, self._refused)
+        ]
+        self._insert(connection, rows)
+
+    def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """In one statement, unless that would be long."""
+        part: list[dict[str, Any]] = []
+        size = 0
+        for row in rows:
+            if part and (len(part) == _AT_ONCE or size + len(row["body"]) > _LONG):
+                self.ledger.insert(connection, part)
+                part, size = [], 0
+            part.append(row)
+            size += len(row["body"])
+        if part:
+            self.ledger.insert(connection, part)
+
+    def _refuse_loss(self, found: int, numbers: set[Number]) -> None:
+        if found < len(numbers):
+            raise TakenOverError(
+                f"Entries of this worker are no longer its own in {self.ledger!r}: a sweep took "
+                f"them over, since the worker's lock was free and its heart had stopped, or a "
+                f"process did with from_json(). They delete the rows. If the process was stopped "
+                f"for that long, give sweep(patience=...) more seconds."
+            )
+
+    def _row(self, seq: int, entry: Entry, context: WorkerContext) -> dict[str, Any]:
+        name = entry.table.name
+        return self.ledger.row(
+            self.owner.id,
+            self.scope,
+            seq,
+            entry.kind,
+            json.dumps(entry.body),
+            context=context,
+            place=(name.schema, name.name),
+        )
+
+
+_AT_ONCE, _LONG = 50, 500_000
+"""Entries in one INSERT, and characters of their bodies."""
+_IN_ONE = 500
+"""Numbers of entries in one statement."""
+_MAKING = (Inserted, InsertedWhole)

@@ -1,0 +1,172 @@
+"""The ledger: one table, in the same database as the rows, that names every tracked row.
+
+Each entry is written in the transaction whose rows it names, just before its COMMIT: the only form
+of bookkeeping that is exact under SIGKILL. :mod:`tidyrows.ledger.entries` has the form of an entry,
+:mod:`tidyrows.ledger.journal` the entries of one tracker.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+from tidyrows.errors import LedgerError
+from tidyrows.greenlets import is_async, spawn, synchronous
+from tidyrows.ledger.entry_table import LEDGER, OPTIONS, VERSION, EntryTable
+from tidyrows.ledger.process import LedgerProcess
+from tidyrows.production import refuse_production
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy.ext.asyncio import AsyncEngine
+
+NAME = "tidyrows_ledger"
+"""The table's default name."""
+
+_processes: WeakKeyDictionary[sa.Engine, dict[Any, LedgerProcess]] = WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+class Ledger(EntryTable):
+    """A table that names the rows and resources of all workers, in the database of the rows.
+
+    Give it to ``ResourceTracker(engine, ledger=...)``. The trackers of one process share one lock
+    and one heartbeat per engine and table; both begin with the first tracker that starts.
+
+    Args:
+        engine: an Engine or an AsyncEngine of the database.
+        name: the table.
+        schema: the table's schema; the database's default schema by default.
+        beat: seconds between two heartbeats.
+        allow_production: as for :class:`ResourceTracker`.
+
+    Attributes:
+        name: the table.
+
+    Raises:
+        ProductionDatabaseError: the database looks like production.
+
+    Example:
+        >>> Ledger(engine).install()
+        >>> tracker = ResourceTracker(engine, ledger=Ledger(engine))
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine | AsyncEngine,
+        *,
+        name: str = NAME,
+        schema: str | None = None,
+        beat: float = 2.0,
+        allow_production: bool | Collection[str] = False,
+    ) -> None:
+        bind = synchronous(engine) if is_async(engine) else engine
+        if not isinstance(bind, sa.Engine):
+            is_url = isinstance(engine, (str, sa.URL))
+            raise LedgerError(
+                f"A ledger is reached by an engine, not by a {type(engine).__name__}. Write "
+                f"{'Ledger(create_engine(url))' if is_url else 'Ledger(engine)'}."
+            )
+        if beat <= 0:
+            raise ValueError(f"beat={beat!r} is no time between heartbeats; give seconds, as 2.0.")
+        refuse_production(bind.url, allow_production)
+        super().__init__(bind, name, schema)
+        self.beat = beat
+
+    def install(self) -> None:
+        """Create the table where it does not exist; safe when several workers do so at once.
+
+        Raises:
+            LedgerError: it exists in another version, or this role may not create tables; the
+                error then shows the statements for a role that may.
+        """
+        with self.engine.connect().execution_options(**OPTIONS) as connection:
+            table = self.table_on(connection)
+            if self.version(connection) is None:
+                connection.rollback()
+                self._create(connection, table)
+            connection.rollback()
+            self.check(connection)
+
+    async def install_async(self) -> None:
+        """As :meth:`install`, for an AsyncEngine."""
+        await spawn(self.install)
+
+    def ddl(self) -> str:
+        """The statements that :meth:`install` runs."""
+        with self.engine.connect() as connection:
+            table = self.table_on(connection)
+        return ";\n".join(self._statements(table)) + ";"
+
+    def open(self) -> LedgerProcess:
+        """This process in the ledger, with its lock held and its heartbeat running.
+
+        Raises:
+            LedgerError: the table does not exist, or has another version.
+        """
+        with _lock:
+            process = self._process()
+            if process is None:
+                process = _processes.setdefault(self.engine, {})[self.place] = LedgerProcess(
+                    self, beat=self.beat
+                )
+            return process
+
+    def close(self) -> None:
+        """Release the lock and stop the heartbeat; the next tracker that starts begins anew.
+
+        The entries stay, for a sweep. The end of the process does the same.
+        """
+        process = self._process()
+        if process is not None:
+            process.close()
+
+    def _process(self) -> LedgerProcess | None:
+        """This process in the ledger, the same for all trackers of an engine, if it is running."""
+        with _lock:
+            process = _processes.get(self.engine, {}).get(self.place)
+            return process if process is not None and process.lives else None
+
+    def _statements(self, table: sa.Table) -> list[str]:
+        dialect = self.engine.dialect
+        made = CreateTable(table, if_not_exists=True).compile(dialect=dialect)
+        indexes = [str(CreateIndex(each).compile(dialect=dialect)) for each in table.indexes]
+        return [str(made).strip(), *indexes, *self._first_rows(table)]
+
+    def _first_rows(self, table: sa.Table) -> list[str]:
+        """The version of the table, and the next range of integers."""
+        rows = [(0, "version", str(VERSION)), (1, "integers", "0")]
+        statements = [
+            sa.insert(table).values(
+                maker=LEDGER, seq=seq, owner=LEDGER, scope=0, kind=kind, body=body, written=0
+            )
+            for seq, kind, body in rows
+        ]
+        return [
+            str(each.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True}))
+            for each in statements
+        ]
+
+    def _create(self, connection: sa.Connection, table: sa.Table) -> None:
+        """Each statement in a transaction of its own: another worker may be quicker."""
+        failure: sa.exc.DBAPIError | None = None
+        for statement in self._statements(table):
+            try:
+                connection.exec_driver_sql(statement.replace("%", "%%"))
+                connection.commit()
+            except sa.exc.DBAPIError as error:  # it exists by now, or it cannot be created
+                connection.rollback()
+                failure = failure or error
+        if failure is not None and self.version(connection) is None:
+            connection.rollback()
+            ddl = ";\n".join(self._statements(table))
+            raise LedgerError(
+                f"This role cannot make the ledger {table.fullname} in {self.database}: "
+                f"{type(failure.orig).__name__}. Give these statements to somebody who may, with "
+                f"the rights SELECT, INSERT, UPDATE and DELETE on it for this role:\n{ddl};"
+            ) from failure

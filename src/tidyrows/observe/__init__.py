@@ -1,0 +1,1 @@
+"""Observing: every engine of the process, and a sink that holds no rows."""

@@ -1,0 +1,73 @@
+"""Every engine of this process, also those that the application makes in the middle of a test.
+
+SQLAlchemy reports each Connection of each engine (``engine_connect``, listened to on the class), so
+an engine is known before its first statement. A Connection that is older (a conftest.py may open
+one when it is imported) is reported by its next ``begin``.
+"""
+
+from __future__ import annotations
+
+import weakref
+from functools import partial
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from tidyrows.capture.engine import capture_for, root_engine
+from tidyrows.execution import INTERNAL
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tidyrows.capture.sink import Sink
+
+_EVENTS = ("engine_connect", "begin")
+
+
+class AllEngines:
+    """Sets the sink of all rows that no other sink listens for, on every engine."""
+
+    def __init__(
+        self, accept: Callable[[sa.Engine], bool], sink: Callable[[sa.Engine], Sink | None]
+    ) -> None:
+        self._accept = accept
+        self._sink = sink
+        self._met: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+        # with the fallback before: a run of pytest may be going on within another one
+        self._before: weakref.WeakKeyDictionary[sa.Engine, Callable[[], Sink | None] | None]
+        self._before = weakref.WeakKeyDictionary()
+
+    @property
+    def known(self) -> list[sa.Engine]:
+        """The engines that are observed, as far as they are still alive."""
+        return list(self._before)
+
+    def start(self) -> None:
+        """Observe every engine, those that are made later included."""
+        for name in _EVENTS:
+            event.listen(sa.Engine, name, self._meet)
+
+    def stop(self) -> None:
+        """Remove the listeners."""
+        for name in _EVENTS:
+            event.remove(sa.Engine, name, self._meet)
+        for engine in self.known:
+            capture_for(engine).set_fallback(self._before[engine])
+        self._met.clear()
+        self._before.clear()
+
+    def _meet(self, connection: sa.Connection) -> None:
+        engine = root_engine(connection.engine)
+        if engine in self._met or INTERNAL in engine.get_execution_options():
+            return
+        self._met.add(engine)  # first: accept() may connect too
+        if self._accept(engine):
+            capture = capture_for(engine)
+            capture.opened.add(connection)
+            fallback = partial(self._fallback, weakref.ref(engine))
+            self._before[engine] = capture.set_fallback(fallback)
+
+    def _fallback(self, reference: weakref.ref[sa.Engine]) -> Sink | None:
+        engine = reference()
+        return None if engine is None else self._sink(engine)

@@ -1,0 +1,147 @@
+"""Refuse what looks like production: a host, a database, an environment (promise 9)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from tidyrows.errors import ProductionDatabaseError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import sqlalchemy as sa
+
+ALLOW_VARIABLE = "TIDYROWS_ALLOW_PRODUCTION"
+"""The variable with allowed names, separated by commas; it has no value that allows everything."""
+
+ENVIRONMENT_VARIABLES = (
+    "APP_ENV",
+    "ENV",
+    "ENVIRONMENT",
+    "STAGE",
+    "PYTHON_ENV",
+    "FLASK_ENV",
+    "DJANGO_ENV",
+    "DJANGO_SETTINGS_MODULE",  # shop.settings.production
+    "DJANGO_CONFIGURATION",  # ShopProduction
+    "NODE_ENV",  # of an application under test that is not in Python, as the next
+    "RAILS_ENV",
+)
+"""Variables that name the environment of a program. Those of one hosting company are not here: they
+say where a program runs, not for what purpose."""
+
+_WORD = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
+_CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_CONNECTION_STRING = re.compile(r"[=@\s]|://")
+_HOSTS = ("host", "hostaddr")
+_ELSEWHERE = (*_HOSTS, "dbname", "database", "service", "unix_socket")
+"""Parameters of a URL that name hosts and databases."""
+
+
+def checked_permission(allowed: object) -> bool | Collection[str]:
+    """The value of ``allow_production``.
+
+    Raises:
+        TypeError: it is neither a boolean nor a collection of names; one string is a collection of
+            letters, so it is refused too.
+    """
+    if isinstance(allowed, bool):
+        return allowed
+    if (
+        isinstance(allowed, (str, bytes))
+        or not isinstance(allowed, Collection)
+        or not all(isinstance(name, str) for name in allowed)
+    ):
+        names = f"[{allowed!r}]" if isinstance(allowed, str) else "['app_prod']"
+        raise TypeError(
+            f"allow_production={allowed!r} is neither a boolean nor a list of names. Write "
+            f"allow_production={names}."
+        )
+    return allowed
+
+
+def refuse_production(
+    url: sa.URL,
+    allowed: bool | Collection[str] = False,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """Raise if host, database or environment has a word for production in its name.
+
+    Args:
+        url: the database; its user, password and other parameters are neither read nor shown.
+        allowed: True, or exact names that are allowed: of a host, of a database (of SQLite, of its
+            file), or the value of an environment variable, as ``production`` or, for one variable
+            only, ``APP_ENV=production``. Each name that looks like production has to be given.
+        environ: environment variables: :data:`ENVIRONMENT_VARIABLES`, and :data:`ALLOW_VARIABLE`
+            with more such names.
+
+    Raises:
+        ProductionDatabaseError: the error shows every name that is not allowed, and its place.
+        TypeError: ``allowed`` is neither a boolean nor a collection of names.
+    """
+    allowed = checked_permission(allowed)
+    if allowed is True:
+        return
+    listed = environ.get(ALLOW_VARIABLE, "").split(",")
+    names = {name.strip() for name in listed} | set(allowed or ())
+    found = [
+        (where, value, word)
+        for where, value, word in (*_of_url(url), *_of_environment(environ))
+        if names.isdisjoint({value, _permission(where, value)})
+    ]
+    if not found:
+        return
+    shown = "; the ".join(
+        f"{_shown(where, value)} looks like production (it contains {word!r})"
+        for where, value, word in found
+    )
+    needed = list(dict.fromkeys(_permission(where, value) for where, value, _word in found))
+    raise ProductionDatabaseError(
+        f"The {shown}, and tidyrows deletes rows. If it is for tests all the same, add "
+        f"allow_production={needed!r} to the call that was refused, or set "
+        f"{ALLOW_VARIABLE}={','.join(needed)}; allow_production=True allows everything.",
+        matched=found[0][2],
+        found=[(where, value) for where, value, _word in found],
+    )
+
+
+def _shown(where: str, value: str) -> str:
+    if where in ENVIRONMENT_VARIABLES:
+        return f"environment variable {where}={value!r}"
+    return f"{where} {value!r}"
+
+
+def _permission(where: str, value: str) -> str:
+    """The narrowest name that allows this."""
+    return f"{where}={value}" if where in ENVIRONMENT_VARIABLES else value
+
+
+def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
+    # The name of a file, without its folders and the parameters of a URI.
+    named = [("database", re.split(r"[/\\]", (url.database or "").partition("?")[0])[-1])]
+    places = [("host", url.host or ""), *named]
+    for part in _ELSEWHERE:  # postgresql://user@/?host=...&dbname=...
+        given = url.query.get(part, ())
+        places += [(part, value) for value in ([given] if isinstance(given, str) else given)]
+    for where, value in places:
+        for name in value.split(",") if where in _HOSTS else [value]:
+            word = _word_in(name)
+            if word:  # a whole connection string may contain a password
+                yield where, word if _CONNECTION_STRING.search(name) else name, word
+
+
+def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    for variable in ENVIRONMENT_VARIABLES:
+        value = environ.get(variable, "")
+        word = _word_in(value)
+        if word:
+            yield variable, value, word
+
+
+def _word_in(name: str) -> str | None:
+    """The word for production in a name: between dots, dashes, digits, or in camel case."""
+    match = _WORD.search(name) or _WORD.search(_CAMEL_CASE.sub(" ", name))
+    return match.group() if match else None

@@ -1,0 +1,197 @@
+"""A suite as it is: the rows that each of its tests commits are deleted after the test.
+
+Every test, module, class and package has a tracker. One tracker at a time is given all rows,
+whichever thread or session writes them. Rows that are made outside of tests (before the first
+test, by fixtures of the session) have a tracker too, and stay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.capture.changes import Inserted
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.errors import ProductionDatabaseError
+from tidyrows.production import refuse_production
+from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
+from tidyrows.suite.ledgers import SuiteLedgers
+from tidyrows.suite.tracker import SuiteEngines, SuiteTracker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import sqlalchemy as sa
+
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.ledger.table import Ledger
+    from tidyrows.suite.cleanups import Record
+    from tidyrows.worker import WorkerContext
+
+OUTSIDE = "outside of any test"
+
+
+class WholeSuite:
+    """The rows of a suite that does not use tidyrows itself."""
+
+    outside: SuiteTracker
+
+    def __init__(
+        self,
+        add: Callable[[Record], None],
+        *,
+        with_ledger: bool,
+        on_ledger: Callable[[Ledger, WorkerContext], None],
+        everything: bool = False,
+    ) -> None:
+        self._add = add
+        self._everything = everything
+        self._started: list[SuiteTracker] = []
+        self._refused: list[str] = []
+        self._ledgers = SuiteLedgers(
+            self._with_entries, on_ledger, self._refused.append, are_wanted=with_ledger
+        )
+        self.engines = SuiteEngines(self._meet)
+        self._cleanups = SuiteCleanups(self.engines, add)
+        self._deleted_rows = DeletedRows(self._started)
+
+    def start(self) -> None:
+        """Track the rows of every engine from now on."""
+        self.engines.start()
+        self.outside = self._start_tracker(OUTSIDE, is_shared=True, ledger=self._everything)
+
+    def end(self) -> None:
+        """Stop; delete what had to wait, and report what could not be deleted."""
+        self.outside.stop()
+        more = list(self._interrupted())
+        if self._everything:
+            more.append(PendingCleanup(self.outside, {}))
+        record: Record = {"test": OUTSIDE, **self.outside.pop_observed(self._refused)}
+        held, record["undeleted"] = self._cleanups.finish(more)
+        if not self._everything:
+            stays = Counter(settled_counts(self.outside))
+            record["stays"] = dict(stays + self._cleanups.leave_with_references(held))
+            self.outside.dismiss_leak_warning()
+        self._add(record)
+        self.engines.stop()
+
+    def _interrupted(self) -> Iterator[PendingCleanup]:
+        """The cleanups of trackers whose end Ctrl-C has prevented."""
+        for tracker in self._started[:]:
+            if tracker is not self.outside:
+                tracker.stop()
+                self._started.remove(tracker)
+                yield PendingCleanup(tracker, {}, "was interrupted")
+
+    # -- tests, modules, classes -----------------------------------------------------------------
+
+    @contextmanager
+    def test(
+        self,
+        test: str,
+        options: Mapping[str, Any],
+        keeps: Callable[[], bool],
+        show: Callable[[str], None],
+    ) -> Iterator[None]:
+        """In the block all rows are this test's; they are deleted after it."""
+        self._ledgers.install_those_met()
+        tracker = self._start_tracker(test, is_shared=False)
+        try:
+            yield
+        finally:
+            self.finish(tracker, options, show if keeps() else None)
+
+    def shared(self, name: str) -> SuiteTracker:
+        """A tracker for rows of several tests, until :meth:`finish`; it is given no rows yet."""
+        tracker = self._start_tracker(name, is_shared=True)
+        tracker.pause()
+        return tracker
+
+    def _start_tracker(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:
+        ledgers = self._ledgers.all if ledger else []
+        tracker = SuiteTracker(self.engines, self, test, is_shared=is_shared, ledgers=ledgers)
+        tracker.start()
+        self._started.append(tracker)
+        return tracker
+
+    def finish(
+        self,
+        tracker: SuiteTracker,
+        options: Mapping[str, Any],
+        show: Callable[[str], None] | None = None,
+    ) -> None:
+        """Delete a tracker's rows, or keep them and show which they are.
+
+        Raises:
+            CleanupError: some are still there.
+        """
+        tracker.stop()
+        self._started.remove(tracker)
+        pending = PendingCleanup(tracker, options)
+        self._cleanups.expect_commit(pending)
+        try:
+            if show is not None and tracker.snapshot():
+                show(CleanupManager(tracker, **options).keep())
+            else:
+                self._cleanups.clean(pending)
+        finally:
+            self._cleanups.retry()
+
+    # -- what trackers report (SuiteEvents) ------------------------------------------------------
+
+    def inserted(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows that a test had deleted before are tracked as they were then."""
+        self._deleted_rows.give_back(tracker, table, keys)
+
+    def deleted(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A test may insert these rows again."""
+        self._deleted_rows.note(table, keys)
+
+    def committed_late(self, tracker: SuiteTracker) -> None:
+        """The rows can be deleted now."""
+        self._cleanups.committed_late(tracker)
+
+    def dropping(self, engine: sa.Engine, database: str) -> None:
+        """Close the ledger's connection to a database that is about to be dropped."""
+        self._ledgers.close(engine, database)
+
+    # -- engines ---------------------------------------------------------------------------------
+
+    def _with_entries(self) -> list[SuiteTracker]:
+        """The trackers whose rows are entered into ledgers."""
+        return [each for each in self._started if self._everything or each is not self.outside]
+
+    def _meet(self, engine: sa.Engine) -> bool:
+        """An engine connects for the first time: whether its rows are tracked."""
+        try:
+            refuse_production(engine.url)
+        except ProductionDatabaseError as error:
+            self._refused.append(str(error))
+            return False
+        self._ledgers.meet(engine)
+        return True
+
+
+class DeletedRows:
+    """Remembers which tracker had created each deleted row."""
+
+    def __init__(self, trackers: Sequence[SuiteTracker]) -> None:
+        self._trackers = trackers
+        self._creators: dict[tuple[TableName, Any], SuiteTracker | None] = {}
+
+    def note(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A test has deleted these rows."""
+        for key in keys:
+            self._creators[table.name, key] = next(
+                (each for each in self._trackers if each.held_keys(table.name, [key])), None
+            )
+
+    def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Deleted rows are inserted again under their keys: track them as before the DELETE."""
+        for key in keys if self._creators else ():
+            if (table.name, key) in self._creators:
+                creator = self._creators.pop((table.name, key))
+                tracker.store.forget(table, [key])
+                if creator is not None and creator in self._trackers:
+                    creator.store.apply(Inserted(table, [key], named=True))

@@ -1,0 +1,143 @@
+"""The trackers of a suite that does not use tidyrows, and the engines whose rows they are given."""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, Protocol
+
+from tidyrows.capture.changes import Inserted, Touched
+from tidyrows.capture.tracker_stack import TrackerStack
+from tidyrows.observe.all_engines import AllEngines
+from tidyrows.suite.spare_engine import usable_engine
+from tidyrows.tracking.tracker import ResourceTracker
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    import sqlalchemy as sa
+
+    from tidyrows.capture.changes import Change
+    from tidyrows.keys import KeyedTable
+    from tidyrows.ledger.table import Ledger
+
+_SHOWN = 3
+
+
+class SuiteEngines(TrackerStack[ResourceTracker]):
+    """All engines of the process; the tracker that was pushed last is given the rows of all."""
+
+    def __init__(self, accept: Callable[[sa.Engine], bool]) -> None:
+        super().__init__()
+        engines = AllEngines(accept, self._tracker)
+        self.start, self.stop, self._engines = engines.start, engines.stop, engines
+        self._captured: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
+        self._captured = weakref.WeakKeyDictionary()
+
+    @property
+    def known(self) -> list[sa.Engine]:
+        """The engines whose rows are tracked, as far as they are still alive."""
+        return self._engines.known
+
+    def _tracker(self, engine: sa.Engine) -> ResourceTracker | None:
+        tracker = self.top
+        if tracker is not None:
+            captured = self._captured.get(engine)
+            if captured is None or captured() is not tracker:
+                tracker.capture(engine)
+                self._captured[engine] = weakref.ref(tracker)
+        return tracker
+
+
+class SuiteEvents(Protocol):
+    """What a tracker reports to its suite at once."""
+
+    def inserted(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows were inserted under keys that the database has not generated."""
+
+    def deleted(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Rows that this tracker does not hold were deleted."""
+
+    def committed_late(self, tracker: SuiteTracker) -> None:
+        """Rows are committed after the tracker has stopped."""
+
+    def dropping(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped."""
+
+
+class SuiteTracker(ResourceTracker):
+    """Tracks all rows that no other tracker does; it collects its warnings for the summary."""
+
+    def __init__(
+        self,
+        engines: SuiteEngines,
+        events: SuiteEvents,
+        test: str,
+        *,
+        is_shared: bool,
+        ledgers: Sequence[Ledger],
+    ) -> None:
+        self._events = events
+        self.test = test
+        self.is_shared = is_shared
+        self._touched: dict[tuple[str, str, str], None] = {}
+        self._untracked: dict[str, None] = {}
+        super().__init__(
+            engines,
+            context=WorkerContext.current().for_test(test),
+            ledger=ledgers or None,
+            allow_production=True,  # the suite has looked at each engine
+        )
+
+    def pop_observed(self, untracked: Iterable[str] = ()) -> dict[str, Any]:
+        """Rows of others that were touched, and what was not tracked, since the last call."""
+        record = {
+            "whole_suite": True,
+            "touched": [[table, verb, rows] for table, verb, rows in self._touched],
+            "untracked": [*untracked, *self._untracked],
+        }
+        self._touched, self._untracked = {}, {}
+        return record
+
+    def engine_of(self, database: str) -> sa.Engine:
+        """An engine that can connect now."""
+        return usable_engine(super().engine_of(database))
+
+    def own_engine_of(self, database: str) -> sa.Engine:
+        """The suite's own engine."""
+        return super().engine_of(database)
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Collect the warning: the suite may turn warnings into errors."""
+        brief = message.partition(". ")[0]  # the remedy that follows is for a test with a tracker
+        if subject[0] == "raw":
+            brief = f"rows that raw SQL inserted into {subject[1]}"
+        self._untracked[brief] = None
+
+    def warn_late(self, table: KeyedTable) -> None:
+        """A transaction that the test left open is committed: its rows can be deleted now."""
+        self._events.committed_late(self)
+
+    def before_drop(self, engine: sa.Engine, database: str) -> None:
+        """No connection of the ledger's may be in the way."""
+        self._events.dropping(engine, database)
+
+    def apply(self, change: Change) -> Change:
+        """Track rows that were inserted, except those that a test had only deleted."""
+        if isinstance(change, Touched):
+            self._note_touched(change)
+            return change
+        rest = super().apply(change)
+        if isinstance(change, Inserted) and change.certain and not change.generated:
+            self._events.inserted(self, change.table, change.keys)
+        return rest
+
+    def _note_touched(self, touched: Touched) -> None:
+        """Rows that the test did not create were changed."""
+        keys = touched.keys
+        rows = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{touched.count} row(s)"
+        if len(keys) > _SHOWN:
+            rows += f" and {touched.count - _SHOWN} more"
+        self._touched[str(touched.table.name), touched.verb, rows] = None
+        if touched.verb == "deleted":
+            self._events.deleted(touched.table, keys)

@@ -1,0 +1,1 @@
+"""What dead workers left, found in the ledger and deleted."""

@@ -1,0 +1,330 @@
+"""The tests that every dialect must pass, for the three of tidyrows and for yours.
+
+Subclass :class:`DialectSuite` in a test module, with an engine on a database where tables may be
+created and dropped. So that a failure shows its values, register the module first::
+
+    # conftest.py
+    import pytest
+    pytest.register_assert_rewrite("tidyrows.testing.dialect_suite")
+
+    # test_dialect.py
+    from tidyrows.testing.dialect_suite import DialectSuite
+
+    class TestMyDatabase(DialectSuite):
+        @pytest.fixture
+        def engine(self):
+            engine = sa.create_engine("mydatabase://localhost/test")
+            yield engine
+            engine.dispose()
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import sqlalchemy as sa
+
+from tidyrows.dialects import CommitOutcome, Fault, Loss, dialect_for
+from tidyrows.dialects.base import UnknownDialect
+from tidyrows.errors import LivenessLockError, SessionStateError
+from tidyrows.testing.dialect_statements import (
+    CHILDREN,
+    PARENTS,
+    StatementTests,
+    SuiteTables,
+)
+
+if TYPE_CHECKING:
+    from tidyrows.dialects import Dialect
+
+_NUMBER = 0x7469647900000000
+
+
+class DialectSuite(StatementTests):
+    """Every test is one promise of :class:`~tidyrows.dialects.Dialect`."""
+
+    # ----- errors
+
+    def test_the_database_has_a_dialect_of_its_own(self, dialect: Dialect) -> None:
+        assert not isinstance(dialect, UnknownDialect)
+
+    def test_an_error_that_no_retry_mends_is_raised(
+        self, engine: sa.Engine, dialect: Dialect
+    ) -> None:
+        for error in (ValueError("no code"), KeyError(), LookupError("x", 1)):
+            assert dialect.fault(error) is Fault.OTHER
+            assert not dialect.is_timeout(error)
+            assert not dialect.is_permission_denied(error)
+        with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
+            connection.exec_driver_sql("SELEKT 1")
+        assert dialect.fault(caught.value) is Fault.OTHER
+
+    def test_an_invalidated_connection_is_lost(self, dialect: Dialect) -> None:
+        error = sa.exc.DBAPIError("SELECT 1", None, Exception(), connection_invalidated=True)
+        assert dialect.fault(error) is Fault.LOST
+        assert dialect.fault(ConnectionRefusedError()) is Fault.LOST
+
+    def test_a_broken_foreign_key_is_a_constraint(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        tables.insert(PARENTS, [(1, "a")])
+        tables.insert(CHILDREN, [(1, 1)])
+        with tables.cleanup() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
+            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+        assert dialect.fault(caught.value) is Fault.CONSTRAINT
+        assert tables.keys(PARENTS) == [1]
+
+    def test_a_wait_for_a_lock_ends_and_is_transient(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        """Promise 4: never hangs."""
+        tables.insert(PARENTS, [(1, "a"), (2, "b")])
+        with tables.cleanup() as holder:
+            dialect.delete_by_keys(holder, tables.real(PARENTS), [1])
+            began = time.monotonic()
+            with pytest.raises(sa.exc.DBAPIError) as caught, tables.cleanup(1) as connection:
+                dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+            assert time.monotonic() - began < 10
+            assert dialect.fault(caught.value) is Fault.TRANSIENT
+            assert dialect.is_timeout(caught.value)
+            if dialect.has_row_locks:
+                with tables.cleanup(1) as connection:
+                    dialect.delete_by_keys(connection, tables.real(PARENTS), [2])
+
+    def test_a_failed_statement_does_not_lose_rows_silently(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        """``loss`` NOTHING is only right if the earlier rows can still be committed."""
+        engine = tables.engine
+        with engine.connect() as connection:
+            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            dialect.before_savepoint(connection)
+            savepoint = connection.begin_nested()
+            twice = PARENTS.insert().values(id=1, name="b")
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                connection.execute(twice)
+            loss = dialect.loss(caught.value, connection.connection.dbapi_connection)
+            savepoint.rollback()
+            connection.commit()
+        left = tables.keys(PARENTS)
+        assert left == ([] if loss is Loss.EVERYTHING else [1]) or loss is Loss.DOUBT
+
+    # ----- sessions
+
+    def test_the_state_of_a_transaction_is_known_or_unknown_and_never_wrong(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        with tables.engine.connect() as connection:
+            raw = connection.connection.dbapi_connection
+            assert dialect.in_transaction(raw) in {False, None}
+            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            assert dialect.in_transaction(raw) in {True, None}
+            assert not dialect.is_autocommit(connection)
+            assert not dialect.commit_is_void(connection)
+            connection.commit()
+            assert dialect.in_transaction(raw) in {False, None}
+        assert tables.keys(PARENTS) == [1]
+
+    def test_a_cleanup_commits_or_rolls_back_all_of_its_statements(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        tables.insert(PARENTS, [(1, "a"), (2, "b")])
+        with pytest.raises(LookupError), tables.cleanup() as connection:
+            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+            raise LookupError
+        assert tables.keys(PARENTS) == [1, 2]
+        with tables.cleanup() as connection:
+            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+        assert tables.keys(PARENTS) == [2]
+        with tables.engine.connect() as connection:
+            dialect.begin_reading(connection, lock_timeout=1)
+            assert dialect.existing_keys(connection, tables.real(PARENTS), [1, 2]) == [2]
+            connection.rollback()
+            dialect.end_cleanup(connection)
+
+    def test_a_cleanup_refuses_a_transaction_of_somebody_else(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        with tables.engine.connect() as connection:
+            connection.execute(sa.select(PARENTS.c.id)).all()
+            with pytest.raises(SessionStateError):
+                dialect.begin_cleanup(connection, lock_timeout=1)
+
+    def test_a_cleanup_sees_what_others_commit_meanwhile(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        """READ COMMITTED; where one writer locks the whole database, nobody commits meanwhile."""
+        if not dialect.has_row_locks:
+            pytest.skip("nobody else can commit during a cleanup")
+        real = tables.real(PARENTS)
+        with tables.cleanup() as connection:
+            assert dialect.existing_keys(connection, real, [1]) == []
+            tables.insert(PARENTS, [(1, "a")])
+            assert dialect.existing_keys(connection, real, [1]) == [1]
+
+    def test_a_failed_commit_leaves_nothing_to_the_pools_next_user(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        dialect.guard_pool(tables.engine)
+        with tables.engine.connect() as connection:
+            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            if dialect.in_transaction(connection.connection.dbapi_connection) is None:
+                pytest.skip("the driver cannot tell what a failed COMMIT left open")
+            outcome = dialect.commit_outcome(ValueError("a listener's"), connection)
+            assert outcome in {CommitOutcome.OPEN, CommitOutcome.DOUBT}
+            transaction = connection.get_transaction()
+            assert transaction is not None
+            transaction.is_active = False  # as SQLAlchemy has it after a COMMIT that raised
+        with tables.engine.connect() as connection:
+            assert connection.execute(sa.select(PARENTS.c.id)).all() == []
+
+    def test_the_servers_clock_is_in_seconds(self, engine: sa.Engine, dialect: Dialect) -> None:
+        with engine.connect() as connection:
+            now: Any = connection.execute(sa.select(sa.literal_column(dialect.clock))).scalar_one()
+        assert abs(float(now) - time.time()) < 3600
+
+    # ----- locks
+
+    def test_a_blocker_is_named_where_the_database_tells(
+        self, tables: SuiteTables, dialect: Dialect
+    ) -> None:
+        with tables.engine.connect() as first, tables.engine.connect() as second:
+            ids = [dialect.server_id(c.connection.dbapi_connection) for c in (first, second)]
+            waiter = dialect.waiter(first)
+            first.rollback()
+            if waiter is None or not dialect.blockers_need_cursor:
+                return
+            assert ids[0] != ids[1]
+            raw = second.connection.cursor()
+            try:
+                assert dialect.blockers(raw, waiter) == []  # it does not wait
+            finally:
+                raw.close()
+                second.invalidate()
+
+    def test_a_live_worker_is_seen_and_an_ended_one_is_not(
+        self, engine: sa.Engine, dialect: Dialect
+    ) -> None:
+        number = _NUMBER + random.getrandbits(32)
+        lock = dialect.liveness_lock(engine, number, patience=0)
+        lock.acquire()
+        try:
+            lock.renew()
+            with engine.connect() as connection:
+                seen = dialect.is_alive(connection, number)
+                connection.rollback()
+                if seen is None:
+                    return
+                assert seen
+                assert dialect.is_alive(connection, number + 1) is False
+                connection.rollback()
+            with pytest.raises(LivenessLockError):
+                dialect.liveness_lock(engine, number, patience=0).acquire()
+            if dialect.heartbeat_in_file:
+                with engine.connect() as connection:
+                    age = dialect.heartbeat_file_age(connection, number)
+                assert age is not None
+                assert age < 60
+        finally:
+            lock.release()
+            lock.release()
+        with engine.connect() as connection:
+            assert dialect.is_alive(connection, number) is False
+            dialect.remove_liveness_files(connection)
+
+    # ----- catalogue
+
+    def test_a_name_means_the_real_table(self, tables: SuiteTables, dialect: Dialect) -> None:
+        with tables.engine.connect() as connection:
+            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            real = dialect.resolve(connection, None, PARENTS.name)
+            assert real is not None
+            assert (real.schema, real.kind) == (tables.schema, "table")
+            assert dialect.resolve(connection, tables.schema, PARENTS.name) == real
+            assert dialect.resolve(connection, None, "tidyrows_suite_absent") is None
+            assert dialect.resolve(connection, "tidyrows_absent", PARENTS.name) is None
+            connection.commit()  # the questions did not make the transaction fail
+        assert tables.keys(PARENTS) == [1]
+
+    def test_a_view_is_no_table(self, tables: SuiteTables, dialect: Dialect) -> None:
+        name = "tidyrows_suite_view"
+        with tables.engine.begin() as connection:
+            connection.exec_driver_sql(f"CREATE VIEW {name} AS SELECT id FROM {PARENTS.name}")
+        try:
+            with tables.engine.connect() as connection:
+                real = dialect.resolve(connection, None, name)
+            assert real is not None
+            assert real.kind == "other"
+        finally:
+            with tables.engine.begin() as connection:
+                connection.exec_driver_sql(f"DROP VIEW {name}")
+
+    def test_foreign_keys_are_read(self, tables: SuiteTables, dialect: Dialect) -> None:
+        with tables.engine.connect() as connection:
+            keys = dialect.foreign_keys(connection, [tables.schema])
+            schemas = dialect.schemas_that_reference(connection, [tables.schema])
+            listed = dialect.application_schemas(connection)
+            assert dialect.enforces_foreign_keys(connection) in {True, False}
+            assert dialect.delete_suppressors(connection, tables.real(PARENTS)) == []
+            assert dialect.hidden_tables(connection, [tables.schema]) == set()
+            assert dialect.invalid_indexes(connection, tables.schema, CHILDREN.name) == set()
+            assert PARENTS.name not in dialect.storage_tables(connection, tables.schema)
+        found = {
+            (key.child, key.child_columns, key.parent, key.parent_columns, key.on_delete)
+            for key in keys
+        }
+        child, parent = (tables.schema, CHILDREN.name), (tables.schema, PARENTS.name)
+        assert (child, ("parent_id",), parent, ("id",), "NO ACTION") in found
+        assert schemas >= {tables.schema}
+        assert tables.schema in listed
+        assert dialect.default_schema(tables.engine) == tables.schema
+
+    def test_two_engines_on_one_database_have_one_identity(
+        self, engine: sa.Engine, dialect: Dialect
+    ) -> None:
+        with engine.connect():
+            pass
+        other = sa.create_engine(engine.url)
+        try:
+            if not dialect.is_private(engine):
+                assert dialect_for(other).identity(other) == dialect.identity(engine)
+                assert dialect.identity(engine) is not None
+            assert dialect.missing_file(engine) is None
+        finally:
+            other.dispose()
+
+    def test_a_commit_changes_the_mark(self, tables: SuiteTables, dialect: Dialect) -> None:
+        with tables.engine.connect() as connection:
+            before = dialect.change_mark(connection, lock_timeout=1)
+            connection.rollback()
+            if before is None:
+                pytest.skip("this database has no mark")
+            tables.insert(PARENTS, [(1, "a")])
+            assert dialect.change_mark(connection, lock_timeout=1) != before
+
+    def test_the_ledgers_text_is_long_and_takes_any_character(
+        self, engine: sa.Engine, dialect: Dialect
+    ) -> None:
+        options: dict[str, Any] = dict(dialect.table_options)
+        table = sa.Table(
+            "tidyrows_suite_ledger",
+            sa.MetaData(),
+            sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+            sa.Column("name", sa.String(40)),
+            sa.Column("entry", dialect.long_text),
+            **options,
+        )
+        with engine.begin() as connection:
+            table.create(connection)
+        try:
+            entry = "x" * 200_000
+            with engine.begin() as connection:
+                connection.execute(table.insert().values(id=1, name="né 鍵 🔑", entry=entry))
+                (row,) = connection.execute(sa.select(table))
+            assert tuple(row) == (1, "né 鍵 🔑", entry)
+        finally:
+            with engine.begin() as connection:
+                table.drop(connection)

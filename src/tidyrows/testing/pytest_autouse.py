@@ -1,0 +1,106 @@
+"""``tidy_autouse`` in the ini file: the rows of a whole suite, as it is, are deleted."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tidyrows.suite.suite import WholeSuite
+from tidyrows.worker import WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+    from tidyrows.suite.tracker import SuiteTracker
+    from tidyrows.testing.pytest_plugin import Plugin
+
+
+class Autouse:
+    """Reports pytest's tests and fixtures to a :class:`WholeSuite`."""
+
+    def __init__(self, config: pytest.Config, *, everything: bool) -> None:
+        self._config = config
+        self._everything = everything
+        self._plugin: Plugin | None = None
+        self._suite: WholeSuite | None = None
+        self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
+        self._test = ExitStack()
+
+    def begin(self, plugin: Plugin) -> None:
+        """Start, where tests are run: not in the controller of pytest-xdist."""
+        self._plugin = plugin
+        option = plugin.ledger_option()
+        # xdist replaces a worker that crashes, even if it has one only
+        is_worker = hasattr(self._config, "workerinput")
+        several = is_worker or WorkerContext.current().worker_count > 1
+        keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
+        self._suite = WholeSuite(
+            plugin.add,
+            with_ledger=several or keeps if option is None else option,
+            on_ledger=plugin.add_ledger,
+            everything=self._everything,
+        )
+        self._suite.start()
+        plugin.before_the_end.append(self._end)
+
+    def _end(self) -> None:
+        if self._suite is not None:
+            self._suite.end()
+            self._suite = None
+
+    # -- tests -----------------------------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
+        """A test begins with the suite's own hooks, before its first fixture."""
+        if self._suite is not None and self._plugin is not None:
+            options, keeps = self._plugin.whole_suite_options(item)
+            show = partial(item.add_report_section, "teardown", "tidyrows")
+            self._test.enter_context(self._suite.test(item.nodeid, options, keeps, show))
+        return (yield)
+
+    @pytest.fixture(autouse=True)
+    def _tidy_autouse(self) -> Iterator[None]:
+        """Set up before the test's other fixtures, and so torn down after them."""
+        yield
+        self._test.close()
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self) -> Generator[None, object, object]:
+        """Where no fixture was set up, the test ends here."""
+        try:
+            return (yield)
+        finally:
+            self._test.close()
+
+    # -- fixtures of a wider scope ---------------------------------------------------------------
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, object, object]:
+        """The rows of such a fixture, its tear-down included, live as long as its scope."""
+        if request.scope == "function" or self._suite is None:
+            return (yield)
+        engines, tracker = self._suite.engines, self._tracker_of(self._suite, request.node)
+        torn_down = ExitStack()
+        fixturedef.addfinalizer(torn_down.close)  # the first that is added is the last to be called
+        with engines.pushed(tracker):
+            value = yield
+        fixturedef.addfinalizer(lambda: torn_down.callback(engines.push(tracker)))
+        return value
+
+    def _tracker_of(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> SuiteTracker:
+        if isinstance(node, pytest.Session):
+            return suite.outside
+        tracker = self._shared.get(node)
+        if tracker is None:
+            tracker = self._shared[node] = suite.shared(node.nodeid)
+            node.addfinalizer(partial(self._end_shared, suite, node))
+        return tracker
+
+    def _end_shared(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> None:
+        suite.finish(self._shared.pop(node), {})

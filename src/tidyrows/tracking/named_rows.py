@@ -1,0 +1,198 @@
+"""Rows that the user names: by key, by object, by a query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.exc import NoInspectionAvailable
+
+from tidyrows.errors import (
+    KeyShapeError,
+    UnknownTableError,
+    UntrackableRowError,
+)
+from tidyrows.tracking.inheritance import mapper_of, parts_of, table_of
+from tidyrows.tracking.sessions import refuse_keyless
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from tidyrows.keys import KeyedTable
+    from tidyrows.tracking.sessions import Sessions
+
+
+def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) -> list[Any]:
+    """Keys in the stored form.
+
+    Raises:
+        KeyShapeError: a key does not fit the primary key.
+    """
+    columns = table.key_columns
+    if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
+        raise KeyShapeError(
+            f"track_rows takes a list of keys of {table.name}, and {keys!r} is one value. Write "
+            f"track_rows(model, [key]).",
+            table=str(table.name),
+            key=keys,
+        )
+    checked: list[Any] = []
+    for key in keys:
+        values = tuple(key) if isinstance(key, (tuple, list, sa.Row)) else (key,)
+        names = ", ".join(column.name for column in columns)
+        if len(values) != len(columns):
+            raise KeyShapeError(
+                f"The primary key of {table.name} is ({names}), and {key!r} has {len(values)} "
+                f"value(s). Give one tuple of {len(columns)} per row.",
+                table=str(table.name),
+                key=key,
+            )
+        for column, value in zip(columns, values, strict=True):
+            if value is None:
+                raise KeyShapeError(
+                    f"{key!r} has NULL for {table.name}.{column.name}: such a row cannot be named.",
+                    table=str(table.name),
+                    key=key,
+                )
+            if not _fits(column, value, dialect):
+                raise KeyShapeError(
+                    f"{value!r} is no value of {table.name}.{column.name} "
+                    f"({type(column.type).__name__}). Give the Python value that the model's "
+                    f"attribute would have.",
+                    table=str(table.name),
+                    key=key,
+                )
+        checked.append(values[0] if len(columns) == 1 else values)
+    return checked
+
+
+def _fits(column: sa.Column[Any], value: Any, dialect: sa.Dialect) -> bool:
+    """Whether the column's type takes the value; only a TypeDecorator knows what it takes."""
+    plain = (sa.Integer, sa.Date, sa.DateTime, sa.Time, sa.Uuid)
+    if isinstance(column.type, plain):
+        if not isinstance(value, column.type.python_type) or isinstance(value, bool):
+            return False
+    elif isinstance(column.type, sa.String) and not isinstance(column.type, sa.Enum):
+        return isinstance(value, str)
+    try:
+        hash(value)
+        process = column.type.dialect_impl(dialect).bind_processor(dialect)
+        if process is not None:
+            process(value)
+    except Exception:  # noqa: BLE001 -- whatever a type raises, it says no
+        return False
+    return True
+
+
+def named_rows(
+    sessions: Sessions, model: Any, keys: Iterable[Any]
+) -> list[tuple[KeyedTable, list[Any]]]:
+    """Rows that the user names, in every table of the model's hierarchy."""
+    parts = parts_of(model)
+    tables = [sessions.real_table(part.table) for part in parts]
+    base = tables[0]  # whose key is the key of the class
+    checked = checked_keys(base, keys, sessions.engines.of(base.name.database).dialect)
+    rows = [key if len(base.key_columns) > 1 else (key,) for key in checked]
+    return [
+        (table, [part.key(row) for row in rows]) for part, table in zip(parts, tables, strict=True)
+    ]
+
+
+def rows_of_instance(sessions: Sessions, instance: Any) -> Iterator[tuple[KeyedTable, Any]]:
+    """The rows of a mapped object, one for each table of its inheritance hierarchy."""
+    try:
+        state = sa.inspect(instance)
+    except NoInspectionAvailable:
+        state = None
+    if not isinstance(state, orm.InstanceState):
+        raise UntrackableRowError(
+            f"{instance!r} is no mapped object. For rows without an object write "
+            f"tracker.track_rows(table, keys)."
+        )
+    if state.identity is None:
+        raise UntrackableRowError(
+            f"{instance!r} has no row yet. Flush or commit its session first, then track it."
+        )
+    for part in parts_of(state.mapper.class_):
+        yield sessions.real_table(part.table, near=state.session), part.key(state.identity)
+
+
+def selected_model(select: sa.Select[Any]) -> Any:
+    """The one mapped class or Table whose rows a query selects, all of them with a key.
+
+    Raises:
+        UnknownTableError: it is no select(), or not of one model or table.
+        NoPrimaryKeyError: a table of the model has no primary key.
+    """
+    if not isinstance(select, sa.Select):
+        raise UnknownTableError(
+            f"track_query takes a select(), and {select!r} is none. Write "
+            f"tracker.track_query(select(User).where(...)).",
+            table=select,
+        )
+    model = _selected(select)
+    for part in parts_of(model):
+        refuse_keyless(part.table)
+    return model
+
+
+def rows_of_query(
+    sessions: Sessions,
+    select: sa.Select[Any],
+    *,
+    where: tuple[Any, Callable[[Any], bool]] | None = None,
+) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
+    """The rows that a query finds, committed ones only, and how many it found.
+
+    Args:
+        sessions: the tracker's.
+        select: the query.
+        where: a column, and what its value must be like.
+    """
+    model = selected_model(select)
+    mapper = mapper_of(model)
+    columns = list(model.primary_key) if mapper is None else _attributes(mapper)
+    query = select.with_only_columns(*columns, *([] if where is None else [where[0]]))
+    found: dict[KeyedTable, list[Any]] = {}
+    with sessions.new_connection(table_of(model)) as connection:
+        rows = list(dict.fromkeys(map(tuple, connection.execute(query))))
+        if where is not None:
+            rows = [row[:-1] for row in rows if where[1](row[-1])]
+        for row in rows:
+            of_row = model if mapper is None else _class_of(mapper, row)
+            for part in parts_of(of_row):
+                keyed = sessions.real_table_on(connection, part.table)
+                found.setdefault(keyed, []).append(part.key(row))
+    return list(found.items()), len(rows)
+
+
+def _selected(select: sa.Select[Any]) -> Any:
+    """The one mapped class or Table whose rows a query selects."""
+    entities = {described.get("entity") for described in select.column_descriptions} - {None}
+    if len(entities) == 1 and mapper_of(*entities) is not None:
+        return entities.pop()
+    froms = select.columns_clause_froms
+    if not entities and len(froms) == 1 and isinstance(froms[0], sa.Table):
+        return froms[0]
+    raise UnknownTableError(
+        f"The query does not select one model or table, but {len(entities or froms)} or an alias; "
+        f"to own rows, write select(User).join(...).where(...).",
+        table=select,
+    )
+
+
+def _attributes(mapper: orm.Mapper[Any]) -> list[Any]:
+    """The primary key and, where it decides on a row's tables, what kind of row it is.
+
+    Attributes of the class, not columns of its table: they bring the criteria of inheritance.
+    """
+    columns = list(mapper.primary_key)
+    columns += [column for column in mapper.columns if column is mapper.polymorphic_on]
+    return [getattr(mapper.class_, mapper.get_property_by_column(c).key) for c in columns]
+
+
+def _class_of(mapper: orm.Mapper[Any], row: tuple[Any, ...]) -> Any:
+    kind = row[len(mapper.primary_key) :]
+    return mapper.polymorphic_map.get(kind[0], mapper).class_ if kind else mapper.class_

@@ -1,0 +1,227 @@
+"""The sessions of a tracker, and connections that see names as they do."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import UnboundExecutionError
+
+from tidyrows.capture.engine import root_engine
+from tidyrows.dialects import Fault
+from tidyrows.errors import (
+    NoPrimaryKeyError,
+    NotBoundError,
+    SessionStateError,
+    UnknownTableError,
+)
+from tidyrows.greenlets import in_greenlet
+from tidyrows.keys import KeyedTable, TableName
+from tidyrows.tracking.binding import listen_to_session, session_engine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from sqlalchemy import orm
+
+    from tidyrows.tracking.binding import Binding
+    from tidyrows.tracking.engines import Engines
+
+
+class Sessions:
+    """The session of each thread: the caller's, or one that is opened and closed here.
+
+    Args:
+        binding: what the tracker is bound to.
+        engines: the tracker's engines.
+
+    Attributes:
+        opened: the sessions that were opened here, by thread.
+    """
+
+    def __init__(self, binding: Binding, engines: Engines) -> None:
+        self.binding = binding
+        self.engines = engines
+        self.opened: dict[int, orm.Session] = {}
+        self._callers_transaction: orm.SessionTransaction | None = None
+        self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
+        self._undo: list[Callable[[], None]] = []
+        self._locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+        self._locks = weakref.WeakKeyDictionary()
+
+    def begin(self) -> None:
+        """A block begins: listen; a transaction that is open now is the caller's to end."""
+        session = self.binding.callers_session()
+        if session is not None:
+            self._callers_transaction = session.get_transaction()
+        self._undo = self.binding.listen(self.engines)
+
+    def pause(self) -> None:
+        """Listen no more."""
+        while self._undo:
+            self._undo.pop()()
+
+    def end(self) -> None:
+        """The block ends."""
+        self.pause()
+        self._watched.clear()
+
+    def forget_parent(self) -> None:
+        """In a forked child: what is open is the parent's."""
+        self.opened.clear()
+        self._watched.clear()
+        self._undo = []
+
+    def watch(self, session: orm.Session) -> None:
+        """Own what this session writes too, whatever it is bound to."""
+        if session in self._watched:
+            return
+        self._watched.add(session)
+        engine, bound = session_engine(session), self.binding.bind
+        roots = [root_engine(each) for each in (engine, bound) if isinstance(each, sa.Engine)]
+        if len(roots) < 2 or roots[0] is not roots[1]:  # noqa: PLR2004 -- else it is heard anyway
+            self._undo.append(listen_to_session(session, self.engines))
+
+    def open(self) -> orm.Session:
+        """This thread's session."""
+        session = self.binding.open_session()
+        if self.binding.owns_session:
+            self.opened[threading.get_ident()] = session
+        return session
+
+    def release(self) -> None:
+        """End what is open, so that a cleanup need not wait for its locks.
+
+        Raises:
+            SessionStateError: a transaction began before the block, so it is not ours to end.
+        """
+        while self.opened:
+            _thread, own = self.opened.popitem()
+            try:
+                own.close()
+            except sa.exc.DBAPIError:  # its connection is dead, and so is its transaction
+                own.invalidate()
+        session = self.binding.callers_session()
+        if session is not None and session.in_transaction():
+            if session.get_transaction() is self._callers_transaction:
+                raise SessionStateError(
+                    f"The session {session!r} is in a transaction that began before the block, so "
+                    f"it is yours to end. Write session.commit() or session.rollback() before the "
+                    f"block ends, then call cleanup() again; all rows stay tracked."
+                )
+            try:
+                session.rollback()
+            except sa.exc.DBAPIError as error:
+                if self.engines.fault(error) is not Fault.LOST:
+                    raise
+                session.rollback()  # the connection is known to be dead by now
+
+    # -- asynchronous --------------------------------------------------------------------------
+
+    def refuse_blocking(self, write: str) -> None:
+        """Raise where a task would have to block on the database.
+
+        Args:
+            write: the line to write instead; a call of a tracker's method is completed.
+
+        Raises:
+            SessionStateError: it is bound to something asynchronous, and this is no place to await.
+        """
+        if self.binding.is_async and not in_greenlet():
+            if write.endswith("(...)"):
+                write = f"await tracker.run_sync(lambda tracker: tracker.{write})"
+            raise SessionStateError(
+                f"This tracker is bound to something that is asynchronous, and a "
+                f"synchronous call cannot wait for it. Write {write}."
+            )
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """In the block no other task uses the session."""
+        loop = asyncio.get_running_loop()
+        lock = self._locks.get(loop)
+        if lock is None:
+            lock = self._locks[loop] = asyncio.Lock()
+        async with lock:
+            yield
+
+    # -- connections ---------------------------------------------------------------------------
+
+    def _callers(self) -> orm.Session | None:
+        return None if self.binding.owns_session else self.binding.open_session()
+
+    @contextmanager
+    def connection(
+        self, table: sa.Table, near: orm.Session | None = None
+    ) -> Iterator[sa.Connection]:
+        """A connection that sees names as a session does: its own while in a transaction."""
+        session = near or self._callers()
+        if session is not None and session.in_transaction():
+            yield session.connection(bind_arguments={"clause": table})
+            return
+        with self.new_connection(table, session) as connection:
+            yield connection
+
+    @contextmanager
+    def new_connection(
+        self, table: sa.Table, session: orm.Session | None = None
+    ) -> Iterator[sa.Connection]:
+        """A connection of its own, which sees what is committed."""
+        session = session or self._callers()
+        bind: Any = None
+        if session is not None:
+            try:
+                bind = session.get_bind(clause=table)
+            except UnboundExecutionError:
+                bind = None
+        if bind is None:
+            bind = self.binding.source()
+        if bind is None:
+            raise NotBoundError(
+                f"The tracker's session has no engine to look {table.fullname} up on. Use "
+                f"ResourceTracker(engine) for the engine that has it."
+            )
+        translate = bind.get_execution_options().get("schema_translate_map")
+        with bind.engine.connect() as connection:
+            if translate is not None:
+                connection.execution_options(schema_translate_map=translate)
+            yield connection
+
+    def real_table(self, table: sa.Table, near: orm.Session | None = None) -> KeyedTable:
+        """The real table, as the database knows it now.
+
+        Raises:
+            NoPrimaryKeyError: it has no primary key.
+            UnknownTableError: the database does not have it.
+        """
+        refuse_keyless(table)
+        with self.connection(table, near) as connection:
+            return self.real_table_on(connection, table)
+
+    def real_table_on(self, connection: sa.Connection, table: sa.Table) -> KeyedTable:
+        """The real table that a name means on this connection."""
+        capture = self.engines.capture(connection.engine)
+        translate = connection.get_execution_options().get("schema_translate_map") or {}
+        schema = translate.get(table.schema, table.schema)
+        real = capture.dialect.resolve(connection, schema, table.name)
+        if real is None:
+            raise UnknownTableError(
+                f"The database {capture.database} has no table {table.fullname}. Create it "
+                f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
+                table=table,
+            )
+        return capture.places.keyed(TableName(capture.database, real.schema, table.name), table)
+
+
+def refuse_keyless(table: sa.Table) -> None:
+    """Raise if no row of a table can be named."""
+    if not table.primary_key.columns:
+        raise NoPrimaryKeyError(
+            f"The table {table.fullname} has no primary key, so no row of it can be named. Delete "
+            f"its rows yourself, or give it a primary key.",
+            table=table.fullname,
+        )

@@ -1,0 +1,296 @@
+"""The project's own code as a whole transaction, retried where the database undid it.
+
+A deadlock may have undone all of a transaction, so everything between BEGIN and COMMIT must run
+again: it is a function that can be called twice.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, orm
+
+from tidyrows.capture.connections import open_connections
+from tidyrows.capture.engine import root_engine
+from tidyrows.dialects import Fault, Loss, dialect_for
+from tidyrows.errors import NotBoundError, SessionStateError
+from tidyrows.greenlets import is_async, spawn, wait_for
+from tidyrows.retry import RetryPolicy
+from tidyrows.tracking.binding import session_engine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LOST_TRANSACTION = "tidyrows.lost_transaction"  # in Connection.info: the error that undid all
+_NO_ANSWER = (
+    "tidyrows: the answer to the COMMIT was lost, so nobody knows whether it was committed, and it "
+    "was not run again. Check whether the rows that it wrote are there"
+)
+_COMMITTED_IN_PART = (
+    "tidyrows: this session commits in several databases, one after the other, so some may have "
+    "committed; it was not run again. Check each, or give every database a session of its own"
+)
+
+
+def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None) -> Any:
+    """Run ``fn`` as one transaction, and retry it after a transient error such as a deadlock.
+
+    The transaction is committed when ``fn`` returns, and rolled back when it raises. Transient
+    errors (deadlocks, lock timeouts, lost connections) are retried, without anything of the failed
+    attempt; all other errors surface at once. Without ``fn``, this is a decorator.
+
+    A COMMIT whose answer is lost is not retried, since it may have succeeded.
+
+    Args:
+        bind: a Session or scoped_session that is in no transaction; a sessionmaker, for a session
+            per attempt; an Engine, for a connection per attempt. Or an asynchronous one of these:
+            then ``fn`` is an ``async def``, and the result is awaited.
+        fn: called with the session or connection; it must not commit.
+        retry: the retry policy.
+
+    Returns:
+        The result of ``fn``.
+
+    Raises:
+        SessionStateError: the session is in a transaction already, which a retry would lose.
+        NotBoundError: ``bind`` leads to no database.
+
+    Example:
+        >>> def pay(session):
+        ...     account = session.get(Account, 1, with_for_update=True)
+        ...     account.balance -= 10
+        >>> with_retries(Session(engine), pay)
+    """
+    if isinstance(bind, (sa.Engine, orm.Session, orm.scoped_session, orm.sessionmaker)):
+        asynchronous = False
+    elif is_async(bind) and not hasattr(bind, "sync_connection"):
+        asynchronous = True
+    else:
+        raise NotBoundError(
+            f"with_retries() needs a transaction of its own, and a {type(bind).__name__} gives "
+            f"none. Write with_retries(session, fn), with a Session, scoped_session, sessionmaker "
+            f"or Engine, or an asynchronous one of these."
+        )
+    policy = retry or RetryPolicy()
+    if fn is None:
+        return lambda function: _decorated(bind, function, policy, asynchronous=asynchronous)
+    return _decorated(bind, fn, policy, asynchronous=asynchronous)()
+
+
+def _decorated(bind: Any, fn: Any, policy: RetryPolicy, *, asynchronous: bool) -> Any:
+    _refuse_function(fn, asynchronous=asynchronous)
+    if asynchronous:
+
+        @wraps(fn)
+        async def awaited(*args: Any, **kwargs: Any) -> Any:
+            return await spawn(
+                _run, bind, lambda source: wait_for(fn(source, *args, **kwargs)), policy
+            )
+
+        return awaited
+
+    @wraps(fn)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return _run(bind, lambda source: fn(source, *args, **kwargs), policy)
+
+    return called
+
+
+def _refuse_function(fn: Any, *, asynchronous: bool) -> None:
+    if not callable(fn):
+        raise TypeError(
+            f"with_retries() calls a function with the session, and {fn!r} is not a function. "
+            f"Write with_retries(session, lambda session: ...)."
+        )
+    if inspect.iscoroutinefunction(fn) and not asynchronous:
+        raise TypeError(
+            f"{fn!r} is asynchronous and the session is not: give with_retries() an AsyncSession, "
+            f"async_sessionmaker or AsyncEngine, or write a plain def."
+        )
+    if asynchronous and inspect.isfunction(fn) and not _may_be_awaited(fn):
+        raise TypeError(
+            f"{fn!r} is not asynchronous and the session is: write async def, and await what it "
+            f"does with the session."
+        )
+
+
+def _may_be_awaited(fn: Any) -> bool:
+    """Whether a call may return an awaitable: a call of a lambda may."""
+    return (
+        inspect.iscoroutinefunction(fn) or fn.__name__ == "<lambda>" or hasattr(fn, "__wrapped__")
+    )
+
+
+def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
+    source, asynchronous = _synchronous(bind)
+    if isinstance(source, sa.Engine):
+        databases = _Databases(source)
+        attempt = lambda: _on_connection(source, fn, databases, asynchronous)  # noqa: E731 -- one of three
+    elif isinstance(source, orm.Session):
+        _refuse_transaction(source)
+        given = bind if asynchronous else source
+        databases = _Databases(session_engine(source))
+        attempt = lambda: _on_session(source, given, fn, databases)  # noqa: E731 -- as above
+    else:
+        databases = _Databases(None)
+        attempt = lambda: _on_new_session(source, fn, databases)  # noqa: E731 -- as above
+    return policy.run(attempt, is_transient=databases.is_transient)
+
+
+def _synchronous(bind: Any) -> tuple[Any, bool]:
+    """The synchronous engine or session, and whether it belongs to an asynchronous one."""
+    if isinstance(bind, orm.scoped_session):
+        return bind(), False
+    for name in ("sync_engine", "sync_session"):  # of an asynchronous registry too
+        underneath = getattr(bind, name, None)
+        if isinstance(underneath, (sa.Engine, orm.Session)):
+            return underneath, True
+    return bind, False  # a session maker
+
+
+def _refuse_transaction(session: orm.Session) -> None:
+    if session.in_transaction():
+        raise SessionStateError(
+            f"{session!r} is in a transaction already (adding an object begins one). Its changes "
+            f"would be lost with the first attempt that fails: write session.commit() or "
+            f"session.rollback() before with_retries(), or make the changes inside of it."
+        )
+
+
+class _Databases:
+    """The databases of one use of with_retries, and the meaning of their errors."""
+
+    def __init__(self, engine: sa.Engine | None) -> None:
+        self._engines = set() if engine is None else {engine}
+        self._may_have_committed = False
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether another attempt may succeed, and does nothing twice."""
+        retriable = {Fault.TRANSIENT, Fault.LOST}
+        return not self._may_have_committed and self._fault(error) in retriable
+
+    def _fault(self, error: BaseException) -> Fault:
+        faults = [dialect_for(engine).fault(error) for engine in self._engines]
+        return next((fault for fault in faults if fault is not Fault.OTHER), Fault.OTHER)
+
+    def after_begin(self, _session: Any, _transaction: Any, connection: sa.Connection) -> None:
+        """Add the database on which a session has begun a transaction."""
+        self._engines.add(connection.engine)
+        _record_lost_transactions(connection.engine)
+        connection.info.pop(_LOST_TRANSACTION, None)
+
+    def commit(self, commit: Callable[[], None], *, in_one: bool = True) -> None:
+        """Send the COMMIT; no retry if its answer is lost, or if only a part may have succeeded."""
+        try:
+            commit()
+        except Exception as error:
+            if not in_one or self._fault(error) is Fault.LOST:
+                self._may_have_committed = True
+                error.add_note(_NO_ANSWER if in_one else _COMMITTED_IN_PART)
+            raise
+
+
+def _on_session(
+    session: orm.Session, given: Any, fn: Callable[[Any], Any], databases: _Databases
+) -> Any:
+    event.listen(session, "after_begin", databases.after_begin)
+    try:
+        result = fn(given)
+        session.flush()
+        connections = open_connections(session)
+        for connection in connections:
+            _raise_if_lost(connection)
+        databases.commit(session.commit, in_one=len(connections) == 1)
+    except BaseException:
+        session.rollback()
+        raise
+    finally:
+        event.remove(session, "after_begin", databases.after_begin)
+    return result
+
+
+def _on_new_session(maker: Any, fn: Callable[[Any], Any], databases: _Databases) -> Any:
+    given = maker()
+    session = getattr(given, "sync_session", given)
+    try:
+        return _on_session(session, given, fn, databases)
+    finally:
+        session.close()
+
+
+def _on_connection(
+    engine: sa.Engine, fn: Callable[[Any], Any], databases: _Databases, asynchronous: bool
+) -> Any:
+    with engine.connect() as connection:
+        connection.begin()
+        databases.after_begin(None, None, connection)
+        try:
+            result = fn(_async_connection(connection) if asynchronous else connection)
+            _raise_if_lost(connection)
+            databases.commit(connection.commit)
+        except BaseException:
+            _roll_back(connection)
+            raise
+    return result
+
+
+def _async_connection(connection: sa.Connection) -> Any:
+    from sqlalchemy.ext.asyncio import AsyncConnection  # noqa: PLC0415 -- needs the greenlet package
+
+    return AsyncConnection._retrieve_proxy_for_target(connection)  # noqa: SLF001 -- how a listener gets it too
+
+
+def _roll_back(connection: sa.Connection) -> None:
+    """Roll back on the driver too: SQLite's transaction is still open after a failed COMMIT."""
+    try:
+        connection.rollback()
+        if not (connection.invalidated or connection.closed):
+            connection.connection.rollback()
+    except (sa.exc.DBAPIError, connection.dialect.loaded_dbapi.Error):
+        connection.invalidate()
+
+
+# -- errors that the function has caught -----------------------------------------------------------
+
+_listening: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
+
+
+def _record_lost_transactions(engine: sa.Engine) -> None:
+    """Record each error that undid a whole transaction on its connection."""
+    engine = root_engine(engine)
+    if engine not in _listening:
+        _listening.add(engine)
+        event.listen(engine, "handle_error", _record_lost_transaction)
+
+
+def _record_lost_transaction(context: Any) -> None:
+    connection = context.connection
+    if connection is None or connection.invalidated or connection.closed:
+        return
+    error = context.sqlalchemy_exception or context.original_exception
+    driver = connection.connection.dbapi_connection
+    if dialect_for(connection).loss(error, driver) is Loss.EVERYTHING:
+        connection.info[_LOST_TRANSACTION] = error
+
+
+def _raise_if_lost(connection: sa.Connection) -> None:
+    """Before a COMMIT: raise an error that undid the transaction, if the function caught it.
+
+    The MySQL family continues after a deadlock and would commit half of the transaction; others
+    commit nothing and raise nothing.
+    """
+    if connection.invalidated:
+        raise ConnectionError("the connection was lost, and the error of that was caught")
+    lost = connection.info.pop(_LOST_TRANSACTION, None)
+    if lost is not None:
+        raise lost
+    if dialect_for(connection).commit_is_void(connection):
+        raise SessionStateError(
+            "A statement failed in this transaction and its error was caught, so its COMMIT would "
+            "persist nothing. Let the error pass, or put the statement into a savepoint: "
+            "with session.begin_nested(): ..."
+        )
