@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidyrows.capture.fingerprints import Hashes
+    from tidyrows.capture.hashes import Hashes
     from tidyrows.keys import KeyedTable
 
 

@@ -28,7 +28,7 @@ from tidyrows.capture.changes import (
     KeysLost,
     Updated,
 )
-from tidyrows.capture.fingerprints import HASH, NEVER, Hashes, Shape
+from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, values_in, values_of_rows_out, values_out

@@ -19,7 +19,7 @@ from tidyrows.capture.changes import (
     Touched,
     Updated,
 )
-from tidyrows.capture.fingerprints import HASH, Hashes
+from tidyrows.capture.hashes import HASH, Hashes
 from tidyrows.tracking.fingerprints import RowHashes
 from tidyrows.tracking.keyset import KeySet
 
