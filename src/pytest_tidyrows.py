@@ -198,14 +198,14 @@ class _Loader:
         return self._config.pluginmanager.has_plugin(_PLUGIN)
 
     def _has_notes(self) -> bool:
-        return any(self._config.stash[_FOLDER].iterdir())
+        return any(self._config.stash[_FOLDER].glob("*"))
 
 
 def _load(config: pytest.Config) -> Any:
     """The plugin itself, registered when it is first needed."""
     plugin = config.pluginmanager.get_plugin(_PLUGIN)
     if plugin is None:
-        plugin = _import().Plugin(config, config.stash.get(_FOLDER, None))
+        plugin = _import().Plugin(config, lambda: config.stash.get(_FOLDER, None))
         config.pluginmanager.register(plugin, _PLUGIN)
     return plugin
 

@@ -142,7 +142,9 @@ def test_a_strangers_row_under_our_key_stays(place):
 
     (left,) = place.leftovers().items()
     assert left[0] == "notes(2)"
-    assert left[1].startswith("identity uncertain: title, stars differ from what was inserted")
+    assert left[1].startswith(
+        "identity uncertain: one or more of title, stars differs from what was inserted"
+    )
     assert "trust_keys=True" in left[1]
     assert "track_rows" in left[1]
     assert [row.title for row in place.rows(Note)] == ["theirs"]
@@ -185,7 +187,7 @@ def test_a_strangers_row_of_another_process_stays_where_rows_travel_as_json(plac
         text=True,
         check=True,
     ).stdout
-    assert "main.notes(2): identity uncertain: title differs" in told
+    assert "main.notes(2): identity uncertain: one or more of title, stars differs" in told
     assert told.endswith("True\n")
     assert [row.title for row in place.rows(Note)] == ["theirs"]
 
@@ -271,7 +273,7 @@ def test_a_row_that_the_application_changed_stays_and_is_said(place):
     with place.tracked():
         place.made(Note(title="ours", stars=1))
     place.run("UPDATE notes SET stars = 2")
-    assert place.leftovers()["notes(1)"].startswith("identity uncertain: stars differs")
+    assert place.leftovers()["notes(1)"].startswith("identity uncertain: one or more of title, st")
     assert len(place.rows(Note)) == 1
 
 
@@ -305,6 +307,25 @@ def test_a_reference_that_went_with_its_row_is_no_change(place):
         place.made(Leaf(note_id=1, word="w"))
         place.run("PRAGMA foreign_keys = ON", "DELETE FROM notes", "UPDATE leaves SET note_id=NULL")
     assert place.manager.report.total_deleted == 1
+
+
+def test_a_reference_to_another_row_is_a_change(place):
+    with place.tracked():
+        place.run("INSERT INTO notes (title) VALUES ('theirs'), ('also theirs')")
+        place.made(Leaf(note_id=1, word="w"))
+    place.run("UPDATE leaves SET note_id = 2")
+    assert list(place.leftovers()) == ["leaves(1)"]
+    place.run("UPDATE leaves SET note_id = NULL, word = 'v'")
+    assert list(place.leftovers()) == ["leaves(1)"]
+
+
+def test_a_row_of_a_reference_alone_that_is_gone_stays(place):
+    with place.tracked():
+        place.run("INSERT INTO notes (title) VALUES ('theirs')")
+        with place.engine.begin() as connection:
+            connection.execute(sa.insert(Leaf.__table__).values(note_id=1))
+    place.run("UPDATE leaves SET note_id = NULL")
+    assert place.leftovers()["leaves(1)"].startswith("identity uncertain: what it referenced is g")
 
 
 def test_a_row_without_values_is_deleted_by_its_key(place):
@@ -387,14 +408,27 @@ def test_an_update_in_this_process_is_no_change_by_a_stranger(place, update):
     assert place.manager.report.total_deleted == 1
 
 
-@pytest.mark.parametrize("name", ["object", "by key", "many"])
-def test_what_an_update_set_is_compared(place, name):
+@pytest.mark.parametrize("name", ["object", "by key", "by keys", "many", "core, many"])
+def test_an_update_ends_the_comparison_of_its_rows_alone(place, name):
     with place.tracked():
-        place.made(Note(title="ours"))
+        place.made(Note(title="ours"), Note(title="ours"))
         with Session(place.engine) as session:
             UPDATES[name](session)
             session.commit()
     place.run("UPDATE notes SET title = 'theirs'")
+    assert list(place.leftovers()) == ["notes(2)"]
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_update_of_columns_that_are_not_compared_changes_nothing(place, everywhere):
+    """A value that only our row can have is compared alone."""
+    with place.tracked():
+        place.made(Note(title=f"user-{place.tracker.context.tag}01", stars=1))
+        with Session(place.engine) as session:
+            update = sa.update(Note).values(stars=2)
+            session.execute(update if everywhere else update.where(Note.id == 1))
+            session.commit()
+    place.run("DELETE FROM notes", "INSERT INTO notes (title, stars) VALUES ('theirs', 2)")
     assert list(place.leftovers()) == ["notes(1)"]
 
 
@@ -448,7 +482,7 @@ def test_a_database_that_gives_no_key_again_keeps_and_asks_nothing(database):
         session.commit()
     tracker.stop()
     reused = database.backend == "sqlite"
-    assert all((held.prints is not None) is reused for held in tracker.snapshot())
+    assert all((held.hashes is not None) is reused for held in tracker.snapshot())
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE members SET login = 'changed'")
     asked: list[str] = []

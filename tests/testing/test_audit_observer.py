@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import uuid
 import weakref
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy.pool import StaticPool
 
 from harness.audits import Audited, Base, Note, Org, unobserved
 from harness.targets import on
+from tidyrows import CleanupManager, ResourceTracker
 from tidyrows.audit import tables
 from tidyrows.audit.observer import AuditObserver
 
@@ -159,3 +161,18 @@ def test_a_row_that_is_rolled_back_is_not_read_under_the_key_of_another_test(mad
         session.rollback()
     audited.test("rolls back")
     assert audited.found == {("leaves", "leaves", "orgs", 1)}
+
+
+def test_what_a_test_does_to_rows_that_its_tracker_deletes_is_no_fault(made, audited, monkeypatch):
+    """Also in a table that is too large to be looked at."""
+    monkeypatch.setattr(tables, "SMALL", 3)
+    with made.begin() as connection:
+        connection.execute(sa.insert(Note), [{"id": uuid.uuid4(), "text": ""} for _n in range(9)])
+    audited.test("fixture", is_test=False)
+    with CleanupManager(ResourceTracker(made)), Session(made) as session:
+        session.add(note := Note())
+        session.commit()
+        note.text = "changed"
+        session.commit()
+    audited.test("has a tracker")
+    assert {test for test, *_rest in audited.found} == {"fixture"}

@@ -34,9 +34,10 @@ def left(suite):
     return suite.rows(), find_orphans(suite.url)
 
 
+@pytest.mark.parametrize("options", [(), ("--tidy-report",)], ids=["plain", "loaded at the start"])
 @mostly_on("postgresql+psycopg")
-def test_a_worker_that_crashes_before_its_first_report_leaves_nothing(suite):
-    """It is the only one, so nobody else has told the controller where to look, and what for."""
+def test_a_worker_that_crashes_before_its_first_report_leaves_nothing(suite, options):
+    """It is the only one, so the controller knows of the database by its notes only."""
     suite.write(
         "test_crash.py",
         SHARED
@@ -51,7 +52,7 @@ def test_a_worker_that_crashes_before_its_first_report_leaves_nothing(suite):
         pass
 """,
     )
-    ended = suite.pytest("-n", "1", "--max-worker-restart=0")
+    ended = suite.pytest("-n", "1", "--max-worker-restart=0", *options)
     assert ended.outcomes == {"failed": 1}
     assert re.search(
         r"worker gw0 crashed: .*users 2 deleted.*orgs 1 deleted", "\n".join(ended.summary)

@@ -233,13 +233,13 @@ def test_marks_closer_to_the_test_have_the_last_word(suite):
         pytestmark = pytest.mark.tidy(verify=False, dependents=Dependents.ERROR)
 
         def test_module(tidy):
-            assert tidy.cleanup._dependents is Dependents.ERROR
-            assert not tidy.cleanup._verify
+            assert tidy.cleanup.options.dependents is Dependents.ERROR
+            assert not tidy.cleanup.options.verify
 
         @pytest.mark.tidy(verify=True, ledger=True)
         def test_own(tidy):
-            assert tidy.cleanup._dependents is Dependents.ERROR
-            assert tidy.cleanup._verify
+            assert tidy.cleanup.options.dependents is Dependents.ERROR
+            assert tidy.cleanup.options.verify
             assert tidy.tracker.journals
         """,
     )
@@ -310,7 +310,7 @@ def test_the_report_counts_by_table(suite):
 def test_the_look_afterwards_may_be_left_out(suite, looked):
     suite.write(
         "test_it.py",
-        f"def test_it(tidy):\n    assert tidy.cleanup._verify is {looked == 'on'}\n",
+        f"def test_it(tidy):\n    assert tidy.cleanup.options.verify is {looked == 'on'}\n",
     )
     assert suite.pytest(f"--tidy-verify={looked}").outcomes == {"passed": 1}
 

@@ -247,13 +247,10 @@ class WatchedDatabases:
 
     def close(self) -> None:
         """End the thread and the connections."""
+        if not self._watches:
+            self._note("no database was met: nobody used SQLAlchemy in this process")
         self.release()
         self._thread.close()
-
-    @property
-    def met(self) -> bool:
-        """Whether there was any database to look at."""
-        return bool(self._watches)
 
     @property
     def own(self) -> set[str]:

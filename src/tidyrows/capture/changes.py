@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tidyrows.capture.digests import Patch, Prints
+    from tidyrows.capture.hashes import Hashes
     from tidyrows.keys import KeyedTable
 
 
@@ -34,12 +34,12 @@ class Inserted(Change):
     Attributes:
         generated: the database made the keys, so that no stranger can hold them.
         named: the user named the rows.
-        prints: what the rows look like, where their keys may come back.
+        hashes: hashes of the rows, where the database may give their keys to other rows.
     """
 
     generated: bool = False
     named: bool = False
-    prints: Prints | None = None
+    hashes: Hashes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,13 +72,9 @@ class KeysLost(Change):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Updated(Change):
-    """Other columns were set; ``keys`` is empty where it may have been any row.
+    """Other columns were set; ``keys`` is empty where it may have been any row."""
 
-    Attributes:
-        patches: what was set, per key, or once for any row.
-    """
-
-    patches: Sequence[Patch] = ()
+    columns: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

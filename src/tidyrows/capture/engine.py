@@ -305,12 +305,12 @@ class Capture:
         whole = inserts.nameable(keys)
         if whole:
             stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
-            prints = None
+            hashes = None
             if self._recorder is not None:
-                prints = self._recorder.inserted(
+                hashes = self._recorder.inserted(
                     insert, result.context, target, whole, owner.context
                 )
-            change = Inserted(target, stored, generated=generated, prints=prints)
+            change = Inserted(target, stored, generated=generated, hashes=hashes)
             self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(

@@ -1,30 +1,33 @@
-"""Take fingerprints from statements, as they go to the driver."""
+"""Takes the hashes of rows from statements, as they go to the driver."""
 
 from __future__ import annotations
 
 import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+
 from tidyrows.capture.changes import Updated
-from tidyrows.capture.digests import UNCOMPARED, Layout, Patch, Plan, Prints, digest
+from tidyrows.capture.hashes import KINDS, Hashes, Shape, row_hashes
 from tidyrows.capture.where_clause import matched_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import sqlalchemy as sa
-
     from tidyrows.keys import KeyedTable
     from tidyrows.worker import WorkerContext
 
+_RANDOM = frozenset("47")  # the versions of UUIDs that nobody makes twice
+_HEX, _DASHED = (32, 12), (36, 14)  # the length of a UUID's text, and the place of its version
+
 
 class Recorder:
-    """Takes fingerprints of the rows that are written through one engine."""
+    """Hashes the rows that are written through one engine."""
 
     def __init__(self) -> None:
-        self._layouts: weakref.WeakKeyDictionary[KeyedTable, Layout] = weakref.WeakKeyDictionary()
-        self._plans: weakref.WeakKeyDictionary[Any, Plan] = weakref.WeakKeyDictionary()
-        self._tag: tuple[WorkerContext | None, str] = (None, "")
+        self._columns: weakref.WeakKeyDictionary[KeyedTable, _Columns] = weakref.WeakKeyDictionary()
+        self._places: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def inserted(
         self,
@@ -32,96 +35,160 @@ class Recorder:
         context: Any,
         target: KeyedTable,
         keys: Sequence[tuple[Any, ...]],
-        whose: WorkerContext,
-    ) -> Prints | None:
-        """What an INSERT put into these rows; None where nothing can be compared, or nobody knows.
+        inserter: WorkerContext,
+    ) -> Hashes | None:
+        """The hashes of inserted rows; None where no value can be compared.
 
-        Args:
-            insert: the statement.
-            context: its execution.
-            target: its table.
-            keys: the keys of its rows, in the order of its parameters.
-            whose: whose tag makes a value our own.
+        Where all rows have a value that no other row can have, that column alone is hashed: the
+        application may change the others.
         """
-        layout = self._layout(target, context.dialect)
-        compiled, rows = context.compiled, context.parameters
-        pairs: list[tuple[Plan, Any]]
-        if insert._multi_values:
-            count = sum(map(len, insert._multi_values))
-            plans = [self._plan(compiled, layout, number) for number in range(count)]
-            pairs = [(plan, rows[0]) for plan in plans]
-        else:
-            known = self._plans.get(compiled)
-            if known is None:
-                known = self._plans[compiled] = self._plan(compiled, layout)
-            if not known:
-                return None
-            pairs = [(known, row) for row in rows]
-        if len(pairs) != len(keys) or not (len(keys) == 1 or _in_order(context, target, keys)):
+        columns = self._columns_of(target, context.dialect)
+        given = self._values(insert, context, columns)
+        count = len(next(iter(given.values()), ()))
+        if count != len(keys) or not (count == 1 or _in_order(context, target, keys)):
             return None
-        return Prints(layout, pairs, self._tag_of(whose))
+        proof = columns.proof(given, inserter.tag)
+        if proof is not None:
+            given = {proof: given[proof]}
+        known = [name for name, values in given.items() if set(map(type, values)) <= KINDS]
+        values = tuple(name for name in known if name not in columns.references)
+        shape = Shape(values, tuple(name for name in known if name in columns.references))
+        if not known:
+            return None
+        return Hashes(shape, row_hashes(shape, [given[name] for name in shape.columns]))
 
     def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Updated | None:
-        """What an UPDATE set: in the rows that it names, else in any row of the table."""
-        compiled = context.compiled
-        layout = self._layout(target, context.dialect)
+        """The columns that an UPDATE set: in the rows that it names, else in any row."""
+        names = self._columns_of(target, context.dialect).names
         given = context.compiled_parameters[0] if context.compiled_parameters else {}
-        computed = _computed(compiled)
-        changed = {name for name in layout.places if name in given or name in computed}
+        written = given.keys() | _computed(context.compiled)
+        changed = frozenset(column for name, column in names.items() if name in written)
         if not changed or context.rowcount == 0:
             return None
-        loose: Patch = {layout.names[layout.places[name]]: UNCOMPARED for name in changed}
-        keys = matched_keys(update, context, target)
-        if keys is None:
-            return Updated(target, patches=[loose])
-        patches = [loose] * len(keys)
-        if len(keys) == len(context.parameters):
-            plan = [
-                (position, layout.names[place])
-                for position, place in self._plan(compiled, layout)
-                if layout.names[place] in loose
-            ]
-            patches = [
-                loose | {name: digest(row[position]) for position, name in plan}
-                for row in context.parameters
-            ]
+        keys = matched_keys(update, context, target) or ()
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
-        certain = context.rowcount == len(keys)
-        return Updated(target, stored, patches, certain=certain)
+        return Updated(target, stored, changed)
 
-    def _layout(self, target: KeyedTable, dialect: sa.Dialect) -> Layout:
-        layout = self._layouts.get(target)
-        if layout is None:
-            layout = self._layouts[target] = Layout.of(target.table, dialect)
-        return layout
+    def _columns_of(self, target: KeyedTable, dialect: sa.Dialect) -> _Columns:
+        columns = self._columns.get(target)
+        if columns is None:
+            columns = self._columns[target] = _Columns.of(target.table, dialect)
+        return columns
 
-    def _plan(self, compiled: Any, layout: Layout, number: int | None = None) -> Plan:
-        """Where the parameters of a statement stand, or those of one row of several VALUES."""
-        bound: Mapping[str, Any]
-        if compiled.positiontup is not None:
-            bound = {name: position for position, name in enumerate(compiled.positiontup)}
-        else:
-            escaped = compiled.escaped_bind_names
-            bound = {name: escaped.get(name, name) for name in compiled.bind_names.values()}
-        plan = []
-        for name, place in layout.places.items():
-            spelled = name
-            if number is not None and (number or f"{name}_m0" in bound):
-                spelled = f"{name}_m{number}"
-            if spelled in bound:
-                plan.append((bound[spelled], place))
-        return plan
+    def _values(self, insert: sa.Insert, context: Any, columns: _Columns) -> dict[str, list[Any]]:
+        """The values of an INSERT by column, as its parameters have them."""
+        compiled, rows = context.compiled, context.parameters
+        if insert._multi_values:
+            count = sum(map(len, insert._multi_values))
+            each = [_places(compiled, columns, number) for number in range(count)]
+            return {
+                column: [rows[0][places[column]] for places in each]
+                for column in each[0]
+                if all(column in places for places in each)
+            }
+        places = self._places.get(compiled)
+        if places is None:
+            places = self._places[compiled] = _places(compiled, columns)
+        return {column: [row[place] for row in rows] for column, place in places.items()}
 
-    def _tag_of(self, whose: WorkerContext) -> str:
-        known, tag = self._tag
-        if known is not whose:
-            tag = whose.tag
-            self._tag = (whose, tag)
-        return tag
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """The columns of a table that can be compared.
+
+    Attributes:
+        names: by the parameter's name the database's name.
+        references: nullable columns of foreign keys.
+        proofs: columns whose values may prove a row, and for each how: UUIDs first.
+    """
+
+    names: dict[str, str]
+    references: frozenset[str]
+    proofs: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def of(cls, table: sa.Table, dialect: sa.Dialect) -> _Columns:
+        columns = [
+            column
+            for column in table.columns
+            if not column.primary_key
+            and column.computed is None
+            and not _is_wrapped(column, dialect)
+        ]
+        unique = _unique_columns(table)
+        own = [column for column in columns if not column.foreign_keys]
+        proofs = [(c.name, "uuid") for c in own if isinstance(c.type, sa.types.Uuid)]
+        proofs += [(c.name, "tag") for c in own]
+        proofs += [(c.name, "unique") for c in own if c in unique]
+        references = frozenset(c.name for c in columns if c.foreign_keys and c.nullable)
+        return cls({column.key: column.name for column in columns}, references, tuple(proofs))
+
+    def proof(self, given: Mapping[str, Sequence[Any]], tag: str) -> str | None:
+        """A column in which each of these rows has a value that no other row can have."""
+        for column, kind in self.proofs:
+            values = given.get(column, ())
+            if kind == "tag":
+                proved = all(type(value) is str and tag in value for value in values)
+            else:
+                proved = all(map(_is_random if kind == "uuid" else _is_filled, values))
+            if proved and values:
+                return column
+        return None
+
+
+def _places(compiled: Any, columns: _Columns, number: int | None = None) -> dict[str, Any]:
+    """By column the place of its value in the parameters, or in those of one row of VALUES."""
+    bound: dict[str, Any]
+    if compiled.positiontup is not None:
+        bound = {name: position for position, name in enumerate(compiled.positiontup)}
+    else:
+        escaped = compiled.escaped_bind_names
+        bound = {name: escaped.get(name, name) for name in compiled.bind_names.values()}
+    places = {}
+    for name, column in columns.names.items():
+        spelled = name
+        if number is not None and (number or f"{name}_m0" in bound):
+            spelled = f"{name}_m{number}"
+        if spelled in bound:
+            places[column] = bound[spelled]
+    return places
+
+
+def _is_filled(value: Any) -> bool:
+    return isinstance(value, (str, bytes)) and bool(value)
+
+
+def _is_random(value: Any) -> bool:
+    if isinstance(value, bytes):
+        return len(value) == 16 and value[6] >> 4 in {4, 7}  # noqa: PLR2004 -- a UUID's bytes
+    return isinstance(value, str) and any(
+        len(value) == size and value[at] in _RANDOM for size, at in (_HEX, _DASHED)
+    )
+
+
+def _is_wrapped(column: sa.Column[Any], dialect: sa.Dialect) -> bool:
+    """Whether SQL around each value makes another of it."""
+    sent = column.type.dialect_impl(dialect)
+    return any(
+        each.bind_expression(sa.bindparam("x", type_=each)) is not None
+        for each in (column.type, sent)
+    )
+
+
+def _unique_columns(table: sa.Table) -> set[sa.Column[Any]]:
+    unique: list[Any] = [
+        each for each in table.constraints if isinstance(each, sa.UniqueConstraint)
+    ]
+    unique += [index for index in table.indexes if index.unique]
+    return {
+        next(iter(each.columns))
+        for each in unique
+        if len(each.columns) == 1 and len(getattr(each, "expressions", each.columns)) == 1
+    }
 
 
 def _computed(compiled: Any) -> set[str]:
-    """The names of what an UPDATE sets to something else than a plain value."""
+    """The names of the columns that an UPDATE sets to something else than a plain value."""
     statement = compiled.statement
     given = list(statement._values or ())
     # SQLAlchemy 2.0 keeps those of ordered_values() apart

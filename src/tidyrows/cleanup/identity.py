@@ -1,28 +1,30 @@
 """Whether the rows that have our keys now are still ours, where a database reuses keys.
 
-Asked in the transaction that deletes, which keeps other writers out: a row that shows the values
-that were inserted is ours, and so is one that still has a value that only ours can have. Any other
-may be ours, changed by the application, or a stranger's: it cannot be known, so it stays.
+Asked in the transaction that deletes, which keeps other writers out: a row whose values have the
+hash that was recorded is ours. Any other may be ours, changed by the application, or somebody
+else's: it cannot be known, so it stays.
 """
 
 from __future__ import annotations
 
-from array import array
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.digests import CELL, UNCOMPARED, digests, is_same
+from tidyrows.capture.hashes import NEVER, VALUES, row_hashes
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import dialect_for
+from tidyrows.dialects.keys import chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tidyrows.dialects import Dialect
+    from tidyrows.capture.hashes import Shape
     from tidyrows.keys import KeyedTable, TableName
-    from tidyrows.tracking.fingerprints import Fingerprints
+    from tidyrows.tracking.fingerprints import RowHashes
     from tidyrows.tracking.store import TableHoldings
+
+_ROWS_AT_ONCE = 5_000
 
 
 class Identity:
@@ -30,6 +32,7 @@ class Identity:
 
     def __init__(self, held: Iterable[TableHoldings]) -> None:
         self._held: dict[TableName, TableHoldings] = {each.table.name: each for each in held}
+        self._hashes: dict[TableName, list[tuple[Shape, dict[Any, int]]]] = {}
 
     def uncertain(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
@@ -43,10 +46,12 @@ class Identity:
         unsure: dict[Any, Reason] = {}
         if held is None or not keys:
             return unsure
-        if held.prints is not None:
-            unsure = uncertain_keys(connection, table, keys, held.prints)
+        if held.hashes is not None and not _are_final(connection, table, keys, held.hashes):
+            for shape, hashes in self._hashes_of(held):
+                for asked in chunks([key for key in keys if key in hashes], _ROWS_AT_ONCE):
+                    unsure |= uncertain_keys(connection, table, asked, shape, hashes)
         for parent, place in self._parents(table):
-            if parent.prints is None or parent.table.name == table.name:
+            if parent.hashes is None or parent.table.name == table.name:
                 continue
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
@@ -57,6 +62,12 @@ class Identity:
                 reason = Reason(LeftoverKind.UNCERTAIN, item=parent.table.row(key))
                 unsure.update((child, reason) for child in by_parent[key] if child not in unsure)
         return unsure
+
+    def _hashes_of(self, held: TableHoldings) -> list[tuple[Shape, dict[Any, int]]]:
+        name = held.table.name
+        if name not in self._hashes and held.hashes is not None:
+            self._hashes[name] = list(held.hashes.by_shape())
+        return self._hashes[name]
 
     def _parents(self, table: KeyedTable) -> Iterable[tuple[TableHoldings, int]]:
         """What columns of the primary key reference alone, and where they stand in it."""
@@ -74,7 +85,7 @@ class Identity:
             key = held.table.key_columns
             if (
                 len(key) == 1
-                and held.prints is not None
+                and held.hashes is not None
                 and held.table.name.name == target[0].rpartition(".")[2]
                 and key[0].key == target[2]
             ):
@@ -85,7 +96,7 @@ class Identity:
 def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
     """What answers for these rows; None where no key of theirs can come back."""
     for each in held:
-        if each.prints is not None:
+        if each.hashes is not None:
             return Identity(held)
     return None
 
@@ -94,77 +105,53 @@ def uncertain_keys(
     connection: sa.Connection,
     table: KeyedTable,
     keys: Sequence[Any],
-    known: Fingerprints,
+    shape: Shape,
+    hashes: Mapping[Any, int],
 ) -> dict[Any, Reason]:
-    """Of rows with these keys, those that may not be ours, and why; rows that are gone are not.
+    """Of rows with these keys, those whose hash has changed, and why; rows that are gone are not.
 
     Args:
         connection: in the transaction that will delete them.
         table: their table.
         keys: as the tracker holds them.
-        known: what the rows looked like.
+        shape: the columns that are compared.
+        hashes: by key.
     """
-    dialect = dialect_for(connection.engine)
-    if not keys or not dialect.reuses_keys or _are_final(connection, dialect, table, keys, known):
-        return {}
-    columns = table.clause.c
-    places = [at for at in known.compared() if known.names[at] in columns]
-    asked = known.known(keys) if places else ()
-    if not asked:
-        return {}
-    # as the driver has them: digests were taken from what went to it
-    raw = [
-        sa.column(sa.quoted_name(known.names[at], quote=None), sa.types.NullType()) for at in places
-    ]
-    rows = dialect.find(connection, table, asked, [*table.key_clauses, *raw])
+    names = [name for name in shape.columns if name in table.clause.c]
+    # without a type, so that the values come as the driver reads them
+    raw = [sa.column(sa.quoted_name(name, quote=None), sa.types.NullType()) for name in names]
+    rows = dialect_for(connection.engine).find(connection, table, keys, [*table.key_clauses, *raw])
     if not rows:
         return {}
     width = len(table.key_columns)
-    values = list(zip(*rows, strict=True))
-    found = values[0] if width == 1 else list(zip(*values[:width], strict=True))
-    now = dict(zip(places, values[width:], strict=True))
-    then = known.columns(found)
-    unsure: dict[Any, Reason] = {}
-    for number, changed in _differing(then, now).items():
-        equal = [at for at in places if then[at][number] != UNCOMPARED and at not in changed]
-        if any(then[-1][number] >> at & 1 for at in equal):
-            continue  # a value that only our row can have
-        against = [
-            known.names[at]
-            for at in changed
-            if now[at][number] is not None or not table.table.c[known.names[at]].foreign_keys
-        ]  # a reference that is NULL now went with the row that it referenced
-        if against or not equal:
-            unsure[found[number]] = Reason(LeftoverKind.UNCERTAIN, columns=tuple(against))
-    return unsure
+    columns = list(zip(*rows, strict=True))
+    found = columns[0] if width == 1 else list(zip(*columns[:width], strict=True))
+    now: Sequence[int] = [NEVER] * len(rows)
+    if len(names) == len(shape.columns):  # else a column was dropped
+        now = row_hashes(shape, columns[width:])
+    return {
+        key: reason
+        for key, old, new, row in zip(found, map(hashes.get, found), now, rows, strict=True)
+        if old is not None and (old != new or old == NEVER)
+        for reason in _reason(shape, old, new, row[width:])
+    }
+
+
+def _reason(shape: Shape, old: int, new: int, row: Sequence[Any]) -> list[Reason]:
+    """Why a row with another hash may not be ours; none where only references became NULL."""
+    detached = old != NEVER and not (old ^ new) & VALUES and None in row[len(shape.values) :]
+    if not detached:
+        return [Reason(LeftoverKind.UNCERTAIN, columns=shape.columns)]
+    return [] if shape.values else [Reason(LeftoverKind.UNCERTAIN)]
 
 
 def _are_final(
-    connection: sa.Connection,
-    dialect: Dialect,
-    table: KeyedTable,
-    keys: Sequence[Any],
-    known: Fingerprints,
+    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], known: RowHashes
 ) -> bool:
     """Whether the database made these keys and makes none of them twice."""
     return (
         known.generated
         and len(table.key_columns) == 1
         and set(map(type, keys)) == {int}
-        and not dialect.may_reuse_key(connection, table, max(keys))
+        and not dialect_for(connection.engine).may_reuse_key(connection, table, max(keys))
     )
-
-
-def _differing(
-    then: Sequence[array[int]], now: Mapping[int, Sequence[Any]]
-) -> dict[int, list[int]]:
-    """By the number of a row, the columns that have other values now."""
-    differing: dict[int, list[int]] = {}
-    for at, values in now.items():
-        seen = array(CELL, digests(values))
-        if seen == then[at]:
-            continue
-        for number, (old, new) in enumerate(zip(then[at], seen, strict=True)):
-            if old not in {new, UNCOMPARED} and not is_same(old, values[number]):
-                differing.setdefault(number, []).append(at)
-    return differing

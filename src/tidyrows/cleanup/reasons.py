@@ -71,7 +71,7 @@ class Reason:
         kind: what kind of reason.
         error: the exception, if there was one.
         item: the row, table or resource that references or needs it.
-        columns: the foreign key's columns; for ``UNCERTAIN`` the columns that differ.
+        columns: the foreign key's columns; for ``UNCERTAIN`` the columns of which one differs.
         names: for ``IGNORED`` triggers, rules and policies; for ``REFUSED`` the tables whose rows
             reference it; for ``CIRCULAR`` the members of the circle.
         holder: the other tracker whose row needs it, if nothing else keeps it.
@@ -166,9 +166,9 @@ def _identity(reason: Reason) -> str:
     if not reason.columns:
         return f"what it referenced is gone, and {_UNKNOWN}"
     more = ", ..." if len(reason.columns) > _COLUMNS_SHOWN else ""
-    verb = "differs" if len(reason.columns) == 1 else "differ"
+    some = "" if len(reason.columns) == 1 else "one or more of "
     shown = ", ".join(reason.columns[:_COLUMNS_SHOWN]) + more
-    return f"{shown} {verb} from what was inserted, and {_UNKNOWN}"
+    return f"{some}{shown} differs from what was inserted, and {_UNKNOWN}"
 
 
 def in_short(error: BaseException) -> str:

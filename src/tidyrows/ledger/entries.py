@@ -28,7 +28,7 @@ from tidyrows.capture.changes import (
     KeysLost,
     Updated,
 )
-from tidyrows.capture.digests import CELL, Prints
+from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, values_in, values_of_rows_out, values_out
@@ -100,8 +100,8 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
             open_groups.pop(name, None)
             groups.append([change])
             continue
-        names = None if change.prints is None else change.prints.layout.names
-        key = (change.table, change.generated, change.certain, change.named, names)
+        shape = None if change.hashes is None else change.hashes.shape
+        key = (change.table, change.generated, change.certain, change.named, shape)
         of_table = open_groups.setdefault(name, {})
         if key not in of_table:
             of_table[key] = []
@@ -129,20 +129,22 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
         return
     keys = [key for change in group for key in change.keys]
     if isinstance(first, Updated):
-        yield {**common, "patches": list(first.patches), **_keys_out(table, dialect, keys)}
+        yield {**common, "set": sorted(first.columns), **_keys_out(table, dialect, keys)}
         return
     if isinstance(first, Inserted):
         common |= {"generated": True} if first.generated else {}
         common |= {"told": True} if first.named else {}
-    names, cells = _digests(group)
+    hashes = _hashes_of(group)
     for start in range(0, max(len(keys), 1), _KEYS_IN_ONE):
         part = keys[start : start + _KEYS_IN_ONE]
         body = {**common, **_keys_out(table, dialect, part)}
-        if names is not None:
-            width = len(names) + 1
-            some = cells[start * width : (start + len(part)) * width]
-            text = base64.b64encode(some.tobytes()).decode()
-            body["looks"] = {"columns": names, "cells": text}
+        if hashes is not None:
+            some = _little_endian(hashes.values[start : start + len(part)])
+            body["looks"] = {
+                "columns": hashes.shape.values,
+                "references": hashes.shape.references,
+                "hashes": base64.b64encode(some.tobytes()).decode(),
+            }
         yield body
 
 
@@ -165,29 +167,32 @@ def keys_in(body: dict[str, Any]) -> list[Any]:
     return [key for first, last in zip(ends, ends, strict=True) for key in range(first, last + 1)]
 
 
-def _digests(group: Sequence[Change]) -> tuple[list[str] | None, array[int]]:
-    """The columns of the rows' digests, if they have any, and the digests row after row."""
-    cells = array(CELL)
-    names = None
+def _hashes_of(group: Sequence[Change]) -> Hashes | None:
+    """The hashes of all rows of a group, which have one shape; None where they have none."""
+    values, shape = array(HASH), None
     for change in group:
-        if isinstance(change, Inserted) and change.prints is not None:
-            names = list(change.prints.layout.names)
-            cells += change.prints.cells()
-    return names, _little_endian(cells)
+        if isinstance(change, Inserted) and change.hashes is not None:
+            shape = change.hashes.shape
+            values += change.hashes.values
+    return None if shape is None else Hashes(shape, values)
 
 
-def _prints(looks: dict[str, Any] | None) -> Prints | None:
+def _hashes_in(looks: dict[str, Any] | None, count: int) -> Hashes | None:
     if looks is None:
         return None
-    cells = _little_endian(array(CELL, base64.b64decode(looks["cells"])))
-    return Prints.of_digests(tuple(looks["columns"]), cells)
+    if "cells" in looks:  # of an older tidyrows, which hashed otherwise: these rows are uncertain
+        return Hashes(Shape(tuple(looks["columns"])), array(HASH, [NEVER]) * count)
+    values = _little_endian(array(HASH, base64.b64decode(looks["hashes"])))
+    if len(values) != count:
+        raise ValueError
+    return Hashes(Shape(tuple(looks["columns"]), tuple(looks["references"])), values)
 
 
-def _little_endian(cells: array[int]) -> array[int]:
+def _little_endian(hashes: array[int]) -> array[int]:
     """The byte order of entries, from or to that of this machine."""
     if sys.byteorder == "big":
-        cells.byteswap()
-    return cells
+        hashes.byteswap()
+    return hashes
 
 
 class EntryReader:
@@ -264,14 +269,15 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         return KeysChanged(table, list(zip(values_in(body["old"]), new, strict=True)))
     keys = keys_in(body)
     if kind is Updated:
-        return Updated(table, keys, body.get("patches", ()), certain=certain)
+        older = (name for patch in body.get("patches", ()) for name in patch)
+        return Updated(table, keys, frozenset(body.get("set", older)), certain=certain)
     if kind is Inserted:
         return Inserted(
             table,
             keys,
             generated=body.get("generated", False),
             named=body.get("told", False),
-            prints=_prints(body.get("looks")),
+            hashes=_hashes_in(body.get("looks"), len(keys)),
             certain=certain,
         )
     return kind(table, keys, certain=certain)

@@ -138,10 +138,6 @@ class AuditPlugin:
         wording = Wording(
             self._observer.models, self._unittests, self._databases.own, self._databases.is_keyless
         )
-        if not self._databases.met:
-            self._databases.notes["no database was met: nobody used SQLAlchemy in this process"] = (
-                None
-            )
         findings = [*row_findings(self._history, wording), *order_findings(runs, self._history)]
         self._report = report_of(findings, len(failed), runs, list(self._databases.notes))
         self._written = list(self._write(self._report))

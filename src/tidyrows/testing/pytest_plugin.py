@@ -47,7 +47,7 @@ _OPTIONS = frozenset(
 class Plugin:
     """One process of pytest: the only one, a worker of pytest-xdist, or its controller."""
 
-    def __init__(self, config: pytest.Config, folder: Path | None) -> None:
+    def __init__(self, config: pytest.Config, notes_folder: Callable[[], Path | None]) -> None:
         self._config = config
         self._summary = RunSummary()
         self._unsent: list[Record] = []
@@ -55,10 +55,11 @@ class Plugin:
         self._known_urls: set[sa.URL] = set()
         self._ledgers: list[Ledger] = []
         self._unfinished: list[tuple[str, Tidy]] = []
-        worker = getattr(config, "workerinput", {}).get("workerid")
+        worker: str | None = getattr(config, "workerinput", {}).get("workerid")
         self._is_worker = worker is not None
+        folder = notes_folder()
         self._notes = NotesFile(folder, worker) if folder is not None and worker else None
-        self._controller = XdistController(self._summary, None if self._is_worker else folder)
+        self._controller = XdistController(self._summary, notes_folder)
 
     # -- fixtures ------------------------------------------------------------------------------
 

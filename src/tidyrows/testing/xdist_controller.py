@@ -121,9 +121,9 @@ def _from_json(written: Mapping[str, Any]) -> dict[str, Any]:
 class XdistController:
     """Deletes the rows of workers that crashed, and at the end those that all workers share."""
 
-    def __init__(self, summary: RunSummary, folder: Path | None) -> None:
+    def __init__(self, summary: RunSummary, notes_folder: Callable[[], Path | None]) -> None:
         self._summary = summary
-        self._folder = folder
+        self._notes_folder = notes_folder
         self._databases: dict[str, WorkerDatabase] = {}
 
     def worker_ended(self, worker: str, *, crashed: bool) -> None:
@@ -142,7 +142,8 @@ class XdistController:
             self._run(database, f"run {database.run}", database.finish)
 
     def _read(self, worker: str = "*") -> dict[str, WorkerNotes]:
-        notes = {} if self._folder is None else read_notes(self._folder, worker)
+        folder = self._notes_folder()
+        notes = {} if folder is None else read_notes(folder, worker)
         for each in notes.values():
             for url, run in each.databases.items():
                 if url not in self._databases:

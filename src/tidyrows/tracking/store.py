@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,14 +19,13 @@ from tidyrows.capture.changes import (
     Touched,
     Updated,
 )
-from tidyrows.capture.digests import UNCOMPARED
-from tidyrows.tracking.fingerprints import Fingerprints
+from tidyrows.capture.hashes import HASH, Hashes
+from tidyrows.tracking.fingerprints import RowHashes
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.capture.digests import Patch, Prints
     from tidyrows.keys import KeyedTable, TableName
 
 
@@ -41,7 +41,7 @@ class TableHoldings:
         unkeyed: how many rows were inserted that no DELETE can name.
         whole: rows of a table without a primary key, as they were inserted.
         unsure: how many such rows may be there or not, and nobody can find out.
-        prints: what rows looked like, where their keys may come back.
+        hashes: hashes of the rows, where the database may give their keys to other rows.
     """
 
     table: KeyedTable
@@ -49,7 +49,7 @@ class TableHoldings:
     doubtful: dict[Any, bool] = field(default_factory=dict)
     told: KeySet = field(default_factory=KeySet)
     unkeyed: int = 0
-    prints: Fingerprints | None = None
+    hashes: RowHashes | None = None
     whole: list[tuple[Any, ...]] = field(default_factory=list)
     unsure: int = 0
 
@@ -72,17 +72,16 @@ class TableHoldings:
             doubtful=dict(self.doubtful),
             told=self.told.copy(),
             whole=list(self.whole),
+            hashes=self.hashes and self.hashes.copy(),
         )
 
     def changes(self) -> Iterator[Change]:
         """The changes that make these holdings."""
-        table, prints = self.table, self.prints
+        table = self.table
         told = [key for key in self.keys.in_order() if key in self.told]
         mine = [key for key in self.keys.in_order() if key not in self.told]
         if mine:
-            looks = None if prints is None else prints.all_of(mine)
-            made = prints is not None and prints.generated
-            yield Inserted(table, mine, generated=made, prints=looks)
+            yield from self._inserted(mine)
         if told:
             yield Inserted(table, told, named=True)
         for made in (True, False):
@@ -117,7 +116,7 @@ class TableHoldings:
             case KeysLost():
                 return None if self.doubt_all() else change
             case Updated():
-                self.update(change.keys, change.patches)
+                self.update(change)
         return change
 
     def mark_uncertain(self, change: Change) -> Change:
@@ -136,8 +135,7 @@ class TableHoldings:
             case KeysLost():
                 self.doubt_all()
             case Updated():
-                loose = [dict.fromkeys(patch, UNCOMPARED) for patch in change.patches]
-                self.update(change.keys, loose)
+                self.update(change)
         return change
 
     def insert(self, change: Inserted, *, certain: bool) -> None:
@@ -150,8 +148,11 @@ class TableHoldings:
         if change.named and certain:
             self.told.update(keys)
             self._trust(keys)
+        elif change.hashes is None:
+            self._trust(keys)
         else:
-            self._note(keys, change.prints, generated=change.generated)
+            self.hashes = self.hashes or RowHashes()
+            self.hashes.record(keys, change.hashes, generated=change.generated)
 
     def insert_whole(self, rows: Sequence[Any], *, certain: bool) -> None:
         """Add rows without a primary key; count those that are None."""
@@ -219,26 +220,25 @@ class TableHoldings:
     def change_keys(self, pairs: Iterable[tuple[Any, Any]]) -> bool:
         """Follow changed keys; whether the new key of a held row is not known."""
         unknown = False
+        first: dict[Any, Any] = {}  # by a new key the row's key before all of these changes
         for old, new in pairs:
             if old not in self.keys:
                 continue
             self.keys.discard(old)
+            origin = first.pop(old, old)
             if new is None:
                 unknown = True
                 continue
-            if self.prints is not None:
-                self.prints.rename(old, new)
+            first[new] = origin
             self.keys.update([new])
+        if self.hashes is not None:
+            self.hashes.rename(first)
         return unknown
 
-    def update(self, keys: Sequence[Any], patches: Sequence[Patch]) -> None:
+    def update(self, change: Updated) -> None:
         """Columns were set in these rows, or without keys in any row."""
-        if self.prints is None:
-            return
-        for key, patch in zip(keys, patches, strict=False):
-            self.prints.change(key, patch)
-        if not keys:
-            self.prints.loosen(name for patch in patches for name in patch)
+        if self.hashes is not None:
+            self.hashes.drop_updated(change.keys, change.columns)
 
     def resolve(self, change: Change) -> None:
         """End the doubt of a change."""
@@ -252,20 +252,22 @@ class TableHoldings:
             old = [pair[0] for pair in keys] if isinstance(change, KeysChanged) else keys
             self.keys.update([key for key in old if self.doubtful.pop(key, None) is not None])
 
-    def _note(self, keys: Sequence[Any], prints: Prints | None, *, generated: bool) -> None:
-        """Remember what inserted rows look like; nothing is known of them without ``prints``."""
-        if prints is not None:
-            if self.prints is None:
-                self.prints = Fingerprints(prints.layout.names)
-            self.prints.record(keys, prints, generated=generated)
-        elif self.prints is not None:
-            self._trust(keys)
+    def _inserted(self, keys: Sequence[Any]) -> Iterator[Inserted]:
+        """These keys as inserted rows, with their hashes."""
+        made, rest = self.hashes is not None and self.hashes.generated, set(keys)
+        for shape, hashes in () if self.hashes is None else self.hashes.by_shape():
+            known = [key for key in keys if key in hashes]
+            rest.difference_update(known)
+            values = array(HASH, map(hashes.__getitem__, known))
+            yield Inserted(self.table, known, generated=made, hashes=Hashes(shape, values))
+        if rest:
+            without = [key for key in keys if key in rest]
+            yield Inserted(self.table, without, generated=made)
 
     def _trust(self, keys: Iterable[Any]) -> None:
-        """Rows with these keys are ours whatever they look like."""
-        if self.prints is not None:
-            for key in keys:
-                self.prints.drop(key)
+        """Rows with these keys are ours whatever their values are."""
+        if self.hashes is not None:
+            self.hashes.drop(keys)
 
 
 class Store:
