@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidyrows.schema import ForeignKey, ForeignKeyGraph
+from tidyrows.schema import ForeignKey, ForeignKeyGraph, PrecedenceGraph
 
 PLACES = [(schema, table) for schema in ("a", "b") for table in "stuvw"]
 
@@ -168,3 +168,26 @@ def test_a_chain_of_three_thousand_tables_needs_no_recursion():
     graph = ForeignKeyGraph(chain)
     assert graph.rank(("s", "t00000")) == 0
     assert graph.rank(("s", f"t{count:05}")) == count
+
+
+# --- what must go before what
+
+
+def test_what_comes_later_is_followed_through_and_the_unknown_has_nothing_after_it():
+    graph = PrecedenceGraph([("a", "b"), ("b", "c"), ("x", "c")])
+    assert graph.after(["a"]) == {"b", "c"}
+    assert graph.after(["x", "c", "unknown"]) == {"c"}
+    assert graph.circles() == []
+
+
+def test_a_circle_is_found_with_its_shortest_way_around():
+    graph = PrecedenceGraph([("a", "b"), ("b", "c"), ("c", "a"), ("b", "a"), ("c", "d")])
+    assert graph.circles() == [{"a", "b", "c"}]
+    assert graph.path_around({"a", "b", "c"}, "a") == ["a", "b", "a"]
+    assert graph.path_around({"a", "b", "c"}, "c") == ["c", "a", "b", "c"]
+
+
+def test_what_goes_before_itself_is_a_circle():
+    graph = PrecedenceGraph([("a", "a"), ("a", "b")])
+    assert graph.circles() == [{"a"}]
+    assert graph.path_around({"a"}, "a") == ["a", "a"]

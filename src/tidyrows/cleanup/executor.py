@@ -25,7 +25,7 @@ from tidyrows.cleanup.deletion import (
     IgnoredDeleteError,
 )
 from tidyrows.cleanup.dependents import TooManyError
-from tidyrows.cleanup.plan import Step, part_of, rows_held, steps_of, transactions_of
+from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.run import Outcome, Scope
 from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
@@ -93,9 +93,14 @@ class Executor:
 
     def delete(self, holdings: Iterable[TableHoldings]) -> list[Batch]:
         """Delete everything that can be deleted; what came of it is in :attr:`outcome`."""
-        holdings = list(holdings)
-        rows = rows_held(holdings)
-        tracked = {held.table.place: held.keys for held in holdings}
+        rows: Rows = {}
+        tracked: dict[Place, KeySet] = {}
+        size = 0
+        for held in holdings:
+            keys = held.keys.in_order()
+            rows[held.table.place] = held.table, keys
+            tracked[held.table.place] = held.keys
+            size += len(keys)
         if self._others is not None:
             for place, others in self._others.items():
                 tracked.setdefault(place, KeySet()).update(others)
@@ -112,8 +117,7 @@ class Executor:
             self._identity,
             self.outcome,
         )
-        steps = steps_of(self.view.graph, rows)
-        size = _size(rows)
+        steps = steps_of(self._scope.view.graph, rows)
         if size <= self._limit:
             self._delete(rows, steps)
             self._run.done(size)
@@ -222,7 +226,9 @@ class Executor:
         Where a lock is held for long, the rows that are not locked go first. Where waiting did not
         help, rows are refused: another attempt would only wait again.
         """
-        around = around and self._dialect.has_row_locks and _size(rows) > 1
+        first = next(iter(rows.values()))[1]
+        several = len(rows) > 1 or len(first) > 1
+        around = around and several and self._dialect.has_row_locks
         waits = _WAITS if around else sys.maxsize
         try:
             self._transact(rows, steps, discover=discover, limit=self._limit, waits=waits)

@@ -127,18 +127,13 @@ def _mermaid_text(text: str) -> str:
 
 def steps_for(database: Database, holdings: Iterable[TableHoldings]) -> tuple[Step, ...]:
     """Order what is held of one database."""
-    rows = rows_held(holdings)
+    rows: Rows = {
+        held.table.place: (held.table, held.keys.in_order()) for held in holdings if len(held.keys)
+    }
     if not rows:
         return ()
     view = schema_of(database, [table for table, _keys in rows.values()])
     return steps_of(view.graph, rows)
-
-
-def rows_held(holdings: Iterable[TableHoldings]) -> Rows:
-    """The rows with a key of one database."""
-    return {
-        held.table.place: (held.table, held.keys.in_order()) for held in holdings if len(held.keys)
-    }
 
 
 def steps_of(graph: ForeignKeyGraph, rows: Rows) -> tuple[Step, ...]:
