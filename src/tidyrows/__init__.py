@@ -49,8 +49,7 @@ from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactor
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
 from tidyrows.retry import Attempt, RetryPolicy
-from tidyrows.sweep.orphans import Orphans
-from tidyrows.sweep.sweep import find_orphans, find_orphans_async, sweep, sweep_async
+from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext

@@ -211,11 +211,7 @@ def kind_of(kind: Any) -> str:
 
 
 def plain(kind: str, payload: Any, at: str = "payload") -> Any:
-    """A copy of a payload, as JSON would return it.
-
-    Raises:
-        ExternalResourceError: a value has no form in JSON; the error shows its place alone.
-    """
+    """A copy of a payload, as JSON would return it; an error shows the place, not the value."""
     if payload is None or isinstance(payload, (bool, int, str)):
         return payload
     if isinstance(payload, float) and math.isfinite(payload):

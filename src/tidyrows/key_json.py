@@ -55,7 +55,9 @@ _FORMS: tuple[tuple[Any, str, Callable[[Any], str], Callable[[str], Any]], ...] 
 _READERS = {name: read for _type, name, _write, read in _FORMS}
 
 
-def in_python(held: KeyedTable, keys: Iterable[Any], table: sa.Table, dialect: Any) -> list[Any]:
+def to_project_values(
+    held: KeyedTable, keys: Iterable[Any], table: sa.Table, dialect: Any
+) -> list[Any]:
     """Keys as the driver takes them, converted to values of the project's own Table."""
     places = {column.name: place for place, column in enumerate(held.key_columns)}
     order = [
@@ -82,63 +84,49 @@ def _converter(column: sa.Column[Any], held: KeyedTable, dialect: Any) -> Callab
     return lambda value: value if isinstance(value, done) else process(value)
 
 
-def values_out(table: KeyedTable, dialect: sa.Dialect, keys: Iterable[Any]) -> list[list[Any]]:
-    """Keys as JSON has them, each a list of the values that the database's driver takes.
-
-    Args:
-        table: the table; a column of ``NullType`` has the driver's values already.
-        dialect: SQLAlchemy's, of the engine that made the rows.
-        keys: scalars where the key is one column, else tuples.
-
-    Raises:
-        TidyRowsError: a value has no form in JSON; the error names its type, table and column.
-    """
+def keys_to_json(table: KeyedTable, dialect: sa.Dialect, keys: Iterable[Any]) -> list[list[Any]]:
+    """Keys as JSON has them, each a list of the values that the database's driver takes."""
     keys = list(keys)
     columns = table.key_columns
     if len(columns) == 1:
-        return [[value] for value in _column_out(table, columns[0], dialect, keys)]
+        return [[value] for value in _column_to_json(table, columns[0], dialect, keys)]
     if not keys:
         return []
     written = [
-        _column_out(table, column, dialect, values)
+        _column_to_json(table, column, dialect, values)
         for column, values in zip(columns, zip(*keys, strict=True), strict=True)
     ]
     return [list(key) for key in zip(*written, strict=True)]
 
 
-def values_of_rows_out(table: KeyedTable, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """Whole rows of a table without a primary key, as they were read: no type converts them.
-
-    Raises:
-        TidyRowsError: as for :func:`values_out`.
-    """
+def rows_to_json(table: KeyedTable, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
+    """Whole rows of a table without a primary key, as they were read: no type converts them."""
     columns = table.table.columns
     return [
-        [_value_out(table, column, None, value) for column, value in zip(columns, row, strict=True)]
+        [
+            _value_to_json(table, column, None, value)
+            for column, value in zip(columns, row, strict=True)
+        ]
         for row in rows
     ]
 
 
-def values_in(written: Sequence[Sequence[Any]]) -> list[Any]:
-    """Keys of :func:`values_out`, as the driver takes them: scalars, or tuples of several.
-
-    Raises:
-        ValueError, TypeError, KeyError, ArithmeticError: ``values_out`` writes no such key.
-    """
+def keys_from_json(written: Sequence[Sequence[Any]]) -> list[Any]:
+    """Keys of :func:`keys_to_json`, as the driver takes them: scalars, or tuples of several."""
     if written and len(written[0]) == 1:
-        return column_in([value for (value,) in written])
-    columns = [column_in(list(column)) for column in zip(*written, strict=True)]
+        return _column_from_json([value for (value,) in written])
+    columns = [_column_from_json(list(column)) for column in zip(*written, strict=True)]
     return list(zip(*columns, strict=True))
 
 
-def column_in(values: list[Any]) -> list[Any]:
+def _column_from_json(values: list[Any]) -> list[Any]:
     """The values of one column, as the driver takes them."""
     if set(map(type, values)) <= {int, str}:
         return values
-    return [_value_in(value) for value in values]
+    return [_value_from_json(value) for value in values]
 
 
-def _value_in(value: Any) -> Any:
+def _value_from_json(value: Any) -> Any:
     if isinstance(value, dict):
         ((name, text),) = value.items()
         return _READERS[name](text)
@@ -147,7 +135,7 @@ def _value_in(value: Any) -> Any:
     return value
 
 
-def _column_out(
+def _column_to_json(
     table: KeyedTable, column: sa.Column[Any], dialect: sa.Dialect, values: Sequence[Any]
 ) -> Sequence[Any]:
     kind = column.type
@@ -160,7 +148,7 @@ def _column_out(
     process = kind.dialect_impl(dialect).bind_processor(dialect)
     if process is None and set(map(type, values)) == {int} and isinstance(kind, sa.Integer):
         return values
-    return [_value_out(table, column, process, value) for value in values]
+    return [_value_to_json(table, column, process, value) for value in values]
 
 
 def _converts_in_sql(kind: sa.types.TypeEngine[Any]) -> bool:
@@ -169,7 +157,7 @@ def _converts_in_sql(kind: sa.types.TypeEngine[Any]) -> bool:
     return kind.bind_expression(sa.bindparam("x", type_=kind)) is not None
 
 
-def _value_out(
+def _value_to_json(
     table: KeyedTable,
     column: sa.Column[Any],
     process: Callable[[Any], Any] | None,

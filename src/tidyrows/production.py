@@ -42,16 +42,11 @@ _ELSEWHERE = (*_HOSTS, "dbname", "database", "service", "unix_socket")
 
 
 def checked_permission(allowed: object) -> bool | Collection[str]:
-    """The value of ``allow_production``.
-
-    Raises:
-        TypeError: it is neither a boolean nor a collection of names; one string is a collection of
-            letters, so it is refused too.
-    """
+    """The value of ``allow_production``, if it is a boolean or a collection of names."""
     if isinstance(allowed, bool):
         return allowed
     if (
-        isinstance(allowed, (str, bytes))
+        isinstance(allowed, (str, bytes))  # one string is a collection of letters
         or not isinstance(allowed, Collection)
         or not all(isinstance(name, str) for name in allowed)
     ):
@@ -68,19 +63,11 @@ def refuse_production(
     allowed: bool | Collection[str] = False,
     environ: Mapping[str, str] = os.environ,
 ) -> None:
-    """Raise if host, database or environment has a word for production in its name.
+    """Raise ProductionDatabaseError if host, database or environment is named like production.
 
-    Args:
-        url: the database; its user, password and other parameters are neither read nor shown.
-        allowed: True, or exact names that are allowed: of a host, of a database (of SQLite, of its
-            file), or the value of an environment variable, as ``production`` or, for one variable
-            only, ``APP_ENV=production``. Each name that looks like production has to be given.
-        environ: environment variables: :data:`ENVIRONMENT_VARIABLES`, and :data:`ALLOW_VARIABLE`
-            with more such names.
-
-    Raises:
-        ProductionDatabaseError: the error shows every name that is not allowed, and its place.
-        TypeError: ``allowed`` is neither a boolean nor a collection of names.
+    ``allowed`` is True, or exact names that are allowed: of a host, of a database (of SQLite, of
+    its file), or the value of an environment variable, as ``production`` or, for one variable only,
+    ``APP_ENV=production``. User, password and other parameters of the URL are not read or shown.
     """
     allowed = checked_permission(allowed)
     if allowed is True:

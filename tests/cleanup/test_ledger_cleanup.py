@@ -22,7 +22,7 @@ from harness.ledgers import (
 )
 from harness.targets import on
 from tidyrows import CleanupError, CleanupManager, RetryPolicy, TakenOverError
-from tidyrows.ledger.entries import keys_in
+from tidyrows.ledger.entries import keys_of_body
 
 pytestmark = pytest.mark.slow
 
@@ -35,7 +35,7 @@ def named(engine):
     found: dict[str, list[int]] = {}
     for entry in entries(engine):
         assert entry["kind"] == "rows"
-        found.setdefault(entry["table_name"], []).extend(keys_in(json.loads(entry["body"])))
+        found.setdefault(entry["table_name"], []).extend(keys_of_body(json.loads(entry["body"])))
     return {name: sorted(keys, key=repr) for name, keys in found.items()}
 
 
@@ -170,7 +170,7 @@ def test_a_lost_commit_of_the_cleanup_takes_rows_and_entries_or_neither(  # noqa
     there = [number for number in ids(outside, parents) if number != 900]
     ledger_says: set[int] = set()
     for entry in entries(outside):
-        keys = keys_in(json.loads(entry["body"]))
+        keys = keys_of_body(json.loads(entry["body"]))
         ledger_says = ledger_says - {*keys} if entry["kind"] == "gone" else ledger_says | {*keys}
     assert sorted(ledger_says) == there
     CleanupManager(worker.tracker, retry=AT_ONCE).cleanup()

@@ -708,7 +708,7 @@ def played(tracker, ledger):
     """A store of the entries of a tracker."""
     book = tracker.journals.of(ledger.database)
     with tracker.bound_engine.connect() as connection:
-        return recovery.read_entries(ledger, connection, book.owner.id)[book.scope].store
+        return recovery.read_entries(ledger, connection, book.process.id)[book.scope].store
 
 
 STEPS = (

@@ -23,7 +23,7 @@ from harness.bystanders import snapshot
 from harness.keykinds import Colour, Doubled, Wrapped, keyed
 from tidyrows import CleanupManager, ResourceTracker, TidyRowsError, key_json
 from tidyrows.capture.changes import Inserted
-from tidyrows.key_json import values_in, values_of_rows_out, values_out
+from tidyrows.key_json import keys_from_json, keys_to_json, rows_to_json
 
 pytestmark = pytest.mark.slow
 
@@ -387,7 +387,7 @@ def test_what_has_no_json_form_is_said_with_its_place_and_without_its_value(kind
     for table, key in ((keyed_by(kind), value), (keyed_by(sa.Integer, kind), (1, value))):
         column = f"main.things.k{len(table.key_columns) - 1}"
         with pytest.raises(TidyRowsError, match="JSON form") as caught:
-            values_out(table, dialect, [key])
+            keys_to_json(table, dialect, [key])
         told = str(caught.value)
         assert column in told
         assert type(kind).__name__ in told
@@ -399,8 +399,8 @@ def test_a_number_of_numpy_is_refused_since_sqlite_keeps_it_as_bytes():
     """In JSON it would be an integer, which may name somebody else's row."""
     numpy = pytest.importorskip("numpy")
     with pytest.raises(TidyRowsError, match=r"type int64 has no JSON form .* main\.things\.k0"):
-        values_out(keyed_by(sa.Integer), sqlite.dialect(), [numpy.int64(5)])
-    assert values_out(keyed_by(sa.Double), sqlite.dialect(), [numpy.float64(0.5)]) == [[0.5]]
+        keys_to_json(keyed_by(sa.Integer), sqlite.dialect(), [numpy.int64(5)])
+    assert keys_to_json(keyed_by(sa.Double), sqlite.dialect(), [numpy.float64(0.5)]) == [[0.5]]
 
 
 def test_one_row_without_json_form_loses_no_other(sqlite_engine):
@@ -437,10 +437,10 @@ def test_whole_rows_are_written_as_they_were_read():
     columns = sa.Column("a", Doubled), sa.Column("b", sa.Date), sa.Column("c", HexBytes)
     table = keyed(sa.create_engine("sqlite://"), sa.Table("heap", sa.MetaData(), *columns))
     rows = [(2, "2020-01-01", "6161"), (None, None, None), (4, dt.date(2020, 1, 1), b"a")]
-    written = json.loads(json.dumps(values_of_rows_out(table, rows)))
-    assert values_in(written) == rows
+    written = json.loads(json.dumps(rows_to_json(table, rows)))
+    assert keys_from_json(written) == rows
     with pytest.raises(TidyRowsError, match=r"type Odd has no JSON form .* main\.heap\.c"):
-        values_of_rows_out(table, [(1, "", Odd())])
+        rows_to_json(table, [(1, "", Odd())])
 
 
 # --- the two functions
@@ -486,11 +486,11 @@ def test_whatever_the_driver_takes_comes_back_from_json(keys):
     table = keyed_by(*[ANY] * width)
     given_keys = [key[0] for key in keys] if width == 1 else keys
     # as strict as a database: no NaN, no number that it would round
-    text = json.dumps(values_out(table, sqlite.dialect(), given_keys), allow_nan=False)
+    text = json.dumps(keys_to_json(table, sqlite.dialect(), given_keys), allow_nan=False)
     numbers = []
     read = json.loads(text, parse_int=lambda digits: numbers.append(int(digits)) or int(digits))
     assert all(-(2**63) <= number < 2**63 for number in numbers)
-    back = values_in(read)
+    back = keys_from_json(read)
     assert len(back) == len(keys)
     for one, other in zip(keys, back, strict=True):
         cells = (other,) if width == 1 else other
@@ -499,15 +499,15 @@ def test_whatever_the_driver_takes_comes_back_from_json(keys):
 
 def test_no_keys_are_no_entries():
     for table in (keyed_by(sa.Integer), keyed_by(sa.Integer, sa.Date)):
-        assert values_out(table, sqlite.dialect(), []) == []
-    assert values_in([]) == []
+        assert keys_to_json(table, sqlite.dialect(), []) == []
+    assert keys_from_json([]) == []
 
 
 def test_keys_come_from_any_iterable_in_their_order():
     table = keyed_by(sa.Integer)
-    assert values_out(table, sqlite.dialect(), (n for n in (3, 1, 2))) == [[3], [1], [2]]
-    assert values_in([[3], [1], [2]]) == [3, 1, 2]
-    assert values_in([[1, "a"], [2, {"decimal": "1E+2"}]]) == [(1, "a"), (2, Decimal("1E+2"))]
+    assert keys_to_json(table, sqlite.dialect(), (n for n in (3, 1, 2))) == [[3], [1], [2]]
+    assert keys_from_json([[3], [1], [2]]) == [3, 1, 2]
+    assert keys_from_json([[1, "a"], [2, {"decimal": "1E+2"}]]) == [(1, "a"), (2, Decimal("1E+2"))]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_keys_come_from_any_iterable_in_their_order():
 )
 def test_what_nobody_wrote_is_no_key(entries, sqlite_engine):
     with pytest.raises((ValueError, TypeError, KeyError, ArithmeticError)):
-        values_in(entries)
+        keys_from_json(entries)
     data = json.loads(ResourceTracker(sqlite_engine).to_json())
     with sqlite_engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (k INTEGER PRIMARY KEY)")
@@ -541,17 +541,17 @@ def test_what_nobody_wrote_is_no_key(entries, sqlite_engine):
 
 def test_an_infinite_float_is_json_that_every_database_takes():
     table = keyed_by(sa.Double)
-    written = values_out(table, sqlite.dialect(), [math.inf, -math.inf, math.nan])
+    written = keys_to_json(table, sqlite.dialect(), [math.inf, -math.inf, math.nan])
     assert written == [[{"float": "inf"}], [{"float": "-inf"}], [{"float": "nan"}]]
 
 
 def test_a_number_beyond_64_bits_is_text_since_some_databases_round_it():
     table = keyed_by(sa.Numeric(40, 0))
     keys = [2**63 - 1, -(2**63), 2**63, -(2**63) - 1]
-    written = values_out(table, postgresql.psycopg.dialect(), keys)
+    written = keys_to_json(table, postgresql.psycopg.dialect(), keys)
     assert written[:2] == [[2**63 - 1], [-(2**63)]]
     assert written[2:] == [[{"int": str(2**63)}], [{"int": str(-(2**63) - 1)}]]
-    assert values_in(written) == keys
+    assert keys_from_json(written) == keys
 
 
 def test_integers_are_handed_over_without_a_look_at_each():
@@ -574,8 +574,8 @@ def test_integers_are_handed_over_without_a_look_at_each():
     ):
         sys.setprofile(trace)
         try:
-            written = values_out(table, sqlite.dialect(), given_keys)
-            values_in(written)
+            written = keys_to_json(table, sqlite.dialect(), given_keys)
+            keys_from_json(written)
         finally:
             sys.setprofile(None)
         assert len(written) == 1000

@@ -142,7 +142,7 @@ class LedgerUpdates:
                 added = journal.replace(connection, kept, left, self._tracker.context)
                 return JournalUpdate(frozenset(kept), frozenset(added))
 
-        with journal.ledger.naming_rights():
+        with journal.ledger.explaining_rights():
             update = retry(rewrite)
         journal.apply(update)
         if update.removed:

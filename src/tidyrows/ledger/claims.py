@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.key_json import values_out
+from tidyrows.key_json import keys_to_json
 from tidyrows.ledger.entries import ROWS
 from tidyrows.ledger.entry_table import entry_order
 
@@ -26,32 +26,28 @@ def claimed_by_others(
 ) -> dict[Any, str]:
     """The rows among these that belong to another worker, each with the worker's name.
 
-    Args:
-        connection: in a transaction that has seen the rows, and whose next statement sees what was
-            committed together with them.
-        journal: of this process: its own entries are no claims.
-        table: the table of the rows.
-        keys: the rows; ``[()]`` where the table has no primary key, so that no row can be named.
+    The transaction has seen the rows, and its next statement sees what was committed together with
+    them. ``keys`` is ``[()]`` where the table has no primary key, so that no row can be named.
     """
     ledger = journal.ledger
     entries = ledger.table_on(connection)
     select = (
         sa.select(entries.c.owner, entries.c.kind, entries.c.body, entries.c.run, entries.c.worker)
         .where(
-            entries.c.owner != journal.owner.id,
+            entries.c.owner != journal.process.id,
             entries.c.schema_name == table.name.schema,
             entries.c.table_name == table.name.name,
             entries.c.kind.in_(ROWS),
         )
         .order_by(*entry_order(entries))
     )
-    found = ledger.run(connection, select).all()
+    found = ledger.execute(connection, select).all()
     if not found:
         return {}
     if not table.key_columns:
         return _claims_without_keys(found)
     wanted: dict[Key, list[Any]] = {}
-    for key, sent in zip(keys, values_out(table, connection.dialect, keys), strict=True):
+    for key, sent in zip(keys, keys_to_json(table, connection.dialect, keys), strict=True):
         wanted.setdefault(_comparable(sent), []).append(key)
     claims: dict[Key, dict[str, str]] = {}
     for owner, kind, body, run, worker in found:
@@ -109,7 +105,7 @@ def _wanted_keys(body: dict[str, Any], wanted: dict[Key, list[Any]]) -> list[Key
 
 
 def _comparable(sent: Sequence[Any]) -> Key:
-    """A form in which equal keys are equal, and perhaps a few others, whose rows stay as well.
+    """Equal for equal keys, and perhaps for a few others, whose rows stay as well.
 
     Databases pad text, and some ignore its case; a decimal has many forms.
     """

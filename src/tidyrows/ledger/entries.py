@@ -31,11 +31,13 @@ from tidyrows.capture.changes import (
 from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
-from tidyrows.key_json import UNTYPED, values_in, values_of_rows_out, values_out
-from tidyrows.keys import KeyedTable, TableName
+from tidyrows.key_json import UNTYPED, keys_from_json, rows_to_json, keys_to_json
+from tidyrows.keys import KeyedTable, RowKey, TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from tidyrows.external import Externals, Item, Tie
 
 
 EXTERNAL = "external"
@@ -57,6 +59,10 @@ _KEYS_IN_ONE, _ROWS_IN_ONE = 5_000, 500
 """Keys and whole rows in one entry: a server accepts no packet of any size."""
 
 
+Number = tuple[str, int]
+"""An entry's maker and its number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One entry: its kind, the table of its rows, its JSON body, and the changes it is made of."""
@@ -70,13 +76,7 @@ class Entry:
 def entries_of(
     changes: Iterable[Change], dialect: sa.Dialect, refused: Callable[[TableName, str], None]
 ) -> list[Entry]:
-    """Changes as few entries: the inserted rows of a table together.
-
-    Args:
-        changes: in their order.
-        dialect: SQLAlchemy's dialect, whose driver takes the keys.
-        refused: called with a table whose keys have no form in JSON, and the reason.
-    """
+    """Changes as few entries; ``refused`` gets a table whose keys have no JSON form, and why."""
     entries = []
     for group in _grouped(changes):
         first = group[0]
@@ -117,19 +117,19 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
     if not table.key_columns:
         common["columns"] = [column.name for column in table.table.columns]
         for part in chunks(first.keys, _ROWS_IN_ONE):
-            rows = [row and values_of_rows_out(table, [row])[0] for row in part]
+            rows = [row and rows_to_json(table, [row])[0] for row in part]
             yield {**common, "rows": rows}
         return
     common["columns"] = [column.name for column in table.key_columns]
     if isinstance(first, KeysChanged):
         for part in chunks(first.keys, _ROWS_IN_ONE):
-            old = values_out(table, dialect, [old for old, _new in part])
-            new = [None if new is None else values_out(table, dialect, [new])[0] for _, new in part]
+            old = keys_to_json(table, dialect, [old for old, _new in part])
+            new = [None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in part]
             yield {**common, "old": old, "new": new}
         return
     keys = [key for change in group for key in change.keys]
     if isinstance(first, Updated):
-        yield {**common, "set": sorted(first.columns), **_keys_out(table, dialect, keys)}
+        yield {**common, "set": sorted(first.columns), **_keys_body(table, dialect, keys)}
         return
     if isinstance(first, Inserted):
         common |= {"generated": True} if first.generated else {}
@@ -137,7 +137,7 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
     hashes = _hashes_of(group)
     for start in range(0, max(len(keys), 1), _KEYS_IN_ONE):
         part = keys[start : start + _KEYS_IN_ONE]
-        body = {**common, **_keys_out(table, dialect, part)}
+        body = {**common, **_keys_body(table, dialect, part)}
         if hashes is not None:
             some = _little_endian(hashes.values[start : start + len(part)])
             body["looks"] = {
@@ -148,7 +148,7 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
         yield body
 
 
-def _keys_out(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
+def _keys_body(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
     """Keys as the driver takes them, in their order."""
     (column, *others) = table.key_columns
     is_number = not others and isinstance(column.type, (sa.Integer, UNTYPED))
@@ -156,13 +156,13 @@ def _keys_out(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> di
         runs = runs_of(keys)
         if runs is not None:
             return {"ranges": list(chain.from_iterable(runs))}
-    return {"keys": values_out(table, dialect, keys)}
+    return {"keys": keys_to_json(table, dialect, keys)}
 
 
-def keys_in(body: dict[str, Any]) -> list[Any]:
+def keys_of_body(body: dict[str, Any]) -> list[Any]:
     """The keys of a body."""
     if "ranges" not in body:
-        return values_in(body["keys"])
+        return keys_from_json(body["keys"])
     ends = iter(body["ranges"])
     return [key for first, last in zip(ends, ends, strict=True) for key in range(first, last + 1)]
 
@@ -210,11 +210,7 @@ class EntryReader:
         place: tuple[str, str],
         body: str | dict[str, Any],
     ) -> Change | None:
-        """The change of one entry; None where its table does not exist any more.
-
-        Raises:
-            TidyRowsError: tidyrows writes no such entry.
-        """
+        """The change of one entry; None where its table does not exist any more."""
         schema, table = place
         try:
             read = json.loads(body) if isinstance(body, str) else body
@@ -256,7 +252,7 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
     certain = body.get("certain", True)
     if "rows" in body:
         rows = [
-            None if row is None else tuple(values_in([[v] for v in row])) for row in body["rows"]
+            None if row is None else tuple(keys_from_json([[v] for v in row])) for row in body["rows"]
         ]
         places = {name: at for at, name in enumerate(body["columns"])}
         names = [column.name for column in table.table.columns]
@@ -265,9 +261,9 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         rows = [row and tuple(row[places[name]] for name in names) for row in rows]
         return kind(table, rows, certain=certain)
     if kind is KeysChanged:
-        new = [None if each is None else values_in([each])[0] for each in body["new"]]
-        return KeysChanged(table, list(zip(values_in(body["old"]), new, strict=True)))
-    keys = keys_in(body)
+        new = [None if each is None else keys_from_json([each])[0] for each in body["new"]]
+        return KeysChanged(table, list(zip(keys_from_json(body["old"]), new, strict=True)))
+    keys = keys_of_body(body)
     if kind is Updated:
         older = (name for patch in body.get("patches", ()) for name in patch)
         return Updated(table, keys, frozenset(body.get("set", older)), certain=certain)
@@ -281,3 +277,89 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
             certain=certain,
         )
     return kind(table, keys, certain=certain)
+
+
+# -- external resources, which are entered before they are made ------------------------------------
+
+
+def resource_body(
+    tie: Tie,
+    tables: Mapping[TableName, KeyedTable],
+    numbers: Mapping[Any, Number],
+    dialect_of: Callable[[TableName], sa.Dialect],
+) -> dict[str, Any]:
+    """The body of a resource's entry; rows and resources that are not tracked are left out."""
+
+    def links(items: Iterable[Item]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for item in items:
+            if isinstance(item, RowKey):
+                table = tables.get(item.table)
+                if table is not None:
+                    key = item.key[0] if len(item.key) == 1 else item.key
+                    columns = [column.name for column in table.key_columns]
+                    sent = keys_to_json(table, dialect_of(item.table), [key])[0]
+                    found.append({"row": [item.table.schema, item.table.name, columns, sent]})
+            elif isinstance(item, TableName):
+                found.append({"table": [item.schema, item.name]})
+            elif item in numbers:
+                found.append({"external": list(numbers[item])})
+        return found
+
+    resource = tie.resource
+    return {
+        "kind": resource.kind,
+        "payload": resource.payload,
+        "after": links(tie.after),
+        "before": links(tie.before),
+    }
+
+
+def read_resource_body(text: str) -> dict[str, Any]:
+    """The body of a resource's entry, from the ledger."""
+    try:
+        body: dict[str, Any] = json.loads(text)
+    except ValueError as error:
+        raise _unreadable() from error
+    return body
+
+
+def hold_resources(
+    into: Externals,
+    bodies: Mapping[Number, Mapping[str, Any]],
+    database: str,
+    table_of: Callable[[str, str, list[str]], KeyedTable | None],
+) -> dict[Any, Number]:
+    """Hold the resources of entries, given in their order; returns the entry of each resource."""
+
+    def items(links: list[dict[str, Any]]) -> list[Item]:
+        found: list[Item] = []
+        for link in links:
+            ((what, value),) = link.items()
+            if what == "table":
+                found.append(TableName(database, *value))
+            elif what == "external":
+                other = made.get((value[0], value[1]))
+                found += [] if other is None else [other]
+            else:
+                table = table_of(value[0], value[1], value[2])
+                found += [] if table is None else [table.row(keys_from_json([value[3]])[0])]
+        return found
+
+    try:
+        made = {
+            number: into.new(body["kind"], body["payload"], body.get("number"))
+            for number, body in bodies.items()
+        }
+        for number, body in bodies.items():
+            into.tie(made[number], items(body["after"]), items(body["before"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _unreadable() from error
+    return {resource: number for number, resource in made.items()}
+
+
+def _unreadable() -> TidyRowsError:
+    return TidyRowsError(
+        "An entry of the ledger about an external resource cannot be read; nothing was removed. "
+        "Was it written by another version of tidyrows?"
+    )

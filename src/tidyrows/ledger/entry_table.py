@@ -98,7 +98,7 @@ class EntryTable:
     def version(self, connection: sa.Connection) -> str | None:
         """The version of the table; None where there is none."""
         table = self.table_on(connection)
-        with self.naming_rights():
+        with self.explaining_rights():
             if not sa.inspect(connection).has_table(table.name, schema=table.schema):
                 return None
             found = connection.execute(
@@ -108,7 +108,7 @@ class EntryTable:
         return None if found is None else str(found)
 
     @contextmanager
-    def naming_rights(self) -> Iterator[None]:
+    def explaining_rights(self) -> Iterator[None]:
         """Raise LedgerError, with the rights that are needed, where this role lacks one."""
         try:
             yield
@@ -128,16 +128,16 @@ class EntryTable:
         """The time by the database's clock, in seconds."""
         return float(connection.execute(sa.text(f"SELECT {self.dialect.clock}")).scalar_one())
 
-    def run(self, connection: sa.Connection, statement: Any) -> Any:
+    def execute(self, connection: sa.Connection, statement: Any) -> Any:
         """The result of a statement about the ledger; no tracker observes it."""
         return connection.execute(statement, execution_options=OPTIONS)
 
     @contextmanager
-    def alone(self, *, lock_timeout: float) -> Iterator[sa.Connection]:
+    def transaction(self, *, lock_timeout: float) -> Iterator[sa.Connection]:
         """A transaction about the ledger only, committed at its end."""
         dialect = self.dialect
         with (
-            self.naming_rights(),
+            self.explaining_rights(),
             self.engine.connect().execution_options(**OPTIONS) as connection,
         ):
             try:
@@ -154,30 +154,30 @@ class EntryTable:
 
     def insert(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write entries of :meth:`row` in one statement, in the transaction of their rows."""
-        sql, order = self._insert_of(connection, len(rows))
+        key = type(connection.dialect), len(rows)
+        sql, order = self._inserts.get(key) or self._insert_of(connection, key)
         values = {
             f"{name}{at}": value for at, row in enumerate(rows) for name, value in row.items()
         }
         sent: Any = values if order is None else tuple(values[name] for name in order)
         connection.exec_driver_sql(sql, sent, execution_options=OPTIONS)
 
-    def _insert_of(self, connection: sa.Connection, count: int) -> tuple[str, Sequence[str] | None]:
-        key = type(connection.dialect), count
-        made = self._inserts.get(key)
-        if made is None:
-            table = self.table_on(connection)
-            clock: sa.ColumnElement[float] = sa.literal_column(self.dialect.clock)
-            rows = [
-                {
-                    column.name: clock
-                    if column.name == "written"
-                    else sa.bindparam(f"{column.name}{at}", type_=column.type)
-                    for column in table.columns
-                }
-                for at in range(count)
-            ]
-            compiled: Any = sa.insert(table).values(rows).compile(dialect=connection.dialect)
-            made = self._inserts[key] = str(compiled), compiled.positiontup
+    def _insert_of(
+        self, connection: sa.Connection, key: tuple[type, int]
+    ) -> tuple[str, Sequence[str] | None]:
+        table = self.table_on(connection)
+        clock: sa.ColumnElement[float] = sa.literal_column(self.dialect.clock)
+        rows = [
+            {
+                column.name: clock
+                if column.name == "written"
+                else sa.bindparam(f"{column.name}{at}", type_=column.type)
+                for column in table.columns
+            }
+            for at in range(key[1])
+        ]
+        compiled: Any = sa.insert(table).values(rows).compile(dialect=connection.dialect)
+        made = self._inserts[key] = str(compiled), compiled.positiontup
         return made
 
     def row(

@@ -17,7 +17,6 @@ from tidyrows.dialects import DriverSocket, connect_within, dialect_for
 from tidyrows.errors import SessionStateError
 from tidyrows.execution import INTERNAL
 from tidyrows.greenlets import spawn
-from tidyrows.ledger.unpooled_engine import engine_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,25 +42,10 @@ _running: WeakSet[Heartbeat] = WeakSet()
 class Heartbeat:
     """Holds a liveness lock and beats, in a thread of its own, until it is stopped.
 
-    It holds the engine weakly, and stops when the engine is gone. A beat that fails is repeated at
-    the next one. A forked child has none, and its parent's goes on. Where no other process can see
-    the database (SQLite in memory), nothing is called: another connection would open another,
-    empty database.
-
-    Args:
-        engine: the database; a synchronous engine, or the one under an asynchronous engine.
-        lock: the liveness lock, not acquired yet.
-        beat: writes the beat; called in a transaction of its own, which is committed, and not at
-            all where the database keeps its beats in a file.
-        begin: as ``beat``, once, as soon as the lock is held; called on every database.
-        end: as ``beat``, once, before the lock is released; not when the engine is gone.
-        interval: seconds between two beats.
-        clock: the time, in seconds.
-
-    Attributes:
-        lock: the liveness lock.
-        last_beat: the last time at which the lock was held and the beat committed, by ``clock``.
-        last_error: why the last beat failed; None where it did not.
+    It holds the engine weakly, and stops when the engine is gone. A forked child has none, and its
+    parent's goes on. Where no other process can see the database (SQLite in memory), nothing is
+    called: another connection would open another, empty database. Where the database keeps its
+    beats in a file, ``beat`` is not called.
     """
 
     def __init__(
@@ -101,13 +85,7 @@ class Heartbeat:
         )
 
     def start(self, *, timeout: float = _START) -> None:
-        """Acquire the lock; return once it is held and ``begin`` is committed.
-
-        Raises:
-            LivenessLockError: another process holds the lock.
-            SessionStateError: it took longer than ``timeout`` seconds, or it was started before.
-            Exception: what the driver or ``begin`` raised; nothing is held then.
-        """
+        """Acquire the lock and commit ``begin``; raises what went wrong, and then holds nothing."""
         if self._thread is not None:
             raise SessionStateError(
                 "This heartbeat was started before. Make a new one, with a new number: "
@@ -228,6 +206,20 @@ class Heartbeat:
             self._dialect.end_cleanup(connection)
 
 
+def engine_over(pool: sa.Pool, engine: sa.Engine, **options: object) -> sa.Engine:
+    """An engine to the same database over another pool, with more execution options.
+
+    Make the pool of the engine's own, so that the project's listeners are called.
+    """
+    return sa.Engine(
+        pool,
+        engine.dialect,
+        engine.url,
+        hide_parameters=engine.hide_parameters,
+        execution_options={**engine.get_execution_options(), **options},
+    )
+
+
 def _close(connection: sa.Connection) -> None:
     try:
         connection.close()
@@ -237,13 +229,11 @@ def _close(connection: sa.Connection) -> None:
 
 @contextmanager
 def _caller(*, is_async: bool) -> Iterator[Callable[[Callable[[], None]], None]]:
-    """A function that calls work on the database, from a thread without an event loop.
-
-    Connections of an asynchronous driver belong to one loop, which runs only during a call.
-    """
+    """A function that calls work on the database, from a thread without an event loop."""
     if not is_async:
         yield lambda work: work()
         return
+    # Connections of an asynchronous driver belong to one loop, which runs only during a call.
     with asyncio.Runner() as runner:
         yield lambda work: runner.run(_within(work))
 

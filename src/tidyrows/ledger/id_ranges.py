@@ -26,17 +26,13 @@ class IntegerRanges:
         self._lock = threading.Lock()
 
     def next(self, ledger: EntryTable) -> int:
-        """The next integer, from 0 up.
-
-        Raises:
-            ScopeError: a new range is needed, and another transaction holds the lock for it.
-        """
+        """The next integer, from 0 up."""
         with self._lock:
             if not self._left:
                 self._reserve(ledger, lock_timeout=1.0)
             return self._left.popleft()
 
-    def stock(self, ledger: EntryTable) -> None:
+    def reserve_early(self, ledger: EntryTable) -> None:
         """Reserve a range early, while the caller has no open transaction, where few are left."""
         with self._lock:
             if len(self._left) < RANGE // 2:
@@ -46,11 +42,11 @@ class IntegerRanges:
     def _reserve(self, ledger: EntryTable, *, lock_timeout: float) -> None:
         try:
             # In its own transaction: where the caller's holds SQLite's only lock, waiting is vain.
-            with ledger.alone(lock_timeout=lock_timeout) as connection:
+            with ledger.transaction(lock_timeout=lock_timeout) as connection:
                 table = ledger.table_on(connection)
                 row = (table.c.maker == "tidyrows", table.c.seq == 1)
                 select = sa.select(table.c.body).where(*row).with_for_update()
-                reserved = ledger.run(connection, select).scalar()
+                reserved = ledger.execute(connection, select).scalar()
                 if reserved is None:
                     raise LedgerError(
                         f"The ledger {table.fullname} has lost the row that hands out integers, so "
@@ -58,7 +54,7 @@ class IntegerRanges:
                         f"Ledger(engine).install()."
                     )
                 update = sa.update(table).where(*row).values(body=str(int(reserved) + 1))
-                ledger.run(connection, update)
+                ledger.execute(connection, update)
         except sa.exc.DBAPIError as error:
             if not ledger.dialect.is_timeout(error):
                 raise

@@ -17,8 +17,7 @@ import sqlalchemy as sa
 from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
 from tidyrows.errors import LedgerError, TakenOverError
-from tidyrows.ledger.entries import EXTERNAL, Entry, entries_of
-from tidyrows.ledger.intents import resource_body
+from tidyrows.ledger.entries import EXTERNAL, Entry, Number, entries_of, resource_body
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -30,23 +29,14 @@ if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
 
 
-Number = tuple[str, int]
-"""An entry: its maker, and the maker's number for it."""
-
-
 @dataclass(frozen=True, slots=True)
 class JournalUpdate:
-    """What a transaction changes in a journal, if it commits.
-
-    Attributes:
-        removed: the entries that it deletes.
-        added: the entries that it inserts.
-        rows: how many rows it deletes.
-    """
+    """What a transaction changes in a journal, if it commits."""
 
     removed: frozenset[Number] = frozenset()
     added: frozenset[Number] = frozenset()
     rows: int = 0
+    """How many rows the transaction deletes."""
 
 
 class Journal:
@@ -54,56 +44,51 @@ class Journal:
 
     Args:
         ledger: the ledger.
-        owner: this process in it.
-        refused: told of a table whose keys cannot be entered, and why.
+        process: this process in the ledger.
+        refused: called with a table whose keys cannot be recorded, and the reason.
 
     Attributes:
-        ledger: the ledger.
-        owner: this process in it.
-        scope: the tracker's number.
-        committed: the numbers of the entries that are in the ledger.
-        uncertain: entries that may be in the ledger or not, and their changes.
-        externals: the entries of external resources.
-        keeps_log: the entries are not written anew at the end, so that each keeps its test.
+        scope: the tracker's number in the process.
+        committed: the entries that are in the ledger.
+        uncertain: entries that may be in the ledger, with their changes.
         unanswered: updates whose COMMIT was not answered.
-        is_log: some entries say that rows are gone, so that fewer entries may say the same.
+        externals: the entries of external resources.
+        is_log: some entries say that rows are gone, so that fewer entries could say the same.
+        keeps_log: such entries are not replaced at the end of a cleanup: each keeps its test.
     """
 
     def __init__(
-        self, ledger: Ledger, owner: LedgerProcess, refused: Callable[[TableName, str], None]
+        self, ledger: Ledger, process: LedgerProcess, refused: Callable[[TableName, str], None]
     ) -> None:
-        self._refused = refused
         self.ledger = ledger
-        self.owner = owner
-        self.scope = owner.scope()
+        self.process = process
+        self.scope = process.next_scope()
+        self._refused = refused
         self.committed: set[Number] = set()
         self.uncertain: dict[Number, list[Change]] = {}
-        self.is_log = False
-        self.keeps_log = False
         self.unanswered: list[JournalUpdate] = []
         self.externals: dict[ExternalResource, Number] = {}
+        self.is_log = False
+        self.keeps_log = False
         self._waiting: list[Change] = []
         # by change, as long as its transaction is known
         self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
         self._numbers = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
-    def reopen(self, owner: LedgerProcess) -> None:
-        """Go on as another owner: the one before has been closed, and would be taken for dead."""
-        scope = owner.scope()
-        with self.ledger.alone(lock_timeout=5.0) as connection:
-            table = self.ledger.table_on(connection)
-            mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
-            moved = sa.update(table).where(*mine).values(owner=owner.id, scope=scope)
-            self.ledger.run(connection, moved)
-        self.owner, self.scope = owner, scope
+    def reopen(self, process: LedgerProcess) -> None:
+        """Give the entries to another process: the one before was closed, so it counts as dead."""
+        scope = process.next_scope()
+        with self.ledger.transaction(lock_timeout=5.0) as connection:
+            self._move(connection, owner=process.id, scope=scope)
+        self.process, self.scope = process, scope
 
     # -- in the transaction whose rows they are ------------------------------------------------
 
     def record(
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
     ) -> None:
-        """Write changes in the transaction that made them; those written before are left out."""
+        """Write changes in the transaction that made them; those written before are skipped."""
         with self._lock:
             waiting, self._waiting = self._waiting, []
             fresh = [change for change in changes if change not in self._numbers]
@@ -111,10 +96,10 @@ class Journal:
         numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
         try:
             for entry in entries_of([*waiting, *fresh], connection.dialect, self._refused):
-                seq = self.owner.entry()
+                seq = self.process.next_entry()
                 rows.append(self._row(seq, entry, context))
                 for change in entry.changes:
-                    numbers[change].append((self.owner.id, seq))
+                    numbers[change].append((self.process.id, seq))
             self._insert(connection, rows)
         except BaseException as error:
             with self._lock:
@@ -169,14 +154,14 @@ class Journal:
             self._waiting.append(change)
 
     def catch_up(self, context: WorkerContext) -> None:
-        """Record what is waiting, unless somebody holds the lock that it takes."""
+        """Record what waits, unless another transaction holds the lock that this needs."""
         with self._lock:
             waiting = list(self._waiting)
         if not waiting:
             return
         dialect = self.ledger.dialect
         try:
-            with self.ledger.alone(lock_timeout=0.2) as connection:
+            with self.ledger.transaction(lock_timeout=0.2) as connection:
                 self.record(connection, (), context)
         except sa.exc.DBAPIError as error:
             if not dialect.is_timeout(error):
@@ -190,14 +175,14 @@ class Journal:
             self._waiting = []
 
     def intend(self, tie: Tie, tables: Mapping[TableName, KeyedTable], who: WorkerContext) -> None:
-        """Enter an external resource, which is not made yet."""
-        seq = self.owner.entry()
+        """Record an external resource that is not made yet."""
+        seq = self.process.next_entry()
         try:
-            with self.ledger.alone(lock_timeout=1.0) as connection:
+            with self.ledger.transaction(lock_timeout=1.0) as connection:
                 dialect = connection.dialect
                 body = resource_body(tie, tables, self.externals, lambda _table: dialect)
                 row = self.ledger.row(
-                    self.owner.id, self.scope, seq, EXTERNAL, json.dumps(body), context=who
+                    self.process.id, self.scope, seq, EXTERNAL, json.dumps(body), context=who
                 )
                 self.ledger.insert(connection, [row])
         except sa.exc.DBAPIError as error:
@@ -208,17 +193,17 @@ class Journal:
                 f"somebody holds its lock; where only one may write, as with SQLite, that may be "
                 f"this test's own open transaction. Commit, then call track_external()."
             ) from error
-        self.externals[tie.resource] = self.owner.id, seq
+        self.externals[tie.resource] = self.process.id, seq
 
     def removed(self, resource: ExternalResource) -> None:
-        """An external resource is gone, and its entry goes."""
+        """Delete the entry of an external resource that is gone."""
         number = self.externals.get(resource)
         if number is None:
             return
-        with self.ledger.alone(lock_timeout=5.0) as connection:
+        with self.ledger.transaction(lock_timeout=5.0) as connection:
             table = self.ledger.table_on(connection)
             gone = sa.delete(table).where(table.c.maker == number[0], table.c.seq == number[1])
-            self.ledger.run(connection, gone)
+            self.ledger.execute(connection, gone)
         del self.externals[resource]
 
     def resolve(self, connection: sa.Connection) -> tuple[list[Change], list[Change]]:
@@ -230,7 +215,7 @@ class Journal:
         there: set[Number] = set()
         for part in self._mine(table, set(uncertain)):
             asked = sa.select(table.c.maker, table.c.seq).where(*part)
-            there |= {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
+            there |= {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
         committed = [each for number in uncertain if number in there for each in uncertain[number]]
         lost = [each for number in uncertain if number not in there for each in uncertain[number]]
         with self._lock:
@@ -241,31 +226,32 @@ class Journal:
         return committed, lost
 
     def put_aside(self, name: str, context: WorkerContext) -> bool:
-        """Make the entries, and what waits, those of an owner of this name; whether any are."""
+        """Give all entries, also those that wait, to an owner of this name; False if none."""
         with self._lock:
             waiting = list(self._waiting)
-        with self.ledger.alone(lock_timeout=5.0) as connection:
+        with self.ledger.transaction(lock_timeout=5.0) as connection:
             self.record(connection, (), context)
-            table = self.ledger.table_on(connection)
-            mine = (table.c.owner == self.owner.id, table.c.scope == self.scope, table.c.seq > 0)
-            moved = sa.update(table).where(*mine).values(owner=name)
-            count = self.ledger.run(connection, moved).rowcount
+            count = self._move(connection, owner=name)
         self.confirm(waiting)
         return bool(count)
+
+    def _move(self, connection: sa.Connection, **values: Any) -> int:
+        """Give all entries to another owner; returns their number."""
+        table = self.ledger.table_on(connection)
+        own = (table.c.owner == self.process.id, table.c.scope == self.scope, table.c.seq > 0)
+        return int(
+            self.ledger.execute(connection, sa.update(table).where(*own).values(values)).rowcount
+        )
 
     # -- from one process to another -----------------------------------------------------------
 
     def handed_on(self, externals: Iterable[ExternalResource]) -> dict[str, Any] | None:
-        """What :meth:`adopt` needs to know, in JSON's types; None where nothing is entered.
-
-        Args:
-            externals: the tracker's resources.
-        """
+        """What :meth:`adopt` needs, as JSON values; None where nothing is recorded."""
         numbers = sorted(self.numbers())
         tied = [self.externals.get(resource) for resource in externals]
         if not numbers and not any(tied):
             return None
-        return {"owner": self.owner.id, "entries": numbers, "externals": tied}
+        return {"owner": self.process.id, "entries": numbers, "externals": tied}
 
     def adopt(
         self,
@@ -275,14 +261,14 @@ class Journal:
         context: WorkerContext,
         externals: Iterable[ExternalResource],
     ) -> JournalUpdate:
-        """Make another's entries this journal's.
+        """Make the entries of another process, as its :meth:`handed_on` names them, this journal's.
 
         Args:
-            connection: in the transaction.
-            given: by :meth:`handed_on` of the other.
+            connection: in a transaction.
+            given: the entries.
             changes: what the entries say.
-            context: whose they are from now on.
-            externals: the tracker's resources, in the order in which they were given.
+            context: run, worker and test of the new entries.
+            externals: the tracker's resources, in the order of ``given``.
 
         Raises:
             TakenOverError: entries are missing.
@@ -296,10 +282,10 @@ class Journal:
         }
         gone = moved = 0
         for part in self._mine(table, numbers, given["owner"]):
-            gone += self.ledger.run(connection, sa.delete(table).where(*part)).rowcount
+            gone += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
         for part in self._mine(table, set(tied.values()), given["owner"]):
-            mine = sa.update(table).where(*part).values(owner=self.owner.id, scope=self.scope)
-            moved += self.ledger.run(connection, mine).rowcount
+            mine = sa.update(table).where(*part).values(owner=self.process.id, scope=self.scope)
+            moved += self.ledger.execute(connection, mine).rowcount
         if gone + moved < len(numbers) + len(tied):
             raise TakenOverError(
                 f"These rows have been deleted since to_json() wrote them down, or a sweep has "
@@ -312,7 +298,7 @@ class Journal:
     # -- with the rows' end --------------------------------------------------------------------
 
     def numbers(self) -> set[Number]:
-        """The entries that are in the ledger, and whose rows are held."""
+        """The entries that are in the ledger, and whose rows are held; a copy."""
         with self._lock:
             return set(self.committed)
 
@@ -323,16 +309,7 @@ class Journal:
         changes: Iterable[Change],
         context: WorkerContext,
     ) -> set[Number]:
-        """In place of entries write these, if any.
-
-        Args:
-            connection: in the transaction.
-            numbers: the entries to take out; what others are there came since, and stays.
-            changes: what is left.
-            context: whose it is.
-
-        Returns:
-            What was written: in the ledger once the transaction has committed.
+        """Replace these entries by entries of the changes that are left; returns the new ones.
 
         Raises:
             TakenOverError: entries are missing.
@@ -340,7 +317,7 @@ class Journal:
         table = self.ledger.table_on(connection)
         gone = 0
         for part in self._mine(table, numbers):
-            gone += self.ledger.run(connection, sa.delete(table).where(*part)).rowcount
+            gone += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
         self._refuse_loss(gone, numbers)
         return self._add(connection, changes, context)
 
@@ -351,29 +328,20 @@ class Journal:
         changes: Iterable[Change],
         context: WorkerContext,
     ) -> set[Number]:
-        """Add entries about what is gone.
-
-        Args:
-            connection: in the transaction.
-            numbers: the entries that are ours, and stay.
-            changes: what is gone.
-            context: whose it was.
-
-        Returns:
-            As :meth:`replace`.
+        """Add entries of changes, while these entries stay; returns the new ones.
 
         Raises:
             TakenOverError: entries are missing.
         """
         table = self.ledger.table_on(connection)
-        # Whoever takes over takes all that there is, and the oldest have always been there.
+        # A sweep recovers all entries, and the oldest of each process have always been there.
         oldest: dict[str, int] = {}
         for maker, seq in numbers:
             oldest[maker] = min(seq, oldest.get(maker, seq))
         held = 0
         for part in self._mine(table, set(oldest.items())):
             asked = sa.select(table.c.seq).where(*part).with_for_update()
-            held += len(self.ledger.run(connection, asked).all())
+            held += len(self.ledger.execute(connection, asked).all())
         self._refuse_loss(held, set(oldest.items()))
         return self._add(connection, changes, context)
 
@@ -388,14 +356,14 @@ class Journal:
         if not update.added and not update.removed:
             return False
         table = self.ledger.table_on(connection)
-        asked = sa.select(table.c.maker, table.c.seq).where(table.c.owner == self.owner.id)
-        found = {(maker, seq) for maker, seq in self.ledger.run(connection, asked)}
+        asked = sa.select(table.c.maker, table.c.seq).where(table.c.owner == self.process.id)
+        found = {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
         return update.added <= found and not update.removed & found
 
     def _mine(
         self, table: sa.Table, numbers: set[Number], owner: str | None = None
     ) -> Iterator[tuple[sa.ColumnElement[bool], ...]]:
-        """Which entries those are, as long as they are the tracker's, or that owner's."""
+        """Conditions for these entries, as long as this process, or that owner, has them."""
         makers: dict[str, list[int]] = {}
         for maker, seq in sorted(numbers):
             makers.setdefault(maker, []).append(seq)
@@ -404,31 +372,31 @@ class Journal:
                 yield (
                     table.c.maker == maker,
                     table.c.seq.in_(part),
-                    table.c.owner == (owner or self.owner.id),
+                    table.c.owner == (owner or self.process.id),
                 )
 
     def _add(
         self, connection: sa.Connection, changes: Iterable[Change], context: WorkerContext
     ) -> set[Number]:
         rows = [
-            self._row(self.owner.entry(), entry, context)
+            self._row(self.process.next_entry(), entry, context)
             for entry in entries_of(changes, connection.dialect, self._refused)
         ]
         self._insert(connection, rows)
-        return {(self.owner.id, row["seq"]) for row in rows}
+        return {(self.process.id, row["seq"]) for row in rows}
 
     def write(
         self, connection: sa.Connection, changes: Iterable[Change], columns: Mapping[str, Any]
     ) -> None:
-        """Write entries with the run, worker and test that they had before."""
+        """Write changes with the run, worker and test of earlier entries."""
         rows = [
-            {**self._row(self.owner.entry(), entry, WorkerContext.current()), **columns}
+            {**self._row(self.process.next_entry(), entry, WorkerContext.current()), **columns}
             for entry in entries_of(changes, connection.dialect, self._refused)
         ]
         self._insert(connection, rows)
 
     def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """In one statement, unless that would be long."""
+        """In one statement, unless it would be long."""
         part: list[dict[str, Any]] = []
         size = 0
         for row in rows:
@@ -444,7 +412,7 @@ class Journal:
         if found < len(numbers):
             raise TakenOverError(
                 f"Entries of this worker are no longer its own in {self.ledger!r}: a sweep took "
-                f"them over, since the worker's lock was free and its heart had stopped, or a "
+                f"them over, since the worker's lock was free and its heartbeat had stopped, or a "
                 f"process did with from_json(). They delete the rows. If the process was stopped "
                 f"for that long, give sweep(patience=...) more seconds."
             )
@@ -452,7 +420,7 @@ class Journal:
     def _row(self, seq: int, entry: Entry, context: WorkerContext) -> dict[str, Any]:
         name = entry.table.name
         return self.ledger.row(
-            self.owner.id,
+            self.process.id,
             self.scope,
             seq,
             entry.kind,

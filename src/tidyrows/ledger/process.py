@@ -42,23 +42,15 @@ class LedgerProcess:
         self.id = f"{number:016x}"  # the number of its liveness lock, as the columns have it
         self.integers = IntegerRanges()
         self._pid = os.getpid()
-        self._entries = count(1)
-        self._scopes = count(1)
+        # entries have the order of the COMMITs that they belong to; a scope is a tracker's number
+        self.next_entry, self.next_scope = count(1).__next__, count(1).__next__
         self._heartbeat = None if ledger.is_private else self._started(ledger, number, beat)
 
     @property
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         """Whether this is the process that runs, and its heartbeat goes on."""
         is_beating = self._heartbeat is None or self._heartbeat.is_running
         return self._pid == os.getpid() and is_beating
-
-    def entry(self) -> int:
-        """The number of its next entry; entries have the order of the COMMITs they belong to."""
-        return next(self._entries)
-
-    def scope(self) -> int:
-        """The number of its next tracker."""
-        return next(self._scopes)
 
     def close(self) -> None:
         """Stop the heartbeat and release the liveness lock."""
@@ -100,7 +92,7 @@ class LedgerProcess:
             end=end,
             interval=interval,
         )
-        with ledger.naming_rights():
+        with ledger.explaining_rights():
             heartbeat.start()
         return heartbeat
 

@@ -130,7 +130,7 @@ class Ledger(EntryTable):
         """This process in the ledger, the same for all trackers of an engine, if it is running."""
         with _lock:
             process = _processes.get(self.engine, {}).get(self.place)
-            return process if process is not None and process.lives else None
+            return process if process is not None and process.is_running else None
 
     def _statements(self, table: sa.Table) -> list[str]:
         dialect = self.engine.dialect

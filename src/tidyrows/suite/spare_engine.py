@@ -17,7 +17,7 @@ from tidyrows.capture.engine import capture_for, share_capture
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.execution import INTERNAL
 from tidyrows.greenlets import spawn
-from tidyrows.ledger.unpooled_engine import engine_over
+from tidyrows.ledger.heartbeat import engine_over
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

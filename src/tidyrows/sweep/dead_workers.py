@@ -1,4 +1,4 @@
-"""Find the entries that a sweep may recover: those of workers that are dead."""
+"""Which entries a sweep may recover: those that it is asked for, of workers that are dead."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING
-from tidyrows.ledger.entry_table import LEDGER
+from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER
 from tidyrows.ledger.process import (
     PROCESS,
     forget_process,
@@ -22,10 +22,50 @@ from tidyrows.ledger.process import (
 if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
     from tidyrows.retry import RetryPolicy
-    from tidyrows.sweep.sweep_arguments import SweepArguments
 
+PATIENCE = 15.0
+"""Seconds without a heartbeat after which a worker that holds no lock is dead."""
 _LOCK_RELEASE = 5.0
 """Seconds within which a server notices that a process has ended, and releases its lock."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepArguments:
+    """Which entries a sweep recovers, as :func:`tidyrows.sweep` describes them."""
+
+    run: str | None = None
+    worker: str | None = None
+    older_than: float | None = None
+    kept: bool | str = False
+    patience: float = PATIENCE
+    handed: bool = False
+    """Also what a worker has just handed to its controller: the controller itself asks for it."""
+
+    def __post_init__(self) -> None:
+        for name, seconds, example in (
+            ("older_than", self.older_than, "older_than=3600, or older_than=0 for all"),
+            ("patience", self.patience, "patience=15"),
+        ):
+            if seconds is not None and not seconds >= 0:
+                raise ValueError(
+                    f"{name}={seconds!r} is no length of time; give seconds, as in {example}."
+                )
+        for name, text, others in (
+            ("run", self.run, "leave run= out for all runs"),
+            ("worker", self.worker, "leave worker= out for all workers"),
+            ("kept", self.kept, "write kept=True for all that is kept"),
+        ):
+            if text == "":
+                raise ValueError(
+                    f"{name}='' names nothing; a shell variable that is not set gives that. Give "
+                    f"the name, as find_orphans(engine) shows it, or {others}."
+                )
+
+    def names(self, run: str, worker: str) -> bool:
+        """Whether entries of this run and worker are asked for."""
+        return (self.run is None or run == self.run[:RUN]) and (
+            self.worker is None or worker == self.worker[:WORKER]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +77,8 @@ class Candidate:
     run: str
     worker: str
     process: dict[str, Any]
-    idle: float
-    """Seconds since the newest entry."""
-    age: float
-    """Seconds since the process was last known to live."""
+    idle: float  # seconds since the newest entry
+    age: float  # seconds since the process was last known to live
 
 
 def find_candidates(
@@ -80,7 +118,8 @@ def _all_entries(ledger: Ledger, connection: sa.Connection) -> list[Candidate]:
     processes = _processes(ledger, connection)
     makers: dict[tuple[str, int], tuple[str, str, float, dict[str, Any]]] = {}
     newest: dict[tuple[str, int], float] = {}
-    for owner, scope, kind, run, worker, maker, written in ledger.run(connection, newest_of_each):
+    rows = ledger.execute(connection, newest_of_each)
+    for owner, scope, kind, run, worker, maker, written in rows:
         place = owner, scope
         newest[place] = max(newest.get(place, written), written)
         if kind in MAKING and place not in makers:
@@ -101,7 +140,7 @@ def _processes(
     rows = sa.select(table.c.maker, table.c.written, table.c.body).where(table.c.kind == PROCESS)
     return {
         maker: (float(written), json.loads(body))
-        for maker, written, body in ledger.run(connection, rows)
+        for maker, written, body in ledger.execute(connection, rows)
     }
 
 
@@ -144,11 +183,11 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
 
 def forget_dead_processes(ledger: Ledger, arguments: SweepArguments) -> None:
     """Delete the rows and the lock files of dead processes that have no entries any more."""
-    with ledger.alone(lock_timeout=5.0) as connection:
+    with ledger.transaction(lock_timeout=5.0) as connection:
         table = ledger.table_on(connection)
         makers = sa.select(table.c.maker).where(table.c.seq > 0)
         owners = sa.select(table.c.owner).where(table.c.seq > 0)
-        in_use = set(ledger.run(connection, makers.union(owners)).scalars())
+        in_use = set(ledger.execute(connection, makers.union(owners)).scalars())
         now = ledger.now(connection)
         for process_id, (beat, process) in sorted(_processes(ledger, connection).items()):
             age = now - beat

@@ -1,45 +1,59 @@
-"""Entries of dead workers become a sweep's own, written anew.
+"""Recover the entries of dead workers, delete their rows, and leave the rest to the next sweep.
 
 The order of the entries of one process is known by its own numbers only. So entries are replayed
-here, process by process, and what is left of each tracker's rows is written under new numbers, with
-the run, worker and test that they had.
+process by process, and what is left of each tracker's rows is written under new numbers, with the
+run, worker and test that they had.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 
 from tidyrows.capture.changes import Inserted, InsertedWhole
-from tidyrows.errors import TidyRowsError
-from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, EntryReader
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.report import describe_leftovers
+from tidyrows.dialects import Fault
+from tidyrows.errors import LedgerError, TidyRowsError
+from tidyrows.ledger.entries import (
+    EXTERNAL,
+    MAKING,
+    ROWS,
+    EntryReader,
+    hold_resources,
+    read_resource_body,
+)
 from tidyrows.ledger.entry_table import entry_order
-from tidyrows.ledger.intents import hold_resources, read_resource_body
 from tidyrows.ledger.journal import Journal
+from tidyrows.ledger.process import LedgerProcess, left_id
+from tidyrows.retry import RetryPolicy
+from tidyrows.sweep.dead_workers import SweepArguments, find_candidates, wait_for_locks
 from tidyrows.tracking.store import Store
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Sequence
 
+    from tidyrows.cleanup.report import CleanupReport, Leftover
     from tidyrows.keys import TableName
     from tidyrows.ledger.table import Ledger
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class TrackerEntries:
-    """What one tracker of a dead worker has entered; ``store`` holds what is left of its rows."""
+    """What one tracker has entered; ``store`` holds what is left of its rows."""
 
     store: Store = field(default_factory=Store)
-    columns: dict[str, Any] = field(default_factory=dict)
-    """Run, worker and test, as they were entered."""
+    columns: dict[str, Any] = field(default_factory=dict)  # run, worker and test, as entered
     tests: dict[str, None] = field(default_factory=dict)
     externals: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    numbers: set[tuple[str, int]] = field(default_factory=set)
-    """The entries about rows."""
+    numbers: set[tuple[str, int]] = field(default_factory=set)  # of the entries about rows
 
 
 def read_entries(
@@ -47,11 +61,10 @@ def read_entries(
 ) -> dict[int, TrackerEntries]:
     """What is left of an owner's rows, by the number of its tracker."""
     table = ledger.table_on(connection)
-    columns = [table.c[name] for name in ("scope", "maker", "seq", "kind", "schema_name")]
-    columns += [table.c[name] for name in ("table_name", "body", "run", "worker", "test")]
-    rows = ledger.run(
+    names = "scope maker seq kind schema_name table_name body run worker test"
+    rows = ledger.execute(
         connection,
-        sa.select(*columns)
+        sa.select(*[table.c[name] for name in names.split()])
         .where(table.c.owner == owner, table.c.seq > 0)
         .order_by(*entry_order(table)),
     ).all()
@@ -81,73 +94,116 @@ def read_entries(
     return of_tracker
 
 
-def recover(journal: Journal, connection: sa.Connection, wanted: Iterable[tuple[str, int]]) -> None:
-    """Make the entries of these owners and trackers those of a journal's process."""
-    ledger = journal.ledger
-    table = ledger.table_on(connection)
-    wanted_scopes: dict[str, list[int]] = defaultdict(list)
-    for owner, scope in sorted(wanted):
-        wanted_scopes[owner].append(scope)
-    for owner, scopes in wanted_scopes.items():
-        # Locked before they are read, so that no other process recovers them meanwhile.
-        locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
-        ledger.run(connection, locked).all()
-        of_tracker = read_entries(ledger, connection, owner)
-        for scope in scopes:
-            if scope in of_tracker:
-                _rewrite(journal, connection, (owner, scope), of_tracker.pop(scope))
-        if not any(each.externals or each.store.snapshot() for each in of_tracker.values()):
-            left = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
-            ledger.run(connection, left)
+class Recovery:
+    """A process in the ledger, as each worker is one, that deletes the rows of dead workers."""
+
+    def __init__(self, ledger: Ledger, retry: RetryPolicy | None = None) -> None:
+        with ledger.engine.connect() as connection:
+            ledger.check(connection)
+        self._ledger = ledger
+        self._retry = retry or RetryPolicy()
+        # Not the process that the trackers share: what a sweep leaves has no owner afterwards.
+        self._process = LedgerProcess(ledger, beat=ledger.beat)
+
+    def recover(self, arguments: SweepArguments) -> None:
+        """Make the entries of dead workers this process's own, in one transaction."""
+        wait_for_locks(self._ledger, arguments, self._retry)
+        self._run(lambda: self._recover(arguments))
+
+    def delete_rows(self, **options: Any) -> CleanupReport:
+        """Delete the rows; those that are still there afterwards are left to the next sweep."""
+        tracker = self._run(self._tracker)
+        try:
+            return _SweepCleanup(tracker, **options).cleanup()
+        finally:
+            # What fails here is done by the next sweep.
+            with suppress(sa.exc.SQLAlchemyError, LedgerError):
+                self._put_aside()
+
+    def close(self) -> None:
+        """Release the liveness lock: the next sweep recovers the rows that are left."""
+        self._process.close()
+
+    def _run(self, transaction: Callable[[], T]) -> T:
+        dialect = self._ledger.dialect
+
+        def is_transient(error: BaseException) -> bool:
+            return dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+
+        return self._retry.run(transaction, is_transient=is_transient)
+
+    def _recover(self, arguments: SweepArguments) -> None:
+        ledger = self._ledger
+        with ledger.transaction(lock_timeout=5.0) as connection:
+            table = ledger.table_on(connection)
+            wanted: dict[str, list[int]] = defaultdict(list)
+            for candidate in find_candidates(ledger, connection, arguments):
+                wanted[candidate.owner].append(candidate.scope)
+            for owner, scopes in sorted(wanted.items()):
+                # Locked before they are read, so that no other process recovers them meanwhile.
+                locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
+                ledger.execute(connection, locked).all()
+                of_tracker = read_entries(ledger, connection, owner)
+                for scope in sorted(scopes):
+                    if scope in of_tracker:
+                        self._rewrite(connection, owner, scope, of_tracker.pop(scope))
+                if not any(each.externals or each.store.snapshot() for each in of_tracker.values()):
+                    left = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
+                    ledger.execute(connection, left)
+
+    def _rewrite(
+        self, connection: sa.Connection, owner: str, scope: int, entries: TrackerEntries
+    ) -> None:
+        """Write what is left of one tracker's rows as entries of this process."""
+        ledger = self._ledger
+        table = ledger.table_on(connection)
+        journal = Journal(ledger, self._process, _refuse)
+        here = (table.c.owner == owner, table.c.scope == scope)
+        ledger.execute(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
+        externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
+        ledger.execute(connection, externals.values(owner=self._process.id, scope=journal.scope))
+        journal.write(connection, entries.store.changes(ledger.database), entries.columns)
+
+    def _tracker(self) -> ResourceTracker:
+        """A tracker of all rows that are this process's own."""
+        ledger, journal = self._ledger, Journal(self._ledger, self._process, _refuse)
+        journal.keeps_log = True
+        tracker = ResourceTracker(ledger.engine, allow_production=True)
+        tracker.dismiss_leak_warning()
+        externals: dict[tuple[str, int], dict[str, Any]] = {}
+        reader = EntryReader(ledger.database)
+        with ledger.engine.connect() as connection:
+            for entries in read_entries(ledger, connection, self._process.id).values():
+                externals |= entries.externals
+                journal.committed |= entries.numbers
+                for change in entries.store.changes(ledger.database):
+                    tracker.store.apply(change)
+            journal.externals = hold_resources(
+                tracker.external_resources,
+                externals,
+                ledger.database,
+                lambda schema, name, key: reader.table(connection, schema, name, key),
+            )
+        tracker.journals.attach(journal)
+        return tracker
+
+    def _put_aside(self) -> None:
+        """Give what is left an owner that no process is, under the runs that it had."""
+        ledger, process = self._ledger, self._process
+        with ledger.transaction(lock_timeout=5.0) as connection:
+            table = ledger.table_on(connection)
+            for scope, entries in read_entries(ledger, connection, process.id).items():
+                self._rewrite(connection, process.id, scope, entries)
+            own = (table.c.owner == process.id, table.c.seq > 0)
+            ledger.execute(connection, sa.update(table).where(*own).values(owner=left_id()))
 
 
-def _rewrite(
-    journal: Journal, connection: sa.Connection, place: tuple[str, int], entries: TrackerEntries
-) -> None:
-    """Write what is left of one tracker's rows as entries of the journal's process."""
-    ledger, process, (owner, scope) = journal.ledger, journal.owner, place
-    table = ledger.table_on(connection)
-    writer = Journal(ledger, process, refuse_unwritable)
-    here = (table.c.owner == owner, table.c.scope == scope)
-    ledger.run(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
-    externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
-    ledger.run(connection, externals.values(owner=process.id, scope=writer.scope))
-    writer.write(connection, entries.store.changes(ledger.database), entries.columns)
-
-
-def refuse_unwritable(table: TableName, reason: str) -> NoReturn:
-    """Stop a sweep whose rows cannot be entered again."""
+def _refuse(table: TableName, reason: str) -> NoReturn:
     raise TidyRowsError(f"Rows of {table} cannot be written to the ledger again: {reason}")
 
 
-def load(journal: Journal, connection: sa.Connection) -> ResourceTracker:
-    """A tracker of all rows of a journal's process."""
-    tracker = ResourceTracker(journal.ledger.engine, allow_production=True)
-    tracker.dismiss_leak_warning()
-    database = journal.ledger.database
-    externals: dict[tuple[str, int], dict[str, Any]] = {}
-    for entries in read_entries(journal.ledger, connection, journal.owner.id).values():
-        externals |= entries.externals
-        journal.committed |= entries.numbers
-        for change in entries.store.changes(database):
-            tracker.store.apply(change)
-    reader = EntryReader(database)
-    journal.externals = hold_resources(
-        tracker.external_resources,
-        externals,
-        database,
-        lambda schema, name, key: reader.table(connection, schema, name, key),
-    )
-    tracker.journals.attach(journal)
-    return tracker
+class _SweepCleanup(CleanupManager):
+    """A cleanup whose error says "run sweep()": no user has its tracker."""
 
-
-def put_aside(journal: Journal, name: str) -> None:
-    """Give what is left an owner that no process is, under the runs that it had."""
-    ledger, process = journal.ledger, journal.owner
-    with ledger.alone(lock_timeout=5.0) as connection:
-        table = ledger.table_on(connection)
-        for scope, entries in read_entries(ledger, connection, process.id).items():
-            _rewrite(journal, connection, (process.id, scope), entries)
-        mine = (table.c.owner == process.id, table.c.seq > 0)
-        ledger.run(connection, sa.update(table).where(*mine).values(owner=name))
+    def _described(self, leftovers: Sequence[Leftover]) -> str:
+        return describe_leftovers(leftovers, swept=True)

@@ -10,35 +10,76 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import in_greenlet, spawn
 from tidyrows.ledger.process import is_kept
 from tidyrows.ledger.table import NAME, Ledger
-from tidyrows.sweep.database_sweep import DatabaseSweep
-from tidyrows.sweep.dead_workers import find_candidates, forget_dead_processes
-from tidyrows.sweep.orphans import Orphans
-from tidyrows.sweep.recovery import TrackerEntries, read_entries
-from tidyrows.sweep.sweep_arguments import (
+from tidyrows.sweep.dead_workers import (
     PATIENCE,
     SweepArguments,
-    refuse_unknown_kept,
-    refuse_unknown_options,
+    find_candidates,
+    forget_dead_processes,
 )
+from tidyrows.sweep.recovery import Recovery, TrackerEntries, read_entries
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
     from tidyrows.cleanup.report import CleanupReport
+    from tidyrows.keys import TableName
     from tidyrows.sweep.dead_workers import Candidate
 
     Place = str | sa.URL | sa.Engine | AsyncEngine | Ledger
+
+_TESTS, _NAMES = 3, 5
+"""How many tests the report of a worker's rows names, and how many kept names an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """What one worker of one run left.
+
+    Attributes:
+        run: the run's id.
+        worker: the worker's id.
+        tests: the tests that made the rows, as far as they are known.
+        host: the machine; None where it is not known.
+        pid: the process on that machine.
+        age: seconds since the worker was last known to live.
+        rows: the number of rows, by table.
+        external: the number of external resources, by kind.
+        kept: the name under which ``keep_on_failure`` kept the rows; None for other rows.
+    """
+
+    run: str
+    worker: str
+    tests: tuple[str, ...]
+    host: str | None
+    pid: int | None
+    age: float
+    rows: dict[TableName, int] = field(default_factory=dict)
+    external: dict[str, int] = field(default_factory=dict)
+    kept: str | None = None
+
+    def __str__(self) -> str:
+        things = [f"{table} {count}" for table, count in self.rows.items()]
+        things += [f"{kind} {count}" for kind, count in self.external.items()]
+        where = f" on {self.host}" if self.host else ""
+        kept = f", kept as {self.kept}" if self.kept else ""
+        tests = f", made in {_first_names(self.tests, _TESTS)}" if self.tests else ""
+        return (
+            f"worker {self.worker} of run {self.run}{where}, {self.age:.0f} s ago{kept}: "
+            f"{', '.join(things) or 'nothing'}{tests}"
+        )
 
 
 def sweep(
@@ -86,17 +127,17 @@ def sweep(
         >>> print(sweep("postgresql+psycopg://ci@db/app"))
         public.users 3 deleted (0.012 s)
     """
-    refuse_unknown_options(options, signature(sweep).parameters)
+    _refuse_unknown_options(options, signature(sweep).parameters)
     arguments = SweepArguments(run, worker, older_than, kept, patience)
     with _opened(place, ledger, schema, allow_production) as opened:
-        database_sweep = DatabaseSweep(opened, options.get("retry"))
+        recovery = Recovery(opened, options.get("retry"))
         try:
             with opened.engine.connect() as connection:
-                refuse_unknown_kept(opened, connection, kept)
-            database_sweep.recover(arguments)
-            return database_sweep.delete_rows(**options)
+                _refuse_unknown_kept(opened, connection, kept)
+            recovery.recover(arguments)
+            return recovery.delete_rows(**options)
         finally:
-            database_sweep.close()
+            recovery.close()
             with suppress(sa.exc.SQLAlchemyError, LedgerError):
                 forget_dead_processes(opened, arguments)
 
@@ -137,7 +178,7 @@ def find_orphans(
         opened.engine.connect() as connection,
     ):
         opened.check(connection)
-        refuse_unknown_kept(opened, connection, kept)
+        _refuse_unknown_kept(opened, connection, kept)
         of_owner: dict[str, dict[int, TrackerEntries]] = {}
         found = []
         for candidate in find_candidates(opened, connection, arguments):
@@ -216,3 +257,38 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
         dict(kinds),
         candidate.owner if is_kept(candidate.owner) else None,
     )
+
+
+def _refuse_unknown_options(options: Iterable[str], own: Iterable[str]) -> None:
+    """Raise TypeError for an argument that neither ``sweep`` nor ``CleanupManager`` has."""
+    theirs = [name for name in signature(CleanupManager).parameters if name != "tracker"]
+    unknown = [f"{name}=" for name in options if name not in theirs]
+    if unknown:
+        taken = [name for name in own if name not in {"place", "options"}]
+        raise TypeError(
+            f"sweep() does not take {', '.join(unknown)}. Beside the engine, URL or ledger it "
+            f"takes {', '.join(taken)}, and what CleanupManager takes: {', '.join(theirs)}."
+        )
+
+
+def _refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool | str) -> None:
+    """Raise LedgerError for a name under which no rows are kept."""
+    if not isinstance(kept, str):
+        return
+    table = ledger.table_on(connection)
+    owners = sa.select(table.c.owner).where(table.c.seq > 0).distinct().order_by(table.c.owner)
+    names = [owner for owner in ledger.execute(connection, owners).scalars() if is_kept(owner)]
+    if kept not in names:
+        there = "Nothing else is, either."
+        if names:
+            there = f"What is kept: {_first_names(names, _NAMES)}."
+        raise LedgerError(
+            f"Nothing is kept as {kept!r} in {ledger!r}; it may have been swept already. "
+            f"{there} find_orphans(engine) shows all that there is."
+        )
+
+
+def _first_names(names: Sequence[str], most: int) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

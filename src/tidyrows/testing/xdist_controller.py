@@ -24,9 +24,9 @@ from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import TidyRowsError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.table import Ledger
-from tidyrows.sweep.database_sweep import DatabaseSweep
+from tidyrows.sweep.dead_workers import SweepArguments
+from tidyrows.sweep.recovery import Recovery
 from tidyrows.sweep.sweep import sweep
-from tidyrows.sweep.sweep_arguments import SweepArguments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,7 +180,7 @@ class WorkerDatabase:
         self._is_async = engine.dialect.is_async
         # The suite's own tracker was allowed to write there.
         self._ledger = Ledger(engine, allow_production=True)
-        self._recovered: DatabaseSweep | None = None
+        self._recovered: Recovery | None = None
 
     def is_gone(self, error: BaseException | None = None) -> bool:
         """Whether the database no longer exists, as far as is known or an error tells."""
@@ -211,9 +211,9 @@ class WorkerDatabase:
 
         return self._call(finish)
 
-    def _recovery(self) -> DatabaseSweep:
+    def _recovery(self) -> Recovery:
         if self._recovered is None:
-            self._recovered = DatabaseSweep(self._ledger)
+            self._recovered = Recovery(self._ledger)
         return self._recovered
 
     def _call(self, work: Callable[[], T]) -> T:

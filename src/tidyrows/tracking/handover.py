@@ -12,9 +12,8 @@ from tidyrows.dialects import database_name
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.external import ExternalResource, Tie
 from tidyrows.keys import TableName
-from tidyrows.ledger.entries import EntryReader, entries_of
+from tidyrows.ledger.entries import EntryReader, entries_of, hold_resources, resource_body
 from tidyrows.ledger.entry_table import OPTIONS
-from tidyrows.ledger.intents import hold_resources, resource_body
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -64,11 +63,7 @@ T = TypeVar("T", bound=Tracker)
 
 
 def dumps(tracker: Tracker) -> str:
-    """The rows and external resources of a tracker; keys as the database's driver takes them.
-
-    Raises:
-        TidyRowsError: a value has no form in JSON. All rows stay tracked.
-    """
+    """The rows and external resources of a tracker; keys as the database's driver takes them."""
     tracker.engines.resolve()
     tracker.journals.catch_up()
     engine, recorded = tracker.bound_engine, None

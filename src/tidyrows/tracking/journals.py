@@ -110,12 +110,12 @@ class Journals:
             if journal is None:
                 journal = Journal(ledger, ledger.open(), self._warn_unrecorded)
                 self._journals[ledger.database] = journal
-            elif not journal.owner.lives:
+            elif not journal.process.is_running:
                 journal.reopen(ledger.open())
             awaits = ledger.engine.dialect.is_async and not in_greenlet()
             if not (ledger.dialect.has_row_locks or awaits):
                 # Its one writer may be the test itself when it needs them.
-                journal.owner.integers.stock(ledger)
+                journal.process.integers.reserve_early(ledger)
         if self._ledgers and engine is not None:
             bound = database_name(engine)
             if bound not in {ledger.database for ledger in self._ledgers}:
@@ -253,7 +253,7 @@ class Journals:
         self.open(engine)
         (journal,) = self._journals.values()
         changes = self._store.changes(journal.ledger.database)
-        with journal.ledger.alone(lock_timeout=5.0) as connection:
+        with journal.ledger.transaction(lock_timeout=5.0) as connection:
             update = journal.adopt(connection, entered, changes, self._context, externals)
         journal.apply(update)
 
@@ -264,7 +264,7 @@ class Journals:
         journal = next(iter(self._journals.values()), None)
         if journal is None:
             return self._context.integer(start)
-        return start + journal.owner.integers.next(journal.ledger)
+        return start + journal.process.integers.next(journal.ledger)
 
     def intend(self, tie: Tie, tables: Callable[[], Mapping[TableName, KeyedTable]]) -> None:
         """Record an external resource before it is made."""

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 
 from tidyrows.capture.changes import Inserted
 from tidyrows.errors import TidyRowsError
-from tidyrows.key_json import in_python
+from tidyrows.key_json import to_project_values
 from tidyrows.keys import KeyedTable, RowKey, TableName
 from tidyrows.tracking import named_rows, tags
 from tidyrows.tracking.inheritance import table_of
@@ -121,7 +121,7 @@ class Selection:
         for held in self._store.snapshot():
             if _is_of(held.table, table):
                 dialect = self._engines.of(held.table.name.database).dialect
-                keys.extend(in_python(held.table, held.keys.in_order(), table, dialect))
+                keys.extend(to_project_values(held.table, held.keys.in_order(), table, dialect))
         keys.extend(self._engines.pending_keys(table))
         columns = tuple(table.primary_key)
         if len(columns) == 1 and isinstance(columns[0].type, sa.Integer):
