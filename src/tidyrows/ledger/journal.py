@@ -18,7 +18,6 @@ from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
 from tidyrows.errors import LedgerError, TakenOverError
 from tidyrows.ledger.entries import EXTERNAL, Entry, Number, entries_of, resource_body
-from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.process import LedgerProcess
     from tidyrows.ledger.table import Ledger
+    from tidyrows.worker import WorkerContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Journal:
             self._move(connection, owner=process.id, scope=scope)
         self.process, self.scope = process, scope
 
-    # -- in the transaction whose rows they are ------------------------------------------------
+    # -- in the transaction that makes the changes ---------------------------------------------
 
     def record(
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
@@ -141,7 +141,7 @@ class Journal:
                 for number in self._numbers.pop(change, ()):
                     self.uncertain.setdefault(number, []).append(change)
 
-    # -- by itself -----------------------------------------------------------------------------
+    # -- in transactions of its own ------------------------------------------------------------
 
     def add(self, change: Change, context: WorkerContext) -> None:
         """Record rows that are committed already; with the next COMMIT where that cannot be now."""
@@ -213,7 +213,7 @@ class Journal:
             return [], []
         table = self.ledger.table_on(connection)
         there: set[Number] = set()
-        for part in self._mine(table, set(uncertain)):
+        for part in self._conditions(table, set(uncertain)):
             asked = sa.select(table.c.maker, table.c.seq).where(*part)
             there |= {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
         committed = [each for number in uncertain if number in there for each in uncertain[number]]
@@ -261,41 +261,32 @@ class Journal:
         context: WorkerContext,
         externals: Iterable[ExternalResource],
     ) -> JournalUpdate:
-        """Make the entries of another process, as its :meth:`handed_on` names them, this journal's.
+        """Replace the entries of another process, which its :meth:`handed_on` names, by own ones.
 
-        Args:
-            connection: in a transaction.
-            given: the entries.
-            changes: what the entries say.
-            context: run, worker and test of the new entries.
-            externals: the tracker's resources, in the order of ``given``.
-
-        Raises:
-            TakenOverError: entries are missing.
+        The external resources, in the order in which they were given, keep their entries.
         """
         table = self.ledger.table_on(connection)
+        owner = given["owner"]
         numbers = {(maker, seq) for maker, seq in given["entries"]}
         tied = {
-            r: tuple(number)
-            for r, number in zip(externals, given["externals"], strict=True)
+            resource: tuple(number)
+            for resource, number in zip(externals, given["externals"], strict=True)
             if number is not None
         }
-        gone = moved = 0
-        for part in self._mine(table, numbers, given["owner"]):
-            gone += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
-        for part in self._mine(table, set(tied.values()), given["owner"]):
-            mine = sa.update(table).where(*part).values(owner=self.process.id, scope=self.scope)
-            moved += self.ledger.execute(connection, mine).rowcount
-        if gone + moved < len(numbers) + len(tied):
+        found = self._delete(connection, numbers, owner)
+        for part in self._conditions(table, set(tied.values()), owner):
+            moved = sa.update(table).where(*part).values(owner=self.process.id, scope=self.scope)
+            found += self.ledger.execute(connection, moved).rowcount
+        if found < len(numbers) + len(tied):
             raise TakenOverError(
                 f"These rows have been deleted since to_json() wrote them down, or a sweep has "
                 f"taken them over: {self.ledger!r} names them no longer, so they may be "
                 f"somebody else's by now. Nothing was deleted; there is nothing left to do."
             )
         self.externals |= tied
-        return JournalUpdate(added=frozenset(self._add(connection, changes, context)))
+        return JournalUpdate(added=frozenset(self.write(connection, changes, context)))
 
-    # -- with the rows' end --------------------------------------------------------------------
+    # -- in the transaction that deletes the rows -----------------------------------------------
 
     def numbers(self) -> set[Number]:
         """The entries that are in the ledger, and whose rows are held; a copy."""
@@ -306,20 +297,12 @@ class Journal:
         self,
         connection: sa.Connection,
         numbers: set[Number],
-        changes: Iterable[Change],
+        changes: Sequence[Change],
         context: WorkerContext,
     ) -> set[Number]:
-        """Replace these entries by entries of the changes that are left; returns the new ones.
-
-        Raises:
-            TakenOverError: entries are missing.
-        """
-        table = self.ledger.table_on(connection)
-        gone = 0
-        for part in self._mine(table, numbers):
-            gone += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
-        self._refuse_loss(gone, numbers)
-        return self._add(connection, changes, context)
+        """Replace these entries by entries of the changes that are left; returns the new ones."""
+        self._refuse_loss(self._delete(connection, numbers), numbers)
+        return self.write(connection, changes, context) if changes else set()
 
     def append(
         self,
@@ -328,22 +311,19 @@ class Journal:
         changes: Iterable[Change],
         context: WorkerContext,
     ) -> set[Number]:
-        """Add entries of changes, while these entries stay; returns the new ones.
-
-        Raises:
-            TakenOverError: entries are missing.
-        """
+        """Add entries of changes, while these entries stay; returns the new ones."""
         table = self.ledger.table_on(connection)
         # A sweep recovers all entries, and the oldest of each process have always been there.
         oldest: dict[str, int] = {}
         for maker, seq in numbers:
             oldest[maker] = min(seq, oldest.get(maker, seq))
+        first = set(oldest.items())
         held = 0
-        for part in self._mine(table, set(oldest.items())):
-            asked = sa.select(table.c.seq).where(*part).with_for_update()
-            held += len(self.ledger.execute(connection, asked).all())
-        self._refuse_loss(held, set(oldest.items()))
-        return self._add(connection, changes, context)
+        for part in self._conditions(table, first):
+            locked = sa.select(table.c.seq).where(*part).with_for_update()
+            held += len(self.ledger.execute(connection, locked).all())
+        self._refuse_loss(held, first)
+        return self.write(connection, changes, context)
 
     def apply(self, update: JournalUpdate) -> None:
         """The transaction of an update has committed."""
@@ -360,7 +340,7 @@ class Journal:
         found = {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
         return update.added <= found and not update.removed & found
 
-    def _mine(
+    def _conditions(
         self, table: sa.Table, numbers: set[Number], owner: str | None = None
     ) -> Iterator[tuple[sa.ColumnElement[bool], ...]]:
         """Conditions for these entries, as long as this process, or that owner, has them."""
@@ -375,25 +355,30 @@ class Journal:
                     table.c.owner == (owner or self.process.id),
                 )
 
-    def _add(
-        self, connection: sa.Connection, changes: Iterable[Change], context: WorkerContext
+    def write(
+        self,
+        connection: sa.Connection,
+        changes: Iterable[Change],
+        context: WorkerContext,
+        **columns: Any,
     ) -> set[Number]:
+        """Write changes as new entries, with other values in these columns; returns the entries."""
         rows = [
-            self._row(self.process.next_entry(), entry, context)
+            {**self._row(self.process.next_entry(), entry, context), **columns}
             for entry in entries_of(changes, connection.dialect, self._refused)
         ]
         self._insert(connection, rows)
         return {(self.process.id, row["seq"]) for row in rows}
 
-    def write(
-        self, connection: sa.Connection, changes: Iterable[Change], columns: Mapping[str, Any]
-    ) -> None:
-        """Write changes with the run, worker and test of earlier entries."""
-        rows = [
-            {**self._row(self.process.next_entry(), entry, WorkerContext.current()), **columns}
-            for entry in entries_of(changes, connection.dialect, self._refused)
+    def _delete(
+        self, connection: sa.Connection, numbers: set[Number], owner: str | None = None
+    ) -> int:
+        """Delete entries of this process, or of that owner; returns how many there were."""
+        table = self.ledger.table_on(connection)
+        deletes = [
+            sa.delete(table).where(*part) for part in self._conditions(table, numbers, owner)
         ]
-        self._insert(connection, rows)
+        return sum([self.ledger.execute(connection, each).rowcount for each in deletes])
 
     def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
         """In one statement, unless it would be long."""

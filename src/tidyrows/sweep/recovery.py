@@ -34,6 +34,7 @@ from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import SweepArguments, find_candidates, wait_for_locks
 from tidyrows.tracking.store import Store
 from tidyrows.tracking.tracker import ResourceTracker
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -162,7 +163,8 @@ class Recovery:
         ledger.execute(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
         externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
         ledger.execute(connection, externals.values(owner=self._process.id, scope=journal.scope))
-        journal.write(connection, entries.store.changes(ledger.database), entries.columns)
+        left = entries.store.changes(ledger.database)
+        journal.write(connection, left, WorkerContext.current(), **entries.columns)
 
     def _tracker(self) -> ResourceTracker:
         """A tracker of all rows that are this process's own."""
