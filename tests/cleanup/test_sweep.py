@@ -109,6 +109,19 @@ def test_a_worker_whose_heart_stopped_a_moment_ago_is_not_dead_yet(database, out
     assert sweep(outside).total_deleted == 1
 
 
+def test_the_log_tells_why_rows_are_taken_or_left(database, outside, ledgers, caplog):
+    parents, _children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([1])))
+    Worker(database, ledgers, name="gw1").writes((parents, numbered([2])))
+    with caplog.at_level("DEBUG", logger="tidyrows"):
+        sweep(outside)
+    found = sorted(each for each in caplog.messages if each.startswith("A sweep"))
+    assert found == [
+        "A sweep leaves the rows of worker gw1 of run run-1: the worker may be alive",
+        "A sweep takes the rows of worker gw0 of run run-1: the worker is dead",
+    ]
+
+
 def test_find_orphans_changes_nothing_in_the_whole_database(database, outside, ledgers):
     parents, _children = family(outside)
     dead_worker(database, ledgers, (parents, numbered([1, 2])))

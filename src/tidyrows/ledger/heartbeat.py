@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import logging
 import os
 import threading
 import time
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from tidyrows.dialects import LivenessLock
 
     Work = Callable[[sa.Connection], object]
+
+logger = logging.getLogger("tidyrows")
 
 INTERVAL = 2.0
 """Seconds between two beats."""
@@ -140,6 +143,7 @@ class Heartbeat:
             call(work)
         except Exception as error:  # noqa: BLE001 -- a server that restarts raises anything; the next beat tries again
             self.last_error = error
+            logger.debug("A heartbeat failed: %s", type(error).__name__)
         else:
             self.last_error = None
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ from tidyrows.ledger.process import (
 if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
     from tidyrows.retry import RetryPolicy
+
+logger = logging.getLogger("tidyrows")
 
 PATIENCE = 15.0
 """Seconds without a heartbeat after which a worker that holds no lock is dead."""
@@ -87,25 +90,34 @@ def find_candidates(
     """The entries that a sweep with these arguments recovers, tracker by tracker."""
     dead: dict[str, bool] = {}
 
-    def is_wanted(candidate: Candidate) -> bool:
-        if is_kept(candidate.owner):
-            return arguments.kept in {True, candidate.owner}
+    def decide(candidate: Candidate) -> tuple[bool, str]:
+        owner = candidate.owner
+        if is_kept(owner):
+            return arguments.kept in {True, owner}, f"the rows are kept as {owner}"
         if isinstance(arguments.kept, str):
-            return False
+            return False, f"the rows are not kept as {arguments.kept}"
         if arguments.older_than is not None:
-            return candidate.idle >= arguments.older_than
-        if candidate.owner not in dead:
-            dead[candidate.owner] = _is_dead(ledger, connection, candidate, arguments)
-        return dead[candidate.owner]
+            is_old = candidate.idle >= arguments.older_than
+            return is_old, f"the newest entry is {candidate.idle:.0f} s old"
+        if owner not in dead:
+            dead[owner] = _is_dead(ledger, connection, candidate, arguments)
+        return dead[owner], "the worker is dead" if dead[owner] else "the worker may be alive"
 
-    return [
-        candidate
-        for candidate in _all_entries(ledger, connection)
-        if arguments.names(candidate.run, candidate.worker) and is_wanted(candidate)
-    ]
+    found = []
+    for candidate in _all_entries(ledger, connection, arguments):
+        is_wanted, why = decide(candidate)
+        verb = "takes" if is_wanted else "leaves"
+        names = candidate.worker, candidate.run
+        logger.debug("A sweep %s the rows of worker %s of run %s: %s", verb, *names, why)
+        if is_wanted:
+            found.append(candidate)
+    return found
 
 
-def _all_entries(ledger: Ledger, connection: sa.Connection) -> list[Candidate]:
+def _all_entries(
+    ledger: Ledger, connection: sa.Connection, arguments: SweepArguments
+) -> list[Candidate]:
+    """The entries of the run and worker that are asked for, or of all."""
     table = ledger.table_on(connection)
     columns = [table.c[name] for name in ("owner", "scope", "kind", "run", "worker", "maker")]
     newest_of_each = (
@@ -128,7 +140,8 @@ def _all_entries(ledger: Ledger, connection: sa.Connection) -> list[Candidate]:
     found = []
     for place, (run, worker, beat, process) in makers.items():
         idle = now - newest[place]
-        found.append(Candidate(*place, run, worker, process, idle, min(now - beat, idle)))
+        if arguments.names(run, worker):
+            found.append(Candidate(*place, run, worker, process, idle, min(now - beat, idle)))
     return found
 
 
@@ -167,14 +180,13 @@ def _is_dead(
 def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy) -> None:
     """Wait until the server has released the locks of processes that ended on this machine."""
     until = retry.clock() + _LOCK_RELEASE
-    everything = replace(arguments, older_than=0.0, kept=False)
     while True:
         with ledger.engine.connect() as connection:
             is_held = any(
-                has_ended(candidate.process)
-                and not (is_left(candidate.owner) or is_handed(candidate.owner))
-                and ledger.dialect.is_alive(connection, int(candidate.owner, 16))
-                for candidate in find_candidates(ledger, connection, everything)
+                has_ended(each.process)
+                and not (is_kept(each.owner) or is_left(each.owner) or is_handed(each.owner))
+                and ledger.dialect.is_alive(connection, int(each.owner, 16))
+                for each in _all_entries(ledger, connection, arguments)
             )
         if not is_held or retry.clock() >= until:
             return
