@@ -132,20 +132,20 @@ def test_rows_that_were_told_and_not_yet_entered_are_kept(database, outside, led
     parents, _children = family(outside)
     worker = Worker(database, ledgers)
     insert(outside, (parents, numbered([1, 2])))
-    alone = Ledger.alone
+    transaction = Ledger.transaction
     holder = outside.connect()
 
     def free(ledger, *, lock_timeout):
         if lock_timeout > 1:
             holder.rollback()
-        return alone(ledger, lock_timeout=lock_timeout)
+        return transaction(ledger, lock_timeout=lock_timeout)
 
     with pytest.raises(ZeroDivisionError) as caught:
         with CleanupManager(worker.tracker, keep_on_failure=True):
             insert(worker.engine, (parents, numbered([3])))
             holder.exec_driver_sql(HELD[database.backend])
             worker.tracker.track_rows(parents, [1])
-            monkeypatch.setattr(Ledger, "alone", free)
+            monkeypatch.setattr(Ledger, "transaction", free)
             raise ZeroDivisionError
     holder.close()
     assert "2 row(s)" in caught.value.__notes__[0]
