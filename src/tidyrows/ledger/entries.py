@@ -31,7 +31,7 @@ from tidyrows.capture.changes import (
 from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
 from tidyrows.dialects.keys import chunks, runs_of
 from tidyrows.errors import TidyRowsError
-from tidyrows.key_json import UNTYPED, keys_from_json, rows_to_json, keys_to_json
+from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, rows_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
 
 if TYPE_CHECKING:
@@ -124,7 +124,9 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
     if isinstance(first, KeysChanged):
         for part in chunks(first.keys, _ROWS_IN_ONE):
             old = keys_to_json(table, dialect, [old for old, _new in part])
-            new = [None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in part]
+            new = [
+                None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in part
+            ]
             yield {**common, "old": old, "new": new}
         return
     keys = [key for change in group for key in change.keys]
@@ -252,7 +254,8 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
     certain = body.get("certain", True)
     if "rows" in body:
         rows = [
-            None if row is None else tuple(keys_from_json([[v] for v in row])) for row in body["rows"]
+            None if row is None else tuple(keys_from_json([[v] for v in row]))
+            for row in body["rows"]
         ]
         places = {name: at for at, name in enumerate(body["columns"])}
         names = [column.name for column in table.table.columns]
