@@ -5,25 +5,25 @@ Connections of an asynchronous engine belong to a loop, so the cleanup must run 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
 _ANYIO, _ASYNCIO = "_tidy_anyio", "_tidy_asyncio_{scope}"
 
 
-class AsyncTest(Protocol):
+@dataclass(frozen=True)
+class AsyncTest:
     """What is awaited before and after one test."""
 
-    async def begin(self, *, start: bool) -> None:
-        """Before the test; ``start``: in the context that the test will have too."""
-
-    async def end(self) -> None:
-        """After the test."""
+    begin: Callable[[], Coroutine[Any, Any, None]]
+    start: Callable[[], None]  # in the context that the test will have too
+    end: Callable[[], Coroutine[Any, Any, None]]
 
 
 ASYNC_TEST = pytest.StashKey[AsyncTest]()
@@ -62,7 +62,8 @@ def _anyio_fixture() -> Any:
     @pytest.fixture(name=_ANYIO)
     async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
         test = request.node.stash[ASYNC_TEST]
-        await test.begin(start=True)  # one task runs the fixtures and the test
+        await test.begin()
+        test.start()  # here: one task runs the fixtures and the test
         yield
         await test.end()
 
@@ -75,7 +76,7 @@ def _asyncio_fixture(scope: Any) -> Any:
     @pytest_asyncio.fixture(name=_ASYNCIO.format(scope=scope), loop_scope=scope)
     async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
         test = request.node.stash[ASYNC_TEST]
-        await test.begin(start=False)  # a task of its own: what it sets the test does not see
+        await test.begin()  # a task of its own: what it sets the test does not see
         yield
         await test.end()
 

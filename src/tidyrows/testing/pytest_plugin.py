@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ from tidyrows.ledger.process import handed_id
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.cleanups import created_by, record_of
 from tidyrows.sweep.sweep import sweep, sweep_async
-from tidyrows.testing.async_fixtures import ASYNC_TEST, fixture_for
+from tidyrows.testing.async_fixtures import ASYNC_TEST, AsyncTest, fixture_for
 from tidyrows.testing.shared import Shared
 from tidyrows.testing.summary import RunSummary
 from tidyrows.testing.tidy import Tidy
@@ -88,26 +89,36 @@ class Plugin:
         if tidy.is_async:
             yield from self._for_async_test(request, tidy)
             return
-        self.start(tidy)
+        self._start(tidy)
         yield tidy
         self._show(item, self._finish(tidy, item.nodeid, failed=item.stash[_FAILED]))
 
     def _for_async_test(self, request: pytest.FixtureRequest, tidy: Tidy) -> Iterator[Tidy]:
         """The same, with the cleanup in the test's own loop if the test has one."""
-        item = request.node
-        test = item.stash[ASYNC_TEST] = _AsyncTest(self, tidy, item)
+        item, started = request.node, False
+
+        async def begin() -> None:
+            await self._sweep_async(tidy.bind)
+            await tidy.prepare_async()
+
+        def start() -> None:
+            nonlocal started
+            self._start(tidy)
+            started = True
+
+        end = partial(self._finish_async, tidy, item)
+        item.stash[ASYNC_TEST] = AsyncTest(begin, start, end)
         name = fixture_for(item)
         if name is not None:
             request.getfixturevalue(name)  # it ends after this one, since this one asks for it
-            if not test.started:
-                self.start(tidy)
-            yield tidy
-            tidy.tracker.stop()
         else:
-            asyncio.run(test.begin(start=False))
-            self.start(tidy)
-            yield tidy
-            asyncio.run(test.end())
+            asyncio.run(begin())
+        if not started:
+            start()
+        yield tidy
+        tidy.tracker.stop()
+        if name is None:
+            asyncio.run(end())
 
     def for_worker(self, request: pytest.FixtureRequest) -> Iterator[Shared]:
         """Rows that all tests of this process share."""
@@ -199,7 +210,7 @@ class Plugin:
 
     # -- the life of one tracker -----------------------------------------------------------------
 
-    def start(self, tidy: Tidy) -> None:
+    def _start(self, tidy: Tidy) -> None:
         """Start the tracker; sweep its database first, if asked."""
         tidy.start()
         try:
@@ -238,7 +249,7 @@ class Plugin:
             self.add({"note": text})
         self._notes.note_database(engine.url, context.run_id)
 
-    async def sweep_async(self, bind: Any) -> None:
+    async def _sweep_async(self, bind: Any) -> None:
         """Sweep the database of an asynchronous bind when it is first used, if asked."""
         engine = Binding(bind).engine()
         if self._config.getoption("--tidy-sweep") and engine and engine.url not in self._known_urls:
@@ -271,7 +282,7 @@ class Plugin:
             self._record(tidy, test, created, kept)
         return kept
 
-    async def finish_async(self, tidy: Tidy, item: pytest.Item) -> None:
+    async def _finish_async(self, tidy: Tidy, item: pytest.Item) -> None:
         """Finish an asynchronous test in its own loop."""
         tidy.tracker.stop()
         created, kept = created_by(tidy.tracker), None
@@ -363,21 +374,3 @@ class Plugin:
             terminalreporter.write_sep("=", "tidyrows")
             for line in lines:
                 terminalreporter.write_line(line)
-
-
-class _AsyncTest:
-    """What is awaited before and after an asynchronous test."""
-
-    def __init__(self, plugin: Plugin, tidy: Tidy, item: pytest.Item) -> None:
-        self._plugin, self._tidy, self._item = plugin, tidy, item
-        self.started = False
-
-    async def begin(self, *, start: bool) -> None:
-        await self._plugin.sweep_async(self._tidy.bind)
-        await self._tidy.prepare_async()
-        if start:
-            self._plugin.start(self._tidy)
-            self.started = True
-
-    async def end(self) -> None:
-        await self._plugin.finish_async(self._tidy, self._item)
