@@ -247,10 +247,10 @@ def test_the_audit_sees_their_rows(engine):
         found = list(reflected(connection, "here", schema))
         for each in found:
             each.begin(connection)
-        glances = [each.glance() for each in found]
+        counts = [each.counts() for each in found]
     add(engine, *((each, [{"id": 7}]) for each in metadata.tables.values()))
     with engine.connect() as connection:
-        told = connection.execute(sa.select(*(one for each in glances for one in each))).one()
+        told = connection.execute(sa.select(*(one for each in counts for one in each))).one()
         assert list(told) == [1, 7] * len(NAMES)
         assert {each.name.name: len(each.look(connection).appeared) for each in found} == (
             dict.fromkeys(NAMES, 1)
