@@ -44,6 +44,7 @@ class Strings:
         self._ownership = ownership
         self._places = places
         self._dialect = dialect
+        self._loses_count = not dialect.counts_when_closed
 
     def do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
         """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH.
@@ -54,17 +55,20 @@ class Strings:
             return
         # Before the statement: sqlite3 may begin a transaction for it, and then nobody could tell
         # any more whether the RELEASE before it was a COMMIT.
-        self._transactions.resolve_on(context.root_connection)
+        if self._transactions.unresolved:
+            self._transactions.resolve_on(context.root_connection)
         if context.isddl and self._dialect.ddl_commits:
             self._transactions.before_commit(context.root_connection)
         if context.isinsert:
-            if not (self._dialect.counts_when_closed or context.compiled.effective_returning):
+            if self._loses_count and not context.compiled.effective_returning:
                 inserts.keep_count(context)  # the rows of RETURNING are counted as they are
             if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
                 self._say_raw_insert(context.root_connection, sql)
             return
-        if INTERNAL in context.execution_options:
-            return
+        if INTERNAL not in context.execution_options:
+            self._look_at(context, sql)
+
+    def _look_at(self, context: Any, sql: str) -> None:
         if context.compiled is None or context.is_text:
             self._raw(context.root_connection, sql, context)
         elif sql[:4] == "WITH":

@@ -7,8 +7,10 @@ block has ended, and must then still be heard.
 
 from __future__ import annotations
 
+import os
 import threading
 import weakref
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -125,14 +127,17 @@ class Capture:
             The fallback before.
         """
         before, self._ownership.fallback = self._ownership.fallback, fallback
-        self._transactions.has_fallback = fallback is not None
+        self._transactions.set_fallback(exists=fallback is not None)
         return before
 
     def add_sink(self, sink: Sink) -> None:
         """From now on this sink may hold rows of this engine."""
-        if self._transactions.forget_parent():
-            self._ownership.forget_parent()
         self._transactions.add_sink(sink)
+
+    def forget_parent(self) -> None:
+        """In a forked child: all sinks, and what is pending, are the parent's."""
+        self._transactions.forget_parent()
+        self._ownership.forget_parent()
 
     def attribute(self, connection: sa.Connection, sink: Sink) -> None:
         """What this connection writes belongs to a session of ``sink``."""
@@ -304,7 +309,8 @@ class Capture:
         keys, generated = told
         whole = inserts.nameable(keys)
         if whole:
-            stored = [key[0] for key in whole] if len(target.key_columns) == 1 else whole
+            single = len(target.key_columns) == 1
+            stored: list[Any] = list(map(_first, whole)) if single else whole
             hashes = None
             if self._recorder is not None:
                 hashes = self._recorder.inserted(
@@ -393,7 +399,7 @@ class Capture:
         """Whether rows of a table are tracked, or are pending here."""
         self._transactions.resolve()
         return any(sink.holds(target.name) for sink in self._transactions.sinks) or any(
-            change.table is target for change, _sink in log
+            change.table is target for change, _sink in log.all()
         )
 
     # -- for sinks -----------------------------------------------------------------------------
@@ -410,6 +416,20 @@ class Capture:
     def pending(self, sink: Sink) -> Iterator[Change]:
         """What has been inserted for a sink and is not committed."""
         return self._transactions.pending(sink)
+
+
+_first = itemgetter(0)
+
+
+def _forget_parents() -> None:
+    for reference in list(_captures.values()):
+        capture = reference()
+        if capture is not None:
+            capture.forget_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parents)
 
 
 def _taken_rows(

@@ -55,7 +55,11 @@ def keys_from_result(
     if dialect.explicit_zero_is_generated and not missing and _zero(rows, target):
         return None
     generated = missing and makes_key(insert, parameters[:1], target)
-    return [tuple(row) for row in rows if row is not None], generated
+    keys = []
+    for row in rows:
+        if row is not None:
+            keys.append(tuple(row))
+    return keys, generated
 
 
 def whole_rows(insert: sa.Insert, context: Any, target: KeyedTable) -> list[Any]:
@@ -112,6 +116,8 @@ def _count(context: Any) -> int:
 def nameable(keys: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """The keys that can name a row: without NULL, and without what no set can hold."""
     try:
+        if len(keys) == 1:
+            return keys if None not in keys[0] and (hash(keys[0]) or True) else []
         return [key for key in keys if None not in key and (hash(key) or True)]
     except TypeError:  # an array, a bytearray
         return [key for key in keys if None not in key and _is_hashable(key)]

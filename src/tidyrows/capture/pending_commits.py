@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
 
 
+_SERVER_ID = "tidyrows_server_id"
+"""In ``connection.info``, which lives as long as the driver's connection."""
+
+
 @dataclass(slots=True)
 class PendingCommit:
     """A COMMIT that was about to be sent, and the changes that it makes true.
@@ -45,19 +49,16 @@ class PendingCommit:
 
 
 class PendingCommits:
-    """The announced COMMITs of one engine.
+    """The COMMITs of one engine that were about to be sent.
 
-    Args:
-        dialect: what its database's drivers can tell.
+    Attributes:
+        all: in their order.
     """
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._all: list[PendingCommit] = []
+        self.all: list[PendingCommit] = []
         self._lock = threading.RLock()
-
-    def __bool__(self) -> bool:
-        return bool(self._all)
 
     def add(
         self,
@@ -68,17 +69,19 @@ class PendingCommits:
         prepared: bool = False,
     ) -> None:
         """A COMMIT is about to be sent."""
-        driver = driver_of(connection)
+        driver, info = connection.connection.dbapi_connection, connection.info
+        if _SERVER_ID not in info:
+            info[_SERVER_ID] = self._dialect.server_id(driver)
         pending = PendingCommit(
             changes,
             weakref.ref(connection),
             driver,
-            self._dialect.server_id(driver),
+            info[_SERVER_ID],
             unasked=unasked,
             prepared=prepared,
         )
         with self._lock:
-            self._all.append(pending)
+            self.all.append(pending)
 
     def pop_finished(
         self, connection: sa.Connection | None = None
@@ -94,10 +97,10 @@ class PendingCommits:
         committed: list[Logged] = []
         uncertain: list[Logged] = []
         with self._lock:
-            for pending in list(self._all):
+            for pending in list(self.all):
                 here = pending.connection() is connection is not None
                 if here or self._is_over(pending):
-                    self._all.remove(pending)
+                    self.all.remove(pending)
                     sent = self._was_sent(pending)
                     (committed if sent else uncertain).extend(pending.changes)
         return committed, uncertain
@@ -105,25 +108,24 @@ class PendingCommits:
     def pop_failed(self, connection: sa.Connection) -> list[PendingCommit]:
         """Take what was announced on a connection that has raised."""
         with self._lock:
-            failed = [a for a in self._all if a.connection() is connection]
+            failed = [a for a in self.all if a.connection() is connection]
             for pending in failed:
-                self._all.remove(pending)
+                self.all.remove(pending)
         return failed
 
     def returned(self, driver: Any) -> None:
         """A connection goes back to its pool: its COMMIT has been sent by now, or never will be."""
         with self._lock:
-            over = [a for a in self._all if a.driver is driver and a.sent is None]
-            open_still = bool(over) and self._dialect.is_begun(driver)
-            for pending in over:
-                pending.sent = pending.prepared or not open_still
-                if not pending.sent:  # the pool rolls it back now
-                    self._all.remove(pending)
+            for pending in list(self.all):
+                if pending.driver is driver and pending.sent is None:
+                    pending.sent = pending.prepared or not self._dialect.is_begun(driver)
+                    if not pending.sent:  # the pool rolls it back now
+                        self.all.remove(pending)
 
     def changes(self) -> list[Logged]:
         """What waits here."""
         with self._lock:
-            return [change for pending in self._all for change in pending.changes]
+            return [change for pending in self.all for change in pending.changes]
 
     def _is_over(self, pending: PendingCommit) -> bool:
         connection = pending.connection()

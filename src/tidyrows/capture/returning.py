@@ -290,9 +290,13 @@ def makes_key(
     name = target.generated_name
     if name is None or insert._multi_values or insert.select is not None:
         return False
-    if insert._values and any(getattr(other, "key", other) == name for other in insert._values):
-        return False
-    return all(row.get(name) is None for row in parameters)
+    for other in insert._values or ():
+        if getattr(other, "key", other) == name:
+            return False
+    for row in parameters:  # noqa: SIM110 -- a generator is a call
+        if row.get(name) is not None:
+            return False
+    return True
 
 
 def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[tuple[Any, ...]]:

@@ -72,9 +72,18 @@ class Places:
             schema = translate[schema]
         place = (table, schema)
         if place not in known:
-            known[place] = self._resolved(connection, table, schema)
-        found: Target | None = known[place]
-        return found
+            info = connection.info
+            kept = _MOVED not in info
+            for listener in connection.engine.pool.dispatch.checkout:
+                # another one may set a search_path past SQLAlchemy's events
+                kept = kept and listener == self._harmless
+            version, cache = info.get(_CACHE, (None, {}))
+            if version != self.version:
+                cache = {}
+                info[_CACHE] = (self.version, cache)
+            found: Target | None = cache.get(place) if kept else None
+            known[place] = found or self._resolved(connection, table, schema, cache)
+        return known[place]  # type: ignore[no-any-return]
 
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""
@@ -85,17 +94,12 @@ class Places:
         self.version += 1
 
     def _resolved(
-        self, connection: sa.Connection, table: sa.Table, schema: str | None
+        self,
+        connection: sa.Connection,
+        table: sa.Table,
+        schema: str | None,
+        cache: dict[Any, Target],
     ) -> Target | None:
-        info = connection.info
-        kept = not (_MOVED in info or self._moves_unseen(connection))
-        version, cache = info.get(_CACHE, (None, {}))
-        if version != self.version:
-            cache = {}
-            info[_CACHE] = (self.version, cache)
-        found: Target | None = cache.get((table, schema)) if kept else None
-        if found is not None:
-            return found
         try:
             real = self._dialect.resolve(connection, schema, table.name)
         except connection.dialect.loaded_dbapi.Error as error:
@@ -108,10 +112,6 @@ class Places:
         name = TableName(self.database, real.schema, table.name)
         found = cache[table, schema] = self.keyed(name, table), real
         return found
-
-    def _moves_unseen(self, connection: sa.Connection) -> bool:
-        """Listeners at the pool's checkout set a search_path past SQLAlchemy's events."""
-        return any(each != self._harmless for each in connection.engine.pool.dispatch.checkout)
 
     def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
         """The one KeyedTable of a real table and a project's Table."""

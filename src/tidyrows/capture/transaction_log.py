@@ -6,8 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tidyrows.capture.changes import Change
     from tidyrows.capture.sink import Sink
 
@@ -27,6 +25,7 @@ class TransactionLog:
     """The changes of the transaction that is open on one connection, by savepoint.
 
     Attributes:
+        changed: whether there are changes.
         targets: real tables resolved in this transaction.
         rewritten: statements under way that were changed, by the id of the statement.
         release_unsure: a savepoint was released; on SQLite that may have been a commit.
@@ -36,8 +35,8 @@ class TransactionLog:
     """
 
     __slots__ = (
-        "_any",
         "_savepoints",
+        "changed",
         "emptied",
         "outermost",
         "release_unsure",
@@ -47,29 +46,30 @@ class TransactionLog:
 
     def __init__(self) -> None:
         self._savepoints = [Savepoint("")]
-        self._any = False
+        self.changed = False
         self.targets: dict[Any, Any] = {}
         self.rewritten: dict[int, Any] = {}
         self.release_unsure = False
         self.outermost: str | None = None
         self.emptied: tuple[Any, list[Change]] | None = None
 
-    def __bool__(self) -> bool:
-        return self._any
-
-    def __iter__(self) -> Iterator[Logged]:
-        for savepoint in self._savepoints:
-            yield from savepoint.changes
+    def all(self) -> list[Logged]:
+        """All changes, in order."""
+        first, *inner = self._savepoints
+        changes = list(first.changes)
+        for savepoint in inner:
+            changes += savepoint.changes
+        return changes
 
     def add(self, change: Change, sink: Sink | None) -> None:
         """Add the effect of the newest statement."""
         self._savepoints[-1].changes.append((change, sink))
-        self._any = True
+        self.changed = True
 
     def restore(self, changes: list[Logged]) -> None:
         """Put back the changes of a COMMIT that failed and left its transaction open."""
         self._savepoints[0].changes[:0] = changes
-        self._any = True
+        self.changed = True
 
     def failed(self, execution: Any) -> None:
         """A statement has failed: it has emptied no table."""
@@ -110,14 +110,14 @@ class TransactionLog:
         if place is None:
             place = 1
             self.mark_uncertain()
-            self._savepoints[0].changes = list(self)
+            self._savepoints[0].changes = self.all()
         del self._savepoints[place:]
 
     def clear(self) -> list[Logged]:
         """Remove and return all changes, in order."""
-        changes = list(self)
+        changes = self.all()
         self._savepoints = [Savepoint("")]
-        self._any = False
+        self.changed = False
         self.targets.clear()
         self.rewritten.clear()
         self.release_unsure = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from dataclasses import replace
@@ -16,7 +15,7 @@ from tidyrows.capture.transaction_log import TransactionLog
 from tidyrows.dialects import CommitOutcome, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import sqlalchemy as sa
 
@@ -51,27 +50,38 @@ class Transactions:
     def __init__(self, dialect: Dialect) -> None:
         # weak, and replaced as a whole: other threads read it without a lock
         self._sinks: tuple[weakref.ref[Sink], ...] = ()
+        self.idle = True  # nobody needs to know; so in a forked child, which owns nothing
+        self.unresolved = False  # something on a connection may be over, and has to be looked at
         self._dialect = dialect
         self._logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
             weakref.WeakKeyDictionary()
         )
         self._pending = PendingCommits(dialect)
         self._prepared: dict[Any, list[Logged]] = {}
-        self.has_fallback = False  # a sink owns what no other sink does
+        self._has_fallback = False
         self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
-        self._pid = os.getpid()
 
     @property
-    def idle(self) -> bool:
-        """Whether nobody needs to know; so in a forked child, which owns nothing."""
-        if self._pid == os.getpid():
-            if self.has_fallback:
-                return False
-            for ref in self._sinks:  # a loop, since every statement asks
-                if ref() is not None:
-                    return False
-        return True
+    def _sink_is_garbage(self) -> Callable[[weakref.ref[Sink]], None]:
+        this = weakref.ref(self)
+
+        def forget(dead: weakref.ref[Sink]) -> None:
+            transactions = this()
+            if transactions is not None:
+                transactions._forget_sink(dead)  # noqa: SLF001 -- its own
+
+        return forget
+
+    def set_fallback(self, *, exists: bool) -> None:
+        """A sink owns what no other sink does, or does no longer."""
+        self._has_fallback = exists
+        self._forget_sink(None)
+
+    def _forget_sink(self, dead: weakref.ref[Sink] | None) -> None:
+        """A sink is garbage."""
+        self._sinks = tuple(ref for ref in self._sinks if ref is not dead)
+        self.idle = not (self._sinks or self._has_fallback)
 
     @property
     def sinks(self) -> list[Sink]:
@@ -82,19 +92,17 @@ class Transactions:
         """From now on this sink may hold rows of this engine."""
         with self._lock:
             others = [ref for ref in self._sinks if ref() not in (None, sink)]
-            self._sinks = (*others, weakref.ref(sink))
+            self._sinks = (*others, weakref.ref(sink, self._sink_is_garbage))
+            self.idle = False
 
-    def forget_parent(self) -> bool:
-        """After a fork, drop what was pending: it is the parent's. Whether this was the case."""
-        if self._pid == os.getpid():
-            return False
-        self._pid = os.getpid()
+    def forget_parent(self) -> None:
+        """In a forked child, drop what was pending: it is the parent's."""
+        self.idle, self.unresolved = True, False
         self._lock = threading.RLock()
         self._logs = weakref.WeakKeyDictionary()
         self._pending = PendingCommits(self._dialect)
         self._prepared = {}
         self._sinks = ()
-        return True
 
     def log(self, connection: sa.Connection) -> TransactionLog:
         """The log of a connection's transaction."""
@@ -112,7 +120,8 @@ class Transactions:
         sink: Sink | None = None,
     ) -> None:
         """Log a change of one sink, or of all; under autocommit it is committed already."""
-        if not log and self._dialect.in_transaction(driver_of(connection)) is False:
+        driver = connection.connection.dbapi_connection
+        if not log.changed and self._dialect.in_transaction(driver) is False:
             try:
                 self._before_commit(connection, [(change, sink)])
             finally:  # the row is there, whatever a sink could write of it
@@ -123,25 +132,42 @@ class Transactions:
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
         log = self._logs.get(connection)
-        if log and not self._dialect.commit_is_void(connection):
-            self._before_commit(connection, list(log))
+        if log is not None and log.changed and not self._dialect.commit_is_void(connection):
+            self._before_commit(connection, log.all())
 
     def _before_commit(self, connection: sa.Connection, changes: list[Logged]) -> None:
-        for sink in self.sinks:
-            sink.before_commit(connection, _of(sink, changes))
+        for sink, own in self._by_sink(changes):
+            sink.before_commit(connection, own)
+
+    def _by_sink(self, changes: list[Logged]) -> list[tuple[Sink, list[Change]]]:
+        """The changes that concern each sink."""
+        parts: list[tuple[Sink, list[Change]]] = []
+        for ref in self._sinks:
+            sink = ref()
+            if sink is not None:
+                own = []
+                for change, owner in changes:
+                    if owner is None or owner is sink:
+                        own.append(change)
+                if own:
+                    parts.append((sink, own))
+        return parts
 
     # -- transactions --------------------------------------------------------------------------
 
     def begin(self, connection: sa.Connection) -> None:
         """A transaction begins: the COMMIT before it on this connection is over."""
         if not self.idle:
-            self.resolve_on(connection)
+            if self.unresolved:
+                self.resolve_on(connection)
             log = self._logs.get(connection)
-            if log and self._dialect.in_transaction(driver_of(connection)):
+            if log is None:
+                return
+            if log.changed and self._dialect.in_transaction(driver_of(connection)):
                 return  # a COMMIT failed and left its transaction open: SQLAlchemy does not know
             with self._lock:
                 self._logs.pop(connection, None)
-            if log is not None and log.rewritten:
+            if log.rewritten:
                 # the INSERT that begins this transaction was rewritten before it began
                 self.log(connection).rewritten = log.rewritten
 
@@ -153,30 +179,36 @@ class Transactions:
         """A COMMIT is about to be sent."""
         if self.idle:
             return
-        self.resolve_on(connection)
+        if self.unresolved:
+            self.resolve_on(connection)
         log = self._logs.get(connection)
-        if not log:
+        if log is None or not log.changed:
             return
         if self._dialect.commit_is_void(connection):
             log.clear()  # nothing will be persisted, and no error will say so
             return
         # Warned of before the COMMIT, in the caller's own call: later nobody may ask. Where
         # warnings are errors it is not sent, and the rows can be rolled back.
-        for sink, table in {
-            (sink, change.table)
-            for change, sink in log
-            if sink is not None and not sink.active and not isinstance(change, Touched)
-        }:
-            sink.warn_late(table)
-        self._before_commit(connection, list(log))
+        changes = log.all()
+        warned = set()
+        for change, sink in changes:
+            if sink is None or sink.active or isinstance(change, Touched):
+                continue
+            if (sink, change.table) not in warned:
+                warned.add((sink, change.table))
+                sink.warn_late(change.table)
+        self._before_commit(connection, changes)
         self._pending.add(connection, log.clear())
+        with self._lock:  # as _mark_unresolved()
+            self.unresolved = True
 
     def commit_unasked(self, connection: sa.Connection) -> None:
         """A statement commits, and SQLAlchemy does not know: COMMIT in a string, or DDL."""
         self.resolve_on(connection)
         log = self._logs.get(connection)
-        if log:
+        if log is not None and log.changed:
             self._pending.add(connection, log.clear(), unasked=True)
+            self._mark_unresolved()
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
@@ -184,7 +216,7 @@ class Transactions:
             return
         self.resolve_on(connection)
         log = self._logs.get(connection)
-        if not log:
+        if log is None or not log.changed:
             return
         changes = log.clear()
         if connection.invalidated or connection.closed:
@@ -215,6 +247,7 @@ class Transactions:
             self.before_commit(connection)
         log.release(name)
         log.release_unsure = True
+        self._mark_unresolved()
 
     def release_savepoint(self, connection: sa.Connection, name: str, _context: None) -> None:
         """A savepoint is about to be released."""
@@ -258,7 +291,7 @@ class Transactions:
         if not names:
             return
         log = self.log(connection)
-        rows = [(c.table, c.keys) for c, _sink in log if isinstance(c, Inserted)]
+        rows = [(c.table, c.keys) for c, _sink in log.all() if isinstance(c, Inserted)]
         for sink in self.sinks:
             rows += sink.keys_by_table()
         gone = emptied.emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
@@ -268,13 +301,14 @@ class Transactions:
             if keys and table.key_columns and table.name in gone
         ]
         log.emptied = execution, changes
+        self._mark_unresolved()
 
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         if not self.idle:
             self.before_commit(connection)
             log = self._logs.get(connection)
-            if log:
+            if log is not None and log.changed:
                 self._prepared[xid] = log.clear()
 
     def commit_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
@@ -283,12 +317,13 @@ class Transactions:
             return
         log = self._logs.get(connection)
         changes = self._prepared.pop(xid, [])
-        if log:
+        if log is not None and log.changed:
             self.before_commit(connection)
             void = self._dialect.commit_is_void(connection)
             changes += [] if void else log.clear()
         if changes:
             self._pending.add(connection, changes, prepared=True)
+            self._mark_unresolved()
 
     def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
         """A two-phase transaction is about to be rolled back."""
@@ -296,7 +331,7 @@ class Transactions:
             return
         self._prepared.pop(xid, None)
         log = self._logs.get(connection)
-        if log:
+        if log is not None and log.changed:
             log.clear()
 
     def handle_error(self, context: Any) -> None:
@@ -321,7 +356,7 @@ class Transactions:
                 self._apply(pending.changes, certain=False)
         log = self.log(connection)
         log.failed(context.execution_context)
-        if failed or not log:
+        if failed or not log.changed:
             return
         driver = None if connection.invalidated else driver_of(connection)
         loss = Loss.EVERYTHING if lost else self._dialect.loss(error, driver)
@@ -334,7 +369,9 @@ class Transactions:
 
     def resolve_on(self, connection: sa.Connection) -> None:
         """Something happens on this connection, so a COMMIT that was pending on it is over."""
-        if self._pending:
+        if not self.unresolved:
+            return
+        if self._pending.all:
             self._resolve_pending(connection)
         log = self._logs.get(connection)
         if log is not None and log.emptied is not None:
@@ -343,6 +380,17 @@ class Transactions:
                 self.add(connection, log, change)
         if log is not None and log.release_unsure:
             self._resolve_release(connection, log)
+        self._look_for_unresolved()
+
+    def _mark_unresolved(self) -> None:
+        with self._lock:  # or another thread's look, under way, would undo it
+            self.unresolved = True
+
+    def _look_for_unresolved(self) -> None:
+        with self._lock:
+            self.unresolved = bool(self._pending.all) or any(
+                log.release_unsure or log.emptied is not None for log in self._logs.values()
+            )
 
     def _resolve_pending(self, connection: sa.Connection | None = None) -> None:
         committed, uncertain = self._pending.pop_finished(connection)
@@ -351,7 +399,7 @@ class Transactions:
 
     def reset(self, driver: Any, _record: Any, _state: Any) -> None:
         """A connection goes back to its pool."""
-        if self._pending and self._pid == os.getpid():
+        if self._pending.all:
             self._pending.returned(driver)
 
     def _resolve_release(self, connection: sa.Connection, log: TransactionLog) -> None:
@@ -364,15 +412,16 @@ class Transactions:
 
     def resolve(self) -> None:
         """Apply the changes of every COMMIT that is over, whoever sent it."""
-        if self._pid != os.getpid():
+        if not self.unresolved:
             return
         with self._lock:
             logs = list(self._logs.items())
         for connection, log in logs:
             if log.release_unsure:
                 self._resolve_release(connection, log)
-        if self._pending:
+        if self._pending.all:
             self._resolve_pending()
+        self._look_for_unresolved()
 
     def _apply(self, changes: list[Logged], *, certain: bool = True) -> None:
         """Let the sinks hear of changes that are committed, or of which that is not known."""
@@ -387,11 +436,10 @@ class Transactions:
             rest = change
             for sink in sinks if owner is None else (owner,):
                 rest = sink.apply(rest) if certain else sink.mark_uncertain(rest)
-        others = {sink: None for _change, sink in changes if sink is not None and sink not in sinks}
         warning: Warning | None = None
-        for sink in (*sinks, *others):
+        for sink, own in self._by_sink(changes):
             try:
-                sink.after_commit(_of(sink, changes), certain=certain)
+                sink.after_commit(own, certain=certain)
             except Warning as error:  # where warnings are errors, every sink is told all the same
                 warning = warning or error
         if warning is not None:
@@ -402,7 +450,7 @@ class Transactions:
         with self._lock:
             logs = list(self._logs.values())
         for log in logs:
-            yield from (each for each, owner in log if owner is sink and _is_insert(each))
+            yield from (each for each, owner in log.all() if owner is sink and _is_insert(each))
         waiting = self._pending.changes()
         yield from (each for each, owner in waiting if owner is sink and _is_insert(each))
 
@@ -412,11 +460,6 @@ _MAY_COMMIT = frozenset({Move.COMMIT, Move.UNCLEAR})
 
 def _is_insert(change: Change) -> bool:
     return not isinstance(change, Touched)
-
-
-def _of(sink: Sink, changes: Sequence[Logged]) -> list[Change]:
-    """The changes that concern a sink."""
-    return [change for change, owner in changes if owner is None or owner is sink]
 
 
 def _tell_watcher(watcher: Sink, touched: Touched, sinks: Sequence[Sink]) -> None:

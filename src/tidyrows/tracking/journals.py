@@ -154,7 +154,7 @@ class Journals:
 
     def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
         """Record, in the transaction of the changes, those of them that concern the tracker."""
-        if not self:
+        if not (self._ledgers or self._journals):
             return
         making = (Inserted, InsertedWhole)
         made = {change.table.name for change in changes if isinstance(change, making)}

@@ -31,12 +31,13 @@ class KeySet:
         self._integers = array("q")
         self._ascending = True
         self._others: dict[Any, None] = {}
-        self.update(keys)
+        if keys:
+            self.update(keys)
 
     def update(self, keys: Iterable[Any]) -> None:
         """Add keys; those already there change nothing."""
         integers = self._integers
-        if isinstance(keys, list) and _are_plain(keys):
+        if isinstance(keys, list) and len(keys) > _FEW and _are_plain(keys):
             more = array("q", keys)
             ascending = all(map(lt, keys, islice(keys, 1, None)))
             after = not integers or keys[0] > integers[-1]
@@ -56,7 +57,7 @@ class KeySet:
     def difference_update(self, keys: Iterable[Any]) -> None:
         """Take keys out; those not there change nothing."""
         keys = keys if isinstance(keys, list) else list(keys)
-        if len(keys) == len(self) and keys == self.in_order():  # the usual end: all are gone
+        if len(keys) == len(self) and keys == self.in_order():  # usually all are gone at the end
             self._integers = array("q")
             self._others = {}
             return
@@ -104,7 +105,7 @@ class KeySet:
         return self._integers
 
     def _find(self, key: int) -> int | None:
-        integers = self._sorted_integers()
+        integers = self._integers if self._ascending else self._sorted_integers()
         place = bisect_left(integers, key)
         return place if place < len(integers) and integers[place] == key else None
 
@@ -118,17 +119,13 @@ class KeySet:
         yield from self._others
 
     def __len__(self) -> int:
-        return len(self._sorted_integers()) + len(self._others)
+        integers = self._integers if self._ascending else self._sorted_integers()
+        return len(integers) + len(self._others)
 
 
 def _are_plain(keys: list[Any]) -> bool:
-    """Whether all are integers of 64 bits, and many: then they can be taken at once."""
-    return (
-        len(keys) > _FEW
-        and set(map(type, keys)) == {int}
-        and min(keys) >= _LOW
-        and max(keys) <= _HIGH
-    )
+    """Whether all are integers of 64 bits: then they can be added at once."""
+    return set(map(type, keys)) == {int} and min(keys) >= _LOW and max(keys) <= _HIGH
 
 
 def in_order(keys: Collection[Any]) -> list[Any]:

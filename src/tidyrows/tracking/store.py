@@ -97,14 +97,12 @@ class TableHoldings:
     # -- what changes do to them ---------------------------------------------------------------
 
     def apply(self, change: Change) -> Change | None:
-        """Carry out a change that has been committed.
+        """Carry out a change that has been committed, except an :class:`Inserted`.
 
         Returns:
             What is left of it for others; None where a row can no longer be followed.
         """
         match change:
-            case Inserted():
-                self.insert(change, certain=True)
             case InsertedWhole():
                 self.insert_whole(change.keys, certain=True)
             case Deleted():
@@ -166,10 +164,10 @@ class TableHoldings:
     def delete(self, keys: Iterable[Any]) -> None:
         """Remove rows; those not held change nothing."""
         keys = keys if isinstance(keys, list) else list(keys)
-        for kept in (self.keys, self.told):
+        for kept in (self.keys, self.told) if self.told else (self.keys,):
             if len(keys) == 1:
                 kept.discard(keys[0])
-            elif len(kept):
+            else:
                 kept.difference_update(keys)
         if self.doubtful:
             for key in keys:
@@ -299,7 +297,13 @@ class Store:
         if not change.certain:
             return self.mark_uncertain(change)
         with self._lock:
-            held = self._of(change)
+            held = self._tables.get(change.table.name)
+            if isinstance(change, Inserted):
+                if held is None:
+                    held = self._tables[change.table.name] = TableHoldings(change.table)
+                held.insert(change, certain=True)
+                return change
+            held = held or self._of(change)
             rest = change if held is None else held.apply(change)
             if rest is None:
                 self.lost.append(change.table)
@@ -412,7 +416,11 @@ class Store:
     def uncertain_keys(self) -> set[tuple[TableName, Any]]:
         """The rows of which it is not known whether they were committed."""
         with self._lock:
-            return {(name, key) for name, held in self._tables.items() for key in held.doubtful}
+            uncertain = set()
+            for name, held in self._tables.items():
+                for key in held.doubtful:
+                    uncertain.add((name, key))
+            return uncertain
 
     def snapshot(self) -> list[TableHoldings]:
         """A copy that no longer changes, ordered by table. Empty in a forked child."""

@@ -261,8 +261,10 @@ class ResourceTracker:
 
     def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
         """All changes of a transaction have been applied, or marked uncertain."""
-        self.journals.after_commit(changes, certain=certain)
-        self.warn_of_lost_rows()
+        if self.journals.databases:
+            self.journals.after_commit(changes, certain=certain)
+        if self.store.lost:
+            self.warn_of_lost_rows()
 
     def warn_of_lost_rows(self) -> None:
         """Warn of rows that can no longer be followed."""
