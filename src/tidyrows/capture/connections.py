@@ -1,4 +1,4 @@
-"""What this process itself has open: sessions and connections that may stand in its own way."""
+"""The sessions and connections that this process has open; a cleanup may have to wait for them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
 
 
-class Opened:
-    """The connections of one engine that are checked out, and whose they are.
-
-    Args:
-        engine: the engine.
-        dialect: what tells a connection's id.
-    """
+class OpenConnections:
+    """The connections of one engine that are checked out of its pool."""
 
     def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
         self._dialect = dialect
@@ -36,7 +31,7 @@ class Opened:
         self._out.add(record)
 
     def add(self, connection: sa.Connection) -> None:
-        """A connection left the pool before anybody listened."""
+        """A connection was checked out before the listeners were there."""
         record = getattr(connection.connection, "_connection_record", None)  # no public name
         if record is not None:
             self._out.add(record)
@@ -45,11 +40,7 @@ class Opened:
         self._out.discard(record)
 
     def by_id(self, own: Any) -> dict[int, str]:
-        """In words, what has a transaction open, by the id that the server knows it by.
-
-        Args:
-            own: the driver's connection that asks, which is left out.
-        """
+        """What has a transaction open, in words, by the server's id of its connection."""
         found: dict[int, str] = {}
         for record in list(self._out):
             driver = record.dbapi_connection

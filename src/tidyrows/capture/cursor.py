@@ -1,7 +1,7 @@
-"""What raw SQL strings do, heard at the cursor before they are sent.
+"""Look at each statement before the driver sends it, for what raw SQL strings do.
 
-Nobody can name the rows that a raw INSERT makes, so it is said. A string may also move the
-transaction, what names mean, or the schema.
+The rows of a raw INSERT are not tracked, so it triggers a warning. A string may also end or begin a
+transaction, change what table names mean, or change the schema.
 """
 
 from __future__ import annotations
@@ -20,18 +20,11 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
 
 EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
-"""SQLAlchemy's events of the cursor; each is a method of :class:`Strings`."""
+"""SQLAlchemy's events of the cursor; each is a method of :class:`CursorEvents`."""
 
 
-class Strings:
-    """The ear at one engine's cursors.
-
-    Args:
-        transactions: what a string may move.
-        ownership: whose a raw INSERT would be.
-        places: where names lead.
-        dialect: which strings change what names mean.
-    """
+class CursorEvents:
+    """The listener at one engine's cursors."""
 
     def __init__(
         self,
@@ -47,7 +40,7 @@ class Strings:
         self._loses_count = not dialect.counts_when_closed
 
     def do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
-        """What only the cursor sees: raw strings, and an INSERT inside a SELECT's WITH.
+        """Look at what only the cursor sees: raw strings, and an INSERT in the WITH of a SELECT.
 
         An event of the dialect, not of the connection: on every statement's way, it is cheaper.
         """
@@ -63,7 +56,7 @@ class Strings:
             if self._loses_count and not context.compiled.effective_returning:
                 inserts.keep_count(context)  # the rows of RETURNING are counted as they are
             if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
-                self._say_raw_insert(context.root_connection, sql)
+                self._warn_of_raw_insert(context.root_connection, sql)
             return
         if INTERNAL not in context.execution_options:
             self._look_at(context, sql)
@@ -72,7 +65,7 @@ class Strings:
         if context.compiled is None or context.is_text:
             self._raw(context.root_connection, sql, context)
         elif sql[:4] == "WITH":
-            self._say_raw_insert(context.root_connection, sql)
+            self._warn_of_raw_insert(context.root_connection, sql)
         elif not context.isddl and self._dialect.session_setting(sql):
             self._moved(context.root_connection)
 
@@ -97,17 +90,17 @@ class Strings:
         elif raw_sql.is_ddl(sql):
             if self._dialect.ddl_commits:
                 self._transactions.before_commit(connection)
-            self._say_dropping(connection, sql)
+            self._tell_of_drop(connection, sql)
             self.ddl(connection)
-        self._say_raw_insert(connection, sql)
+        self._warn_of_raw_insert(connection, sql)
 
-    def _say_dropping(self, connection: sa.Connection, sql: str) -> None:
-        """Who has a connection to a database would keep it from being dropped."""
+    def _tell_of_drop(self, connection: sa.Connection, sql: str) -> None:
+        """Tell the sink that watches, whose own connections would be in the way of the DROP."""
         watcher, database = self._ownership.watcher, raw_sql.dropped_database(sql)
         if watcher is not None and database is not None:
             watcher.before_drop(connection.engine, database)
 
-    def _say_raw_insert(self, connection: sa.Connection, sql: str) -> None:
+    def _warn_of_raw_insert(self, connection: sa.Connection, sql: str) -> None:
         table = raw_sql.inserted_table(sql)
         owner = self._ownership.owner(connection) if table is not None else None
         if owner is not None:

@@ -21,9 +21,9 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 
 from tidyrows.capture import inserts, returning, where_clause
 from tidyrows.capture.changes import Change, DeletedWhole, Inserted, InsertedWhole
-from tidyrows.capture.connections import Opened
-from tidyrows.capture.cursor import EVENTS as STRING_EVENTS
-from tidyrows.capture.cursor import Strings
+from tidyrows.capture.connections import OpenConnections
+from tidyrows.capture.cursor import EVENTS as CURSOR_EVENTS
+from tidyrows.capture.cursor import CursorEvents
 from tidyrows.capture.fingerprints import Recorder
 from tidyrows.capture.ownership import Ownership
 from tidyrows.capture.table_resolution import NowhereError, Places
@@ -81,7 +81,7 @@ class Capture:
 
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = dialect_for(engine)
-        self.opened = Opened(engine, self.dialect)
+        self.opened = OpenConnections(engine, self.dialect)
         self.places = Places(engine, self.dialect, self.opened.checkout)
         self._transactions = Transactions(self.dialect)
         self._ownership = Ownership()
@@ -89,9 +89,11 @@ class Capture:
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
-        self._strings = Strings(self._transactions, self._ownership, self.places, self.dialect)
-        for name in STRING_EVENTS:
-            event.listen(engine, name, getattr(self._strings, name))
+        self._cursor_events = CursorEvents(
+            self._transactions, self._ownership, self.places, self.dialect
+        )
+        for name in CURSOR_EVENTS:
+            event.listen(engine, name, getattr(self._cursor_events, name))
         for name in EVENTS:
             event.listen(engine, name, getattr(self._transactions, name))
         self.dialect.guard_pool(engine)
@@ -271,7 +273,7 @@ class Capture:
         elif isinstance(statement, (Update, Delete)):
             self._written(connection, statement, options, result)
         elif isinstance(statement, ExecutableDDLElement):
-            self._strings.ddl(connection)
+            self._cursor_events.ddl(connection)
 
     def _inserted(
         self,
@@ -292,7 +294,7 @@ class Capture:
             found = self.places.find(connection, log.targets, returning.table_of(insert), options)
         except NowhereError as reason:
             self._raise_if_lost(connection, insert, reason.__cause__)
-            self._say_untold(owner, returning.table_of(insert), str(reason))
+            self._warn_untracked(owner, returning.table_of(insert), str(reason))
             return
         if found is None:
             return
@@ -302,11 +304,11 @@ class Capture:
             if rows:
                 self._transactions.add(connection, log, InsertedWhole(target, rows), owner)
             return
-        told = self._told(insert, rewrite, result, found)
-        if isinstance(told, str):
-            self._say_untold(owner, target.table, told)
+        found_keys = self._keys_of(insert, rewrite, result, found)
+        if isinstance(found_keys, str):
+            self._warn_untracked(owner, target.table, found_keys)
             return
-        keys, generated = told
+        keys, generated = found_keys
         whole = inserts.nameable(keys)
         if whole:
             single = len(target.key_columns) == 1
@@ -326,7 +328,7 @@ class Capture:
                 f"a value.",
             )
 
-    def _told(
+    def _keys_of(
         self, insert: Insert, rewrite: Rewrite | None, result: sa.CursorResult[Any], found: Target
     ) -> tuple[list[tuple[Any, ...]], bool] | str:
         """The keys of an INSERT and whether the database made them; or why they are not known."""
@@ -341,7 +343,7 @@ class Capture:
         told = inserts.keys_from_result(insert, result, target, real, self.dialect)
         return told or "its result does not tell which rows it made"
 
-    def _say_untold(self, owner: Sink, table: Any, reason: str) -> None:
+    def _warn_untracked(self, owner: Sink, table: Any, reason: str) -> None:
         name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)
         owner.warn_once(
             ("untold", name),

@@ -88,9 +88,6 @@ class PendingCommits:
     ) -> tuple[list[Logged], list[Logged]]:
         """Take what is over, in the order of the COMMITs: a later one may delete the row.
 
-        Args:
-            connection: where something happens now, so that what was announced there is over.
-
         Returns:
             The changes that are committed, and those of which nobody knows.
         """

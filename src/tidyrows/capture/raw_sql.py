@@ -8,6 +8,12 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from tidyrows.keys import KeyedTable, TableName
 
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 _NAME = r"""((?:[\w$.]+|"[^"]+"|`[^`]+`|\[[^\]]+\]|\.)+)"""
@@ -125,3 +131,33 @@ def transaction_move(sql: str) -> tuple[Move, str] | None:
 def is_ddl(sql: str) -> bool:
     """Whether a raw statement changes the schema (on the MySQL family it commits)."""
     return first_word(sql) in _DDL
+
+
+def emptied_of(
+    tables: Iterable[KeyedTable], names: Iterable[Sequence[str]], *, with_kin: bool
+) -> set[TableName]:
+    """Of these tables, those that are empty afterwards.
+
+    A name without a schema that fits tables of several schemas says nothing.
+    """
+    known = {table.name: table for table in tables}
+    found: set[TableName] = set()
+    for parts in names:
+        fits = {name for name in known if _fits(name, [part.casefold() for part in parts])}
+        found |= fits if len(fits) == 1 else set()
+    while with_kin:
+        kin = {name for name in known.keys() - found if _references(known[name], found)}
+        if not kin:
+            break
+        found |= kin
+    return found
+
+
+def _fits(name: TableName, parts: Sequence[str]) -> bool:
+    own = [name.name.casefold(), (name.schema or "").casefold()]
+    return list(reversed(parts))[:2] == own[: min(len(parts), 2)]
+
+
+def _references(table: KeyedTable, others: Iterable[TableName]) -> bool:
+    targets = {key.target_fullname.split(".")[-2].casefold() for key in table.table.foreign_keys}
+    return any(other.name.casefold() in targets for other in others)

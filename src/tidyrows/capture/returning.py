@@ -74,13 +74,6 @@ def rewrite_insert(
 ) -> Rewrite | None:
     """Add RETURNING of the key where nothing else would tell it.
 
-    Args:
-        insert: the caller's statement.
-        parameters: what it is executed with, a row each; empty where all is in the statement.
-        target: the real table.
-        real: what kind of table it is.
-        dialect: what its database can.
-
     Returns:
         None where the statement can run as it is, and its result tells the keys.
     """

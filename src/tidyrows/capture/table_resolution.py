@@ -32,11 +32,6 @@ class Places:
     Attributes:
         database: how row keys name the engine's database.
         version: counts the DDL that was seen; what is known of the schema may be stale.
-
-    Args:
-        engine: the engine.
-        dialect: what asks the database.
-        harmless: the listener at the pool's checkout that is ours.
     """
 
     def __init__(self, engine: sa.Engine, dialect: Dialect, harmless: Callable[..., None]) -> None:
@@ -53,17 +48,7 @@ class Places:
         table: Any,
         options: Mapping[str, Any],
     ) -> Target | None:
-        """The real table that a statement writes to; None for a temporary one, nobody's business.
-
-        Args:
-            connection: where the statement runs.
-            known: what was found in this transaction already.
-            table: the statement's table.
-            options: the statement's execution options.
-
-        Raises:
-            NowhereError: it cannot be told.
-        """
+        """The real table that a statement writes to; None for a temporary one."""
         if not isinstance(table, sa.Table):
             raise NowhereError("it names no Table but a table() or an alias, without a primary key")
         translate = options.get("schema_translate_map")

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture import emptied, raw_sql
+from tidyrows.capture import raw_sql
 from tidyrows.capture.changes import Change, Deleted, Inserted, Touched
 from tidyrows.capture.pending_commits import PendingCommits, driver_of
 from tidyrows.capture.raw_sql import Move
@@ -41,11 +41,7 @@ EVENTS = (
 
 
 class Transactions:
-    """The open transactions of one engine's connections.
-
-    Args:
-        dialect: what its database does at COMMIT and after an error.
-    """
+    """The open transactions of one engine's connections."""
 
     def __init__(self, dialect: Dialect) -> None:
         # weak, and replaced as a whole: other threads read it without a lock
@@ -294,7 +290,7 @@ class Transactions:
         rows = [(c.table, c.keys) for c, _sink in log.all() if isinstance(c, Inserted)]
         for sink in self.sinks:
             rows += sink.keys_by_table()
-        gone = emptied.emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
+        gone = raw_sql.emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
         changes: list[Change] = [
             Deleted(table, list(keys))
             for table, keys in rows

@@ -51,14 +51,7 @@ def touched(
     target: KeyedTable,
     changes: list[Change],
 ) -> Touched | None:
-    """Which rows of any owner a statement has updated or deleted; None where it did none.
-
-    Args:
-        statement: the statement.
-        result: its result.
-        target: its table.
-        changes: what is known of it already.
-    """
+    """Which rows of any owner a statement has updated or deleted; None where it did none."""
     context: Any = result.context
     stored = [key for change in changes if isinstance(change, Deleted) for key in change.keys]
     if target.key_columns and not stored:

@@ -77,12 +77,7 @@ class Binding:
         self.refuse_unusable()
 
     def refuse_unusable(self) -> None:
-        """Raise if nothing can be written through the bind.
-
-        Raises:
-            NotBoundError: a session or session maker that has no engine, and no way to find one.
-            SessionStateError: a connection that is closed, or a session that is closed for good.
-        """
+        """Raise if nothing can be written through the bind."""
         bind = self.bind
         if isinstance(bind, sa.Connection) and bind.closed:
             raise SessionStateError(

@@ -19,12 +19,7 @@ if TYPE_CHECKING:
 
 
 class Engines:
-    """What is known of each engine that a tracker may hold rows of.
-
-    Args:
-        sink: the tracker, which is referenced weakly.
-        allow_production: as for the tracker.
-    """
+    """What is known of each engine that a tracker may hold rows of."""
 
     def __init__(self, sink: Sink, allow_production: bool | Collection[str]) -> None:
         self._sink = weakref.ref(sink)

@@ -39,11 +39,7 @@ def mapper_of(model: Any) -> orm.Mapper[Any] | None:
 
 
 def table_of(model: Any) -> sa.Table:
-    """The Table of a mapped class, or the Table itself.
-
-    Raises:
-        UnknownTableError: it is neither.
-    """
+    """The Table of a mapped class, or the Table itself."""
     if isinstance(model, sa.Table):
         return model
     mapper = mapper_of(model)
@@ -57,11 +53,7 @@ def table_of(model: Any) -> sa.Table:
 
 
 def parts_of(model: Any) -> list[Part]:
-    """The tables of a class, the one that its primary key is in first; or the one Table.
-
-    Raises:
-        UnknownTableError: it is neither a mapped class nor a Table.
-    """
+    """The tables of a class, the one that its primary key is in first; or the one Table."""
     mapper = mapper_of(model)
     if mapper is not None and isinstance(mapper.local_table, sa.Table):
         return sorted(

@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def ledgers_of(given: Any) -> tuple[Ledger, ...]:
-    """The ledgers that a tracker was given.
-
-    Raises:
-        LedgerError: it is something else.
-    """
+    """The ledgers that a tracker was given."""
     ledgers = () if given is None else (given,) if isinstance(given, Ledger) else tuple(given)
     for each in ledgers:
         if not isinstance(each, Ledger):
@@ -41,15 +37,7 @@ def ledgers_of(given: Any) -> tuple[Ledger, ...]:
 
 
 class Journals:
-    """Records what a tracker holds in its ledgers.
-
-    Args:
-        ledgers: what the tracker was given.
-        context: whose the entries are.
-        store: what the tracker holds.
-        externals: its external resources.
-        warn_once: the tracker's method, which is referenced weakly.
-    """
+    """Records what a tracker holds in its ledgers."""
 
     def __init__(
         self,
@@ -95,14 +83,7 @@ class Journals:
     # -- opening -------------------------------------------------------------------------------
 
     def open(self, engine: sa.Engine | None) -> None:
-        """Open a journal in each ledger that other processes can see.
-
-        Args:
-            engine: what the tracker is bound to, if it is one engine.
-
-        Raises:
-            LedgerError: no ledger is in the engine's database.
-        """
+        """Open a journal in each ledger that other processes can see."""
         for ledger in self._ledgers:
             if ledger.is_private:
                 continue
@@ -245,11 +226,7 @@ class Journals:
     def adopt(
         self, entered: dict[str, Any], engine: sa.Engine, externals: Iterable[ExternalResource]
     ) -> None:
-        """Make the entries of another process this one's.
-
-        Raises:
-            TakenOverError: entries are missing.
-        """
+        """Make the entries of another process this one's."""
         self.open(engine)
         (journal,) = self._journals.values()
         changes = self._store.changes(journal.ledger.database)

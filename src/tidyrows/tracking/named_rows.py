@@ -25,11 +25,7 @@ if TYPE_CHECKING:
 
 
 def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) -> list[Any]:
-    """Keys in the stored form.
-
-    Raises:
-        KeyShapeError: a key does not fit the primary key.
-    """
+    """Keys in the stored form."""
     columns = table.key_columns
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
         raise KeyShapeError(
@@ -120,12 +116,7 @@ def rows_of_instance(sessions: Sessions, instance: Any) -> Iterator[tuple[KeyedT
 
 
 def selected_model(select: sa.Select[Any]) -> Any:
-    """The one mapped class or Table whose rows a query selects, all of them with a key.
-
-    Raises:
-        UnknownTableError: it is no select(), or not of one model or table.
-        NoPrimaryKeyError: a table of the model has no primary key.
-    """
+    """The one mapped class or Table whose rows a query selects, all of them with a key."""
     if not isinstance(select, sa.Select):
         raise UnknownTableError(
             f"track_query takes a select(), and {select!r} is none. Write "
@@ -144,13 +135,7 @@ def rows_of_query(
     *,
     where: tuple[Any, Callable[[Any], bool]] | None = None,
 ) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
-    """The rows that a query finds, committed ones only, and how many it found.
-
-    Args:
-        sessions: the tracker's.
-        select: the query.
-        where: a column, and what its value must be like.
-    """
+    """The rows that a query finds, committed ones only, and how many it found."""
     model = selected_model(select)
     mapper = mapper_of(model)
     columns = list(model.primary_key) if mapper is None else _attributes(mapper)

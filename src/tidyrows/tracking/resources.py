@@ -26,14 +26,7 @@ if TYPE_CHECKING:
 
 
 class TrackedResources:
-    """The external resources of one tracker.
-
-    Args:
-        sessions: how its databases are asked.
-        store: the rows that it holds.
-        journals: where resources are recorded before they are made.
-        externals: where they are held.
-    """
+    """The external resources of one tracker."""
 
     def __init__(
         self, sessions: Sessions, store: Store, journals: Journals, externals: Externals
@@ -96,13 +89,7 @@ class TrackedResources:
 def items(
     sessions: Sessions, externals: Externals, kind: str, argument: str, given: Any
 ) -> list[Item]:
-    """The items of one argument.
-
-    Raises:
-        ExternalResourceError: it is no list, or a handle of another tracker is in it.
-        UnknownTableError: the database has no such table.
-        UntrackableRowError: an object is not mapped, or has no row yet.
-    """
+    """The items of one argument."""
     single = isinstance(given, (str, bytes, type, sa.Table, RowKey, ExternalResource))
     if single or not isinstance(given, Iterable):
         raise ExternalResourceError(

@@ -25,14 +25,7 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """Rows that the user names, and questions about rows.
-
-    Args:
-        context: the tracker's.
-        sessions: how its databases are asked.
-        store: what it holds.
-        journals: where named rows are recorded.
-    """
+    """Rows that the user names, and questions about rows."""
 
     def __init__(
         self, context: WorkerContext, sessions: Sessions, store: Store, journals: Journals

@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 class Sessions:
     """The session of each thread: the caller's, or one that is opened and closed here.
 
-    Args:
-        binding: what the tracker is bound to.
-        engines: the tracker's engines.
-
     Attributes:
         opened: the sessions that were opened here, by thread.
     """
@@ -94,11 +90,7 @@ class Sessions:
         return session
 
     def release(self) -> None:
-        """End what is open, so that a cleanup need not wait for its locks.
-
-        Raises:
-            SessionStateError: a transaction began before the block, so it is not ours to end.
-        """
+        """End what is open, so that a cleanup need not wait for its locks."""
         while self.opened:
             _thread, own = self.opened.popitem()
             try:
@@ -123,14 +115,7 @@ class Sessions:
     # -- asynchronous --------------------------------------------------------------------------
 
     def refuse_blocking(self, write: str) -> None:
-        """Raise where a task would have to block on the database.
-
-        Args:
-            write: the line to write instead; a call of a tracker's method is completed.
-
-        Raises:
-            SessionStateError: it is bound to something asynchronous, and this is no place to await.
-        """
+        """Raise where a task would have to block on the database."""
         if self.binding.is_async and not in_greenlet():
             if write.endswith("(...)"):
                 write = f"await tracker.run_sync(lambda tracker: tracker.{write})"
@@ -192,12 +177,7 @@ class Sessions:
             yield connection
 
     def real_table(self, table: sa.Table, near: orm.Session | None = None) -> KeyedTable:
-        """The real table, as the database knows it now.
-
-        Raises:
-            NoPrimaryKeyError: it has no primary key.
-            UnknownTableError: the database does not have it.
-        """
+        """The real table, as the database knows it now."""
         refuse_keyless(table)
         with self.connection(table, near) as connection:
             return self.real_table_on(connection, table)

@@ -364,13 +364,7 @@ class Store:
     def forget_whole(
         self, table: KeyedTable, rows: Iterable[tuple[Any, ...]], *, certain: bool = True
     ) -> None:
-        """Remove rows of a table without a primary key: these very objects, not equal ones.
-
-        Args:
-            table: the table.
-            rows: the rows.
-            certain: False where they may be there or not, and nobody can find out.
-        """
+        """Remove rows of a table without a primary key: these very objects, not equal ones."""
         with self._lock:
             held = self._tables.get(table.name)
             if held is not None:

@@ -43,17 +43,7 @@ class Pattern:
 
 
 def patterns(template: str, length: int | None, parts: Sequence[str], whose: Whose) -> set[Pattern]:
-    """What ``Scoped(template)`` and ``ScopedEmail`` make for a column of this length.
-
-    Args:
-        template: as ``Scoped`` takes it.
-        length: how many characters the column holds, None for no limit.
-        parts: run, worker and test as they stand in a tag.
-        whose: how much of these must be the same.
-
-    Raises:
-        ScopeError: the template is none, or does not fit the column.
-    """
+    """What ``Scoped(template)`` and ``ScopedEmail`` make for a column of this length."""
     found = {_pattern(fitted(template, length), parts, whose)}
     with suppress(ScopeError):  # an address that does not fit, nobody made
         found.add(_pattern(fitted(template, length, keep_end=True), parts, whose))

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from tidyrows.capture import ambient
-from tidyrows.capture.changes import KeysChanged
-from tidyrows.errors import LateCommitWarning, SessionStateError, UntrackedRowsWarning
+from tidyrows.errors import SessionStateError
 from tidyrows.external import Externals
 from tidyrows.greenlets import in_greenlet, spawn
 from tidyrows.production import checked_permission
@@ -24,18 +22,18 @@ from tidyrows.tracking.resources import TrackedResources
 from tidyrows.tracking.selection import Selection
 from tidyrows.tracking.sessions import Sessions
 from tidyrows.tracking.store import Store
+from tidyrows.tracking.tracker_sink import TrackerSink
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     import sqlalchemy as sa
     from sqlalchemy import orm
 
-    from tidyrows.capture.changes import Change
     from tidyrows.capture.tracker_stack import TrackerStack
     from tidyrows.external import ExternalResource
-    from tidyrows.keys import KeyedTable, RowKey
+    from tidyrows.keys import RowKey
     from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.binding import Bind
     from tidyrows.tracking.tags import Whose
@@ -47,7 +45,7 @@ T = TypeVar("T")
 _all: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
 
 
-class ResourceTracker:
+class ResourceTracker(TrackerSink):
     """Remembers every row that is committed between :meth:`start` and :meth:`stop`.
 
     Bound to an Engine it hears what any session in this process writes through that engine; bound
@@ -68,15 +66,6 @@ class ResourceTracker:
         ProductionDatabaseError: the database, its host or the environment looks like production.
         TypeError: ``allow_production`` is one string, or something else that is no list of names.
 
-    Attributes:
-        context: whose rows they are.
-        active: whether it listens: started, not stopped, and not inherited by a forked child.
-        is_foreign: whether this process was forked from the one that made it: it owns nothing.
-        store: the rows that it holds.
-        journals: their entries in ledgers.
-        engines: the engines that they are written through.
-        sessions: the sessions of factories.
-
     Example:
         >>> tracker = ResourceTracker(engine)
         >>> with CleanupManager(tracker):
@@ -84,9 +73,6 @@ class ResourceTracker:
         ...     len(tracker)
         1
     """
-
-    is_shared = False
-    """Whether its rows are for several tests."""
 
     def __init__(
         self,
@@ -97,9 +83,11 @@ class ResourceTracker:
         retry: RetryPolicy | None = None,
         ledger: Ledger | Iterable[Ledger] | None = None,
     ) -> None:
+        super().__init__()
         self.retry = retry or RetryPolicy()
         self.context = context or WorkerContext.current()
-        self.active = self.is_foreign = False
+        self.active = False  # started, not stopped, and not inherited by a forked child
+        self.is_foreign = False  # inherited by a forked child, which owns nothing
         self.started_at: list[str] = []
         self.engines = Engines(self, checked_permission(allow_production))
         self._binding = Binding(bind)
@@ -107,16 +95,11 @@ class ResourceTracker:
         self.owns_session = self._binding.owns_session
         self.sessions = Sessions(self._binding, self.engines)
         self.store = Store()
-        self.external_resources = Externals()
-        self.journals = Journals(
-            ledger, self.context, self.store, self.external_resources, self.warn_once
-        )
+        externals = self.external_resources = Externals()
+        self.journals = Journals(ledger, self.context, self.store, externals, self.warn_once)
         self.preserved = Preserved(self.sessions, self.store)
         self._selection = Selection(self.context, self.sessions, self.store, self.journals)
-        self._resources = TrackedResources(
-            self.sessions, self.store, self.journals, self.external_resources
-        )
-        self._warned: set[Any] = set()
+        self._resources = TrackedResources(self.sessions, self.store, self.journals, externals)
         # What other rooms call often, without a call in between.
         self.capture = self.engines.capture
         self.settle = self.engines.resolve
@@ -144,8 +127,6 @@ class ResourceTracker:
         _all.add(self)
         if self.bound_engine is not None:
             self.capture(self.bound_engine)
-
-    # -- life ----------------------------------------------------------------------------------
 
     def start(self) -> ResourceTracker:
         """Listen from now on, and be the ambient tracker of this context.
@@ -250,50 +231,6 @@ class ResourceTracker:
         """The engine that reaches a database of the store, or of the journals."""
         journal = None if self.engines.knows(database) else self.journals.of(database)
         return self.engines.of(database) if journal is None else journal.ledger.engine
-
-    # -- what capture tells: see capture.sink.Sink ---------------------------------------------
-
-    def apply(self, change: Change) -> Change:
-        """A change has been committed."""
-        if isinstance(change, KeysChanged) and change.certain and len(self.external_resources):
-            self.external_resources.rename(change.table, list(change.keys))
-        return self.store.apply(change)
-
-    def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
-        """All changes of a transaction have been applied, or marked uncertain."""
-        if self.journals.databases:
-            self.journals.after_commit(changes, certain=certain)
-        if self.store.lost:
-            self.warn_of_lost_rows()
-
-    def warn_of_lost_rows(self) -> None:
-        """Warn of rows that can no longer be followed."""
-        while self.store.lost:
-            table = self.store.lost.pop()
-            self.warn_once(
-                ("renamed", table.name),
-                f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, "
-                f"so tracked rows are lost from sight. Name them with tracker.track_rows(table, "
-                f"keys).",
-            )
-
-    def before_drop(self, engine: sa.Engine, database: str) -> None:
-        """A raw statement is about to drop a database, through an engine to its server."""
-
-    def warn_once(self, subject: Any, message: str) -> None:
-        """Warn of untracked rows, once per block and subject."""
-        if subject not in self._warned:
-            self._warned.add(subject)
-            warnings.warn(message, UntrackedRowsWarning, stacklevel=2)
-
-    def warn_late(self, table: KeyedTable) -> None:
-        """Warn that rows are committed after the tracker has stopped."""
-        warnings.warn(
-            f"Rows of {table.name} are committed after their tracker has stopped. They stay "
-            f"tracked: call cleanup() again to delete them.",
-            LateCommitWarning,
-            stacklevel=2,
-        )
 
     # -- rows that the user names --------------------------------------------------------------
 
@@ -421,8 +358,6 @@ class ResourceTracker:
             <ExternalResource auth-user #1>
         """
         return self._resources.track(kind, payload, after=after, before=before)
-
-    # -- questions -----------------------------------------------------------------------------
 
     def mine(self, model: Any) -> sa.ColumnElement[bool]:
         """A WHERE clause for the rows of this test only, uncommitted ones included.
