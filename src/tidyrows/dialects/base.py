@@ -30,9 +30,9 @@ class Dialect(Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, C
     It MAY have everything else; each default is right for any database, only slower or more
     careful: a key may be used again (``reuses_keys``), an upsert proves nothing
     (``inserted_proof``), an error or a failed COMMIT leaves rows in doubt (``loss``,
-    ``commit_outcome``), rows without a key cannot be deleted (``deletes_keyless_rows``), nobody can
-    tell whether a worker is alive (``liveness_lock``, ``is_alive``), deletes are SQLAlchemy's own
-    statements (``delete_by_keys``), a cycle is deleted level by level (``cycle_form``).
+    ``commit_outcome``), rows without a key cannot be deleted (``deletes_keyless_rows``), it is
+    unknown whether a worker is alive (``liveness_lock``, ``is_alive``), deletes are SQLAlchemy's
+    own statements (``delete_by_keys``), a cycle is deleted level by level (``cycle_form``).
 
     ``tidyrows.testing.dialect_suite`` has the tests that every dialect must pass.
     """
@@ -60,7 +60,7 @@ class UnknownDialect(Dialect):
         foreign_keys: bool = True,
     ) -> None:
         """A transaction as the driver begins it, without a bound for waits."""
-        self._refuse_open_transaction(connection)
+        self.refuse_open_transaction(connection)
         connection.begin()
 
     def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:

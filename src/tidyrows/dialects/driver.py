@@ -27,7 +27,7 @@ def database_name(engine: sa.Engine) -> str:
 
 
 def _elsewhere(url: sa.URL, *names: str) -> str:
-    """What a URL says among its parameters: postgresql:///app?host=one."""
+    """The first of these parameters of a URL: postgresql:///app?host=one."""
     for name in names:
         value = url.query.get(name, "")
         if value:
@@ -87,4 +87,10 @@ class DriverAccess(ABC):
 
     def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """All rows of SQL in the driver's own parameter style, with SQLAlchemy's events."""
-        return list(connection.exec_driver_sql(sql, values).all())
+        return list(self._run(connection, sql, values).all())
+
+    def _run(
+        self, connection: sa.Connection, sql: str, values: tuple[Any, ...]
+    ) -> sa.CursorResult[Any]:
+        """The result of SQL in the driver's own parameter style."""
+        return connection.exec_driver_sql(sql, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from operator import lt
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -20,6 +20,15 @@ _PLAIN_CHUNK = 500
 _PLAIN_COMPOSITE_CHUNK = 100
 # An engine may carry a schema_translate_map; real schema names must not go through it again.
 _AS_WRITTEN = {"schema_translate_map": None}
+
+
+class RowsByKey(NamedTuple):
+    """SQL for the driver that names the rows of some keys."""
+
+    select: str  # after SELECT ... FROM
+    delete: str  # after DELETE FROM
+    update: tuple[str, str] | None  # after UPDATE, and after SET ...; None: by SQLAlchemy
+    sent: tuple[Any, ...]
 
 
 def chunks(values: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
@@ -50,11 +59,7 @@ def run(connection: sa.Connection, statement: Any) -> sa.CursorResult[Any]:
 def driver_values(
     table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
 ) -> list[list[Any]] | None:
-    """The keys as the driver gets them, one list per key column.
-
-    None where a column's type wraps its values in SQL (``bind_expression``): only SQLAlchemy's own
-    statements know how.
-    """
+    """The keys as the driver gets them, one list per key column; None for ``bind_expression``."""
     columns = table.key_clauses
     split = [list(column) for column in zip(*keys, strict=True)] if len(columns) > 1 else [keys]
     out = []
@@ -67,10 +72,8 @@ def driver_values(
 
 
 def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """IN, or OR of ANDs: right for every type, quick for few keys.
-
-    Never a tuple IN: SQLite scans the whole table for it, PostgreSQL runs out of stack.
-    """
+    """IN, or OR of ANDs: right for every type, quick for few keys."""
+    # Never a tuple IN: SQLite scans the whole table for it, PostgreSQL runs out of stack.
     columns = table.key_clauses
     if len(columns) == 1:
         return columns[0].in_(keys)
@@ -99,12 +102,7 @@ def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[
 def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]] | None:
     """First and last of each run of integers without a gap; None where that is not worth it.
 
-    What stands between two keys of a run is ours too, so a range names no other row, provided that
-    the column holds integers only: that is for the caller to see to.
-
-    Args:
-        table: its key must be one column.
-        keys: in the one global order.
+    A range names no other row, provided that the column holds integers only: the caller checks it.
     """
     columns = table.key_clauses
     if len(columns) != 1 or len(keys) < _LONG or not isinstance(columns[0].type, _NUMBERS):
@@ -113,10 +111,7 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
 
 
 def runs_of(keys: Sequence[Any], *, most: int | None = None) -> list[tuple[int, int]] | None:
-    """First and last of each run of integers; None for anything else, or in another order.
-
-    None also where there are more than ``most`` runs.
-    """
+    """First and last of each run of sorted integers; None for other keys, or more runs."""
     if set(map(type, keys)) != {int}:
         return None
     if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
@@ -134,6 +129,22 @@ def runs_of(keys: Sequence[Any], *, most: int | None = None) -> list[tuple[int, 
     return [*runs, (first, last)]
 
 
+def set_null_plainly(
+    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], names: Sequence[str]
+) -> None:
+    """Set columns to NULL with SQLAlchemy's own statements."""
+    update = sa.update(table.clause).values({table.clause.c[name]: sa.null() for name in names})
+    for part in plain_chunks(table, keys):
+        run(connection, update.where(plain_condition(table, part)))
+
+
+def lock_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
+    """Lock rows with SQLAlchemy's own statements."""
+    select = sa.select(*table.key_clauses).with_for_update()
+    for part in plain_chunks(table, keys):
+        run(connection, select.where(plain_condition(table, part))).all()
+
+
 def delete_runs(
     connection: sa.Connection,
     table: KeyedTable,
@@ -142,12 +153,8 @@ def delete_runs(
 ) -> int:
     """Delete the rows of runs of integers; the number of rows deleted."""
     column = table.key_clauses[0]
-    return sum(
-        run(
-            connection, sa.delete(table.clause).where(column.between(first, last), *guards)
-        ).rowcount
-        for first, last in runs
-    )
+    delete = sa.delete(table.clause).where(*guards)
+    return sum(run(connection, delete.where(column.between(*each))).rowcount for each in runs)
 
 
 def find_plainly(
@@ -161,33 +168,18 @@ def find_plainly(
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
+    select = sa.select(*columns).limit(1 if first else None)
+    if lock:
+        select = select.with_for_update()
     for part in plain_chunks(table, keys):
-        statement = asked(sa.select(*columns).where(plain_condition(table, part)), lock, first)
-        found += plain_rows(run(connection, statement))
+        found += map(tuple, run(connection, select.where(plain_condition(table, part))))
         if first and found:
             break
     return found
 
 
-def asked(select: sa.Select[Any], lock: bool, first: bool) -> sa.Select[Any]:
-    """The same, holding the rows that it finds, and of any one row."""
-    if first:
-        select = select.limit(1)
-    return select.with_for_update() if lock else select
-
-
-def plain_rows(result: sa.CursorResult[Any]) -> list[tuple[Any, ...]]:
-    """All rows as tuples; the values of one column fetched at once, which is faster."""
-    if len(result.keys()) == 1:
-        return [(value,) for value in result.scalars().all()]
-    return [tuple(row) for row in result.all()]
-
-
 def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) -> str:
-    """One SELECT of one row: for each table, whether it holds a row of that many keys.
-
-    For the driver; keys are bound table by table, key by key, column by column.
-    """
+    """One SELECT of one row for the driver: for each table, whether it has one of so many keys."""
     mark = "?" if dialect.paramstyle == "qmark" else "%s"
     parts = []
     for table, count in tables:
@@ -204,10 +196,7 @@ def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) ->
 def typed_rows(
     result: sa.CursorResult[Any], columns: Sequence[sa.ColumnElement[Any]], dialect: sa.Dialect
 ) -> list[tuple[Any, ...]]:
-    """Rows of a statement in the driver's own words, as Python values of the columns' types.
-
-    Fetched past SQLAlchemy, which would wrap every one of them.
-    """
+    """The driver's rows, with Python values of the columns' types, and no Row objects."""
     codes = [described[1] for described in result.cursor.description]
     rows: list[tuple[Any, ...]] = list(result.cursor.fetchall())
     result.close()
@@ -244,12 +233,8 @@ def keys_found(
 ) -> list[Any]:
     """Which keys name a row, where the database alone knows when two keys are equal.
 
-    A row that comes back under another value ('ABC' asked, 'abc' stored) is found by halving.
-
-    Args:
-        keys: the caller's keys, returned as they are.
-        sent: what ``look`` is asked with, one per key: scalars, or tuples of several columns.
-        look: the rows that the database finds for a part of ``sent``.
+    ``look`` gives the rows for a part of ``sent`` (a scalar or tuple per key). A row that comes
+    back under another value ('ABC' asked, 'abc' stored) is found by halving.
     """
     found: set[int] = set()
     asked: list[Sequence[int]] = [range(len(keys))] if keys else []

@@ -1,4 +1,4 @@
-"""The liveness lock: a worker holds it as long as it lives, and it is free once the worker is dead.
+"""The liveness lock: a worker holds it to its end, and then it is free.
 
 It is held by a connection of its own: the server frees it when the process dies, however it dies.
 A question about the lock does not touch it.
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds that a lock which somebody else holds is waited for: a connection just lost lingers."""
+"""Seconds to wait for a lock that is held: a connection that was just lost lingers."""
 PAUSE = 0.05
 _BOUND = 5.0
 """Seconds that the server may take to answer, before the connection counts as lost."""
@@ -72,33 +72,17 @@ class LivenessLock:
 
 @dataclass(frozen=True, slots=True)
 class LockStatements:
-    """How one kind of server holds a lock for the length of a connection.
-
-    Attributes:
-        isolation: the isolation level of the connection, by SQLAlchemy's name.
-        begin: sent first on a new connection; its answer does not matter.
-        acquire: a SELECT that is true where the lock is ours now; it never waits.
-        is_held: a SELECT that is true where the lock is still ours.
-        release: gives the lock back, where a rollback would not.
-    """
+    """How one kind of server holds a lock for the length of a connection."""
 
     isolation: Literal["READ COMMITTED", "AUTOCOMMIT"]
-    begin: str | None
-    acquire: str
-    is_held: str
-    release: str | None
+    begin: str | None  # sent first on a new connection; its answer does not matter
+    acquire: str  # a SELECT that is true where the lock is ours now; it never waits
+    is_held: str  # a SELECT that is true where the lock is still ours
+    release: str | None  # where a rollback would not release it
 
 
 class ConnectionLock(LivenessLock):
-    """A lock on a connection that comes out of no pool and goes into none.
-
-    Args:
-        engine: how to connect; held weakly.
-        number: the worker's number.
-        statements: how the lock is held.
-        patience: how long to wait for the lock where it is not free, in seconds.
-        bound: how long the server may take to answer, in seconds.
-    """
+    """A lock on a connection that comes out of no pool and goes into none; times in seconds."""
 
     def __init__(
         self,
@@ -132,7 +116,7 @@ class ConnectionLock(LivenessLock):
             raise LivenessLockError(self._number, self._where)
 
     def renew(self) -> None:
-        """By a question to the server, on the connection that holds it."""
+        """By a SELECT on the connection that holds it."""
         if self._driver is not None:
             try:
                 if self._ask(self._statements.is_held):
@@ -224,20 +208,11 @@ class ConnectionLock(LivenessLock):
 
 
 def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T], object]) -> T:
-    """Make a connection to a server, or give up: by themselves drivers may wait for minutes.
+    """Connect in a thread of its own, or raise TimeoutError: drivers may wait for minutes.
 
-    Inside a greenlet there is no bound: whoever runs it has to cancel it.
-
-    Args:
-        make: connects; in a thread of its own.
-        seconds: how long it may take.
-        late: what to do with a connection that nobody waits for any more.
-
-    Raises:
-        TimeoutError: it took too long.
-        Exception: what ``make`` raised.
+    ``late`` is called with a connection that comes too late.
     """
-    if in_greenlet():
+    if in_greenlet():  # the task can be cancelled
         return make()
     made: Future[T] = Future()
     thread = threading.Thread(
@@ -267,10 +242,8 @@ def _make(make: Callable[[], T], made: Future[T]) -> None:
 class DriverSocket:
     """The socket of a driver's connection, under a descriptor of our own.
 
-    The driver closes its own when it likes, and then its number is somebody else's.
-
-    Args:
-        driver: the connection; where it does not tell its socket, nothing here does anything.
+    The driver may close its own at any time, and its number is then used again. Where the driver
+    does not tell its socket, all methods do nothing.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -283,7 +256,7 @@ class DriverSocket:
 
     @property
     def is_known(self) -> bool:
-        """Whether the driver tells it."""
+        """Whether the driver shows it."""
         return self._copy is not None
 
     def close(self) -> None:
@@ -309,10 +282,7 @@ class DriverSocket:
 
     @contextmanager
     def bounded(self, seconds: float) -> Iterator[None]:
-        """Whatever waits for this socket fails if the block is not over in so many seconds.
-
-        No driver has a limit of its own that would help on a connection which is open already.
-        """
+        """Shut the socket if the block takes longer: no driver bounds an open connection itself."""
         over = threading.Lock()
 
         def late() -> None:

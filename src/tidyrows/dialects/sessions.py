@@ -85,7 +85,7 @@ class Sessions(DriverAccess):
     def guard_pool(self, engine: sa.Engine) -> None:
         """Roll back a transaction that a failed COMMIT left open, before the pool's next user.
 
-        SQLAlchemy takes the transaction for ended and returns the connection as it is, after
+        SQLAlchemy considers the transaction ended and returns the connection as it is, after
         SQLite's BUSY as after a commit listener that raised on any database; the next user would
         commit its rows.
         """
@@ -151,7 +151,8 @@ class Sessions(DriverAccess):
         """Run the block without foreign keys, where the database can; then drop the connection."""
         return nullcontext()
 
-    def _refuse_open_transaction(self, connection: sa.Connection) -> None:
+    def refuse_open_transaction(self, connection: sa.Connection) -> None:
+        """Raise SessionStateError if a transaction is open on the cleanup's connection."""
         raw = connection.connection.dbapi_connection
         if connection.in_transaction() or self.in_transaction(raw):
             raise SessionStateError(

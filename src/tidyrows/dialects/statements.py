@@ -10,22 +10,26 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.driver import DriverAccess
 from tidyrows.dialects.keys import (
+    RowsByKey,
     as_sent,
     chunks,
     delete_plainly,
+    delete_runs,
     driver_values,
     exists_sql,
     find_plainly,
+    integer_runs,
     keys_found,
-    plain_chunks,
-    plain_condition,
+    lock_plainly,
     quoted_names,
     run,
     select_keys_plainly,
+    set_null_plainly,
+    typed_rows,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
     from tidyrows.keys import KeyedTable
@@ -141,7 +145,19 @@ class Statements(DriverAccess):
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> int:
         """Delete the rows of these keys, in the order given; the number of rows deleted."""
-        return delete_plainly(connection, table, keys)
+        runs = integer_runs(table, keys)
+        if runs is not None:
+            guards = self.guards_of_range(connection, table)
+            if guards is not None:
+                return delete_runs(connection, table, runs, *guards)
+        deleted = 0
+        for part in chunks(keys, self.keys_at_once(table)):
+            rows = self.rows_by_key(connection, table, part)
+            if rows is None:
+                deleted += delete_plainly(connection, table, part)
+            else:
+                deleted += self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount
+        return deleted
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
@@ -160,10 +176,15 @@ class Statements(DriverAccess):
         names: Sequence[str],
     ) -> None:
         """Set these columns of the rows to NULL."""
-        values = {table.clause.c[name]: sa.null() for name in names}
-        for part in plain_chunks(table, keys):
-            condition = plain_condition(table, part)
-            run(connection, sa.update(table.clause).where(condition).values(values))
+        quote = connection.dialect.identifier_preparer.quote
+        nulls = ", ".join(f"{quote(name)} = NULL" for name in names)
+        for part in chunks(keys, self.keys_at_once(table)):
+            rows = self.rows_by_key(connection, table, part)
+            if rows is None or rows.update is None:
+                set_null_plainly(connection, table, part, names)
+            else:
+                before, after = rows.update
+                self._run(connection, f"UPDATE {before} SET {nulls}{after}", rows.sent)
 
     def insert_exactly(
         self,
@@ -206,13 +227,32 @@ class Statements(DriverAccess):
                 is afterwards.
             first: any one row is enough.
         """
-        return find_plainly(connection, table, keys, columns, lock=lock, first=first)
+        quote = connection.dialect.identifier_preparer.quote
+        place, _names = quoted_names(connection.dialect, table)
+        listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
+        tail = (" LIMIT 1" if first else "") + (self._for_update if lock else "")
+        raw = all(column.type.column_expression(column) is None for column in columns)
+        found: list[tuple[Any, ...]] = []
+        for part in chunks(keys, self.keys_at_once(table)):
+            rows = self.rows_by_key(connection, table, part) if raw else None
+            if rows is None:
+                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
+            else:
+                sql = f"SELECT {listed} FROM {rows.select}{tail}"
+                result = self._run(connection, sql, rows.sent)
+                found += typed_rows(result, columns, connection.dialect)
+            if first and found:
+                break
+        return found
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Lock the rows of these keys against change, and against new rows that reference them."""
-        for part in plain_chunks(table, keys):
-            condition = plain_condition(table, part)
-            run(connection, sa.select(*table.key_clauses).where(condition).with_for_update()).all()
+        for part in chunks(keys, self.keys_at_once(table)):
+            rows = self.rows_by_key(connection, table, part)
+            if rows is None:
+                lock_plainly(connection, table, part)
+            else:
+                self._run(connection, self._count_locked.format(rows.select), rows.sent).one()
 
     def tables_with_rows(
         self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
@@ -247,6 +287,28 @@ class Statements(DriverAccess):
             found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
         return sorted(found)
 
+    # ----- how a dialect makes the statements above faster than SQLAlchemy's own
+
+    _for_update: ClassVar[str] = " FOR UPDATE"
+    _count_locked: ClassVar[str] = "SELECT COUNT(*) FROM {} FOR UPDATE"
+    """SQL that locks the rows of ``RowsByKey.select`` and sends one number."""
+
+    def rows_by_key(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> RowsByKey | None:
+        """SQL text that names the rows of these keys; None: SQLAlchemy's own statements."""
+        return None
+
+    def keys_at_once(self, table: KeyedTable) -> int:
+        """For how many keys ``rows_by_key`` is asked at once."""
+        return 500
+
+    def guards_of_range(
+        self, connection: sa.Connection, table: KeyedTable
+    ) -> Sequence[sa.ColumnElement[bool]] | None:
+        """What limits BETWEEN two integer keys to integers; None: no BETWEEN."""
+        return None
+
     # ----- verification, which shares nothing with the statements above: it must see their faults
 
     def existing_keys(
@@ -254,15 +316,17 @@ class Statements(DriverAccess):
     ) -> list[Any]:
         """Which of these keys still name a row, by the database's own comparison."""
         found: list[Any] = []
-        (types,) = self._verification_types(connection, [table])
+        (types,) = self.verification_types(connection, [table])
 
         def rows(few: Sequence[Any]) -> list[tuple[Any, ...]]:
-            selects = self._select_keys(connection, table, types, few)
-            return [row for sql, sent in selects for row in self._execute(connection, sql, *sent)]
+            there: list[tuple[Any, ...]] = []
+            for sql, sent in self.select_keys(connection, table, types, few):
+                there += self._execute(connection, sql, *sent)
+            return there
 
         for part in chunks(keys, self.verified_at_once):
             values = driver_values(table, connection.dialect, part)
-            if values is not None and self._can_select(types, values):
+            if values is not None and self.can_select(types, values):
                 if len(part) < _MANY or not self._range_is_empty(connection, table, types, values):
                     found += keys_found(part, as_sent(values), rows)
             else:
@@ -287,11 +351,11 @@ class Statements(DriverAccess):
         ]
         closer = set(range(len(tables)))
         together: list[tuple[int, str, tuple[Any, ...]]] = []
-        known = self._verification_types(connection, [table for _n, table, _keys in few])
+        known = self.verification_types(connection, [table for _n, table, _keys in few])
         for (number, table, keys), types in zip(few, known, strict=True):
             values = driver_values(table, connection.dialect, keys)
-            if values is not None and self._can_select(types, values):
-                selects = self._select_keys(connection, table, types, as_sent(values))
+            if values is not None and self.can_select(types, values):
+                selects = self.select_keys(connection, table, types, as_sent(values))
                 together += [(number, *each) for each in selects]
                 closer.discard(number)
         for part in chunks(together, _PROBES):
@@ -313,30 +377,30 @@ class Statements(DriverAccess):
         least, greatest = min(values[0]), max(values[0])
         if not -_INT64 <= least <= greatest < _INT64:
             return False
-        if not self._holds_integers(connection, table, types):
+        if not self.holds_integers(connection, table, types):
             return False
         place, (name,) = quoted_names(connection.dialect, table)
         rows = f"SELECT 1 FROM {place} WHERE {name} BETWEEN {least} AND {greatest}"
         ((any_row,),) = self._execute(connection, f"SELECT EXISTS({rows})")
         return not any_row
 
-    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+    def holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
         """Whether the one key column is of an integer type, by the catalogue."""
         return False
 
-    def _verification_types(
+    def verification_types(
         self, connection: sa.Connection, tables: Sequence[KeyedTable]
     ) -> list[Any]:
-        """For each table, what ``_select_keys`` must know of its key columns."""
+        """For each table, what ``select_keys`` must know of its key columns."""
         return [None] * len(tables)
 
-    def _can_select(self, types: Any, values: list[list[Any]]) -> bool:
-        """Whether ``_select_keys`` is exact for these driver values, one list per key column."""
+    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
+        """Whether ``select_keys`` is exact for these driver values, one list per key column."""
         return False
 
-    def _select_keys(
+    def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
-    ) -> Iterator[Select]:
+    ) -> Iterable[Select]:
         """SELECTs that find these keys: driver values, as one scalar or tuple per key."""
         raise NotImplementedError
 

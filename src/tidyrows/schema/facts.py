@@ -1,4 +1,4 @@
-"""What the schema says about its foreign keys, as plain values."""
+"""The foreign keys of a schema, as plain values."""
 
 from __future__ import annotations
 
@@ -14,33 +14,20 @@ Place: TypeAlias = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class ForeignKey:
-    """One foreign key. Two tables may hold several, and a table may reference itself.
-
-    Attributes:
-        name: the constraint's name; None where it has none.
-        child: the table that holds the key.
-        child_columns: its columns, in the key's order.
-        parent: the table it references.
-        parent_columns: the columns referenced, in the same order; not always the primary key.
-        on_delete: ``NO ACTION``, ``RESTRICT``, ``CASCADE``, ``SET NULL`` or ``SET DEFAULT``.
-            The MySQL family's RESTRICT reads ``NO ACTION``: it tells nobody the difference.
-        deferrable: whether the check can be put off to the COMMIT.
-        initially_deferred: whether it is put off unless somebody says otherwise.
-        inherited: the child is a partition that has the key from its partitioned table, whose own
-            key finds the same rows.
-        source: ``database`` where the database holds it; ``models`` where only the project's
-            tables do, so that it says which rows go first and nothing else.
-    """
+    """One foreign key. Two tables may hold several, and a table may reference itself."""
 
     name: str | None
-    child: Place
+    child: Place  # the table that holds the key
     child_columns: tuple[str, ...]
     parent: Place
-    parent_columns: tuple[str, ...]
+    parent_columns: tuple[str, ...]  # in the order of the child's; not always the primary key
+    # NO ACTION, RESTRICT, CASCADE, SET NULL or SET DEFAULT. The MySQL family's RESTRICT reads
+    # NO ACTION: its catalogue shows no difference.
     on_delete: str = "NO ACTION"
     deferrable: bool = False
     initially_deferred: bool = False
-    inherited: bool = False
+    inherited: bool = False  # a partition has it from its table, whose own key finds the same rows
+    # A key of the models only, which the database lacks, gives the order of deletes, no more.
     source: Literal["database", "models"] = "database"
 
     @property
@@ -56,11 +43,7 @@ class ForeignKey:
 
 
 def merge(database: Iterable[ForeignKey], models: Iterable[ForeignKey]) -> tuple[ForeignKey, ...]:
-    """The database's keys, all of them, and those of the models that it does not have.
-
-    Where both have a key, the database's word on ON DELETE and deferral is what will happen, so
-    it is the one that is kept.
-    """
+    """All keys of the database, and those of the models that the database does not have."""
     merged = list(database)
     known = {key.meaning for key in merged}
     for key in models:

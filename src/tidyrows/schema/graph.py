@@ -21,12 +21,7 @@ Node = TypeVar("Node", bound="Hashable")
 class ForeignKeyGraph:
     """All foreign keys of a schema, and the order in which their tables' rows can go.
 
-    Built once, then asked often: whatever depends on the whole schema is computed here, and what
-    depends on a few tables costs microseconds.
-
-    Args:
-        foreign_keys: every key, several between two tables too. Equal graphs come of equal
-            keys, in whatever order they are given.
+    What depends on the whole schema is computed once; the methods cost microseconds.
     """
 
     def __init__(self, foreign_keys: Iterable[ForeignKey]) -> None:
@@ -50,20 +45,17 @@ class ForeignKeyGraph:
                 self._component[place] = number
 
     def rank(self, place: Place) -> int:
-        """A place's number in the order of the whole schema, children before their parents.
+        """A table's number in the order of the whole schema, children before their parents.
 
-        Tables of one cycle follow each other, by name. A table without foreign keys comes after
-        all others; such tables share one number, so sort by number *and* place.
+        Tables without foreign keys come last and share one number: sort by number *and* place.
         """
         return self._rank.get(place, len(self._rank))
 
     def order(self, places: Iterable[Place]) -> list[tuple[Place, ...]]:
-        """The given places, each once, in groups that can be deleted one after the other.
+        """The given tables, each once, in groups that can be deleted one after the other.
 
-        A group is one table, or the tables of a cycle that holds *among the given places*: a
-        cycle of the schema that runs through other tables is none here. Two callers get tables
-        of different cycles in the same order whatever else they ask for; so their locks do not
-        cross. Inside a cycle of the schema no such order exists for every choice of tables.
+        A group is one table, or the tables of a cycle *among the given ones*. Two callers get
+        tables of different cycles in the same order, so their locks do not cross.
         """
         ordered = sorted(set(places), key=lambda place: (self.rank(place), place))
         groups: list[tuple[Place, ...]] = []

@@ -24,14 +24,7 @@ if TYPE_CHECKING:
 def reflect_foreign_keys(
     connection: sa.Connection, schemas: Iterable[str], *, read: Reader | None = None
 ) -> tuple[ForeignKey, ...]:
-    """All foreign keys that tables of these schemas hold, wherever they point.
-
-    Args:
-        connection: where to look; catalog queries only.
-        schemas: real names: on the MySQL family the databases, on SQLite ``main`` and its kin.
-        read: who reads one schema; :func:`inspector_foreign_keys` unless the database's dialect
-            knows that the Inspector is not told everything.
-    """
+    """All foreign keys that tables of these schemas hold, wherever they point."""
     read = read or inspector_foreign_keys
     reflected = {schema: read(connection, schema) for schema in dict.fromkeys(schemas)}
     keys = [
@@ -44,13 +37,11 @@ def reflect_foreign_keys(
 
 
 def inspector_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
-    """One schema's foreign keys by table, as SQLAlchemy's Inspector reads them.
-
-    PostgreSQL leaves out the schema of a parent that the connection's ``search_path`` reaches.
-    A second reading that disregards the path then names every schema but the default one, for
-    which it repeats the child's; where the child stood in the parent's own schema, the first
-    reading had said so. Other databases take no notice of the option.
-    """
+    """One schema's foreign keys by table, as SQLAlchemy's Inspector reads them."""
+    # PostgreSQL leaves out the schema of a parent that the connection's search_path reaches. A
+    # second reading that ignores the path then names every schema but the default one, for which
+    # it repeats the child's; where the child was in the parent's own schema, the first reading had
+    # said so. Other databases ignore the option.
     inspector = sa.inspect(connection)
     tables = _multi_foreign_keys(inspector, schema)
     if any(key["referred_schema"] is None for keys in tables.values() for key in keys):
@@ -97,11 +88,9 @@ def _foreign_key(child: Place, reflected: ReflectedForeignKeyConstraint) -> Fore
 
 
 def _is_enforceable(key: ForeignKey, reflected: Mapping[str, ReflectedKeys]) -> bool:
-    """Whether the parent exists: SQLite, and MySQL unchecked, take a key to what is not there.
-
-    Such a key holds no row back, and where SQLite knows the parent but no columns to compare, it
-    refuses every statement on the two tables itself.
-    """
+    """Whether the parent exists: SQLite, and MySQL without checks, allow a key to no table."""
+    # Such a key holds no row back; where SQLite knows the parent but no columns to compare, it
+    # refuses every statement on the two tables itself.
     schema, table = key.parent
     exists = schema not in reflected or table in reflected[schema]
     return exists and len(key.child_columns) == len(key.parent_columns)
@@ -110,13 +99,7 @@ def _is_enforceable(key: ForeignKey, reflected: Mapping[str, ReflectedKeys]) -> 
 def model_foreign_keys(
     tables: Iterable[sa.Table], real_schema: Callable[[str | None], str]
 ) -> tuple[ForeignKey, ...]:
-    """The foreign keys that the project's own tables declare.
-
-    Args:
-        tables: as ``metadata.tables.values()`` gives them. A key to a table that the metadata
-            does not have is left out: what it means, only the database can say.
-        real_schema: the real schema of what a Table calls its schema.
-    """
+    """The foreign keys of the project's own tables, but those to tables that are no Table."""
     found = []
     for table in tables:
         for constraint in sorted(
@@ -145,10 +128,7 @@ def model_foreign_keys(
 
 
 def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
-    """The columns of one table that a row can lose to NULL and still be the same row.
-
-    Never a column of the primary key (SQLite would take a NULL there), nor a computed one.
-    """
+    """The columns of one table that may be set to NULL, without key and computed columns."""
     return nullable_columns_of(connection, (place,))[place]
 
 
@@ -184,17 +164,14 @@ def nullable_columns_of(
 
 @contextmanager
 def _without_reflection_warnings() -> Iterator[None]:
-    """Keep SQLAlchemy's remarks on types and DDL that it cannot parse from failing a suite.
-
-    They are about facts not asked for here: a column's type, a constraint's name.
-    """
+    """SQLAlchemy warns of types and DDL that it cannot parse, which are not asked for here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         yield
 
 
 def _action(on_delete: str | None) -> str:
-    """Cut the columns off PostgreSQL's ``SET NULL (column)``: the action is what matters."""
+    """The action without the columns of PostgreSQL's ``SET NULL (column)``."""
     return " ".join((on_delete or "NO ACTION").upper().split("(")[0].split())
 
 

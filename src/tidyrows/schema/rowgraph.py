@@ -1,7 +1,7 @@
-"""The order of single rows where tables form a cycle: which can go first, and which are loops.
+"""The order of single rows where tables form a cycle, and the loops among them.
 
-For databases that check a foreign key row by row. Most cycles of tables hold no cycle of rows; a
-tree of categories is one such.
+For databases that check a foreign key row by row. Most cycles of tables hold no cycle of rows, for
+example a tree of categories.
 """
 
 from __future__ import annotations
@@ -20,32 +20,22 @@ Row = TypeVar("Row", bound="Hashable")
 
 @dataclass(frozen=True, slots=True)
 class RowStep(Generic[Row]):
-    """Rows that no row of a later step references.
+    """Rows that no row of a later step references; a step has loops only, or none."""
 
-    Attributes:
-        rows: all rows of the step, in the order in which they were given. Without loops, none of
-            them references another, so they can be deleted together, or in any order.
-        loops: the rows of ``rows`` that reference each other in a circle, circle by circle, or
-            themselves. Before such rows can go, one reference of each circle must.
-    """
-
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...]  # in the order given; without loops they can be deleted together
+    # The rows that reference each other in a circle, circle by circle, or themselves: one reference
+    # of each circle must be set to NULL first.
     loops: tuple[tuple[Row, ...], ...] = ()
 
     @property
     def loop(self) -> bool:
-        """Whether these rows are loops; a step holds loops only, or none."""
+        """Whether these rows are loops."""
         return bool(self.loops)
 
 
 @dataclass(frozen=True, slots=True)
 class RowOrder(Generic[Row]):
-    """Every row once, in steps that can be deleted one after the other.
-
-    Attributes:
-        steps: children before their parents. A step of loops comes after the rows that reference
-            its loops, and before those that its loops reference.
-    """
+    """Every row once, in steps that can be deleted one after the other, children first."""
 
     steps: tuple[RowStep[Row], ...]
 
@@ -56,15 +46,10 @@ class RowOrder(Generic[Row]):
 
 
 def levels(rows: Iterable[Row], references: Iterable[tuple[Row, Row]]) -> RowOrder[Row]:
-    """Put rows in an order in which none is deleted while another one still references it.
+    """Put rows in as few steps as possible, so that no row goes while another references it.
 
-    Each step takes all rows that can go by then, so there are as few steps as the longest chain
-    has rows; time and memory grow with rows and references, not with depth.
-
-    Args:
-        rows: the rows; given twice, a row counts once.
-        references: pairs of a child row and the parent row that it references. A pair with a
-            row that is not among ``rows`` is ignored.
+    ``references`` are pairs of child and parent; one with a row that is not among ``rows`` is
+    ignored.
     """
     position = {row: at for at, row in enumerate(dict.fromkeys(rows))}
     parents: dict[Row, list[Row]] = defaultdict(list)
@@ -81,7 +66,7 @@ def levels(rows: Iterable[Row], references: Iterable[tuple[Row, Row]]) -> RowOrd
 def _peel(
     rows: Iterable[Row], parents: Mapping[Row, list[Row]]
 ) -> tuple[list[list[Row]], list[Row]]:
-    """Take away what nothing left references, again and again; and what is left in the end."""
+    """Generations of rows that no row left references, and the rows left at the end."""
     left = dict.fromkeys(rows, 0)
     for child in left:
         for parent in parents.get(child, ()):
@@ -104,7 +89,7 @@ def _peel(
 def _around_loops(
     rows: list[Row], parents: Mapping[Row, list[Row]], position: Mapping[Row, int]
 ) -> list[RowStep[Row]]:
-    """Steps for rows that are in loops, or that rows in loops reference, near or far."""
+    """Steps for rows in loops, and for all that these reference."""
     components = [
         tuple(sorted(component, key=position.__getitem__))
         for component in strong_components(rows, parents)

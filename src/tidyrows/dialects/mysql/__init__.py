@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
 _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
-# The server hangs up after it; PyMySQL and SQLAlchemy take the connection for usable.
+# The server closes the connection after it; PyMySQL and SQLAlchemy consider it usable.
 _PACKET_TOO_BIG = 1153
 _NO_DATABASE = 1049
 
@@ -32,7 +32,7 @@ class MySQLErrors(Dialect):
     # and 1969 for them.
     timeout_codes = frozenset({1205, 1969, 3572, 3024})
     transient_codes = timeout_codes | {1213, 1020, 1040, 1317}
-    # The first four are the drivers' own; 1927 is what MariaDB says to whom it ends, 4031 MySQL 8.
+    # The first four are the drivers' own; 1927, or 4031 on MySQL 8: the server ended the session.
     lost_codes = frozenset({2002, 2003, 2006, 2013, 1927, 4031})
     constraint_codes = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
     permission_codes = frozenset({1044, 1142, 1143})
@@ -43,7 +43,6 @@ class MySQLErrors(Dialect):
         return code if isinstance(code, int) else None
 
     def is_database_missing(self, error: BaseException) -> bool:
-        """Unknown database."""
         return bool(self.code(error) == _NO_DATABASE)
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
@@ -67,11 +66,9 @@ class MySQLSessions(Dialect):
     clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        """Yes by the last status that PyMySQL was sent; no under autocommit; else nobody knows.
-
-        The rows of a SELECT or of RETURNING come without a status, so that the last one may be
-        older than the transaction.
-        """
+        """Yes by PyMySQL's last status; no under autocommit; else unknown."""
+        # Rows of a SELECT or of RETURNING come without a status, so the last one may be older than
+        # the transaction.
         raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         if self.driver == "pymysql" and raw.server_status & _IN_TRANSACTION:
             return True
@@ -80,7 +77,6 @@ class MySQLSessions(Dialect):
         return None
 
     def driver_server_id(self, raw: Any) -> int | None:
-        """The connection's id."""
         return int(raw.thread_id())
 
     def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
@@ -104,7 +100,7 @@ class MySQLSessions(Dialect):
         foreign_keys: bool = True,
     ) -> None:
         """READ COMMITTED and READ WRITE for this transaction, checks on, every wait bounded."""
-        self._refuse_open_transaction(connection)
+        self.refuse_open_transaction(connection)
         seconds = math.ceil(lock_timeout)  # MySQL 8 makes 1 of 0, MariaDB does not wait
         wanted: dict[str, float] = {
             "foreign_key_checks": 1,

@@ -84,13 +84,12 @@ class MySQLCatalogue(Dialect):
         return self._query(connection, _LOG.format(_WRITTEN if mariadb else "")) or None
 
     def application_schemas(self, connection: sa.Connection) -> list[str]:
-        """The connection's database."""
         ((database,),) = self._query(connection, "SELECT DATABASE()")
         return [] if database is None else [str(database)]
 
 
 def _quoted(name: str) -> str:
-    # SQLAlchemy's own quoting doubles percent signs, which a statement without parameters keeps.
+    # SQLAlchemy's quoting doubles percent signs: wrong for a statement without parameters.
     return "`" + name.replace("`", "``") + "`"
 
 
@@ -126,11 +125,7 @@ class MySQLLocks(Dialect):
     """InnoDB's lock waits, which only the PROCESS right shows, else the process list."""
 
     def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
-        """By InnoDB's lock waits, else by the process list.
-
-        Raises:
-            Exception: the driver's, where the PROCESS right is missing and nobody else is seen.
-        """
+        """By InnoDB's lock waits, else by the process list."""
         is_mariadb = bool(getattr(self._dialect(), "is_mariadb", False))
         if is_mariadb:
             cursor.execute("SET max_statement_time = 1.5")
@@ -168,7 +163,6 @@ class MySQLLocks(Dialect):
         return ConnectionLock(engine, number, statements, patience=patience)
 
     def is_alive(self, connection: sa.Connection, number: int) -> bool:
-        """By IS_USED_LOCK."""
         sql = f"SELECT IS_USED_LOCK({lock_name(number)}) IS NOT NULL"
         ((held,),) = self._query(connection, sql)
         return bool(held)

@@ -153,4 +153,4 @@ _FORMS: dict[str, tuple[frozenset[type], Callable[[RealType, Any], _Form | None]
     "datetime": _DATETIME,
     "timestamp": _DATETIME,
 }
-"""By real type: the Python types that it takes, and how they travel."""
+"""By real type: the Python types that fit, and how they travel."""

@@ -11,15 +11,12 @@ from tidyrows.dialects.aliases import keys_beside
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keyless_rows import is_exact, stored_type
 from tidyrows.dialects.keys import (
+    RowsByKey,
     chunks,
-    delete_plainly,
-    delete_runs,
     driver_values,
     find_plainly,
-    integer_runs,
     quoted_names,
     run,
-    typed_rows,
 )
 from tidyrows.dialects.mysql.json_table import json_rows, real_types
 from tidyrows.dialects.statements import CycleForm
@@ -63,22 +60,8 @@ class MySQLStatements(Dialect):
     def delete_by_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> int:
-        """A join with JSON_TABLE: it finds its rows by the key, so it locks nobody else's."""
         self._refuse_temporary(connection, table)
-        # No alias: MariaDB looks for DELETE's alias in the current database, if there is one.
-        place, _columns = quoted_names(connection.dialect, table)
-        runs = integer_runs(table, keys)
-        if runs is not None and self._holds_integers(connection, table, None):
-            return delete_runs(connection, table, runs)
-        deleted = 0
-        for part, joined in self._joined(connection, table, keys):
-            if joined is None:
-                deleted += delete_plainly(connection, table, part)
-                continue
-            source, sent = joined
-            sql = f"DELETE FROM {place} USING {source}"
-            deleted += connection.exec_driver_sql(sql, (sent,)).rowcount
-        return deleted
+        return super().delete_by_keys(connection, table, keys)
 
     def insert_exactly(
         self,
@@ -108,31 +91,10 @@ class MySQLStatements(Dialect):
         lock: bool = False,
         first: bool = False,
     ) -> list[tuple[Any, ...]]:
-        """IN for few keys; else, and to lock nobody else's rows, a join with JSON_TABLE."""
+        """IN for few keys; else, and to lock no other rows, a join with JSON_TABLE."""
         if len(keys) <= _OR_KEYS and not lock:
             return find_plainly(connection, table, keys, columns, lock=False, first=first)
-        tail = (" LIMIT 1" if first else "") + (" FOR UPDATE" if lock else "")
-        place, _columns = quoted_names(connection.dialect, table)
-        quote = connection.dialect.identifier_preparer.quote
-        listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
-        found: list[tuple[Any, ...]] = []
-        for part, joined in self._joined(connection, table, keys):
-            if joined is None:
-                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
-                continue
-            sql, sent = joined
-            result = connection.exec_driver_sql(f"SELECT {listed} FROM {sql}{tail}", (sent,))
-            found += typed_rows(result, columns, connection.dialect)
-        return found
-
-    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """A join with JSON_TABLE, which locks nobody else's rows; what is counted is not sent."""
-        for part, joined in self._joined(connection, table, keys):
-            if joined is None:
-                super().lock(connection, table, part)
-                continue
-            sql, sent = joined
-            connection.exec_driver_sql(f"SELECT COUNT(*) FROM {sql} FOR UPDATE", (sent,)).one()
+        return super().find(connection, table, keys, columns, lock=lock, first=first)
 
     def _real_types(self, connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
         types = self._types.get(table)
@@ -142,40 +104,41 @@ class MySQLStatements(Dialect):
                 self._types[table] = types
         return types
 
-    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+    def holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
         real = self._real_types(connection, table)
         return real is not None and real[0].name in _INTEGER_TYPES
 
-    def _joined(
+    def guards_of_range(
+        self, connection: sa.Connection, table: KeyedTable
+    ) -> Sequence[sa.ColumnElement[bool]] | None:
+        return () if self.holds_integers(connection, table, None) else None
+
+    def keys_at_once(self, table: KeyedTable) -> int:
+        return _JSON_KEYS
+
+    def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> Iterator[tuple[Sequence[Any], tuple[str, str] | None]]:
-        """Parts of the keys, each with what to select from and its parameter, if that can be."""
+    ) -> RowsByKey | None:
+        """A join with JSON_TABLE."""
         values = driver_values(table, connection.dialect, keys)
         types = None if values is None else self._real_types(connection, table)
-        place, names = quoted_names(connection.dialect, table)
+        if values is None or types is None:
+            return None
+        # MariaDB looks for the alias of a DELETE in the current database, if there is one: only
+        # the keys have an alias.
         alias = keys_beside(table)
-        for start in range(0, len(keys), _JSON_KEYS):
-            part = keys[start : start + _JSON_KEYS]
-            sent = None
-            if values is not None and types is not None:
-                few = [column[start : start + _JSON_KEYS] for column in values]
-                sent = json_rows(types, few, alias)
-            if sent is None:
-                yield part, None
-                continue
-            equal = " AND ".join(
-                f"{place}.{name} = {value}"
-                for name, value in zip(names, sent.expressions, strict=True)
-            )
-            source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS {alias}"
-            yield part, (f"{source} STRAIGHT_JOIN {place} ON {equal}", sent.json)
+        sent = json_rows(types, values, alias)
+        if sent is None:
+            return None
+        place, names = quoted_names(connection.dialect, table)
+        pairs = zip(names, sent.expressions, strict=True)
+        equal = " AND ".join(f"{place}.{name} = {value}" for name, value in pairs)
+        source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS {alias}"
+        source = f"{source} STRAIGHT_JOIN {place} ON {equal}"
+        return RowsByKey(source, f"{place} USING {source}", None, (sent.json,))
 
     def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
-        """A temporary table that an earlier user left hides the real one, qualified or not.
-
-        Raises:
-            ConnectionError: the connection is thrown away; another one will do.
-        """
+        """Drop the connection if a temporary table of an earlier user hides the real one."""
         real = self.resolve(connection, table.name.schema, table.name.name)
         if real is not None and real.kind == "temporary":
             connection.invalidate()
@@ -213,13 +176,13 @@ class MySQLStatements(Dialect):
             return _equal(exact, sa.bindparam(None, value, type_=sa.Double()))
         if is_exact(kind) and not isinstance(kind, sa.Interval):
             return _equal(column, sa.bindparam(None, value, type_=kind))
-        # bytes of one character set: a collation takes a and A, or a and a with a space, for equal
+        # Bytes of one character set: by a collation a and A, or a and "a ", may be equal.
         text: Any = sa.bindparam(None, value, type_=sa.String())
         return _equal(_octets(sa.cast(column, sa.CHAR())), _octets(text))
 
     # ----- verification, which shares nothing with the statements above
 
-    def _verification_types(
+    def verification_types(
         self, connection: sa.Connection, tables: Sequence[KeyedTable]
     ) -> list[Any]:
         """Nothing, but no temporary table may hide a real one."""
@@ -227,13 +190,13 @@ class MySQLStatements(Dialect):
             self._refuse_temporary(connection, table)
         return [None] * len(tables)
 
-    def _can_select(self, types: Any, values: list[list[Any]]) -> bool:
+    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
         return True
 
-    def _select_keys(
+    def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
     ) -> Iterator[Select]:
-        """By IN and the driver's own values, for as many at once as the database takes well."""
+        """By IN and the driver's own values, in parts that the database handles well."""
         place, names = quoted_names(connection.dialect, table)
         head = f"SELECT {', '.join(names)} FROM {place} WHERE "
         if len(names) > 1:

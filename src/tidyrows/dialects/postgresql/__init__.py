@@ -6,6 +6,7 @@ Drivers that are not known are handled with care.
 from __future__ import annotations
 
 import re
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.base import Dialect
@@ -15,6 +16,8 @@ from tidyrows.dialects.postgresql.statements import PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import sqlalchemy as sa
 
 _NO_DATABASE = "3D000"
@@ -51,7 +54,7 @@ class PostgreSQLErrors(Dialect):
         return Fault.CONSTRAINT if code.startswith("23") else Fault.OTHER
 
     def is_database_missing(self, error: BaseException) -> bool:
-        """invalid_catalog_name; libpq tells of a refused connection in words only."""
+        """invalid_catalog_name; of a refused connection libpq gives the text only."""
         code: Any = self.code(error)
         return code == _NO_DATABASE if code else bool(_NO_DATABASE_TEXT.search(str(error)))
 
@@ -63,6 +66,10 @@ class PostgreSQLErrors(Dialect):
 _IN_ERROR = "25P02"
 # libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
 _IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+_STATUS: dict[str, Callable[[Any], int]] = {
+    "psycopg": attrgetter("pgconn.transaction_status"),
+    "psycopg2": methodcaller("get_transaction_status"),
+}
 _BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
 _SETTINGS = """
@@ -77,25 +84,22 @@ _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
 
 class PostgreSQLSessions(Dialect):
-    """Settings of the cleanup are for its transaction only: behind a pooler no session is ours."""
+    """Settings of the cleanup are for its transaction only: a pooler shares sessions."""
 
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
 
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self._status = _STATUS.get(self.driver)
+
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """The transaction status of libpq; None on a broken connection and for other drivers."""
-        status = self._status(dbapi_connection)
-        return None if status is None or status == _UNKNOWN else status != _IDLE
-
-    def _status(self, dbapi_connection: Any) -> int | None:
-        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
-        if self.driver == "psycopg":
-            return int(raw.pgconn.transaction_status)
-        if self.driver == "psycopg2":
-            return int(raw.get_transaction_status())
-        return None
+        if self._status is None:
+            return None
+        status = self._status(getattr(dbapi_connection, "driver_connection", dbapi_connection))
+        return None if status == _UNKNOWN else bool(status != _IDLE)
 
     def driver_server_id(self, raw: Any) -> int | None:
-        """The backend's process id."""
         if self.driver == "psycopg":
             return int(raw.pgconn.backend_pid) or None
         ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
@@ -115,9 +119,8 @@ class PostgreSQLSessions(Dialect):
 
     def commit_is_void(self, connection: sa.Connection) -> bool:
         """True in an aborted transaction, whose COMMIT is a silent ROLLBACK."""
-        status = self._status(connection.connection.dbapi_connection)
-        if status is not None:
-            return status == _INERROR
+        if self._status is not None:
+            return bool(self._status(connection.connection.driver_connection) == _INERROR)
         try:
             self._query(connection, "SELECT 1")
         except self._dbapi.Error as error:
@@ -142,7 +145,7 @@ class PostgreSQLSessions(Dialect):
         foreign_keys: bool = True,
     ) -> None:
         """READ COMMITTED, READ WRITE, timeouts and no role, all for this transaction only."""
-        self._refuse_open_transaction(connection)
+        self.refuse_open_transaction(connection)
         if getattr(connection.connection.dbapi_connection, "autocommit", False):
             connection.execution_options(isolation_level="READ COMMITTED")
         lock = max(1, round(lock_timeout * 1000))  # 0 would mean for ever
@@ -159,9 +162,11 @@ class PostgreSQLSessions(Dialect):
         marked = _numbered(sql) if self.driver == "asyncpg" else sql
         return super()._query(connection, marked, *values)
 
-    def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
+    def _run(
+        self, connection: sa.Connection, sql: str, values: tuple[Any, ...]
+    ) -> sa.CursorResult[Any]:
         marked = _numbered(sql) if self.driver == "asyncpg" else sql
-        return list(connection.exec_driver_sql(marked, values).all())
+        return connection.exec_driver_sql(marked, values)
 
 
 def _numbered(sql: str) -> str:

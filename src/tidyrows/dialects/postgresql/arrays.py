@@ -1,4 +1,4 @@
-"""Keys as PostgreSQL's arrays: their text form, and the statements that take them."""
+"""Keys as PostgreSQL's arrays: their text form, and the statements that use them."""
 
 from __future__ import annotations
 
@@ -7,48 +7,44 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-import sqlalchemy as sa
-
 from tidyrows.dialects.aliases import KEYS, ROW, keys_beside
-from tidyrows.dialects.keys import quoted_names
+from tidyrows.dialects.keys import RowsByKey, quoted_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import sqlalchemy as sa
+
     from tidyrows.keys import KeyedTable
 
 
-def keys_in_arrays(table: KeyedTable, arrays: Sequence[Any]) -> sa.ColumnElement[bool]:
-    """Which rows have the keys in these arrays, one array per key column."""
-    # A bind without a type: PostgreSQL gives it the column's own (citext, enum, CHAR(n)).
-    binds = [sa.bindparam(None, array, type_=sa.types.NullType()) for array in arrays]
-    columns = table.key_clauses
-    if len(columns) == 1:
-        return columns[0] == sa.func.any(binds[0])
+def rows_in_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[Any]) -> RowsByKey:
+    """The rows that have the keys in these arrays, one array per key column."""
+    place, names = quoted_names(dialect, table)
+    if len(names) == 1:
+        # PostgreSQL gives the parameter the column's own type (citext, enum, CHAR(n)).
+        where = f" WHERE {place}.{names[0]} = ANY(%s)"
+        return RowsByKey(place + where, place + where, (place, where), tuple(arrays))
     # unnest cannot infer a type, so an array of no rows lends it the column's. This also hides the
     # length from the planner, which then walks the index in the order of the keys: three times as
     # fast as its hash join, and two cleanups cannot meet crosswise.
-    lender = table.clause.alias()
-    typed = [
-        sa.func.coalesce(
-            sa.select(sa.func.array_agg(lender.c[column.name])).where(sa.false()).scalar_subquery(),
-            bind,
-        )
-        for column, bind in zip(columns, binds, strict=True)
-    ]
-    names = [f"key_{number}" for number in range(len(columns))]
-    # not table_valued(name=), which render_derived() forgets
-    sent = sa.func.unnest(*typed).table_valued(*names).render_derived(name=keys_beside(table))
-    equal = (column == sent.c[name] for column, name in zip(columns, names, strict=True))
-    return sa.and_(*equal)
+    alias = keys_beside(table)
+    empty = f"(SELECT array_agg({ROW}.{{}}) FROM {place} AS {ROW} WHERE false)"
+    typed = ", ".join(f"coalesce({empty.format(name)}, %s)" for name in names)
+    listed = ", ".join(f"k{number}" for number in range(len(names)))
+    equal = " AND ".join(f"{place}.{name} = {alias}.k{n}" for n, name in enumerate(names))
+    keys = f"unnest({typed}) AS {alias}({listed}) WHERE {equal}"
+    update = (place, f" FROM {keys}")
+    return RowsByKey(f"{place}, {keys}", f"{place} USING {keys}", update, tuple(arrays))
 
 
 def select_by_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[str]) -> str:
     """SQL for the driver: the keys that are there, given SQL for one array per key column."""
     place, names = quoted_names(dialect, table)
-    listed = ", ".join(f"{ROW}.{name}" for name in names)
     if len(names) == 1:
-        return f"SELECT {listed} FROM {place} AS {ROW} WHERE {listed} = ANY({arrays[0]})"
+        key = f"{ROW}.{names[0]}"
+        return f"SELECT {key} FROM {place} AS {ROW} WHERE {key} = ANY({arrays[0]})"
+    listed = ", ".join(f"{ROW}.{name}" for name in names)
     sent = ", ".join(f"k{number}" for number in range(len(names)))
     equal = " AND ".join(f"{ROW}.{name} = {KEYS}.k{number}" for number, name in enumerate(names))
     return (
@@ -62,13 +58,13 @@ def array_literal(values: Sequence[Any]) -> str | None:
 
     Sure means: the same in every session, whatever its settings.
     """
-    kinds = {type(value) for value in values}
+    kinds = set(map(type, values))
     if len(kinds) != 1:
         return None
     write = _WRITERS.get(kinds.pop())
     if write is None:
         return None
-    texts = [write(value) for value in values]
+    texts = list(map(write, values))
     return None if None in texts else "{" + ",".join(texts) + "}"  # type: ignore[arg-type]  # None is excluded just before
 
 

@@ -119,7 +119,6 @@ class PostgreSQLCatalogue(Dialect):
         )
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
-        """By the catalog, which every role may read."""
         return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
@@ -173,7 +172,7 @@ _PREPARED = """
 SELECT gid, owner, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8
 FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"""
 
-# For this transaction only: behind a pooler the session is not ours. From no table, which would be
+# For this transaction only: a pooler shares sessions. From no table, which would be
 # locked for as long. PostgreSQL 17 is the first that ends long transactions.
 _BEGIN_LIVENESS = """
 SELECT pg_catalog.set_config('application_name', 'tidyrows: a worker is alive', true),
@@ -195,7 +194,6 @@ class PostgreSQLLocks(Dialect):
     """``pg_blocking_pids``, and an advisory lock of a transaction that stays open."""
 
     def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
-        """By pg_blocking_pids."""
         cursor.execute("SET statement_timeout = 1500")
         cursor.execute(_BLOCKERS.format(waiter=int(waiter)))
         found = []
@@ -215,11 +213,9 @@ class PostgreSQLLocks(Dialect):
     def liveness_lock(
         self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
     ) -> LivenessLock:
-        """An advisory lock of a transaction that stays open; it holds no snapshot meanwhile.
-
-        Not a session's lock: behind a pooler sessions belong to nobody, while an open transaction
-        keeps its server connection, and ends with its client.
-        """
+        """An advisory lock of a transaction that stays open; it holds no snapshot meanwhile."""
+        # Not a session's lock: behind a pooler sessions belong to nobody, while an open transaction
+        # keeps its server connection, and ends with its client.
         acquire = f"SELECT pg_catalog.pg_try_advisory_xact_lock({int(number)})"
         # Acquired again where it is held already: as good a proof as any.
         statements = LockStatements(

@@ -12,27 +12,20 @@ from tidyrows.dialects.aliases import KEYS
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keyless_rows import is_exact, stored_type
 from tidyrows.dialects.keys import (
-    asked,
-    chunks,
-    delete_plainly,
-    delete_runs,
+    RowsByKey,
     driver_values,
-    find_plainly,
-    integer_runs,
     plain_condition,
-    plain_rows,
-    quoted_names,
     run,
 )
 from tidyrows.dialects.postgresql.arrays import (
     array_literal,
-    keys_in_arrays,
+    rows_in_arrays,
     select_by_arrays,
 )
 from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
     from tidyrows.dialects.statements import Select
@@ -40,6 +33,7 @@ if TYPE_CHECKING:
 
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
 _ARRAY_KEYS = 200_000
+_NO_ROWS = RowsByKey("", "", None, ())
 
 # Row-level security hides rows from SELECT too; switched off, it raises 42501 instead.
 # The typmod -1 gives types without a length: a cast must never cut a key.
@@ -55,6 +49,7 @@ class PostgreSQLStatements(Dialect):
     """Arrays, and one statement for a whole cycle."""
 
     cycle_form = CycleForm.ONE_STATEMENT
+    _count_locked = f"SELECT count(*) FROM (SELECT 1 FROM {{}} FOR UPDATE) AS {KEYS}"
     reuses_keys = False
     deletes_keyless_rows = True
     verified_at_once = _ARRAY_KEYS
@@ -82,82 +77,6 @@ class PostgreSQLStatements(Dialect):
         return False, None
 
     # ----- changes and locks
-
-    def delete_by_keys(
-        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> int:
-        """``= ANY(array)``, a join with arrays, or BETWEEN; the column gives arrays their type."""
-        runs = integer_runs(table, keys)
-        if runs is not None:
-            column = table.key_clauses[0]
-            # A numeric column may hold a stranger's 5.5 between our 5 and 6.
-            return delete_runs(connection, table, runs, column == sa.cast(column, sa.BigInteger))
-        deleted = 0
-        for part in chunks(keys, _ARRAY_KEYS):
-            arrays = self._arrays(table, connection.dialect, part)
-            if arrays is None:
-                deleted += delete_plainly(connection, table, part)
-            elif len(arrays) == 1:
-                sql = f"DELETE FROM {self._any_of_array(connection, table)}"
-                deleted += connection.exec_driver_sql(sql, tuple(arrays)).rowcount
-            else:
-                delete = sa.delete(table.clause).where(keys_in_arrays(table, arrays))
-                deleted += run(connection, delete).rowcount
-        return deleted
-
-    def find(
-        self,
-        connection: sa.Connection,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
-        first: bool = False,
-    ) -> list[tuple[Any, ...]]:
-        """By arrays, as they are deleted."""
-        found: list[tuple[Any, ...]] = []
-        for part in chunks(keys, _ARRAY_KEYS):
-            condition = self._condition(table, connection.dialect, part)
-            if condition is None:
-                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
-            else:
-                statement = asked(sa.select(*columns).where(condition), lock, first)
-                found += plain_rows(run(connection, statement))
-        return found
-
-    def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """By arrays; what is counted need not be sent."""
-        for part in chunks(keys, _ARRAY_KEYS):
-            arrays = self._arrays(table, connection.dialect, part)
-            if arrays is None:
-                super().lock(connection, table, part)
-                continue
-            if len(arrays) == 1:
-                held = f"SELECT 1 FROM {self._any_of_array(connection, table)} FOR UPDATE"
-                sql = f"SELECT count(*) FROM ({held}) AS {KEYS}"
-                connection.exec_driver_sql(sql, tuple(arrays)).one()
-                continue
-            one: sa.ColumnElement[int] = sa.literal_column("1")
-            rows = sa.select(one).select_from(table.clause).where(keys_in_arrays(table, arrays))
-            count = sa.select(sa.func.count()).select_from(rows.with_for_update().subquery())
-            run(connection, count).one()
-
-    def set_null(
-        self,
-        connection: sa.Connection,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        names: Sequence[str],
-    ) -> None:
-        """By arrays, as they are deleted."""
-        values = {table.clause.c[name]: sa.null() for name in names}
-        for part in chunks(keys, _ARRAY_KEYS):
-            condition = self._condition(table, connection.dialect, part)
-            if condition is None:
-                super().set_null(connection, table, part, names)
-            else:
-                run(connection, sa.update(table.clause).where(condition).values(values))
 
     def insert_exactly(
         self,
@@ -194,46 +113,61 @@ class PostgreSQLStatements(Dialect):
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
     ) -> list[int]:
-        """One statement: constraints, RESTRICT too, are looked at after its last delete."""
-        if len(batch) == 1 and len(batch[0][1]) <= _ARRAY_KEYS:
-            (table, keys) = batch[0]
-            if self._arrays(table, connection.dialect, keys) is not None:
-                return [self.delete_by_keys(connection, table, keys)]
+        """One statement: constraints, RESTRICT too, are checked after its last delete."""
+        if len(batch) == 1 and batch[0][1]:
+            rows = self.rows_by_key(connection, *batch[0])
+            if rows is not None:
+                return [self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount]
+        each = [self.rows_by_key(connection, *part) if part[1] else _NO_ROWS for part in batch]
+        if None in each:
+            return self._delete_cycle_plainly(connection, batch)
+        deletes: list[str] = []
+        counts: list[str] = []
+        sent: list[Any] = []
+        for number, rows in enumerate(filter(None, each)):
+            if rows is _NO_ROWS:
+                counts.append("0")
+                continue
+            deletes.append(f"deleted_{number} AS (DELETE FROM {rows.delete} RETURNING 1)")
+            counts.append(f"(SELECT count(*) FROM deleted_{number})")
+            sent += rows.sent
+        sql = f"WITH {', '.join(deletes)} SELECT {', '.join(counts)}"
+        return list(self._run(connection, sql, tuple(sent)).one())
+
+    def _delete_cycle_plainly(
+        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
+    ) -> list[int]:
+        one: sa.Label[int] = sa.literal_column("1").label(None)
         counts = []
         for table, keys in batch:
-            condition = self._condition(table, connection.dialect, keys) if keys else sa.false()
-            if condition is None:
-                condition = plain_condition(table, keys)
-            deleted = (
-                sa.delete(table.clause)
-                .where(condition)
-                .returning(sa.literal_column("1").label(None))
-                .cte()
-            )
+            condition = plain_condition(table, keys) if keys else sa.false()
+            deleted = sa.delete(table.clause).where(condition).returning(one).cte()
             counts.append(sa.select(sa.func.count()).select_from(deleted).scalar_subquery())
         return list(run(connection, sa.select(*counts)).one())
 
-    def _condition(
-        self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
-    ) -> sa.ColumnElement[bool] | None:
-        """Which rows have these keys; None where a value cannot stand in an array."""
-        arrays = self._arrays(table, dialect, keys)
-        return None if arrays is None else keys_in_arrays(table, arrays)
+    # ----- how keys travel
 
-    def _arrays(
-        self, table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]
-    ) -> list[Any] | None:
-        """The keys as the driver gets them, one array per key column; None as above."""
-        values: list[Any] | None = driver_values(table, dialect, keys)
-        # asyncpg encodes a list by the type that the server names; the others take text.
+    def rows_by_key(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> RowsByKey | None:
+        """By one array per key column; None where a value cannot stand in an array."""
+        values: list[Any] | None = driver_values(table, connection.dialect, keys)
+        # asyncpg encodes a list by the type that the server names; the others send text.
         if values is not None and self.driver != "asyncpg":
             values = list(map(array_literal, values))
-        return None if values is None or None in values else values
+        if values is None or None in values:
+            return None
+        return rows_in_arrays(connection.dialect, table, values)
 
-    def _any_of_array(self, connection: sa.Connection, table: KeyedTable) -> str:
-        """From the table's name on: the rows that have a key in the one array bound."""
-        place, (name,) = quoted_names(connection.dialect, table)
-        return f"{place} WHERE {name} = ANY({'$1' if self.driver == 'asyncpg' else '%s'})"
+    def keys_at_once(self, table: KeyedTable) -> int:
+        return _ARRAY_KEYS
+
+    def guards_of_range(
+        self, connection: sa.Connection, table: KeyedTable
+    ) -> Sequence[sa.ColumnElement[bool]]:
+        # A numeric column may hold another row's 5.5 between 5 and 6.
+        column = table.key_clauses[0]
+        return [column == sa.cast(column, sa.BigInteger)]
 
     # ----- rows without a key
 
@@ -249,10 +183,7 @@ class PostgreSQLStatements(Dialect):
     def delete_equal_rows(
         self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
     ) -> int:
-        """By ctid: chosen and locked once, in a WITH that is not evaluated again.
-
-        A ctid is unique only together with the partition.
-        """
+        """By ctid and partition: chosen and locked once, in a WITH that is not evaluated again."""
         system: list[sa.ColumnClause[Any]] = [sa.column("tableoid"), sa.column("ctid")]
         own = [sa.column(column.name, column.type) for column in table.table.columns]
         clause = sa.table(table.table.name, *own, *system, schema=table.clause.schema)
@@ -260,18 +191,18 @@ class PostgreSQLStatements(Dialect):
         condition = self._equals_row(table, clause, row)
         deleted = 0
         while deleted < count:
-            ours = (
+            chosen = (
                 sa.select(clause.c.tableoid, clause.c.ctid)
                 .where(condition)
                 .limit(count - deleted)
                 .with_for_update()
                 .cte()
             )
-            here = sa.and_(target.c.tableoid == ours.c.tableoid, target.c.ctid == ours.c.ctid)
-            taken = run(connection, sa.delete(target).where(here)).rowcount
-            if taken <= 0:
+            here = sa.and_(target.c.tableoid == chosen.c.tableoid, target.c.ctid == chosen.c.ctid)
+            gone = run(connection, sa.delete(target).where(here)).rowcount
+            if gone <= 0:
                 break
-            deleted += taken  # again: of rows that somebody changed meanwhile it takes no other
+            deleted += gone  # again: a row that was changed during the wait is not deleted
         return deleted
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
@@ -288,46 +219,42 @@ class PostgreSQLStatements(Dialect):
 
     # ----- verification, which shares nothing with the statements above
 
-    def _verification_types(
+    def verification_types(
         self, connection: sa.Connection, tables: Sequence[KeyedTable]
     ) -> list[list[str | None]]:
-        """What the key columns of each table are cast to; from now on no row is hidden.
-
-        Raises:
-            sqlalchemy.exc.ProgrammingError: 42501, by a later SELECT of this transaction, where
-                row-level security may hide rows.
-        """
+        """What key columns are cast to; SELECT raises 42501 now where security may hide rows."""
         if not tables:
             return []
         places = [(table.name.schema, table.table.name) for table in tables]
         sql = _KEY_TYPES.format(", ".join(["(%s, %s)"] * len(places)))
-        rows = self._execute(connection, sql, *chain.from_iterable(places))
-        types = {tuple(row[:3]): row[3] for row in rows}
+        types = {}
+        for schema, name, column, type_name, _off in self._execute(
+            connection, sql, *chain(*places)
+        ):
+            types[schema, name, column] = type_name
         return [
             [types.get((*place, column.name)) for column in table.key_columns]
             for place, table in zip(places, tables, strict=True)
         ]
 
-    def _holds_integers(
+    def holds_integers(
         self, connection: sa.Connection, table: KeyedTable, types: list[str | None]
     ) -> bool:
         return types[0] in {"smallint", "integer", "bigint"}
 
-    def _can_select(self, types: list[str | None], values: list[list[Any]]) -> bool:
+    def can_select(self, types: list[str | None], values: list[list[Any]]) -> bool:
         return None not in types
 
-    def _select_keys(
+    def select_keys(
         self,
         connection: sa.Connection,
         table: KeyedTable,
         types: list[str | None],
         sent: Sequence[Any],
-    ) -> Iterator[Select]:
-        """By JSON or the driver's own arrays, cast to the catalogue's types."""
-        columns = [list(sent)] if len(types) == 1 else [list(c) for c in zip(*sent, strict=True)]
-        typed = zip(types, columns, strict=True)
-        arrays, params = zip(*(self._cast_array(*pair) for pair in typed), strict=True)
-        yield select_by_arrays(connection.dialect, table, arrays), params
+    ) -> Iterable[Select]:
+        columns = [sent] if len(types) == 1 else zip(*sent, strict=True)
+        arrays, params = zip(*map(self._cast_array, types, map(list, columns)), strict=True)
+        return [(select_by_arrays(connection.dialect, table, arrays), params)]
 
     def _cast_array(self, type_name: str | None, values: list[Any]) -> tuple[str, Any]:
         """SQL for an array of this type, and its parameter; not by way of ``array_literal``."""

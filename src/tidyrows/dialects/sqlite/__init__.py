@@ -47,7 +47,6 @@ class SQLiteSessions(Dialect):
     clock = "((julianday('now') - 2440587.5) * 86400.0)"
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        """What sqlite3_get_autocommit says."""
         raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         return bool(raw.in_transaction)
 
@@ -62,10 +61,7 @@ class SQLiteSessions(Dialect):
         return os.getpid() if self.in_transaction(raw) else None
 
     def before_savepoint(self, connection: sa.Connection) -> None:
-        """BEGIN, in the driver's legacy mode: it begins nothing for a SAVEPOINT.
-
-        The RELEASE of an outermost savepoint commits, whatever the session thinks.
-        """
+        """BEGIN in the legacy mode, where the RELEASE of an outermost savepoint would commit."""
         raw = connection.connection.dbapi_connection
         level = getattr(raw, "isolation_level", None)
         if level is not None and not self.in_transaction(raw):
@@ -88,11 +84,9 @@ class SQLiteSessions(Dialect):
         statement_timeout: float | None = None,
         foreign_keys: bool = True,
     ) -> None:
-        """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does.
-
-        Foreign keys are enforced whether or not the connection's user has switched them on: the
-        schema says what may happen to rows that reference ours.
-        """
+        """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does."""
+        # Foreign keys are enforced although the connection's user has not switched them on: the
+        # schema says what may happen to rows that reference ours.
         self._begin(connection, "BEGIN IMMEDIATE", lock_timeout, foreign_keys=foreign_keys)
 
     def begin_reading(
@@ -116,7 +110,7 @@ class SQLiteSessions(Dialect):
         raw: Any = connection.connection.dbapi_connection
         mode = getattr(raw, "autocommit", _LEGACY)
         if mode is not False:  # in that mode of Python 3.12 a transaction is always open
-            self._refuse_open_transaction(connection)
+            self.refuse_open_transaction(connection)
         (busy,) = self._query(connection, "PRAGMA busy_timeout")[0]
         enforced = self._query(connection, "PRAGMA foreign_keys")
         connection.info[_SAVED] = (busy, mode, enforced)
@@ -146,7 +140,6 @@ class SQLiteSessions(Dialect):
             raw.autocommit = mode
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
-        """What the PRAGMA says."""
         return self._query(connection, "PRAGMA foreign_keys") == [(1,)]
 
 

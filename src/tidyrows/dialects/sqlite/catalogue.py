@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
 
 def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
-    """One SQLite schema's foreign keys by table, as ``PRAGMA foreign_key_list`` tells them.
+    """One schema's foreign keys by table, as ``PRAGMA foreign_key_list`` tells them.
 
-    The Inspector parses the text of CREATE TABLE for what ON DELETE does, and finds nothing where
-    a column says ``REFERENCES parent ON DELETE CASCADE`` by itself. The PRAGMA knows; it does not
-    know names and deferral, which SQLite's cycles need not (``defer_foreign_keys`` defers all).
-    A parent's name and columns come back as the parent itself spells them.
+    The Inspector finds no ON DELETE where a column says ``REFERENCES parent ON DELETE CASCADE`` by
+    itself. The PRAGMA lacks names and deferral, which are not needed. A parent's name and columns
+    come back as the parent itself spells them.
     """
     quoted = connection.dialect.identifier_preparer.quote_identifier(schema)
     # a virtual table has no page; it holds no key, and asking for its columns needs its module
@@ -92,7 +91,7 @@ def _fold(name: str) -> str:
     return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in name)
 
 
-# Of CREATE TRIGGER; AFTER and UPDATE keep no row. SQLite says BEFORE where nothing is said.
+# Of CREATE TRIGGER; AFTER and UPDATE suppress nothing. BEFORE is the default.
 _BEFORE_DELETE = re.compile(r"(?<!AFTER)\s+DELETE\s+ON\b", re.IGNORECASE)
 
 
@@ -107,9 +106,7 @@ class SQLiteCatalogue(Dialect):
         if schema is not None:
             places = [place for place in places if place.lower() == schema.lower()]
         for place in places:
-            master = (
-                "temp.sqlite_temp_master" if place == "temp" else f"{quoted(place)}.sqlite_master"
-            )
+            master = f"{quoted(place)}.sqlite_{'temp_' if place == 'temp' else ''}master"
             rows = self._query(
                 connection,
                 f"SELECT type, sql FROM {master} "
@@ -136,7 +133,6 @@ class SQLiteCatalogue(Dialect):
     def foreign_keys(
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> tuple[ForeignKey, ...]:
-        """By the PRAGMA."""
         return reflect_foreign_keys(connection, schemas, read=pragma_foreign_keys)
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
@@ -144,7 +140,6 @@ class SQLiteCatalogue(Dialect):
         return set(schemas)
 
     def is_private(self, engine: sa.Engine) -> bool:
-        """In memory."""
         return is_in_memory(engine.url)
 
     def missing_file(self, engine: sa.Engine) -> str | None:
@@ -156,23 +151,20 @@ class SQLiteCatalogue(Dialect):
         return (database_name(engine),) if self.is_private(engine) else file_identity(engine.url)
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
-        """What counts the commits of all other connections, and the changes of this one.
-
-        In memory this one is the suite's own.
-        """
+        """Counts the commits of other connections, and the changes of this one."""
         (busy,) = self._query(connection, "PRAGMA busy_timeout")[0]
         self._query(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
         try:
             attached = [
                 name for _n, name, path in self._query(connection, "PRAGMA database_list") if path
             ]
-            told = [
+            versions = [
                 self._query(connection, f"PRAGMA {quoted(each)}.data_version") for each in attached
             ]
         finally:
             self._query(connection, f"PRAGMA busy_timeout = {busy}")
         raw: Any = connection.connection.driver_connection
-        return told, getattr(raw, "total_changes", 0)
+        return versions, getattr(raw, "total_changes", 0)
 
     def default_schema(self, bind: sa.Engine | sa.Connection) -> str:
         """The file that was opened, not one that was attached."""
@@ -184,7 +176,7 @@ class SQLiteCatalogue(Dialect):
         return [name for _number, name, _path in listed if name != "temp"]
 
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
-        """The tables in which a virtual table keeps its rows; before SQLite 3.37 nobody tells."""
+        """The tables in which a virtual table keeps its rows; unknown before SQLite 3.37."""
         listed = self._query(connection, "PRAGMA table_list")
         return {name for place, name, kind, *_ in listed if (place, kind) == (schema, "shadow")}
 

@@ -27,20 +27,14 @@ if TYPE_CHECKING:
 flock: Any
 try:
     from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, LOCK_UN, flock
-except ImportError:  # on Windows: there the time in the file alone says who lives
+except ImportError:  # on Windows only the time of the file shows a live worker
     flock = None
 
 _IN_MEMORY = frozenset({None, "", ":memory:"})
 
 
 class FileLock(LivenessLock):
-    """The lock of a file, whose time of change is the worker's last beat.
-
-    Args:
-        engine: how to find the database file; it is held weakly.
-        number: the worker's number.
-        patience: how long to wait for the lock where it is not free, in seconds.
-    """
+    """The lock of a file, whose time of change is the worker's last heartbeat."""
 
     def __init__(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> None:
         self._engine = ref(engine)
@@ -64,7 +58,7 @@ class FileLock(LivenessLock):
             self._hold(self._path)
 
     def renew(self) -> None:
-        """Set its time, and make it anew if somebody deleted it."""
+        """Set its time, and make it again if it was deleted."""
         if self._path is None or self._descriptor is None:
             self.acquire()
         elif _is_there(self._path, self._descriptor):
@@ -131,18 +125,22 @@ def is_in_memory(url: sa.URL) -> bool:
     if url.database in _IN_MEMORY:
         return True
     # SQLite names a file for its memdb, which is none.
-    said = (url.query.get("mode"), url.query.get("vfs"), *re.split("[?&]", str(url.database))[1:])
-    return not {"memory", "memdb", "mode=memory", "vfs=memdb"}.isdisjoint(map(str, said))
+    options = (
+        url.query.get("mode"),
+        url.query.get("vfs"),
+        *re.split("[?&]", str(url.database))[1:],
+    )
+    return not {"memory", "memdb", "mode=memory", "vfs=memdb"}.isdisjoint(map(str, options))
 
 
 def missing_file(url: sa.URL) -> str | None:
-    """The file that a URL names, where it is not there; None where nothing can be said."""
+    """The file that a URL names, where it does not exist; None if it does, or if unknown."""
     if url.host or is_in_memory(url):
         return None
     named = _named(url)
     try:
         return None if any(Path(each).exists() for each in named) else named[-1]
-    except OSError:  # it may not be looked at: connecting will say why
+    except OSError:  # no right to look: connecting gives the reason
         return None
 
 
@@ -177,7 +175,7 @@ def lock_file(database: str, number: int) -> Path:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a living process holds the lock; None where the system does not tell."""
+    """Whether a living process holds the lock; None where the system cannot tell."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -187,7 +185,7 @@ def is_held(path: Path) -> bool | None:
     try:
         if flock is None:
             return None
-        # Shared, so that those who look do not see each other.
+        # Shared, so that two processes that look do not see each other.
         flock(descriptor, LOCK_SH | LOCK_NB)
         flock(descriptor, LOCK_UN)
     except BlockingIOError:
@@ -214,7 +212,7 @@ def remove_all(database: str) -> None:
         return
     place = Path(database)
     for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
-        with suppress(OSError):  # somebody else deletes it too
+        with suppress(OSError):  # another process deletes it too
             descriptor = os.open(path, os.O_RDWR)
             try:
                 if _lock(descriptor, path):
@@ -230,7 +228,7 @@ def _lock(descriptor: int, path: Path) -> bool:
         flock(descriptor, LOCK_EX | LOCK_NB)
     except BlockingIOError:
         return False
-    # Between the opening and the lock somebody may have deleted it.
+    # It may have been deleted between the opening and the lock.
     return _is_there(path, descriptor)
 
 
@@ -276,12 +274,10 @@ class SQLiteLocks(Dialect):
         return None if database is None else is_held(lock_file(database, number))
 
     def heartbeat_file_age(self, connection: sa.Connection, number: int) -> float | None:
-        """By the time of the file."""
         database = self._file(connection)
         return None if database is None else heartbeat_age(lock_file(database, number))
 
     def remove_liveness_files(self, connection: sa.Connection) -> None:
-        """All files that nobody has locked."""
         database = self._file(connection)
         if database is not None:
             remove_all(database)
@@ -294,10 +290,8 @@ class SQLiteLocks(Dialect):
 
 
 def holders_of_files(paths: Iterable[str]) -> list[Blocker]:
-    """The processes that hold a lock on one of these files, as far as Linux tells.
-
-    The files are not opened: closing a file drops every lock that this process has on it.
-    """
+    """The processes that hold a lock on one of these files, as far as Linux tells."""
+    # The files are not opened: closing a file drops every lock that this process has on it.
     wanted = set()
     for path in paths:
         for suffix in ("", "-wal", "-shm"):

@@ -12,16 +12,11 @@ import sqlalchemy as sa
 from tidyrows.dialects.aliases import KEYS, ROW
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keys import (
+    RowsByKey,
     as_sent,
-    chunks,
-    delete_plainly,
-    delete_runs,
     driver_values,
-    find_plainly,
-    integer_runs,
     quoted_names,
     run,
-    typed_rows,
 )
 from tidyrows.dialects.sqlite.catalogue import quoted
 from tidyrows.dialects.statements import CycleForm
@@ -61,6 +56,7 @@ class SQLiteStatements(Dialect):
     """Every transaction locks the whole file, so no row is locked by itself."""
 
     cycle_form = CycleForm.DEFERRED
+    _for_update = ""
     reuses_keys = True
     deletes_keyless_rows = True
     verified_at_once = _JSON_KEYS
@@ -116,69 +112,37 @@ class SQLiteStatements(Dialect):
         ((given,),) = self._query(connection, counter, table.name.name)
         return given is None or given < highest
 
-    def delete_by_keys(
+    def guards_of_range(
+        self, connection: sa.Connection, table: KeyedTable
+    ) -> Sequence[sa.ColumnElement[bool]]:
+        if self._key_kind(connection, table) is _KeyKind.ROWID:
+            return ()
+        # Any other column may hold any type: another row's 5.5 between 5 and 6.
+        return [sa.func.typeof(table.key_clauses[0]) == "integer"]
+
+    def keys_at_once(self, table: KeyedTable) -> int:
+        return _KEYS if len(table.key_columns) == 1 else _COMPOSITE_KEYS
+
+    def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> int:
-        """IN, OR of ANDs, or BETWEEN, with native values; as fast as JSON, right for every type."""
-        runs = integer_runs(table, keys)
-        if runs is not None:
-            if self._key_kind(connection, table) is _KeyKind.ROWID:
-                return delete_runs(connection, table, runs)
-            # Any other column may hold any type: a stranger's 5.5 between our 5 and 6.
-            is_integer = sa.func.typeof(table.key_clauses[0]) == "integer"
-            return delete_runs(connection, table, runs, is_integer)
+    ) -> RowsByKey | None:
+        """IN or OR of ANDs, with native values: as fast as JSON, right for every type."""
         values = driver_values(table, connection.dialect, keys)
         if values is None:
-            return delete_plainly(connection, table, keys)
+            return None
         place, names = quoted_names(connection.dialect, table)
         # No WITH: the driver counts rows only of statements that begin with DELETE.
-        head = f"DELETE FROM {place} WHERE "
-        deleted = 0
         if len(names) == 1:
-            for few in chunks(values[0], _KEYS):
-                sql = f"{head}{names[0]} IN ({','.join(['?'] * len(few))})"
-                deleted += connection.exec_driver_sql(sql, tuple(few)).rowcount
-            return deleted
-        one = " AND ".join(f"{name} = ?" for name in names)
-        for rows in chunks(as_sent(values), _COMPOSITE_KEYS):
-            sql = head + " OR ".join([one] * len(rows))
-            sent = tuple(value for row in rows for value in row)
-            deleted += connection.exec_driver_sql(sql, sent).rowcount
-        return deleted
-
-    def find(
-        self,
-        connection: sa.Connection,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
-        first: bool = False,
-    ) -> list[tuple[Any, ...]]:
-        """With JSON where there are many keys and the values allow it."""
-        if len(keys) <= _KEYS or len(table.key_columns) > 1:
-            return find_plainly(connection, table, keys, columns, lock=False, first=first)
-        values = driver_values(table, connection.dialect, keys)
-        if values is None or not _fits_json(values[0]):
-            return find_plainly(connection, table, keys, columns, lock=False, first=first)
-        place, (name,) = quoted_names(connection.dialect, table)
-        quote = connection.dialect.identifier_preparer.quote
-        listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
-        sql = (
-            f"SELECT {listed} FROM {place} AS {ROW} "
-            f"WHERE {ROW}.{name} IN (SELECT value FROM json_each(?))"
-        )
-        if first:
-            sql += " LIMIT 1"
-        found: list[tuple[Any, ...]] = []
-        for part in chunks(values[0], _JSON_KEYS):
-            result = connection.exec_driver_sql(sql, (json.dumps(part),))
-            found += typed_rows(result, columns, connection.dialect)
-        return found
+            where = f" WHERE {names[0]} IN ({','.join(['?'] * len(keys))})"
+            sent = tuple(values[0])
+        else:
+            one = " AND ".join(f"{name} = ?" for name in names)
+            where = " WHERE " + " OR ".join([one] * len(keys))
+            sent = tuple(value for row in as_sent(values) for value in row)
+        return RowsByKey(place + where, place + where, (place, where), sent)
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Nothing: BEGIN IMMEDIATE keeps every other writer out."""
+        """Nothing: BEGIN IMMEDIATE excludes every other writer."""
 
     def delete_cycle(
         self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
@@ -198,15 +162,15 @@ class SQLiteStatements(Dialect):
     def delete_equal_rows(
         self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
     ) -> int:
-        """By rowid, under a name that no column has taken."""
-        taken = {column.name.lower() for column in table.table.columns}
-        free = [name for name in ("rowid", "_rowid_", "oid") if name not in taken]
+        """By rowid, under a name that no column has."""
+        names = {column.name.lower() for column in table.table.columns}
+        free = [name for name in ("rowid", "_rowid_", "oid") if name not in names]
         if not free:
             raise LookupError(f"columns of {table.name} have all names of SQLite's own row id")
         rowid: sa.ColumnClause[Any] = sa.literal_column(free[0])
         condition = self._equals_row(table, table.clause, row)
-        ours = sa.select(rowid).select_from(table.clause).where(condition).limit(count)
-        delete = sa.delete(table.clause).where(rowid.in_(ours.correlate(None)))
+        chosen = sa.select(rowid).select_from(table.clause).where(condition).limit(count)
+        delete = sa.delete(table.clause).where(rowid.in_(chosen.correlate(None)))
         return run(connection, delete).rowcount
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
@@ -216,7 +180,7 @@ class SQLiteStatements(Dialect):
 
     # ----- verification, which shares nothing with the statements above
 
-    def _holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
+    def holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
         return self._key_kind(connection, table) is not _KeyKind.OTHER
 
     def _key_kind(self, connection: sa.Connection, table: KeyedTable) -> _KeyKind:
@@ -233,13 +197,12 @@ class SQLiteStatements(Dialect):
             self._key_kinds[table] = kind
         return kind
 
-    def _can_select(self, types: Any, values: list[list[Any]]) -> bool:
+    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
         return all(map(_fits_json, values))
 
-    def _select_keys(
+    def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
     ) -> Iterator[Select]:
-        """By JSON."""
         place, names = quoted_names(connection.dialect, table)
         listed = ", ".join(f"{ROW}.{name}" for name in names)
         if len(names) == 1:
