@@ -14,9 +14,11 @@ from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keys import (
     RowsByKey,
     as_sent,
+    chunks,
     driver_values,
     quoted_names,
     run,
+    typed_rows,
 )
 from tidyrows.dialects.sqlite.catalogue import quoted
 from tidyrows.dialects.statements import CycleForm
@@ -140,6 +142,32 @@ class SQLiteStatements(Dialect):
             where = " WHERE " + " OR ".join([one] * len(keys))
             sent = tuple(value for row in as_sent(values) for value in row)
         return RowsByKey(place + where, place + where, (place, where), sent)
+
+    def find(
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        columns: Sequence[sa.ColumnElement[Any]],
+        *,
+        lock: bool = False,
+        first: bool = False,
+    ) -> list[tuple[Any, ...]]:
+        """With JSON where there are many keys and the values allow it: in one statement."""
+        few = len(keys) <= _KEYS or len(table.key_columns) > 1
+        values = None if few else driver_values(table, connection.dialect, keys)
+        if values is None or not _fits_json(values[0]):
+            return super().find(connection, table, keys, columns, lock=lock, first=first)
+        place, (name,) = quoted_names(connection.dialect, table)
+        quote = connection.dialect.identifier_preparer.quote
+        listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
+        wanted = f"{ROW}.{name} IN (SELECT value FROM json_each(?))"
+        sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}{' LIMIT 1' if first else ''}"
+        found: list[tuple[Any, ...]] = []
+        for part in chunks(values[0], _JSON_KEYS):
+            result = self._run(connection, sql, (json.dumps(part),))
+            found += typed_rows(result, columns, connection.dialect)
+        return found
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Nothing: BEGIN IMMEDIATE excludes every other writer."""
