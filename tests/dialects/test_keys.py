@@ -19,8 +19,9 @@ from harness.keykinds import (
     make,
 )
 from harness.pairs import pairwise
-from harness.targets import ALL_DRIVERS
+from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import dialect_for
+from tidyrows.keys import KeyedTable
 
 every_driver = pytest.mark.parametrize("database", ALL_DRIVERS, indirect=True)
 
@@ -370,3 +371,47 @@ def test_runs_of_integers_take_nothing_in_between(database: Database, type_: Any
         connection.commit()
         dialect.end_cleanup(connection)
     assert contents(engine, real) == ["theirs"] * (7 if is_numeric else 4)
+
+
+def _integers(engine: sa.Engine, definition: str, *values: Any) -> KeyedTable:
+    """A SQLite table made by hand, seen as one with an integer key."""
+    with engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE things ({definition}")
+        for value in values:
+            connection.exec_driver_sql("INSERT INTO things VALUES (?)", (value,))
+    return keyed(
+        engine, sa.Table("things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    )
+
+
+@on("sqlite")  # elsewhere a column holds values of one type
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "id INT PRIMARY KEY)",
+        "id INTEGER PRIMARY KEY DESC)",
+        "id INTEGER PRIMARY KEY) WITHOUT ROWID",
+    ],
+)
+def test_a_range_of_integers_holds_nothing_else(engine: sa.Engine, definition: str) -> None:
+    table = _integers(engine, definition, *range(1, 201), 5.5, 300)
+    dialect = dialect_for(engine)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.delete_by_keys(connection, table, list(range(1, 201))) == 200
+        left = connection.exec_driver_sql("SELECT id FROM things ORDER BY id").scalars().all()
+        connection.rollback()
+        dialect.end_cleanup(connection)
+    assert left == [5.5, 300]
+
+
+@on("sqlite")
+def test_many_integers_in_a_column_of_text_are_verified_as_text(engine: sa.Engine) -> None:
+    """As text, '100' is not between '5' and '604'."""
+    table = _integers(engine, "id VARCHAR PRIMARY KEY)", "100")
+    dialect = dialect_for(engine)
+    with engine.connect() as connection:
+        dialect.begin_cleanup(connection, lock_timeout=5)
+        assert dialect.existing_keys(connection, table, list(range(5, 605))) == [100]
+        connection.rollback()
+        dialect.end_cleanup(connection)

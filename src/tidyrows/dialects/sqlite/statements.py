@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _KEYS = 500
 # An OR of more than 1000 terms is too deep a tree.
 _COMPOSITE_KEYS = 250
+# "+value" has no affinity, so that a column of text compares with it as text.
 _JSON_KEYS = 50_000
 
 
@@ -161,7 +162,7 @@ class SQLiteStatements(Dialect):
         place, (name,) = quoted_names(connection.dialect, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
-        wanted = f"{ROW}.{name} IN (SELECT value FROM json_each(?))"
+        wanted = f"{ROW}.{name} IN (SELECT +value FROM json_each(?))"
         sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}{' LIMIT 1' if first else ''}"
         found: list[tuple[Any, ...]] = []
         for part in chunks(values[0], _JSON_KEYS):
@@ -234,7 +235,7 @@ class SQLiteStatements(Dialect):
         place, names = quoted_names(connection.dialect, table)
         listed = ", ".join(f"{ROW}.{name}" for name in names)
         if len(names) == 1:
-            wanted = f"{listed} IN (SELECT value FROM json_each(?))"
+            wanted = f"{listed} IN (SELECT +value FROM json_each(?))"
             sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}"
         else:
             # CROSS JOIN holds the order: for each key one look into the index.
