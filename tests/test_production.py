@@ -128,7 +128,7 @@ def test_the_parameters_of_a_files_uri_say_nothing():
 
 @pytest.mark.parametrize("page", ["guide.md", "errors.md"])
 def test_the_docs_name_every_variable(page):
-    said = (Path(__file__).parents[2] / "docs" / page).read_text(encoding="utf-8")
+    said = (Path(__file__).parents[1] / "docs" / page).read_text(encoding="utf-8")
     assert [
         each for each in (*ENVIRONMENT_VARIABLES, ALLOW) if not re.search(rf"\b{each}\b", said)
     ] == []
