@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from tidyrows.capture.changes import Updated
-from tidyrows.capture.hashes import KINDS, Hashes, Shape, row_hashes
+from tidyrows.capture.hashes import Hashes, Shape, common_form, hash_rows
 from tidyrows.capture.where_clause import matched_keys
 
 if TYPE_CHECKING:
@@ -50,12 +50,11 @@ class Recorder:
         proof = columns.proof(given, inserter.tag)
         if proof is not None:
             given = {proof: given[proof]}
-        known = [name for name, values in given.items() if set(map(type, values)) <= KINDS]
-        values = tuple(name for name in known if name not in columns.references)
-        shape = Shape(values, tuple(name for name in known if name in columns.references))
-        if not known:
+        forms = {name: common_form(values) for name, values in given.items()}
+        shape = columns.shape(tuple(name for name in forms if forms[name] is not None))
+        if not shape.columns:
             return None
-        return Hashes(shape, row_hashes(shape, [given[name] for name in shape.columns]))
+        return Hashes(shape, hash_rows(shape, [forms[name] for name in shape.columns]))
 
     def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Updated | None:
         """The columns that an UPDATE set: in the rows that it names, else in any row."""
@@ -99,12 +98,17 @@ class _Columns:
     Attributes:
         names: by the parameter's name the database's name.
         references: nullable columns of foreign keys.
-        proofs: columns whose values may prove a row, and for each how: UUIDs first.
+        shared: columns of foreign keys: other rows may well have the same value, even with a tag.
+        uuids, unique: columns that may have a value that no other row can have.
+        shapes: by the columns that are compared.
     """
 
     names: dict[str, str]
     references: frozenset[str]
-    proofs: tuple[tuple[str, str], ...]
+    shared: frozenset[str]
+    uuids: tuple[str, ...]
+    unique: tuple[str, ...]
+    shapes: dict[tuple[str, ...], Shape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, table: sa.Table, dialect: sa.Dialect) -> _Columns:
@@ -117,21 +121,35 @@ class _Columns:
         ]
         unique = _unique_columns(table)
         own = [column for column in columns if not column.foreign_keys]
-        proofs = [(c.name, "uuid") for c in own if isinstance(c.type, sa.types.Uuid)]
-        proofs += [(c.name, "tag") for c in own]
-        proofs += [(c.name, "unique") for c in own if c in unique]
-        references = frozenset(c.name for c in columns if c.foreign_keys and c.nullable)
-        return cls({column.key: column.name for column in columns}, references, tuple(proofs))
+        return cls(
+            {column.key: column.name for column in columns},
+            frozenset(c.name for c in columns if c.foreign_keys and c.nullable),
+            frozenset(c.name for c in columns if c.foreign_keys),
+            tuple(c.name for c in own if isinstance(c.type, sa.types.Uuid)),
+            tuple(c.name for c in own if c in unique),
+        )
+
+    def shape(self, compared: tuple[str, ...]) -> Shape:
+        """The shape of these columns."""
+        shape = self.shapes.get(compared)
+        if shape is None:
+            values = tuple(name for name in compared if name not in self.references)
+            references = tuple(name for name in compared if name in self.references)
+            shape = self.shapes[compared] = Shape(values, references)
+        return shape
 
     def proof(self, given: Mapping[str, Sequence[Any]], tag: str) -> str | None:
         """A column in which each of these rows has a value that no other row can have."""
-        for column, kind in self.proofs:
-            values = given.get(column, ())
-            if kind == "tag":
-                proved = all(type(value) is str and tag in value for value in values)
-            else:
-                proved = all(map(_is_random if kind == "uuid" else _is_filled, values))
-            if proved and values:
+        for column in self.uuids:
+            if column in given and all(map(_is_random, given[column])):
+                return column
+        for column, values in given.items():
+            first = values[0]
+            maybe = type(first) is str and tag in first and column not in self.shared
+            if maybe and all(type(value) is str and tag in value for value in values):
+                return column
+        for column in self.unique:
+            if column in given and all(map(_is_filled, given[column])):
                 return column
         return None
 

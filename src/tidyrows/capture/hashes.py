@@ -57,8 +57,13 @@ def row_hashes(shape: Shape, columns: Sequence[Sequence[Any]]) -> array[int]:
     forms = [common_form(values) for values in columns]
     if None in forms:
         return array(HASH, [NEVER]) * len(columns[0])
+    return hash_rows(shape, forms)
+
+
+def hash_rows(shape: Shape, forms: Sequence[Any]) -> array[int]:
+    """As :func:`row_hashes`, of values in their common form."""
     count = len(shape.values)
-    hashes = array(HASH, _hashed(forms[:count]) if count else repeat(0, len(columns[0])))
+    hashes = array(HASH, _hashed(forms[:count]) if count else repeat(0, len(forms[0])))
     if shape.references:
         references = _hashed(forms[count:])
         hashes = array(HASH, [a | b << 32 for a, b in zip(hashes, references, strict=True)])
@@ -74,13 +79,12 @@ def common_form(values: Sequence[Any]) -> Sequence[Any] | None:
     kinds = set(map(type, values))
     if kinds == {int} or (kinds == {str} and min(values) >= _AFTER_NUMBERS):
         return values
-    if not kinds <= KINDS:
+    if not kinds <= _KINDS:
         return None
     return list(map(_form, values))
 
 
-KINDS = {int, bool, float, str, bytes, bytearray, memoryview, type(None)}
-"""The types of values that can be hashed."""
+_KINDS = {int, bool, float, str, bytes, bytearray, memoryview, type(None)}
 
 
 def _form(value: Any) -> Any:
