@@ -1,8 +1,8 @@
 """Put preserved rows back as they were, unless somebody else has changed them too.
 
-Before the deletes, since a setting may reference a row that is about to be deleted; what a
-constraint keeps back then, after them. Each row is compared again under its
-lock, in the transaction that writes it.
+Before the deletes, since a setting may reference a row that will be deleted; where a constraint
+refuses that, after them. Each row is compared again under its lock, in the transaction that writes
+it.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tidyrows.cleanup.report import Leftover, count_in
 from tidyrows.dialects import Fault
 from tidyrows.dialects.keys import run
 from tidyrows.errors import SessionStateError, TidyRowsError
-from tidyrows.tracking.row_snapshots import each_row, is_same, same_value
+from tidyrows.tracking.preserved import is_same, same_value
 
 if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.run import CleanupRun
-    from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, State
+    from tidyrows.tracking.preserved import PreservedRow, PreservedTable, State
 
 _WRITES = 2
 _SHOWN = 40
@@ -38,7 +38,7 @@ class _Row:
     database: Database
     table: PreservedTable
     key: Any
-    memory: PreservedRow
+    preserved: PreservedRow
 
 
 class _ConflictError(TidyRowsError):
@@ -71,7 +71,7 @@ class PreservedRows:
             self._later = []
             errors = self._try_all(waiting)
             if len(self._later) == len(waiting):
-                self._leftovers += [_left(row, errors[id(row)]) for row in waiting]
+                self._leftovers += [_leftover(row, errors[id(row)]) for row in waiting]
                 break
             waiting = self._later
         return self._leftovers
@@ -93,19 +93,19 @@ class PreservedRows:
         except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it is the rows' reason
             self._run.fail(error)
             self._leftovers += [
-                _left(_Row(database, table, *pair), error) for pair in each_row(table)
+                _leftover(_Row(database, table, *pair), error) for pair in list(table.rows.items())
             ]
             return []
         changed = []
         # deleted, and inserted again by the test: that row goes first
         held = set(self._run.tracker.held_keys(table.table.name, keys))
-        for key, memory in each_row(table):
+        for key, preserved in list(table.rows.items()):
             if key in held:
-                self._later.append(_Row(database, table, key, memory))
-            elif is_same(now.get(key), memory.then):
+                self._later.append(_Row(database, table, key, preserved))
+            elif is_same(now.get(key), preserved.original):
                 self._preserved.forget(table, [key])
             else:
-                changed.append(_Row(database, table, key, memory))
+                changed.append(_Row(database, table, key, preserved))
         return changed
 
     def _try_all(self, rows: list[_Row]) -> dict[int, Exception]:
@@ -117,14 +117,14 @@ class PreservedRows:
             except SessionStateError as error:
                 self._run.refuse(error)
             except _ConflictError as error:
-                self._leftovers.append(_left(row, error))
+                self._leftovers.append(_leftover(row, error))
             except Exception as error:  # noqa: BLE001 -- as above
                 if row.database.dialect.fault(error) is Fault.CONSTRAINT:
                     errors[id(row)] = error
                     self._later.append(row)
                 else:
                     self._run.fail(error)
-                    self._leftovers.append(_left(row, error))
+                    self._leftovers.append(_leftover(row, error))
             else:
                 count_in(self._run.report.restored, row.table.table.name, int(written))
                 self._preserved.forget(row.table, [row.key])
@@ -133,11 +133,11 @@ class PreservedRows:
 
 def _put_back(row: _Row) -> bool:
     """Compare the row under its lock and write what differs; whether anything did."""
-    table, then = row.table, row.memory.then
+    table, original = row.table, row.preserved.original
     with row.database.writing() as connection:
         # by one key one row, even if its key is spelled otherwise now
         now = next(iter(table.read(connection, [row.key], lock=True).values()), None)
-        if is_same(now, then):
+        if is_same(now, original):
             return False
         _refuse_conflict(row, now)
         left: State = now
@@ -145,30 +145,31 @@ def _put_back(row: _Row) -> bool:
         for _attempt in range(_WRITES):
             _write(connection, row, left)
             left = next(iter(table.read(connection, [row.key]).values()), None)
-            if is_same(left, then):
+            if is_same(left, original):
                 return True
-        if left is None or not _is_the_databases(then, now, left):
+        if left is None or not _is_written_by_database(original, now, left):
             raise _ConflictError(
-                f"it was written back, but {_difference(table, then, left)}: a trigger, a rule or "
-                f"row-level security keeps it so. Put it back yourself, then call cleanup() again"
+                f"it was written back, but {_difference(table, original, left)}: a trigger, a "
+                f"rule or row-level security keeps it so. Put it back yourself, then call "
+                f"cleanup() again"
             )
         return True
 
 
 def _write(connection: sa.Connection, row: _Row, now: State) -> None:
     """Insert the row, or update the columns that differ."""
-    table, then = row.table, row.memory.then
+    table, original = row.table, row.preserved.original
     clause = _clause(table)
     old = {
         column.name: sa.null() if value is None else value
-        for column, value in zip(table.columns, then, strict=True)
+        for column, value in zip(table.columns, original, strict=True)
     }
     if now is None:
         row.database.dialect.insert_exactly(connection, clause, old, always=table.always)
         return
     differing = {
         column.name: old[column.name]
-        for column, one, other in zip(table.columns, then, now, strict=True)
+        for column, one, other in zip(table.columns, original, now, strict=True)
         if not same_value(one, other)
     }
     key = row.key if len(table.table.key_clauses) > 1 else (row.key,)
@@ -180,37 +181,37 @@ def _write(connection: sa.Connection, row: _Row, now: State) -> None:
     run(connection, sa.update(clause).where(*conditions).values(differing))
 
 
-def _is_the_databases(then: State, now: State, left: State) -> bool:
+def _is_written_by_database(original: State, now: State, left: State) -> bool:
     """Whether what differs is what the database writes itself: the time of the last change, say."""
-    if then is None or left is None:
-        return then is left
+    if original is None or left is None:
+        return original is left
     before = left if now is None else now  # a row that was gone had no values to keep
     return all(
         isinstance(old, dt.date | dt.time) or not same_value(new, after)
-        for old, new, after in zip(then, before, left, strict=True)
+        for old, new, after in zip(original, before, left, strict=True)
         if not same_value(old, after)
     )
 
 
 def _refuse_conflict(row: _Row, now: State) -> None:
-    memory = row.memory
-    own = any(is_same(now, state) for state in memory.ours)
-    if not memory.contested and (own or not (memory.ours or memory.other)):
+    preserved = row.preserved
+    own = any(is_same(now, state) for state in preserved.own_states)
+    if not preserved.contested and (own or not (preserved.own_states or preserved.other_writer)):
         return
-    who = f"{memory.other or 'somebody else'} changed"
+    who = f"{preserved.other_writer or 'somebody else'} changed"
     raise _ConflictError(
-        f"{_difference(row.table, memory.then, now)}; {who} this row too; it was left as it is. "
-        f"Put the remembered values back yourself once nobody needs the others, then call "
+        f"{_difference(row.table, preserved.original, now)}; {who} this row too; it was left as it "
+        f"is. Put the remembered values back yourself once nobody needs the others, then call "
         f"cleanup() again"
     )
 
 
-def _difference(table: PreservedTable, then: State, now: State) -> str:
-    if now is None or then is None:
+def _difference(table: PreservedTable, original: State, now: State) -> str:
+    if now is None or original is None:
         return "it was remembered and is not there now"
     return ", ".join(
         f"{column.name} was {_short(old)} and is {_short(new)} now"
-        for column, old, new in zip(table.columns, then, now, strict=True)
+        for column, old, new in zip(table.columns, original, now, strict=True)
         if not same_value(old, new)
     )
 
@@ -227,7 +228,7 @@ def _clause(table: PreservedTable) -> sa.TableClause:
     return sa.table(table.table.name.name, *columns, schema=schema)
 
 
-def _left(row: _Row, error: Exception) -> Leftover:
+def _leftover(row: _Row, error: Exception) -> Leftover:
     table = row.table.table
     kind = LeftoverKind.NOT_RESTORED
     if isinstance(error, _ConflictError):

@@ -1,8 +1,8 @@
-"""Shared rows as they were: remembered, and what this process does to them meanwhile.
+"""Preserved rows: their values as they were, and what this process writes to them.
 
 Before and after each statement that may write one of them the rows are read in the same
-transaction, so that triggers, defaults and expressions are told too. What the tracker's own
-statements have left is put back at cleanup; what somebody else has made of it since is not.
+transaction, so that effects of triggers, defaults and expressions are known too. Cleanup puts a row
+back that has the values which the tracker's own statements left, and no row that has others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 import threading
 import warnings
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -21,18 +21,17 @@ from sqlalchemy.sql.dml import Delete, Update
 from tidyrows.capture import ambient
 from tidyrows.capture.pending_commits import driver_of
 from tidyrows.capture.where_clause import matched_keys
+from tidyrows.dialects.keys import plain_chunks, plain_condition
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
 from tidyrows.execution import INTERNAL
 from tidyrows.tracking import named_rows
-from tidyrows.tracking.row_snapshots import PreservedRow, PreservedTable, is_same
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.capture.engine import Capture
     from tidyrows.capture.sink import Sink
     from tidyrows.keys import KeyedTable, TableName
-    from tidyrows.tracking.row_snapshots import State
     from tidyrows.tracking.sessions import Sessions
     from tidyrows.tracking.store import Store
 
@@ -42,30 +41,92 @@ _WRITES = re.compile(
 )
 _QUOTES = str.maketrans("", "", '"`[]%\\')  # however a name is quoted and escaped
 _UPSERTS = re.compile(r"\b(conflict|duplicate|replace)\b", re.IGNORECASE)
-_KEPT = 2
-"""How many states of our own are known per row: a COMMIT may fail, then the one before it holds."""
+_STATES_KEPT = 2  # of our own, per row: where a COMMIT fails, the state before it holds
+_INTERNAL_READ = {
+    "schema_translate_map": None,
+    INTERNAL: True,
+}  # by real names; no sink hears of it
+
+State = tuple[Any, ...] | None
+"""The values of a row, column by column; None where there is no row."""
+
+
+@dataclass(slots=True, eq=False)
+class PreservedRow:
+    """One row.
+
+    Attributes:
+        original: the values to put back.
+        own_states: what committed statements of the tracker left, newest last.
+        contested: somebody else changed it after the tracker did.
+        other_writer: who else changed it in this process, if anybody did.
+    """
+
+    original: tuple[Any, ...]
+    own_states: list[State] = field(default_factory=list)
+    contested: bool = False
+    other_writer: str | None = None
+
+
+@dataclass(slots=True, eq=False)
+class PreservedTable:
+    """Rows of one table, by key.
+
+    ``columns`` are all that can be written; ``always``: one of them is GENERATED ALWAYS.
+    """
+
+    table: KeyedTable
+    columns: tuple[sa.ColumnClause[Any], ...]
+    always: bool
+    rows: dict[Any, PreservedRow] = field(default_factory=dict)
+
+    def read(
+        self, connection: sa.Connection, keys: Sequence[Any], *, lock: bool = False
+    ) -> dict[Any, tuple[Any, ...]]:
+        """The values of the rows of these keys now, by key."""
+        wanted = [*self.table.key_clauses, *self.columns]
+        width = len(self.table.key_clauses)
+        states: dict[Any, tuple[Any, ...]] = {}
+        for part in plain_chunks(self.table, keys):
+            statement = sa.select(*wanted).where(plain_condition(self.table, part))
+            if lock:
+                statement = statement.with_for_update()
+            for row in connection.execute(statement, execution_options=_INTERNAL_READ):
+                key = tuple(row[:width])
+                states[key[0] if width == 1 else key] = tuple(row[width:])
+        return states
+
+
+def is_same(one: State, other: State) -> bool:
+    """Whether two states of a row are equal."""
+    if one is None or other is None:
+        return one is other
+    return all(map(same_value, one, other))
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of a column are equal; NaN is NaN."""
+    try:
+        return bool(one == other or (one != one and other != other))  # noqa: PLR0124 -- only NaN does so
+    except Exception:  # noqa: BLE001 -- a project's own type may raise anything (arrays have no truth)
+        return repr(one) == repr(other)
 
 
 class Preserved:
-    """The rows that one tracker preserves.
-
-    Args:
-        sessions: the tracker's.
-        store: what it holds.
-    """
+    """The rows that one tracker preserves."""
 
     def __init__(self, sessions: Sessions, store: Store) -> None:
         self._sessions = sessions
         self._store = store
         self._tables: dict[TableName, PreservedTable] = {}
-        self._ears: dict[str, _Ear] = {}
+        self._observers: dict[str, _WriteObserver] = {}
         self._lock = threading.Lock()
 
     def __bool__(self) -> bool:
         return bool(self._tables)
 
     def tables(self) -> list[PreservedTable]:
-        """What is remembered, table by table."""
+        """The preserved rows, table by table."""
         with self._lock:
             return [self._tables[name] for name in sorted(self._tables)]
 
@@ -106,22 +167,22 @@ class Preserved:
             known = self._tables.setdefault(table.name, known)
             for key, values in then.items():
                 known.rows.setdefault(key, PreservedRow(values))
-            if capture.database not in self._ears:
+            if capture.database not in self._observers:
                 engine = engines.of(capture.database)
-                self._ears[capture.database] = _Ear(self, capture, engine)
+                self._observers[capture.database] = _WriteObserver(self, capture, engine)
 
     def forget(self, table: PreservedTable, keys: Iterable[Any]) -> None:
-        """Rows that are as they were."""
+        """Preserve these rows no longer."""
         with self._lock:
             for key in keys:
                 table.rows.pop(key, None)
             if not table.rows:
                 self._tables.pop(table.table.name, None)
             if not self._tables:
-                while self._ears:
-                    self._ears.popitem()[1].close()
+                while self._observers:
+                    self._observers.popitem()[1].close()
 
-    def mentioned(self, database: str, sql: str) -> list[PreservedTable]:
+    def written_by(self, database: str, sql: str) -> list[PreservedTable]:
         """The tables whose rows a statement may write."""
         begins = _WRITES.match(sql)
         if begins is None:
@@ -138,8 +199,8 @@ class Preserved:
             )
         ]
 
-    def whose(self, capture: Capture) -> Sink | None:
-        """The tracker for which this context writes; None where nobody can tell."""
+    def writer(self, capture: Capture) -> Sink | None:
+        """The tracker for which this context writes; None where that is not known."""
         sinks = capture.sinks
         for sink in reversed(ambient.sinks()):
             if sink.active and sink in sinks:
@@ -147,20 +208,20 @@ class Preserved:
         own = self._sessions.engines.sink
         return None if any(each.active and each is not own for each in sinks) else own
 
-    def is_ours(self, tracker: Sink) -> bool:
-        """Whether a tracker is the one that preserves."""
+    def is_own(self, tracker: Sink) -> bool:
+        """Whether a tracker is the one that preserves these rows."""
         return tracker is self._sessions.engines.sink
 
 
 def _columns(
     connection: sa.Connection, table: KeyedTable
 ) -> tuple[tuple[sa.ColumnClause[Any], ...], bool]:
-    """Every column that can be written, those that no model knows too."""
+    """Every column that can be written, those that are in no model too."""
     always = False
     columns = []
     schema, clause = table.name.schema or None, table.clause
     with warnings.catch_warnings():
-        # a type that SQLAlchemy does not know: the model does, or the driver takes what it gave
+        # a type that SQLAlchemy does not know: the model does, or the driver accepts its own values
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         found = sa.inspect(connection).get_columns(table.name.name, schema=schema)
     for described in found:
@@ -170,13 +231,13 @@ def _columns(
         always = always or bool(identity and identity.get("always"))
         name = described["name"]
         known = clause.c.get(name)
-        # the model knows the way to Python values; of what it does not know, the database's type
+        # the model's type makes Python values; a column without a model has the database's type
         columns.append(sa.column(name, described["type"] if known is None else known.type))
     return tuple(columns), always
 
 
-class _Ear:
-    """Hears what is written through one engine while rows of it are preserved."""
+class _WriteObserver:
+    """Observes what is written through one engine while rows of its database are preserved."""
 
     def __init__(self, preserved: Preserved, capture: Capture, engine: sa.Engine) -> None:
         self._preserved = weakref.ref(preserved)
@@ -197,20 +258,20 @@ class _Ear:
             event.listen(engine, name, listener)
 
     def close(self) -> None:
-        """Hear no more."""
+        """Remove the listeners."""
         for name, listener in self._events:
             event.remove(self._engine, name, listener)
 
     def before_cursor_execute(
         self, connection: sa.Connection, _cursor: Any, sql: str, _given: Any, context: Any, _m: bool
     ) -> None:
-        """How the rows are before the statement; somebody else may have changed what we wrote."""
+        """Read the rows before the statement: somebody else may have changed what we wrote."""
         preserved = self._preserved()
         if preserved is None or context is None or INTERNAL in context.execution_options:
             return
         looks = [
             _look(connection, table, context)
-            for table in preserved.mentioned(self._capture.database, sql)
+            for table in preserved.written_by(self._capture.database, sql)
         ]
         if not looks:
             return
@@ -219,8 +280,8 @@ class _Ear:
         for look in looks:
             for key, row in look.rows.items():
                 now = look.states.get(key)
-                own = [*row.ours, *(each.state for each in pending if each.row is row)]
-                if own and not any(is_same(now, state) for state in (row.then, *own)):
+                own = [*row.own_states, *(each.state for each in pending if each.row is row)]
+                if own and not any(is_same(now, state) for state in (row.original, *own)):
                     row.contested = True
 
     def after_cursor_execute(
@@ -232,23 +293,23 @@ class _Ear:
         context: Any,
         _m: bool,
     ) -> None:
-        """How the rows are after the statement: what differs is its doing."""
+        """Read the rows after the statement: it wrote what differs."""
         looks = self._before.pop(context, None) if context is not None else None
         preserved = self._preserved()
         if not looks or preserved is None:
             return
-        writer = preserved.whose(self._capture)
+        writer = preserved.writer(self._capture)
         if writer is None:
             other: str | None = "a thread that belongs to no tracker"
         else:
-            other = None if preserved.is_ours(writer) else f"the tracker {writer.context.tag}"
+            other = None if preserved.is_own(writer) else f"the tracker {writer.context.tag}"
         begins = _WRITES.match(sql)
         renames = begins is not None and begins[1].lower() == "update"
         for look in looks:
             now = look.table.read(connection, list(look.rows))
             changed = [
-                # an UPDATE takes no row away: this one is elsewhere, and another in its place
-                # would be one too many
+                # an UPDATE removes no row: this one has another key, and inserting it again would
+                # make a second one
                 _Written(row, now.get(key), "an UPDATE of its key" if lost else other)
                 for key, row in look.rows.items()
                 if not is_same(now.get(key), look.states.get(key))
@@ -259,15 +320,15 @@ class _Ear:
             self.commit(connection)
 
     def commit(self, connection: sa.Connection, *_: Any) -> None:
-        """What was written is committed."""
+        """The transaction is about to be committed."""
         for written in self._pending.pop(connection, ()):
             if written.other is not None:
-                written.row.other = written.other
+                written.row.other_writer = written.other
             else:
-                written.row.ours = [*written.row.ours, written.state][-_KEPT:]
+                written.row.own_states = [*written.row.own_states, written.state][-_STATES_KEPT:]
 
     def rollback(self, connection: sa.Connection) -> None:
-        """What was written is undone."""
+        """The transaction is rolled back."""
         self._pending.pop(connection, None)
 
 
@@ -286,7 +347,7 @@ class _Look:
 
 
 def _look(connection: sa.Connection, table: PreservedTable, context: Any) -> _Look:
-    """The rows that a statement may write; locked where it names them, as it would itself."""
+    """Read the rows that a statement may write; lock those that an UPDATE names, as it would."""
     rows = dict(table.rows)
     statement = context.compiled.statement if context.compiled is not None else None
     lock = False
