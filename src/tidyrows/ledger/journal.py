@@ -195,7 +195,7 @@ class Journal:
             ) from error
         self.externals[tie.resource] = self.process.id, seq
 
-    def removed(self, resource: ExternalResource) -> None:
+    def forget_resource(self, resource: ExternalResource) -> None:
         """Delete the entry of an external resource that is gone."""
         number = self.externals.get(resource)
         if number is None:
@@ -245,7 +245,7 @@ class Journal:
 
     # -- from one process to another -----------------------------------------------------------
 
-    def handed_on(self, externals: Iterable[ExternalResource]) -> dict[str, Any] | None:
+    def export(self, externals: Iterable[ExternalResource]) -> dict[str, Any] | None:
         """What :meth:`adopt` needs, as JSON values; None where nothing is recorded."""
         numbers = sorted(self.numbers())
         tied = [self.externals.get(resource) for resource in externals]
@@ -261,7 +261,7 @@ class Journal:
         context: WorkerContext,
         externals: Iterable[ExternalResource],
     ) -> JournalUpdate:
-        """Replace the entries of another process, which its :meth:`handed_on` names, by own ones.
+        """Replace the entries of another process, which its :meth:`export` names, by own ones.
 
         The external resources, in the order in which they were given, keep their entries.
         """

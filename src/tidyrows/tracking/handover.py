@@ -144,6 +144,7 @@ def loads(
         except UnknownTableError:
             raise
         except (TidyRowsError, *_MALFORMED) as error:
+            tracker.dismiss_leak_warning()  # it may hold some of the resources
             raise TidyRowsError(_NOT_OURS) from error
     for change in changes:
         tracker.store.apply(change)

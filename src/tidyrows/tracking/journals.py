@@ -221,7 +221,7 @@ class Journals:
     def handed_on(self, database: str, externals: Iterable[ExternalResource]) -> Any:
         """Which entries name what the tracker holds in a database; None where there are none."""
         journal = self._journals.get(database)
-        return None if journal is None else journal.handed_on(externals)
+        return None if journal is None else journal.export(externals)
 
     def adopt(
         self, entered: dict[str, Any], engine: sa.Engine, externals: Iterable[ExternalResource]
@@ -252,4 +252,4 @@ class Journals:
     def remove(self, resource: ExternalResource) -> None:
         """Delete the entry of an external resource that is gone."""
         for journal in self._journals.values():
-            journal.removed(resource)
+            journal.forget_resource(resource)
