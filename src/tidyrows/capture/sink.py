@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -9,7 +10,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.capture.changes import Change
+    from tidyrows.capture.changes import Change, Touched
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.worker import WorkerContext
 
@@ -77,3 +78,21 @@ class Sink(Protocol):
 
     def before_drop(self, engine: sa.Engine, database: str) -> None:
         """A raw statement is about to drop a database."""
+
+
+def tell_watcher(watcher: Sink, touched: Touched, sinks: Sequence[Sink]) -> None:
+    """Tell a sink that watches of the rows that are not its own, nor those of a block within its.
+
+    What wider fixtures do to each other's rows, and when they are torn down, is their own affair.
+    """
+    name = touched.table.name
+    own = [sink for sink in sinks if sink is watcher or watcher.is_shared or not sink.is_shared]
+    keys = set(touched.keys)
+    for sink in own:
+        keys.difference_update(sink.held_keys(name, touched.keys))
+    if touched.keys:
+        count = min(touched.count, len(keys))
+    else:  # the statement does not say which: as many as cannot be its own
+        count = touched.count - sum(sink.count_of(name) for sink in own)
+    if count > 0:
+        watcher.apply(replace(touched, keys=sorted(keys, key=repr), count=count))

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import threading
 import weakref
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture import raw_sql
 from tidyrows.capture.changes import Change, Deleted, Inserted, Touched
 from tidyrows.capture.pending_commits import PendingCommits, driver_of
 from tidyrows.capture.raw_sql import Move
+from tidyrows.capture.sink import tell_watcher
 from tidyrows.capture.transaction_log import TransactionLog
 from tidyrows.dialects import CommitOutcome, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
@@ -37,7 +37,7 @@ EVENTS = (
     "handle_error",
     "reset",
 )
-"""SQLAlchemy's events that move a transaction; each is a method of :class:`Transactions`."""
+"""SQLAlchemy's events of a transaction; each is a method of :class:`Transactions`."""
 
 
 class Transactions:
@@ -58,23 +58,12 @@ class Transactions:
         self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
 
-    @property
-    def _sink_is_garbage(self) -> Callable[[weakref.ref[Sink]], None]:
-        this = weakref.ref(self)
-
-        def forget(dead: weakref.ref[Sink]) -> None:
-            transactions = this()
-            if transactions is not None:
-                transactions._forget_sink(dead)  # noqa: SLF001 -- its own
-
-        return forget
-
     def set_fallback(self, *, exists: bool) -> None:
         """A sink owns what no other sink does, or does no longer."""
         self._has_fallback = exists
-        self._forget_sink(None)
+        self.forget_sink(None)
 
-    def _forget_sink(self, dead: weakref.ref[Sink] | None) -> None:
+    def forget_sink(self, dead: weakref.ref[Sink] | None) -> None:
         """A sink is garbage."""
         self._sinks = tuple(ref for ref in self._sinks if ref is not dead)
         self.idle = not (self._sinks or self._has_fallback)
@@ -88,7 +77,7 @@ class Transactions:
         """From now on this sink may hold rows of this engine."""
         with self._lock:
             others = [ref for ref in self._sinks if ref() not in (None, sink)]
-            self._sinks = (*others, weakref.ref(sink, self._sink_is_garbage))
+            self._sinks = (*others, weakref.ref(sink, _forgetter(self)))
             self.idle = False
 
     def forget_parent(self) -> None:
@@ -151,7 +140,7 @@ class Transactions:
 
     # -- transactions --------------------------------------------------------------------------
 
-    def begin(self, connection: sa.Connection) -> None:
+    def begin(self, connection: sa.Connection, _xid: Any = None) -> None:
         """A transaction begins: the COMMIT before it on this connection is over."""
         if not self.idle:
             if self.unresolved:
@@ -167,9 +156,7 @@ class Transactions:
                 # the INSERT that begins this transaction was rewritten before it began
                 self.log(connection).rewritten = log.rewritten
 
-    def begin_twophase(self, connection: sa.Connection, _xid: Any) -> None:
-        """A two-phase transaction begins."""
-        self.begin(connection)
+    begin_twophase = begin
 
     def commit(self, connection: sa.Connection) -> None:
         """A COMMIT is about to be sent."""
@@ -427,7 +414,7 @@ class Transactions:
         for change, owner in changes:
             if isinstance(change, Touched):
                 if certain and owner is not None:  # of what may not have happened nobody is told
-                    _tell_watcher(owner, change, sinks)
+                    tell_watcher(owner, change, sinks)
                 continue
             rest = change
             for sink in sinks if owner is None else (owner,):
@@ -458,19 +445,13 @@ def _is_insert(change: Change) -> bool:
     return not isinstance(change, Touched)
 
 
-def _tell_watcher(watcher: Sink, touched: Touched, sinks: Sequence[Sink]) -> None:
-    """Tell a sink that watches of the rows that are not its own, nor those of a block within its.
+def _forgetter(transactions: Transactions) -> Callable[[weakref.ref[Sink]], None]:
+    """Called when a sink is garbage; it does not keep the transactions alive."""
+    this = weakref.ref(transactions)
 
-    What wider fixtures do to each other's rows, and when they are torn down, is their own affair.
-    """
-    name = touched.table.name
-    own = [sink for sink in sinks if sink is watcher or watcher.is_shared or not sink.is_shared]
-    keys = set(touched.keys)
-    for sink in own:
-        keys.difference_update(sink.held_keys(name, touched.keys))
-    if touched.keys:
-        count = min(touched.count, len(keys))
-    else:  # the statement does not say which: as many as cannot be its own
-        count = touched.count - sum(sink.count_of(name) for sink in own)
-    if count > 0:
-        watcher.apply(replace(touched, keys=sorted(keys, key=repr), count=count))
+    def forget(dead: weakref.ref[Sink]) -> None:
+        living = this()
+        if living is not None:
+            living.forget_sink(dead)
+
+    return forget
