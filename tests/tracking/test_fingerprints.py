@@ -162,12 +162,19 @@ SCALARS = st.one_of(
 )
 
 
+def _has_many_digits(value: Any) -> bool:
+    return isinstance(value, str) and sum(map(str.isdigit, value)) > 15
+
+
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=80))
 def test_any_value_comes_back_with_its_hash(rows):
     """Through a column of no type, of texts and of numbers: SQLite has no more kinds of values."""
     engine = sa.create_engine("sqlite://", poolclass=sa.NullPool)
-    rows = [(a, None if isinstance(b, float) else b, a) for a, b in rows]  # fewer digits as text
+    rows = [
+        (a, None if isinstance(b, float) else b, None if _has_many_digits(a) else a)
+        for a, b in rows  # a float has fewer digits as a text, and a text as a float
+    ]
     with engine.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE t (id INTEGER PRIMARY KEY, a, b TEXT, c NUMERIC)")
         connection.exec_driver_sql("INSERT INTO t (a, b, c) VALUES (?, ?, ?)", rows)
