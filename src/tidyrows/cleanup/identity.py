@@ -7,6 +7,7 @@ else's: it cannot be known, so it stays.
 
 from __future__ import annotations
 
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -124,7 +125,8 @@ def uncertain_keys(
     if not rows:
         return {}
     width = len(table.key_columns)
-    columns = list(zip(*rows, strict=True))
+    # not zip(*rows), which makes an iterator for each row
+    columns = [list(map(itemgetter(at), rows)) for at in range(len(rows[0]))]
     found = columns[0] if width == 1 else list(zip(*columns[:width], strict=True))
     now: Sequence[int] = [NEVER] * len(rows)
     if len(names) == len(shape.columns):  # else a column was dropped
