@@ -18,9 +18,6 @@ from harness import servers
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md"]
-STILL_TO_WRITE = {"docs/architecture.md"}
-"""Pages that are linked to before they are there; each is removed from here when it is."""
-
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 MARKS = {line.partition(":")[0] for line in PROJECT["tool"]["pytest"]["ini_options"]["markers"]}
 EXTRAS = PROJECT["project"]["optional-dependencies"].keys()
@@ -51,7 +48,7 @@ def faults(text):
             found.append(link["file"])
         elif link["section"] and link["section"] not in _sections(ROOT / link["file"]):
             found.append(link[0])
-    return [each for each in dict.fromkeys(found) if each not in STILL_TO_WRITE]
+    return list(dict.fromkeys(found))
 
 
 def _faults_of(words):
@@ -103,10 +100,6 @@ def test_commands_are_found_in_the_contributors_page():
     assert "mypy" in shown
     assert "python -m build" in shown  # in a list
     assert "python -m pytest tests/dialects" in shown  # in a sentence
-
-
-def test_pages_that_are_still_to_be_written_are_not_there():
-    assert [page for page in STILL_TO_WRITE if (ROOT / page).exists()] == []
 
 
 @pytest.mark.parametrize(
