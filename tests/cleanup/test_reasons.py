@@ -33,7 +33,7 @@ def leftovers_of(manager):
 
 def test_every_kind_of_leftover_has_its_text():
     assert set(_TEXTS) == set(LeftoverKind)
-    assert all(Reason(kind).cause() for kind in LeftoverKind if kind is not LeftoverKind.REFUSED)
+    assert all(str(Reason(kind)) for kind in LeftoverKind if kind is not LeftoverKind.REFUSED)
 
 
 def test_a_leftover_carries_the_exception_and_its_kind(family):

@@ -246,7 +246,8 @@ def test_two_calls_in_a_real_deadlock_both_end_well(zoo_engine):
     for thread in threads:
         thread.join(40)
     assert failures == []
-    assert len(calls) == 3
+    # The victim may lock its first row again before the other call has got it, and lose again.
+    assert len(calls) >= 3
     assert len(made) == 2
     before.assert_untouched()
 
