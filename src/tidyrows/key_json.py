@@ -42,12 +42,7 @@ _FORMS: tuple[tuple[Any, str, Callable[[Any], str], Callable[[str], Any]], ...] 
     (decimal.Decimal, "decimal", str, decimal.Decimal),
     (_BYTES, "bytes", lambda value: base64.b64encode(value).decode(), base64.b64decode),
     # an interface is an address, too
-    (
-        (ipaddress.IPv4Interface, ipaddress.IPv6Interface),
-        "interface",
-        str,
-        ipaddress.ip_interface,
-    ),
+    ((ipaddress.IPv4Interface, ipaddress.IPv6Interface), "interface", str, ipaddress.ip_interface),
     ((ipaddress.IPv4Address, ipaddress.IPv6Address), "address", str, ipaddress.ip_address),
     ((ipaddress.IPv4Network, ipaddress.IPv6Network), "network", str, ipaddress.ip_network),
 )
@@ -158,10 +153,7 @@ def _converts_in_sql(kind: sa.types.TypeEngine[Any]) -> bool:
 
 
 def _value_to_json(
-    table: KeyedTable,
-    column: sa.Column[Any],
-    process: Callable[[Any], Any] | None,
-    value: Any,
+    table: KeyedTable, column: sa.Column[Any], process: Callable[[Any], Any] | None, value: Any
 ) -> Any:
     try:
         return _plain(value if process is None or value is None else _unwrapped(process(value)))

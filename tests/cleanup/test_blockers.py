@@ -614,7 +614,8 @@ def test_a_line_that_is_no_lock_of_a_file_names_nobody(garbage, monkeypatch, tmp
     path = tmp_path / "locks"
     path.write_bytes(garbage)
     monkeypatch.setattr(locks, "_LOCKS", path)
-    assert locks.holders_of_files([str(path), "/does/not/exist"]) == []
+    dialect = dialect_for(sa.create_engine("sqlite://"))
+    assert dialect.blockers(None, [str(path), "/does/not/exist"]) == []
 
 
 # --- in words

@@ -26,7 +26,7 @@ from harness.targets import DEFAULT, on
 from tidyrows import TidyRowsError
 from tidyrows.dialects import DriverSocket, dialect_for
 from tidyrows.dialects.base import UnknownDialect
-from tidyrows.dialects.liveness_lock import ConnectionLock
+from tidyrows.dialects.locks import ConnectionLock
 from tidyrows.dialects.sqlite import locks as liveness_file
 from tidyrows.errors import LivenessLockError
 from tidyrows.greenlets import spawn
@@ -462,7 +462,7 @@ def test_over_asynchronous_drivers_it_is_the_same(database, driver):
         assert is_alive(engine) is True
         life.renew()
         if database.backend != "sqlite":
-            assert life._socket.is_known
+            assert life._socket._copy is not None
             lose_connection(life, engine)
         life.renew()
         assert is_alive(outside) is True

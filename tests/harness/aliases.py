@@ -1,7 +1,7 @@
 """The names that the library's SQL gives to tables, columns and subqueries, found in its source.
 
 A name that is not anonymous and does not begin with ``tidyrows_`` may be the name of a user's
-table: :mod:`tidyrows.dialects.aliases` says what to write instead.
+table: :mod:`tidyrows.dialects.keys` says what to write instead.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _NAMING = {
 _CAST = re.compile(r"\b(?:CAST|convert)\((?:[^()]|\([^()]*\))*\)", re.IGNORECASE)
 # A placeholder that stands for a table, not for the schema in front of a catalogue's table.
 _TABLE = re.compile(r"(?:\b|_)(?:FROM|JOIN|USING|INTO|UPDATE)\s+\(?\{\}(?!\.\w)")
-_NAMED = re.compile(r"(?:\)|\{\})\s+(?:AS\s+(?P<said>\w+)|(?P<bare>[a-z_]\w*))")
+_NAMED = re.compile(r"(?:\)|\{\})\s+(?:AS\s+(?P<said>(?!SELECT\b)\w+)|(?P<bare>[a-z_]\w*))")
 _WITH = re.compile(r"\bWITH\s+(?:RECURSIVE\s+)?(?P<said>\w+)\s+(?:\([^)]*\)\s+)?AS\b")
 
 

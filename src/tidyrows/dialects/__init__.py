@@ -12,10 +12,8 @@ from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.catalogue import RealTable
-from tidyrows.dialects.driver import database_name
-from tidyrows.dialects.errors import Fault, Loss
-from tidyrows.dialects.liveness_lock import DriverSocket, LivenessLock, connect_within
-from tidyrows.dialects.locks import Blocker
+from tidyrows.dialects.driver import Fault, Loss, database_name
+from tidyrows.dialects.locks import Blocker, DriverSocket, LivenessLock, connect_within
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sessions import CommitOutcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.catalogue import Catalogue, RealTable
-from tidyrows.dialects.errors import Errors
+from tidyrows.dialects.driver import Errors
 from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
 from tidyrows.dialects.sessions import Sessions

@@ -1,4 +1,4 @@
-"""Keys on their way to the database and back: plain statements, driver values, keys found."""
+"""Keys on their way to the database and back, and the aliases of generated SQL."""
 
 from __future__ import annotations
 
@@ -12,6 +12,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tidyrows.keys import KeyedTable
+
+# The names that generated SQL gives, none of which can be a table of the project. A statement knows
+# a table that has an alias by that alias alone. So either *all* tables have one (``parent_1``, the
+# anonymous alias of ``parent``, may be another table), or, where the project's table can have
+# none (a DELETE on MariaDB, conditions of the caller), `keys_beside` names the keys. Columns are
+# always qualified. A statement that selects from catalogues only may use any alias.
+ROW = "tidyrows_row"
+KEYS = "tidyrows_keys"
+
+
+def keys_beside(table: KeyedTable) -> str:
+    """The alias of the keys in a statement that names this table without an alias."""
+    # MariaDB ignores case where lower_case_table_names says so.
+    return ROW if table.table.name.lower() == KEYS else KEYS
+
 
 _LONG = 100
 """Keys of a run, on average, from which a range is quicker than their list."""
@@ -138,33 +153,14 @@ def set_null_plainly(
         run(connection, update.where(plain_condition(table, part)))
 
 
-def lock_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
-    """Lock rows with SQLAlchemy's own statements."""
-    select = sa.select(*table.key_clauses).with_for_update()
-    for part in plain_chunks(table, keys):
-        run(connection, select.where(plain_condition(table, part))).all()
-
-
-def delete_runs(
-    connection: sa.Connection,
-    table: KeyedTable,
-    runs: Sequence[tuple[int, int]],
-    *guards: sa.ColumnElement[bool],
-) -> int:
-    """Delete the rows of runs of integers; the number of rows deleted."""
-    column = table.key_clauses[0]
-    delete = sa.delete(table.clause).where(*guards)
-    return sum(run(connection, delete.where(column.between(*each))).rowcount for each in runs)
-
-
 def find_plainly(
     connection: sa.Connection,
     table: KeyedTable,
     keys: Sequence[Any],
     columns: Sequence[sa.ColumnElement[Any]],
     *,
-    lock: bool,
-    first: bool,
+    lock: bool = False,
+    first: bool = False,
 ) -> list[tuple[Any, ...]]:
     """Columns of the rows of these keys, with SQLAlchemy's own statements."""
     found: list[tuple[Any, ...]] = []
@@ -242,10 +238,9 @@ def keys_found(
         positions = asked.pop()
         whole = len(positions) == len(keys)
         part = sent if whole else [sent[position] for position in positions]
-        looked_at = look(part)
-        if not looked_at:
+        rows = [tuple(row) if len(row) > 1 else row[0] for row in look(part)]
+        if not rows:
             continue
-        rows = [_bare(row) for row in looked_at]
         if len(positions) == 1:
             found.update(positions)
             continue
@@ -256,10 +251,6 @@ def keys_found(
             middle = (len(rest) + 1) // 2
             asked.extend(half for half in (rest[:middle], rest[middle:]) if half)
     return [keys[position] for position in sorted(found)] if found else []
-
-
-def _bare(row: tuple[Any, ...]) -> Any:
-    return tuple(row) if len(row) > 1 else row[0]
 
 
 def _matched(

@@ -2,14 +2,314 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import threading
+from concurrent.futures import Future
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from weakref import ref
 
 from tidyrows.dialects.driver import DriverAccess
-from tidyrows.dialects.liveness_lock import PATIENCE, LivenessLock
+from tidyrows.errors import LivenessLockError, SessionStateError
+from tidyrows.greenlets import in_greenlet, sleep
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import sqlalchemy as sa
+
+
+T = TypeVar("T")
+
+PATIENCE = 1.0
+"""Seconds to wait for a lock that is held: a connection that was just lost lingers."""
+PAUSE = 0.05
+_BOUND = 5.0
+"""Seconds that the server may take to answer, before the connection counts as lost."""
+# What a child inherited and must never use. It must not be collected either: a driver may then say
+# goodbye to the parent's server.
+_inherited: list[Any] = []
+
+
+class LivenessLock:
+    """Shows other processes that a worker is alive; this base class shows nothing.
+
+    All methods are called in one and the same thread, inside SQLAlchemy's greenlet where the
+    engine is asynchronous; only ``abandon`` is called in a forked child, by any thread.
+
+    Attributes:
+        alone: whether no other process can see the database, so that none can ask either; known
+            once ``acquire`` has returned.
+    """
+
+    alone: bool = False
+
+    def acquire(self) -> None:
+        """Acquire the lock.
+
+        Raises:
+            LivenessLockError: somebody else has the lock, after a short wait.
+            Exception: the driver's own; no connection is left.
+        """
+
+    def renew(self) -> None:
+        """Prove that the lock is still held, else acquire it again; bounded in time.
+
+        Raises:
+            Exception: as ``acquire``; the next call tries again.
+        """
+
+    def release(self) -> None:
+        """Release it; may be called again, and raises nothing for a connection that died."""
+
+    def abandon(self) -> None:
+        """In a forked child: forget everything, and leave the parent's lock as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LockStatements:
+    """How one kind of server holds a lock for the length of a connection."""
+
+    isolation: Literal["READ COMMITTED", "AUTOCOMMIT"]
+    begin: str | None  # sent first on a new connection; its answer does not matter
+    acquire: str  # a SELECT that is true where the lock is ours now; it never waits
+    is_held: str  # a SELECT that is true where the lock is still ours
+    release: str | None  # where a rollback would not release it
+
+
+class ConnectionLock(LivenessLock):
+    """A lock on a connection that comes out of no pool and goes into none; times in seconds."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        number: int,
+        statements: LockStatements,
+        *,
+        patience: float = PATIENCE,
+        bound: float = _BOUND,
+    ) -> None:
+        self._engine = ref(engine)
+        self._where = repr(engine.url)
+        self._number = number
+        self._statements = statements
+        self._patience = patience
+        self._bound = bound
+        self._driver: Any = None
+        self._socket = DriverSocket(None)
+
+    def acquire(self) -> None:
+        """On a new connection, unless there is one."""
+        if self._driver is None:
+            self._connect()
+        acquired = False
+        try:
+            acquired = self._try_to_acquire()
+        finally:
+            if not acquired:
+                self._drop()
+        if not acquired:
+            raise LivenessLockError(self._number, self._where)
+
+    def renew(self) -> None:
+        """By a SELECT on the connection that holds it."""
+        if self._driver is not None:
+            try:
+                if self._ask(self._statements.is_held):
+                    return
+            except Exception:  # noqa: BLE001, S110 -- whatever it is, a new connection is the answer
+                pass
+            except BaseException:
+                self._drop()
+                raise
+            self._drop()
+        self.acquire()
+
+    def release(self) -> None:
+        """At once: when this returns, the server knows."""
+        if self._driver is None:
+            return
+        try:
+            with self._socket.bounded(self._bound):
+                if self._statements.release is not None:
+                    self._run(self._statements.release)
+                self._driver.rollback()
+        except Exception:  # noqa: BLE001 -- a connection that is dead holds no lock
+            self._drop()
+            return
+        except BaseException:
+            self._drop()
+            raise
+        driver, self._driver = self._driver, None
+        with closing(self._socket), suppress(Exception), self._socket.bounded(self._bound):
+            driver.close()
+
+    def abandon(self) -> None:
+        """Put nothing in the place of the socket, so that the parent's end is its end."""
+        driver, self._driver = self._driver, None
+        if driver is None:
+            return
+        _inherited.append(driver)
+        self._socket.lead_nowhere()
+
+    def _connect(self) -> None:
+        engine = self._engine()
+        if engine is None:
+            raise SessionStateError(
+                f"The engine for {self._where} is gone, so this worker can no longer show that it "
+                f"is alive. Keep a reference to the engine for as long as its rows are tracked."
+            )
+        # The pool's listeners prepare the connection like the project's own. Detached, it holds
+        # neither the pool nor the engine.
+        pool = engine.pool.recreate()
+        proxied = connect_within(pool.connect, self._bound, late=lambda late: late.invalidate())
+        self._driver = proxied.dbapi_connection
+        self._socket = DriverSocket(self._driver)
+        try:
+            proxied.detach()
+            with self._socket.bounded(self._bound):
+                self._driver.rollback()
+                engine.dialect.set_isolation_level(self._driver, self._statements.isolation)
+                if self._statements.begin is not None:
+                    self._run(self._statements.begin)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _try_to_acquire(self) -> bool:
+        for _try in range(1 + round(self._patience / PAUSE)):
+            if self._ask(self._statements.acquire):
+                return True
+            sleep(PAUSE)
+        return False
+
+    def _ask(self, question: str) -> bool:
+        with self._socket.bounded(self._bound):
+            return bool(self._run(question)[0][0])
+
+    def _run(self, sql: str) -> list[Any]:
+        with closing(self._driver.cursor()) as cursor:
+            cursor.execute(sql)
+            return list(cursor.fetchall())
+
+    def _drop(self) -> None:
+        """Give up a connection of which nothing is known."""
+        driver, self._driver = self._driver, None
+        if driver is None:
+            return
+        # First, so that no goodbye waits, and a server that was only slow frees the lock.
+        self._socket.shut()
+        with closing(self._socket), suppress(Exception):
+            getattr(driver, "terminate", driver.close)()
+
+
+def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T], object]) -> T:
+    """Connect in a thread of its own, or raise TimeoutError: drivers may wait for minutes.
+
+    ``late`` is called with a connection that comes too late.
+    """
+    if in_greenlet():  # the task can be cancelled
+        return make()
+    made: Future[T] = Future()
+    thread = threading.Thread(
+        target=_make, args=(make, made), name="tidyrows: connect", daemon=True
+    )
+    try:
+        thread.start()
+    except RuntimeError:  # as below
+        return make()
+    try:
+        return made.result(seconds)
+    except TimeoutError:
+        # It calls at once where the connection is there by now.
+        made.add_done_callback(lambda done: None if done.exception() else late(done.result()))
+        if made.done() and isinstance(made.exception(), TimeoutError):
+            raise
+        raise TimeoutError(f"the database took no connection within {seconds:g} s") from None
+
+
+def _make(make: Callable[[], T], made: Future[T]) -> None:
+    try:
+        made.set_result(make())
+    except BaseException as error:  # noqa: BLE001 -- it is raised where the connection is waited for
+        made.set_exception(error)
+
+
+class DriverSocket:
+    """The socket of a driver's connection, under a descriptor of our own.
+
+    The driver may close its own at any time, and its number is then used again. Where the driver
+    does not tell its socket, all methods do nothing.
+    """
+
+    def __init__(self, driver: Any) -> None:
+        self._number = _descriptor_of(driver)
+        self._copy: socket.socket | None = None
+        if self._number is not None:
+            with suppress(OSError):
+                # The family does not matter: nothing is ever sent.
+                self._copy = socket.fromfd(self._number, socket.AF_INET, socket.SOCK_STREAM)
+
+    def close(self) -> None:
+        """Give up our own descriptor."""
+        if self._copy is not None:
+            self._copy.close()
+
+    def shut(self) -> None:
+        """End the connection, so that whatever waits for it fails."""
+        if self._copy is not None:
+            with suppress(OSError):
+                self._copy.shutdown(socket.SHUT_RDWR)
+
+    def lead_nowhere(self) -> None:
+        """In a forked child: close it for this process; what still writes to it writes nowhere."""
+        if self._copy is None or self._number is None:
+            return
+        with suppress(OSError), closing(self._copy):
+            if os.path.samestat(os.fstat(self._number), os.fstat(self._copy.fileno())):
+                nowhere = os.open(os.devnull, os.O_RDWR)
+                os.dup2(nowhere, self._number, inheritable=False)
+                os.close(nowhere)
+
+    @contextmanager
+    def bounded(self, seconds: float) -> Iterator[None]:
+        """Shut the socket if the block takes longer: no driver bounds an open connection itself."""
+        over = threading.Lock()
+
+        def late() -> None:
+            if over.acquire(blocking=False):
+                self.shut()
+                over.release()
+
+        watch = threading.Timer(seconds, late)
+        watch.daemon = True
+        # At the interpreter's end Python 3.12 and later start no more threads.
+        with suppress(RuntimeError):
+            watch.start()
+        try:
+            yield
+        finally:
+            over.acquire()
+            watch.cancel()
+
+
+def _descriptor_of(driver: Any) -> int | None:
+    raw = getattr(driver, "driver_connection", driver)
+    roads: tuple[Callable[[], Any], ...] = (
+        lambda: raw,  # psycopg, psycopg2, mysqlclient
+        lambda: raw._sock,  # noqa: SLF001 -- PyMySQL has no public road
+        lambda: raw._writer.get_extra_info("socket"),  # noqa: SLF001 -- nor have aiomysql and asyncmy
+        lambda: raw._transport.get_extra_info("socket"),  # noqa: SLF001 -- nor has asyncpg
+    )
+    for road in roads:
+        with suppress(Exception):
+            found = int(road().fileno())
+            if found >= 0:
+                return found
+    return None
+
 
 _SHOWN = 120
 """How many characters of a statement are shown."""

@@ -14,13 +14,11 @@ from tidyrows.dialects.keys import (
     as_sent,
     chunks,
     delete_plainly,
-    delete_runs,
     driver_values,
     exists_sql,
     find_plainly,
     integer_runs,
     keys_found,
-    lock_plainly,
     quoted_names,
     run,
     select_keys_plainly,
@@ -149,7 +147,9 @@ class Statements(DriverAccess):
         if runs is not None:
             guards = self.guards_of_range(connection, table)
             if guards is not None:
-                return delete_runs(connection, table, runs, *guards)
+                delete, column = sa.delete(table.clause).where(*guards), table.key_clauses[0]
+                ranges = (delete.where(column.between(*each)) for each in runs)
+                return sum(run(connection, each).rowcount for each in ranges)
         deleted = 0
         for part in chunks(keys, self.keys_at_once(table)):
             rows = self.rows_by_key(connection, table, part)
@@ -250,7 +250,7 @@ class Statements(DriverAccess):
         for part in chunks(keys, self.keys_at_once(table)):
             rows = self.rows_by_key(connection, table, part)
             if rows is None:
-                lock_plainly(connection, table, part)
+                find_plainly(connection, table, part, table.key_clauses, lock=True)
             else:
                 self._run(connection, self._count_locked.format(rows.select), rows.sent).one()
 

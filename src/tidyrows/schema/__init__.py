@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from tidyrows.schema.facts import ForeignKey, Place, merge
-from tidyrows.schema.graph import ForeignKeyGraph, PrecedenceGraph
+from tidyrows.schema.graph import (
+    ForeignKey,
+    ForeignKeyGraph,
+    Place,
+    PrecedenceGraph,
+    RowOrder,
+    RowStep,
+    levels,
+    merge,
+)
 from tidyrows.schema.reflect import (
-    inspector_foreign_keys,
     model_foreign_keys,
     nullable_columns,
-    nullable_columns_of,
     reflect_foreign_keys,
 )
-from tidyrows.schema.rowgraph import RowOrder, RowStep, levels
 
 __all__ = [
     "ForeignKey",
@@ -20,11 +25,9 @@ __all__ = [
     "PrecedenceGraph",
     "RowOrder",
     "RowStep",
-    "inspector_foreign_keys",
     "levels",
     "merge",
     "model_foreign_keys",
     "nullable_columns",
-    "nullable_columns_of",
     "reflect_foreign_keys",
 ]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
-from tidyrows.schema.facts import ForeignKey, Place
+from tidyrows.schema.graph import ForeignKey, Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -109,8 +108,7 @@ def model_foreign_keys(
                 parents = [element.column for element in constraint.elements]
             except sa.exc.NoReferenceError:
                 continue
-            name = constraint.name
-            parent = constraint.referred_table
+            name, parent = constraint.name, constraint.referred_table
             found.append(
                 ForeignKey(
                     name=str(name) if isinstance(name, str) else None,
@@ -129,37 +127,24 @@ def model_foreign_keys(
 
 def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
     """The columns of one table that may be set to NULL, without key and computed columns."""
-    return nullable_columns_of(connection, (place,))[place]
-
-
-def nullable_columns_of(
-    connection: sa.Connection, places: Iterable[Place]
-) -> dict[Place, frozenset[str]]:
-    """:func:`nullable_columns` of many tables, in a few queries for each schema."""
-    wanted: dict[str, list[str]] = defaultdict(list)
-    for schema, table in dict.fromkeys(places):
-        wanted[schema].append(table)
+    schema, table = place
+    choice: dict[str, Any] = {
+        "schema": schema,
+        "filter_names": [table],
+        "scope": ObjectScope.ANY,
+        "kind": ObjectKind.TABLE,
+    }
     inspector = sa.inspect(connection)
-    found = {(schema, table): frozenset[str]() for schema in wanted for table in wanted[schema]}
-    for schema, tables in wanted.items():
-        choice: dict[str, Any] = {
-            "schema": schema,
-            "filter_names": tables,
-            "scope": ObjectScope.ANY,
-            "kind": ObjectKind.TABLE,
-        }
-        with _without_reflection_warnings():
-            columns = inspector.get_multi_columns(**choice)
-            primary_keys = inspector.get_multi_pk_constraint(**choice)
-        for at, described in columns.items():
-            primary_key = primary_keys.get(at)
-            fixed = set(primary_key["constrained_columns"]) if primary_key else set()
-            found[schema, at[1]] = frozenset(
-                column["name"]
-                for column in described
-                if column["nullable"] and "computed" not in column and column["name"] not in fixed
-            )
-    return found
+    with _without_reflection_warnings():
+        described = list(inspector.get_multi_columns(**choice).values())
+        primary_keys = list(inspector.get_multi_pk_constraint(**choice).values())
+    fixed = {name for key in primary_keys if key for name in key["constrained_columns"]}
+    return frozenset(
+        column["name"]
+        for columns in described
+        for column in columns
+        if column["nullable"] and "computed" not in column and column["name"] not in fixed
+    )
 
 
 @contextmanager

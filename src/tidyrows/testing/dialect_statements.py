@@ -30,9 +30,7 @@ CHILDREN = sa.Table(
     sa.Column("parent_id", sa.ForeignKey(PARENTS.c.id), index=True),
 )
 TEXTS = sa.Table(
-    "tidyrows_suite_texts",
-    METADATA,
-    sa.Column("key", sa.String(40), primary_key=True),
+    "tidyrows_suite_texts", METADATA, sa.Column("key", sa.String(40), primary_key=True)
 )
 PAIRS = sa.Table(
     "tidyrows_suite_pairs",
@@ -149,7 +147,7 @@ class StatementTests:
 
     def test_returning_gives_the_generated_key(self, tables: SuiteTables, dialect: Dialect) -> None:
         with tables.engine.begin() as connection:
-            insert = GENERATED.insert().values(name="a")
+            insert = GENERATED.insert().values({"name": "a"})
             assert not dialect.upsert(insert)
             if dialect.returning:
                 key = connection.execute(insert.returning(GENERATED.c.id)).scalar_one()
@@ -175,45 +173,35 @@ class StatementTests:
     @pytest.mark.parametrize("count", [1, 3, 250, 1300])
     @pytest.mark.parametrize("step", [1, 7])
     def test_integer_keys_go_and_no_others(
-        self, tables: SuiteTables, dialect: Dialect, count: int, step: int
+        self, tables: SuiteTables, count: int, step: int
     ) -> None:
         """Runs without a gap, and keys with other rows between them."""
         ours = list(range(10, 10 + count * step, step))
         others = [1, 9, ours[-1] + 1, *(key + 1 for key in ours[:-1] if step > 1)]
         tables.insert(PARENTS, [(key, "a") for key in (*ours, *others)])
-        self._delete(tables, dialect, PARENTS, ours, absent=[10**9])
+        self._delete(tables, PARENTS, ours, absent=[10**9])
         assert tables.keys(PARENTS) == sorted(others)
 
     @pytest.mark.parametrize("count", [1, 700])
-    def test_text_keys_go_and_no_others(
-        self, tables: SuiteTables, dialect: Dialect, count: int
-    ) -> None:
+    def test_text_keys_go_and_no_others(self, tables: SuiteTables, count: int) -> None:
         ours = sorted({f"key {number}" for number in range(count)} | set(_ODD_TEXTS))
         tables.insert(TEXTS, [(key,) for key in (*ours, "other", "key")])
-        self._delete(tables, dialect, TEXTS, ours, absent=["absent"])
+        self._delete(tables, TEXTS, ours, absent=["absent"])
         assert sorted(tables.keys(TEXTS)) == ["key", "other"]
 
     @pytest.mark.parametrize("count", [1, 400])
-    def test_composite_keys_go_and_no_others(
-        self, tables: SuiteTables, dialect: Dialect, count: int
-    ) -> None:
+    def test_composite_keys_go_and_no_others(self, tables: SuiteTables, count: int) -> None:
         """A row whose columns are both among the keys, in another combination, is another row."""
         ours = [(number, text) for number in range(count) for text in ("a", "it's")]
         others = [(0, "b"), (count, "a")]
         tables.insert(PAIRS, [*ours, *others])
-        self._delete(tables, dialect, PAIRS, ours, absent=[(0, "c")])
+        self._delete(tables, PAIRS, ours, absent=[(0, "c")])
         assert tables.keys(PAIRS) == others
 
     def _delete(
-        self,
-        tables: SuiteTables,
-        dialect: Dialect,
-        table: sa.Table,
-        ours: Sequence[Any],
-        *,
-        absent: Sequence[Any],
+        self, tables: SuiteTables, table: sa.Table, ours: Sequence[Any], *, absent: Sequence[Any]
     ) -> None:
-        real, asked = tables.real(table), sorted([*ours, *absent])
+        dialect, real, asked = tables.dialect, tables.real(table), sorted([*ours, *absent])
         with tables.cleanup() as connection:
             assert list(dialect.existing_keys(connection, real, asked)) == sorted(ours)
             dialect.lock(connection, real, asked)
@@ -229,13 +217,11 @@ class StatementTests:
             with pytest.raises(sa.exc.DBAPIError), tables.cleanup(1) as connection:
                 dialect.delete_by_keys(connection, real, [1])
 
-    def test_a_locked_parent_gets_no_new_children(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_locked_parent_gets_no_new_children(self, tables: SuiteTables) -> None:
         """Else a CASCADE deletes a child that was committed after the look for dependents."""
         tables.insert(PARENTS, [(1, "a")])
         with tables.cleanup() as holder:
-            dialect.lock(holder, tables.real(PARENTS), [1])
+            tables.dialect.lock(holder, tables.real(PARENTS), [1])
             with pytest.raises(sa.exc.DBAPIError), tables.cleanup(1) as connection:
                 connection.execute(CHILDREN.insert(), [{"id": 1, "parent_id": 1}])
 
@@ -298,7 +284,7 @@ class StatementTests:
         tables.insert(LEFT, [(1, None), (2, None)])
         tables.insert(RIGHT, [(1, 1), (2, 2)])
         with tables.engine.begin() as connection:
-            connection.execute(LEFT.update().values(right_id=LEFT.c.id))
+            connection.execute(LEFT.update().values({"right_id": LEFT.c.id}))
         with tables.cleanup() as connection:
             batch = [(tables.real(LEFT), [1]), (tables.real(RIGHT), [1])]
             assert dialect.delete_cycle(connection, batch) == [1, 1]
@@ -306,24 +292,22 @@ class StatementTests:
 
     # ----- rows without a key
 
-    def test_equal_rows_go_and_no_more_than_asked(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
-        if not dialect.deletes_keyless_rows:
+    def test_equal_rows_go_and_no_more_than_asked(self, tables: SuiteTables) -> None:
+        if not tables.dialect.deletes_keyless_rows:
             pytest.skip("this dialect leaves rows without a key, and reports them")
         rows: list[tuple[Any, ...]] = [(1, "a")] * 3
         rows += [(1, "A"), (1, "a "), (2, "a"), (1, None), (None, "a")]
         tables.insert(KEYLESS, rows)
         real = tables.real(KEYLESS)
         with tables.cleanup() as connection:
-            read = sa.select(*(dialect.read_exactly(column) for column in KEYLESS.c))
+            read = sa.select(*(tables.dialect.read_exactly(column) for column in KEYLESS.c))
             shown = [tuple(row) for row in connection.execute(read)]
             one, missing = rows.index((1, "a")), rows.index((1, None))
             by_row = dict(zip(map(repr, rows), shown, strict=True)) if shown else {}
             equal, null = by_row[repr(rows[one])], by_row[repr(rows[missing])]
-            assert dialect.count_equal_rows(connection, real, equal) == 3
-            assert dialect.delete_equal_rows(connection, real, equal, 2) == 2
-            assert dialect.delete_equal_rows(connection, real, null, 5) == 1
+            assert tables.dialect.count_equal_rows(connection, real, equal) == 3
+            assert tables.dialect.delete_equal_rows(connection, real, equal, 2) == 2
+            assert tables.dialect.delete_equal_rows(connection, real, null, 5) == 1
         with tables.engine.connect() as connection:
             left = [tuple(row) for row in connection.execute(sa.select(KEYLESS))]
         assert sorted(map(repr, left)) == sorted(

@@ -30,12 +30,7 @@ import sqlalchemy as sa
 from tidyrows.dialects import CommitOutcome, Fault, Loss, dialect_for
 from tidyrows.dialects.base import UnknownDialect
 from tidyrows.errors import LivenessLockError, SessionStateError
-from tidyrows.testing.dialect_statements import (
-    CHILDREN,
-    PARENTS,
-    StatementTests,
-    SuiteTables,
-)
+from tidyrows.testing.dialect_statements import CHILDREN, PARENTS, StatementTests, SuiteTables
 
 if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
@@ -67,46 +62,40 @@ class DialectSuite(StatementTests):
         assert dialect.fault(error) is Fault.LOST
         assert dialect.fault(ConnectionRefusedError()) is Fault.LOST
 
-    def test_a_broken_foreign_key_is_a_constraint(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_broken_foreign_key_is_a_constraint(self, tables: SuiteTables) -> None:
         tables.insert(PARENTS, [(1, "a")])
         tables.insert(CHILDREN, [(1, 1)])
         with tables.cleanup() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
-            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
-        assert dialect.fault(caught.value) is Fault.CONSTRAINT
+            tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+        assert tables.dialect.fault(caught.value) is Fault.CONSTRAINT
         assert tables.keys(PARENTS) == [1]
 
-    def test_a_wait_for_a_lock_ends_and_is_transient(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_wait_for_a_lock_ends_and_is_transient(self, tables: SuiteTables) -> None:
         """Promise 4: never hangs."""
         tables.insert(PARENTS, [(1, "a"), (2, "b")])
         with tables.cleanup() as holder:
-            dialect.delete_by_keys(holder, tables.real(PARENTS), [1])
+            tables.dialect.delete_by_keys(holder, tables.real(PARENTS), [1])
             began = time.monotonic()
             with pytest.raises(sa.exc.DBAPIError) as caught, tables.cleanup(1) as connection:
-                dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+                tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
             assert time.monotonic() - began < 10
-            assert dialect.fault(caught.value) is Fault.TRANSIENT
-            assert dialect.is_timeout(caught.value)
-            if dialect.has_row_locks:
+            assert tables.dialect.fault(caught.value) is Fault.TRANSIENT
+            assert tables.dialect.is_timeout(caught.value)
+            if tables.dialect.has_row_locks:
                 with tables.cleanup(1) as connection:
-                    dialect.delete_by_keys(connection, tables.real(PARENTS), [2])
+                    tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [2])
 
-    def test_a_failed_statement_does_not_lose_rows_silently(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_failed_statement_does_not_lose_rows_silently(self, tables: SuiteTables) -> None:
         """``loss`` NOTHING is only right if the earlier rows can still be committed."""
         engine = tables.engine
         with engine.connect() as connection:
             connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
-            dialect.before_savepoint(connection)
+            tables.dialect.before_savepoint(connection)
             savepoint = connection.begin_nested()
-            twice = PARENTS.insert().values(id=1, name="b")
+            twice = PARENTS.insert().values({"id": 1, "name": "b"})
             with pytest.raises(sa.exc.DBAPIError) as caught:
                 connection.execute(twice)
-            loss = dialect.loss(caught.value, connection.connection.dbapi_connection)
+            loss = tables.dialect.loss(caught.value, connection.connection.dbapi_connection)
             savepoint.rollback()
             connection.commit()
         left = tables.keys(PARENTS)
@@ -115,65 +104,61 @@ class DialectSuite(StatementTests):
     # ----- sessions
 
     def test_the_state_of_a_transaction_is_known_or_unknown_and_never_wrong(
-        self, tables: SuiteTables, dialect: Dialect
+        self, tables: SuiteTables
     ) -> None:
         with tables.engine.connect() as connection:
             raw = connection.connection.dbapi_connection
-            assert dialect.in_transaction(raw) in {False, None}
+            assert tables.dialect.in_transaction(raw) in {False, None}
             connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
-            assert dialect.in_transaction(raw) in {True, None}
-            assert not dialect.is_autocommit(connection)
-            assert not dialect.commit_is_void(connection)
+            assert tables.dialect.in_transaction(raw) in {True, None}
+            assert not tables.dialect.is_autocommit(connection)
+            assert not tables.dialect.commit_is_void(connection)
             connection.commit()
-            assert dialect.in_transaction(raw) in {False, None}
+            assert tables.dialect.in_transaction(raw) in {False, None}
         assert tables.keys(PARENTS) == [1]
 
     def test_a_cleanup_commits_or_rolls_back_all_of_its_statements(
-        self, tables: SuiteTables, dialect: Dialect
+        self, tables: SuiteTables
     ) -> None:
         tables.insert(PARENTS, [(1, "a"), (2, "b")])
         with pytest.raises(LookupError), tables.cleanup() as connection:
-            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+            tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
             raise LookupError
         assert tables.keys(PARENTS) == [1, 2]
         with tables.cleanup() as connection:
-            dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+            tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
         assert tables.keys(PARENTS) == [2]
         with tables.engine.connect() as connection:
-            dialect.begin_reading(connection, lock_timeout=1)
-            assert dialect.existing_keys(connection, tables.real(PARENTS), [1, 2]) == [2]
+            tables.dialect.begin_reading(connection, lock_timeout=1)
+            assert tables.dialect.existing_keys(connection, tables.real(PARENTS), [1, 2]) == [2]
             connection.rollback()
-            dialect.end_cleanup(connection)
+            tables.dialect.end_cleanup(connection)
 
-    def test_a_cleanup_refuses_a_transaction_of_somebody_else(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_cleanup_refuses_a_transaction_of_somebody_else(self, tables: SuiteTables) -> None:
         with tables.engine.connect() as connection:
             connection.execute(sa.select(PARENTS.c.id)).all()
             with pytest.raises(SessionStateError):
-                dialect.begin_cleanup(connection, lock_timeout=1)
+                tables.dialect.begin_cleanup(connection, lock_timeout=1)
 
-    def test_a_cleanup_sees_what_others_commit_meanwhile(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_cleanup_sees_what_others_commit_meanwhile(self, tables: SuiteTables) -> None:
         """READ COMMITTED; where one writer locks the whole database, nobody commits meanwhile."""
-        if not dialect.has_row_locks:
+        if not tables.dialect.has_row_locks:
             pytest.skip("nobody else can commit during a cleanup")
         real = tables.real(PARENTS)
         with tables.cleanup() as connection:
-            assert dialect.existing_keys(connection, real, [1]) == []
+            assert tables.dialect.existing_keys(connection, real, [1]) == []
             tables.insert(PARENTS, [(1, "a")])
-            assert dialect.existing_keys(connection, real, [1]) == [1]
+            assert tables.dialect.existing_keys(connection, real, [1]) == [1]
 
     def test_a_failed_commit_leaves_nothing_to_the_pools_next_user(
-        self, tables: SuiteTables, dialect: Dialect
+        self, tables: SuiteTables
     ) -> None:
-        dialect.guard_pool(tables.engine)
+        tables.dialect.guard_pool(tables.engine)
         with tables.engine.connect() as connection:
             connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
-            if dialect.in_transaction(connection.connection.dbapi_connection) is None:
+            if tables.dialect.in_transaction(connection.connection.dbapi_connection) is None:
                 pytest.skip("the driver cannot tell what a failed COMMIT left open")
-            outcome = dialect.commit_outcome(ValueError("a listener's"), connection)
+            outcome = tables.dialect.commit_outcome(ValueError("a listener's"), connection)
             assert outcome in {CommitOutcome.OPEN, CommitOutcome.DOUBT}
             transaction = connection.get_transaction()
             assert transaction is not None
@@ -188,19 +173,17 @@ class DialectSuite(StatementTests):
 
     # ----- locks
 
-    def test_a_blocker_is_named_where_the_database_tells(
-        self, tables: SuiteTables, dialect: Dialect
-    ) -> None:
+    def test_a_blocker_is_named_where_the_database_tells(self, tables: SuiteTables) -> None:
         with tables.engine.connect() as first, tables.engine.connect() as second:
-            ids = [dialect.server_id(c.connection.dbapi_connection) for c in (first, second)]
-            waiter = dialect.waiter(first)
+            ids = [tables.dialect.server_id(c.connection.dbapi_connection) for c in (first, second)]
+            waiter = tables.dialect.waiter(first)
             first.rollback()
-            if waiter is None or not dialect.blockers_need_cursor:
+            if waiter is None or not tables.dialect.blockers_need_cursor:
                 return
             assert ids[0] != ids[1]
             raw = second.connection.cursor()
             try:
-                assert dialect.blockers(raw, waiter) == []  # it does not wait
+                assert tables.dialect.blockers(raw, waiter) == []  # it does not wait
             finally:
                 raw.close()
                 second.invalidate()
@@ -320,11 +303,11 @@ class DialectSuite(StatementTests):
         with engine.begin() as connection:
             table.create(connection)
         try:
-            entry = "x" * 200_000
+            text, entry = "né 鍵 🔑", "x" * 200_000
             with engine.begin() as connection:
-                connection.execute(table.insert().values(id=1, name="né 鍵 🔑", entry=entry))
+                connection.execute(table.insert(), [{"id": 1, "name": text, "entry": entry}])
                 (row,) = connection.execute(sa.select(table))
-            assert tuple(row) == (1, "né 鍵 🔑", entry)
+            assert tuple(row) == (1, text, entry)
         finally:
             with engine.begin() as connection:
                 table.drop(connection)

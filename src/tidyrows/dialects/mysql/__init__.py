@@ -6,8 +6,7 @@ import math
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.errors import Fault, Loss
+from tidyrows.dialects.driver import Fault, Loss
 from tidyrows.dialects.mysql.catalogue import MySQLCatalogue, MySQLLocks
 from tidyrows.dialects.mysql.statements import MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
@@ -23,11 +22,17 @@ _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
 # The server closes the connection after it; PyMySQL and SQLAlchemy consider it usable.
 _PACKET_TOO_BIG = 1153
 _NO_DATABASE = 1049
+_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+_SAVED = "tidyrows.mysql.session"
 
 
-class MySQLErrors(Dialect):
-    """A deadlock rolls back the whole transaction, a lock timeout only the statement."""
+class MySQL(MySQLStatements, MySQLLocks, MySQLCatalogue):
+    """A deadlock rolls back the transaction, a lock timeout only the statement; DDL commits."""
 
+    name = "mysql"
+    ddl_commits = True
+    # Not UNIX_TIMESTAMP(NOW(6)): in the hour that a session's time zone has twice it is off by one.
+    clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
     # 3572 and 3024 are NOWAIT and max_execution_time of MySQL 8, by its manual; MariaDB has 1205
     # and 1969 for them.
     timeout_codes = frozenset({1205, 1969, 3572, 3024})
@@ -53,17 +58,7 @@ class MySQLErrors(Dialect):
             return Loss.EVERYTHING
         return Loss.DOUBT if code in _PERHAPS_ROLLED_BACK else Loss.NOTHING
 
-
-_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
-_SAVED = "tidyrows.mysql.session"
-
-
-class MySQLSessions(Dialect):
-    """Settings are the session's, and are restored."""
-
-    ddl_commits = True
-    # Not UNIX_TIMESTAMP(NOW(6)): in the hour that a session's time zone has twice it is off by one.
-    clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
+    # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """Yes by PyMySQL's last status; no under autocommit; else unknown."""
@@ -152,18 +147,3 @@ class MySQLSessions(Dialect):
         listed = ", ".join(f"SESSION {name} = {value}" for name, value in values.items())
         with closing(connection.connection.cursor()) as cursor:
             cursor.execute(f"SET {listed}")
-
-
-__all__ = ["MySQL"]
-
-
-class MySQL(
-    MySQLErrors,
-    MySQLSessions,
-    MySQLStatements,
-    MySQLLocks,
-    MySQLCatalogue,
-):
-    """A deadlock rolls back the whole transaction; DDL commits."""
-
-    name = "mysql"

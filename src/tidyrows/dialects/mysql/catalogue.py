@@ -9,9 +9,8 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.catalogue import RealTable
-from tidyrows.dialects.errors import Loss
-from tidyrows.dialects.liveness_lock import PATIENCE, ConnectionLock, LivenessLock, LockStatements
-from tidyrows.dialects.locks import Blocker
+from tidyrows.dialects.driver import Loss
+from tidyrows.dialects.locks import PATIENCE, Blocker, ConnectionLock, LivenessLock, LockStatements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -9,8 +9,7 @@ import re
 from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.errors import Fault, Loss
+from tidyrows.dialects.driver import Fault, Loss
 from tidyrows.dialects.postgresql.catalogue import PostgreSQLCatalogue, PostgreSQLLocks
 from tidyrows.dialects.postgresql.statements import PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
@@ -22,14 +21,41 @@ if TYPE_CHECKING:
 
 _NO_DATABASE = "3D000"
 _NO_DATABASE_TEXT = re.compile(r'FATAL: +database ".*" does not exist')
+_IN_ERROR = "25P02"
+# libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
+_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
+_STATUS: dict[str, Callable[[Any], int]] = {
+    "psycopg": attrgetter("pgconn.transaction_status"),
+    "psycopg2": methodcaller("get_transaction_status"),
+}
+_BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
+# A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
+_SETTINGS = """
+SELECT pg_catalog.set_config('lock_timeout', %s, true),
+       pg_catalog.set_config('statement_timeout', COALESCE(
+           CAST(%s AS pg_catalog.text), pg_catalog.current_setting('statement_timeout')), true),
+       pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
+                             ELSE pg_catalog.current_setting('role') END, true)
+FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
+# These send several statements without parameters in one go.
+_SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
 
-class PostgreSQLErrors(Dialect):
-    """The codes, by DATABASE_FACTS of each driver."""
+class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
+    """A transaction that saw an error persists nothing, and its COMMIT raises nothing.
 
+    Settings of the cleanup are for its transaction only: a pooler shares sessions.
+    """
+
+    name = "postgresql"
+    clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
     permission_codes = frozenset({"42501"})
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(dialect)
+        self._status = _STATUS.get(self.driver)
 
     def driver_code(self, error: BaseException) -> str | None:
         """``sqlstate`` of psycopg and asyncpg, ``pgcode`` of psycopg2."""
@@ -62,35 +88,7 @@ class PostgreSQLErrors(Dialect):
         """A rollback to a savepoint saves the rest; without one, ``commit_is_void`` sees it."""
         return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.NOTHING
 
-
-_IN_ERROR = "25P02"
-# libpq's PGTransactionStatusType, which psycopg and psycopg2 both hand on.
-_IDLE, _INERROR, _UNKNOWN = 0, 3, 4
-_STATUS: dict[str, Callable[[Any], int]] = {
-    "psycopg": attrgetter("pgconn.transaction_status"),
-    "psycopg2": methodcaller("get_transaction_status"),
-}
-_BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
-# A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
-_SETTINGS = """
-SELECT pg_catalog.set_config('lock_timeout', %s, true),
-       pg_catalog.set_config('statement_timeout', COALESCE(
-           CAST(%s AS pg_catalog.text), pg_catalog.current_setting('statement_timeout')), true),
-       pg_catalog.set_config('role', CASE WHEN r.rolinherit THEN 'none'
-                             ELSE pg_catalog.current_setting('role') END, true)
-FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
-# These send several statements without parameters in one go.
-_SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
-
-
-class PostgreSQLSessions(Dialect):
-    """Settings of the cleanup are for its transaction only: a pooler shares sessions."""
-
-    clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
-
-    def __init__(self, dialect: sa.Dialect) -> None:
-        super().__init__(dialect)
-        self._status = _STATUS.get(self.driver)
+    # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """The transaction status of libpq; None on a broken connection and for other drivers."""
@@ -174,18 +172,3 @@ def _numbered(sql: str) -> str:
     pieces = sql.split("%s")
     marks = [f"{piece}${number}" for number, piece in enumerate(pieces[:-1], 1)]
     return "".join(marks) + pieces[-1]
-
-
-__all__ = ["PostgreSQL"]
-
-
-class PostgreSQL(
-    PostgreSQLErrors,
-    PostgreSQLStatements,
-    PostgreSQLSessions,
-    PostgreSQLLocks,
-    PostgreSQLCatalogue,
-):
-    """A transaction that saw an error persists nothing, and its COMMIT raises nothing."""
-
-    name = "postgresql"

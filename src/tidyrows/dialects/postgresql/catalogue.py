@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.catalogue import RealTable
-from tidyrows.dialects.liveness_lock import PATIENCE, ConnectionLock, LivenessLock, LockStatements
-from tidyrows.dialects.locks import Blocker
+from tidyrows.dialects.locks import PATIENCE, Blocker, ConnectionLock, LivenessLock, LockStatements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -6,8 +6,7 @@ import os
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.errors import Loss
+from tidyrows.dialects.driver import Loss
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.sqlite.catalogue import SQLiteCatalogue
 from tidyrows.dialects.sqlite.locks import SQLiteLocks
@@ -17,11 +16,16 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
+_SAVED = "tidyrows.sqlite.session"
+_LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, the only way there was before Python 3.12
 
 
-class SQLiteErrors(Dialect):
-    """BUSY and LOCKED mean that another connection writes."""
+class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
+    """One writer at a time; a failed COMMIT leaves its transaction open."""
 
+    name = "sqlite"
+    release_commits = True
+    clock = "((julianday('now') - 2440587.5) * 86400.0)"
     transient_codes = frozenset({_BUSY, _LOCKED})
     timeout_codes = transient_codes
     constraint_codes = frozenset({_CONSTRAINT})
@@ -35,16 +39,7 @@ class SQLiteErrors(Dialect):
         """Some errors roll the transaction back (disk full, RAISE(ROLLBACK)): ask the driver."""
         return Loss.NOTHING if self.in_transaction(dbapi_connection) else Loss.EVERYTHING
 
-
-_SAVED = "tidyrows.sqlite.session"
-_LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, the only way there was before Python 3.12
-
-
-class SQLiteSessions(Dialect):
-    """The driver's transaction mode, the busy timeout and the foreign-key PRAGMA are restored."""
-
-    release_commits = True
-    clock = "((julianday('now') - 2440587.5) * 86400.0)"
+    # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
@@ -141,18 +136,3 @@ class SQLiteSessions(Dialect):
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         return self._query(connection, "PRAGMA foreign_keys") == [(1,)]
-
-
-__all__ = ["SQLite"]
-
-
-class SQLite(
-    SQLiteErrors,
-    SQLiteSessions,
-    SQLiteStatements,
-    SQLiteLocks,
-    SQLiteCatalogue,
-):
-    """One writer at a time; a failed COMMIT leaves its transaction open."""
-
-    name = "sqlite"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import database_name
-from tidyrows.dialects.sqlite.locks import file_identity, is_in_memory, missing_file
+from tidyrows.dialects.sqlite.locks import is_in_memory, named_files
 from tidyrows.schema import reflect_foreign_keys
 
 if TYPE_CHECKING:
@@ -144,11 +146,23 @@ class SQLiteCatalogue(Dialect):
 
     def missing_file(self, engine: sa.Engine) -> str | None:
         """By the URL, since a look through a connection would be too late."""
-        return missing_file(engine.url)
+        if engine.url.host or self.is_private(engine):
+            return None
+        named = named_files(engine.url)
+        try:
+            return None if any(Path(each).exists() for each in named) else named[-1]
+        except OSError:  # no right to look: connecting gives the reason
+            return None
 
     def identity(self, engine: sa.Engine) -> tuple[Any, ...] | None:
         """The file and its inode: a file that was deleted and made anew is another database."""
-        return (database_name(engine),) if self.is_private(engine) else file_identity(engine.url)
+        if self.is_private(engine):
+            return (database_name(engine),)
+        for each in named_files(engine.url):
+            with suppress(OSError):
+                found = Path(each).stat()
+                return str(Path(each).absolute()), found.st_dev, found.st_ino
+        return None
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
         """Counts the commits of other connections, and the changes of this one."""

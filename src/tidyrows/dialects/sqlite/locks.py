@@ -13,14 +13,11 @@ from urllib.parse import unquote, urlsplit
 from weakref import ref
 
 from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.liveness_lock import PATIENCE, PAUSE, LivenessLock
-from tidyrows.dialects.locks import Blocker
+from tidyrows.dialects.locks import PATIENCE, PAUSE, Blocker, LivenessLock
 from tidyrows.errors import LivenessLockError, SessionStateError
 from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     import sqlalchemy as sa
 
 # flock, never lockf: that one is lost as soon as any other descriptor of the file is closed.
@@ -133,29 +130,8 @@ def is_in_memory(url: sa.URL) -> bool:
     return not {"memory", "memdb", "mode=memory", "vfs=memdb"}.isdisjoint(map(str, options))
 
 
-def missing_file(url: sa.URL) -> str | None:
-    """The file that a URL names, where it does not exist; None if it does, or if unknown."""
-    if url.host or is_in_memory(url):
-        return None
-    named = _named(url)
-    try:
-        return None if any(Path(each).exists() for each in named) else named[-1]
-    except OSError:  # no right to look: connecting gives the reason
-        return None
-
-
-def file_identity(url: sa.URL) -> tuple[str, int, int] | None:
-    """The file that a URL names, as its path, device and inode; None where it is not there."""
-    for each in _named(url):
-        try:
-            found = Path(each).stat()
-        except OSError:
-            continue
-        return str(Path(each).absolute()), found.st_dev, found.st_ino
-    return None
-
-
-def _named(url: sa.URL) -> list[str]:
+def named_files(url: sa.URL) -> list[str]:
+    """The paths that the database of a URL may have."""
     name = str(url.database)
     return [name, unquote(urlsplit(name).path)] if name.startswith("file:") else [name]
 
@@ -198,29 +174,6 @@ def is_held(path: Path) -> bool | None:
         os.close(descriptor)
 
 
-def heartbeat_age(path: Path) -> float | None:
-    """How many seconds ago its time was set; None where there is no file."""
-    try:
-        return max(0.0, time.time() - path.stat().st_mtime)
-    except FileNotFoundError:
-        return None
-
-
-def remove_all(database: str) -> None:
-    """Delete the files of all dead workers of a database; none without ``flock``."""
-    if flock is None:
-        return
-    place = Path(database)
-    for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
-        with suppress(OSError):  # another process deletes it too
-            descriptor = os.open(path, os.O_RDWR)
-            try:
-                if _lock(descriptor, path):
-                    path.unlink()
-            finally:
-                os.close(descriptor)
-
-
 def _lock(descriptor: int, path: Path) -> bool:
     if flock is None:
         return True
@@ -259,8 +212,22 @@ class SQLiteLocks(Dialect):
         return [path for _n, _name, path in self._query(connection, "PRAGMA database_list") if path]
 
     def blockers(self, cursor: Any, waiter: list[str]) -> list[Blocker]:
-        """The processes that have locked the file, as far as the operating system tells."""
-        return holders_of_files(waiter)
+        """The processes that hold a lock on one of these files, as far as Linux tells."""
+        # The files are not opened: closing a file drops every lock that this process has on it.
+        wanted = set()
+        for path in waiter:
+            for suffix in ("", "-wal", "-shm"):
+                with suppress(OSError):
+                    facts = os.stat(path + suffix)  # noqa: PTH116 -- a name as SQLite has it
+                    wanted.add((os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino))
+        try:
+            lines = _LOCKS.read_text(errors="replace").splitlines()
+        except OSError:
+            return []
+        pids = dict.fromkeys(
+            pid for kind, pid, file in map(_lock_of, lines) if kind == "WRITE" and file in wanted
+        )
+        return [Blocker(pid, application=_command(pid)) for pid in pids if pid > 0]
 
     def liveness_lock(
         self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
@@ -275,39 +242,33 @@ class SQLiteLocks(Dialect):
 
     def heartbeat_file_age(self, connection: sa.Connection, number: int) -> float | None:
         database = self._file(connection)
-        return None if database is None else heartbeat_age(lock_file(database, number))
+        if database is None:
+            return None
+        try:
+            return max(0.0, time.time() - lock_file(database, number).stat().st_mtime)
+        except FileNotFoundError:
+            return None
 
     def remove_liveness_files(self, connection: sa.Connection) -> None:
+        """Nothing without ``flock``."""
         database = self._file(connection)
-        if database is not None:
-            remove_all(database)
+        if database is None or flock is None:
+            return
+        place = Path(database)
+        for path in place.parent.glob(f"{glob.escape(place.name)}-tidyrows-{'[0-9a-f]' * 16}"):
+            with suppress(OSError):  # another process deletes it too
+                descriptor = os.open(path, os.O_RDWR)
+                try:
+                    if _lock(descriptor, path):
+                        path.unlink()
+                finally:
+                    os.close(descriptor)
 
     def _file(self, connection: sa.Connection) -> str | None:
         if is_in_memory(connection.engine.url):
             return None
         with closing(connection.connection.cursor()) as cursor:
             return database_file(cursor)
-
-
-def holders_of_files(paths: Iterable[str]) -> list[Blocker]:
-    """The processes that hold a lock on one of these files, as far as Linux tells."""
-    # The files are not opened: closing a file drops every lock that this process has on it.
-    wanted = set()
-    for path in paths:
-        for suffix in ("", "-wal", "-shm"):
-            try:
-                facts = os.stat(path + suffix)  # noqa: PTH116 -- a name as SQLite has it
-            except OSError:
-                continue
-            wanted.add((os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino))
-    try:
-        lines = _LOCKS.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    pids = dict.fromkeys(
-        pid for kind, pid, file in map(_lock_of, lines) if kind == "WRITE" and file in wanted
-    )
-    return [Blocker(pid, application=_command(pid)) for pid in pids if pid > 0]
 
 
 def _lock_of(line: str) -> tuple[str, int, tuple[int, int, int]]:

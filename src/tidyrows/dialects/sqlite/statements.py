@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.aliases import KEYS, ROW
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keys import (
+    KEYS,
+    ROW,
     RowsByKey,
     as_sent,
     chunks,
