@@ -48,11 +48,7 @@ def sleep(seconds: float) -> None:
 
 
 async def spawn(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run synchronous code in a greenlet, where it can call :func:`wait_for`.
-
-    Raises:
-        ModuleNotFoundError: the greenlet package is not installed; the message names the command.
-    """
+    """Run synchronous code in a greenlet, where it can call :func:`wait_for`."""
     try:
         import_module("greenlet")
     except ModuleNotFoundError as error:
@@ -66,19 +62,13 @@ async def spawn(fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 def is_async(bind: Any) -> bool:
-    """Whether the class of an object, or a base class, is one of ``sqlalchemy.ext.asyncio``.
-
-    The name of the module is compared, since importing it needs the greenlet package.
-    """
+    """Whether the class of an object, or a base class, is one of ``sqlalchemy.ext.asyncio``."""
+    # By the module's name: importing it needs the greenlet package.
     return any(kind.__module__.startswith(_MODULE) for kind in type(bind).__mro__)
 
 
 def synchronous(bind: Any) -> Any:
-    """The Engine, Connection or Session under an asynchronous one, or a maker of such sessions.
-
-    Raises:
-        SessionStateError: the connection is not open yet.
-    """
+    """The Engine, Connection or Session under an asynchronous one, or a maker of such sessions."""
     if hasattr(bind, "registry"):
         return AsyncRegistry(bind)
     if hasattr(bind, "class_"):
@@ -124,11 +114,7 @@ class AsyncMaker:
         return session
 
     def with_own_class(self) -> tuple[type[orm.Session], Callable[[], None]]:
-        """Give its sessions a class that no other maker has, as a ``sessionmaker`` does.
-
-        Returns:
-            The class, for event listeners, and a function that restores the former class.
-        """
+        """Give its sessions a class of their own, for event listeners; also how to undo that."""
         before = self._maker.kw.get("sync_session_class")
         own = type(self.class_.__name__, (self.class_,), {})
         self._maker.configure(sync_session_class=own)

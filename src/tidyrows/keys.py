@@ -54,15 +54,11 @@ class KeyedTable:
     """A real table, with the columns and types of the project's own ``Table``.
 
     The types matter: the Python value of a TypeDecorator is not the database's value, and only
-    the project's type knows the way from one to the other.
-
-    Attributes:
-        name: the real table.
-        table: the project's own Table (or a reflected one where the project has none).
+    the project's type converts one to the other.
     """
 
     name: TableName
-    table: sa.Table
+    table: sa.Table  # a reflected one where the project has none
 
     @cached_property
     def place(self) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import sqlalchemy as sa
 
@@ -35,6 +35,11 @@ if TYPE_CHECKING:
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
 # Prefixes of an INSERT after which it still inserts its row or fails.
 _HARMLESS = frozenset({"", "LOW_PRIORITY", "HIGH_PRIORITY", "DELAYED", "OR ABORT", "OR ROLLBACK"})
+
+Proof: TypeAlias = "tuple[bool, sa.ColumnElement[bool] | None]"
+"""``(False, None)``: nothing is proved, so no row is tracked. ``(True, None)``: RETURNING yields
+exactly the rows that were inserted. ``(True, column)``: the rows where this column, added to
+RETURNING, is true."""
 
 
 class Inserts(DriverAccess):
@@ -73,16 +78,8 @@ class Inserts(DriverAccess):
         """Whether this INSERT may leave out a row, or change one that was there before."""
         return self._post_values(insert) is not None or bool(self._prefixes(insert))
 
-    def inserted_proof(
-        self, insert: sa.Insert, real: RealTable
-    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
-        """How an upsert proves which rows it inserted.
-
-        Returns:
-            ``(False, None)``: it cannot, so none of its rows is tracked. ``(True, None)``: exactly
-            the rows that RETURNING yields. ``(True, column)``: the rows where this column, added
-            to RETURNING, is true.
-        """
+    def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
+        """How an upsert proves which rows it inserted (see ``Proof``); the default: not at all."""
         return False, None
 
     def _post_values(self, insert: sa.Insert) -> str | None:
@@ -105,6 +102,7 @@ _MANY = 500
 _INT64 = 2**63
 Select = tuple[str, tuple[Any, ...]]
 """A SELECT in the driver's own parameter style, and its parameters."""
+KeysByTable: TypeAlias = "Sequence[tuple[KeyedTable, Sequence[Any]]]"
 
 
 class CycleForm(Enum):
@@ -159,9 +157,7 @@ class Statements(DriverAccess):
                 deleted += self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount
         return deleted
 
-    def delete_cycle(
-        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
-    ) -> list[int]:
+    def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """Delete rows whose tables, or table, form a cycle; counts in the order given.
 
         Where ``cycle_form`` is LEVELS, this is no more than one delete after another.
@@ -254,9 +250,7 @@ class Statements(DriverAccess):
             else:
                 self._run(connection, self._count_locked.format(rows.select), rows.sent).one()
 
-    def tables_with_rows(
-        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
-    ) -> list[int]:
+    def tables_with_rows(self, connection: sa.Connection, tables: KeysByTable) -> list[int]:
         """Which of these tables hold a row of one of their keys: positions in ``tables``."""
         found: list[int] = []
         few: list[tuple[int, KeyedTable, int, list[Any]]] = []
@@ -336,7 +330,7 @@ class Statements(DriverAccess):
         return found
 
     def existing_keys_of_each(
-        self, connection: sa.Connection, tables: Sequence[tuple[KeyedTable, Sequence[Any]]]
+        self, connection: sa.Connection, tables: KeysByTable
     ) -> list[list[Any]]:
         """``existing_keys`` of several tables, in their order.
 

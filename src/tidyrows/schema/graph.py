@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 import networkx as nx
@@ -64,10 +65,9 @@ Node = TypeVar("Node", bound="Hashable")
 
 
 class ForeignKeyGraph:
-    """All foreign keys of a schema, and the order in which their tables' rows can go.
+    """All foreign keys of a schema, and the order in which their tables' rows can go."""
 
-    What depends on the whole schema is computed once; the methods cost microseconds.
-    """
+    # What depends on the whole schema is computed here, once; the methods cost microseconds.
 
     def __init__(self, foreign_keys: Iterable[ForeignKey]) -> None:
         self.foreign_keys: tuple[ForeignKey, ...] = tuple(sorted(foreign_keys, key=_sort_key))
@@ -104,21 +104,10 @@ class ForeignKeyGraph:
         """
         ordered = sorted(set(places), key=lambda place: (self.rank(place), place))
         groups: list[tuple[Place, ...]] = []
-        at = 0
-        while at < len(ordered):
-            component = self._component.get(ordered[at])
-            end = at + 1
-            while (
-                component is not None
-                and end < len(ordered)
-                and self._component.get(ordered[end]) == component
-            ):
-                end += 1
-            if end - at == 1:
-                groups.append((ordered[at],))
-            else:
-                groups.extend(_children_first(ordered[at:end], self._parents))
-            at = end
+        # A table without foreign keys is a component of its own.
+        for _component, found in groupby(ordered, lambda each: self._component.get(each, each)):
+            members = tuple(found)
+            groups += _children_first(members, self._parents) if len(members) > 1 else [members]
         return groups
 
     def is_cyclic(self, group: Iterable[Place]) -> bool:

@@ -75,10 +75,7 @@ class MySQLCatalogue(Dialect):
         return [f'trigger "{row[0]}"' for row in rows]
 
     def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
-        """How far InnoDB's log is written, by MariaDB's name or MySQL's; None for either's lack.
-
-        On MariaDB also how many rows were written, by any engine.
-        """
+        """How far InnoDB's log is written; on MariaDB also how many rows, by any engine."""
         mariadb = getattr(self._dialect(), "is_mariadb", False)
         return self._query(connection, _LOG.format(_WRITTEN if mariadb else "")) or None
 

@@ -23,13 +23,12 @@ from tidyrows.dialects.keys import (
     quoted_names,
     run,
 )
-from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import Select
+    from tidyrows.dialects.statements import Proof, Select
     from tidyrows.keys import KeyedTable
 
 
@@ -94,10 +93,7 @@ def json_rows(
 
 
 def _form(real: RealType, values: Sequence[Any]) -> _Form | None:
-    """How the values of one column travel.
-
-    No form may round or cut: a key that the real column cannot hold must find nothing.
-    """
+    # No form may round or cut: a key that the real column cannot hold must find nothing.
     kinds = {type(value) for value in values}
     found = _FORMS.get(real.name)
     if found is None or not kinds <= found[0]:
@@ -183,7 +179,6 @@ _IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
 class MySQLStatements(Dialect):
     """A join with JSON_TABLE finds rows by the key, so it locks no other rows."""
 
-    cycle_form = CycleForm.LEVELS
     reuses_keys = False
     explicit_zero_is_generated = True
     deletes_keyless_rows = True
@@ -194,9 +189,7 @@ class MySQLStatements(Dialect):
         self._types: weakref.WeakKeyDictionary[KeyedTable, list[RealType]]
         self._types = weakref.WeakKeyDictionary()
 
-    def inserted_proof(
-        self, insert: sa.Insert, real: RealTable
-    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+    def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
         """RETURNING of INSERT IGNORE yields the inserted rows; MySQL has no RETURNING."""
         sure = self._prefixes(insert) == {"IGNORE"} and self._post_values(insert) is None
         return sure and self.returning, None
@@ -308,9 +301,8 @@ class MySQLStatements(Dialect):
         """DELETE has a LIMIT of its own."""
         self._refuse_temporary(connection, table)
         condition = self._equals_row(table, table.clause, row)
-        limit = {"mysql_limit": count, "mariadb_limit": count}
-        del limit["mysql_limit" if connection.dialect.name == "mariadb" else "mariadb_limit"]
-        delete = sa.delete(table.clause).where(condition).with_dialect_options(**limit)
+        limit = "mariadb_limit" if connection.dialect.name == "mariadb" else "mysql_limit"
+        delete = sa.delete(table.clause).where(condition).with_dialect_options(**{limit: count})
         return run(connection, delete).rowcount
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import Select
+    from tidyrows.dialects.statements import KeysByTable, Proof, Select
     from tidyrows.keys import KeyedTable
 
 
@@ -110,7 +110,6 @@ _WRITERS: dict[type, Callable[[Any], str | None]] = {
 
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
 _ARRAY_KEYS = 200_000
-_NO_ROWS = RowsByKey("", "", None, ())
 
 # Row-level security hides rows from SELECT too; switched off, it raises 42501 instead.
 # The typmod -1 gives types without a length: a cast must never cut a key.
@@ -139,9 +138,7 @@ class PostgreSQLStatements(Dialect):
         """Only psycopg's forgets."""
         return self.driver != "psycopg"
 
-    def inserted_proof(
-        self, insert: sa.Insert, real: RealTable
-    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+    def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
         """DO NOTHING returns what it inserted; after DO UPDATE only a new row has no xmax."""
         if self._prefixes(insert):
             return False, None
@@ -168,52 +165,42 @@ class PostgreSQLStatements(Dialect):
             super().insert_exactly(connection, table, values, always=always)
             return
         # sa.text() takes a colon for a parameter, and doubles percent signs itself
-        quoted = [
-            f'"{name}"'
-            for name in (
-                name.replace('"', '""').replace(":", "\\:")
-                for name in (str(table.schema), table.name, *values)
-            )
-        ]
-        place, names = ".".join(quoted[:2]), ", ".join(quoted[2:])
-        binds = []
-        marks = []
+        names = (str(table.schema), table.name, *values)
+        quoted = ['"' + name.replace('"', '""').replace(":", "\\:") + '"' for name in names]
+        place, columns = ".".join(quoted[:2]), ", ".join(quoted[2:])
+        binds, marks = [], []
         for number, (name, value) in enumerate(values.items()):
             if isinstance(value, sa.Null):
                 marks.append("NULL")
             else:
                 marks.append(f":v{number}")
                 binds.append(sa.bindparam(f"v{number}", value, type_=table.c[name].type))
-        sql = f"INSERT INTO {place} ({names}) OVERRIDING SYSTEM VALUE VALUES ({', '.join(marks)})"
-        run(connection, sa.text(sql).bindparams(*binds))
+        insert = f"INSERT INTO {place} ({columns}) OVERRIDING SYSTEM VALUE"
+        run(connection, sa.text(f"{insert} VALUES ({', '.join(marks)})").bindparams(*binds))
 
-    def delete_cycle(
-        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
-    ) -> list[int]:
+    def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """One statement: constraints, RESTRICT too, are checked after its last delete."""
         if len(batch) == 1 and batch[0][1]:
             rows = self.rows_by_key(connection, *batch[0])
             if rows is not None:
                 return [self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount]
-        each = [self.rows_by_key(connection, *part) if part[1] else _NO_ROWS for part in batch]
-        if None in each:
-            return self._delete_cycle_plainly(connection, batch)
-        deletes: list[str] = []
-        counts: list[str] = []
+        wanted = [(number, *part) for number, part in enumerate(batch) if part[1]]
         sent: list[Any] = []
-        for number, rows in enumerate(filter(None, each)):
-            if rows is _NO_ROWS:
-                counts.append("0")
-                continue
-            deletes.append(f"deleted_{number} AS (DELETE FROM {rows.delete} RETURNING 1)")
-            counts.append(f"(SELECT count(*) FROM deleted_{number})")
+        deletes: dict[int, str] = {}
+        for number, table, keys in wanted:
+            rows = self.rows_by_key(connection, table, keys)
+            if rows is None:
+                return self._delete_cycle_plainly(connection, batch)
+            deletes[number] = f"deleted_{number} AS (DELETE FROM {rows.delete} RETURNING 1)"
             sent += rows.sent
-        sql = f"WITH {', '.join(deletes)} SELECT {', '.join(counts)}"
+        counts = (
+            f"(SELECT count(*) FROM deleted_{number})" if number in deletes else "0"
+            for number in range(len(batch))
+        )
+        sql = f"WITH {', '.join(deletes.values())} SELECT {', '.join(counts)}"
         return list(self._run(connection, sql, tuple(sent)).one())
 
-    def _delete_cycle_plainly(
-        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
-    ) -> list[int]:
+    def _delete_cycle_plainly(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         one: sa.Label[int] = sa.literal_column("1").label(None)
         counts = []
         for table, keys in batch:

@@ -54,20 +54,13 @@ def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys
             key_columns[_fold(table)][key_position] = column
     spelled = {_fold(name): name for name in tables}
     keys: dict[tuple[str, int], ReflectedForeignKeyConstraint] = {}
-    for (
-        table,
-        number,
-        position,
-        parent,
-        child_column,
-        parent_column,
-        on_delete,
-    ) in connection.exec_driver_sql(
+    rows = connection.exec_driver_sql(
         'SELECT m.name, f.id, f.seq, f."table", f."from", f."to", f.on_delete'
         f" FROM {quoted}.sqlite_master AS m JOIN pragma_foreign_key_list(m.name, ?) AS f"
         " WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq",
         (schema,),
-    ):
+    )
+    for table, number, position, parent, child_column, parent_column, on_delete in rows:
         folded = _fold(parent)
         key = keys.get((table, number))
         if key is None:
@@ -136,10 +129,6 @@ class SQLiteCatalogue(Dialect):
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> tuple[ForeignKey, ...]:
         return reflect_foreign_keys(connection, schemas, read=pragma_foreign_keys)
-
-    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
-        """A key stays inside its file."""
-        return set(schemas)
 
     def is_private(self, engine: sa.Engine) -> bool:
         return is_in_memory(engine.url)

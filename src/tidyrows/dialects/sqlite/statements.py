@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import Select
+    from tidyrows.dialects.statements import KeysByTable, Proof, Select
     from tidyrows.keys import KeyedTable
 
 # Measured: from 500 to 30,000 keys the time is the same; every SQLite takes 999 variables.
@@ -61,7 +61,6 @@ class SQLiteStatements(Dialect):
 
     cycle_form = CycleForm.DEFERRED
     _for_update = ""
-    reuses_keys = True
     deletes_keyless_rows = True
     verified_at_once = _JSON_KEYS
     verified_together = _KEYS
@@ -77,9 +76,7 @@ class SQLiteStatements(Dialect):
         """ON CONFLICT, OR IGNORE and their kin, and conflict clauses of the table itself."""
         return super().upsert(insert) or bool(self._declared(insert.table))
 
-    def inserted_proof(
-        self, insert: sa.Insert, real: RealTable
-    ) -> tuple[bool, sa.ColumnElement[bool] | None]:
+    def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
         """RETURNING of DO NOTHING and IGNORE yields the inserted rows; after DO UPDATE all."""
         prefixes = self._prefixes(insert)
         post = self._post_values(insert)
@@ -174,9 +171,7 @@ class SQLiteStatements(Dialect):
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Nothing: BEGIN IMMEDIATE excludes every other writer."""
 
-    def delete_cycle(
-        self, connection: sa.Connection, batch: Sequence[tuple[KeyedTable, Sequence[Any]]]
-    ) -> list[int]:
+    def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """Defers foreign keys, RESTRICT too, until COMMIT, which fails over what was broken."""
         # It stays on to the transaction's end: OFF would forget what was deferred, and COMMIT would
         # leave orphans without a word.
