@@ -174,17 +174,20 @@ def find_plainly(
     return found
 
 
+def marked_condition(names: Sequence[str], count: int, mark: str) -> str:
+    """SQL for "the key is one of so many": IN, or OR of ANDs, with marks for the values."""
+    if len(names) == 1:
+        return f"{names[0]} IN ({', '.join([mark] * count)})"
+    return " OR ".join([" AND ".join(f"{name} = {mark}" for name in names)] * count)
+
+
 def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) -> str:
     """One SELECT of one row for the driver: for each table, whether it has one of so many keys."""
     mark = "?" if dialect.paramstyle == "qmark" else "%s"
     parts = []
     for table, count in tables:
         place, names = quoted_names(dialect, table)
-        if len(names) == 1:
-            condition = f"{names[0]} IN ({', '.join([mark] * count)})"
-        else:
-            one = " AND ".join(f"{name} = {mark}" for name in names)
-            condition = " OR ".join([one] * count)
+        condition = marked_condition(names, count, mark)
         parts.append(f"EXISTS(SELECT 1 FROM {place} WHERE {condition})")
     return f"SELECT {', '.join(parts)}"
 

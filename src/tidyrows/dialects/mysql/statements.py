@@ -20,6 +20,7 @@ from tidyrows.dialects.keys import (
     driver_values,
     find_plainly,
     keys_beside,
+    marked_condition,
     quoted_names,
     run,
 )
@@ -50,15 +51,6 @@ class RealType:
     collation: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class JsonRows:
-    """One JSON value, the columns to read it with, and what to compare the real columns to."""
-
-    json: str
-    columns: str
-    expressions: list[str]
-
-
 def real_types(connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
     """The key columns' types; None where JSON_TABLE or the table's description is missing."""
     dialect: Any = connection.dialect
@@ -75,8 +67,11 @@ def real_types(connection: sa.Connection, table: KeyedTable) -> list[RealType] |
 
 def json_rows(
     types: Sequence[RealType], values: Sequence[Sequence[Any]], alias: str
-) -> JsonRows | None:
-    """The keys (one list per column) for JSON_TABLE; None where a value does not fit exactly."""
+) -> tuple[str, str, list[str]] | None:
+    """The keys (one list per column) for JSON_TABLE; None where a value does not fit exactly.
+
+    One JSON value, SQL for the columns to read it with, and for what each real column must equal.
+    """
     columns, expressions, written = [], [], []
     for number, (real, column) in enumerate(zip(types, values, strict=True)):
         form = _form(real, column)
@@ -88,8 +83,7 @@ def json_rows(
         expressions.append(expression.format(f"{alias}.k{number}"))
         written.append([write(value) for value in column])
     rows = written[0] if len(types) == 1 else list(zip(*written, strict=True))
-    text = json.dumps(rows, separators=(",", ":"))
-    return JsonRows(text, ", ".join(columns), expressions)
+    return json.dumps(rows, separators=(",", ":")), ", ".join(columns), expressions
 
 
 def _form(real: RealType, values: Sequence[Any]) -> _Form | None:
@@ -144,33 +138,21 @@ def _moment(real: RealType, values: Sequence[datetime | time]) -> _Form | None:
     return None if any(value.tzinfo for value in values) else (type_name, str, "{}")
 
 
-_INTEGER = (frozenset({int, bool}), _integer)
-_TEXT = (frozenset({str}), _text)
-_BINARY = (frozenset({bytes, bytearray}), _binary)
-_DATETIME = (frozenset({datetime}), _moment)
+_INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 _FORMS: dict[str, tuple[frozenset[type], Callable[[RealType, Any], _Form | None]]] = {
-    "tinyint": _INTEGER,
-    "smallint": _INTEGER,
-    "mediumint": _INTEGER,
-    "int": _INTEGER,
-    "bigint": _INTEGER,
-    "char": _TEXT,
-    "varchar": _TEXT,
-    "enum": _TEXT,
-    "binary": _BINARY,
-    "varbinary": _BINARY,
+    **dict.fromkeys(_INTEGER_TYPES, (frozenset({int, bool}), _integer)),
+    **dict.fromkeys(("char", "varchar", "enum"), (frozenset({str}), _text)),
+    **dict.fromkeys(("binary", "varbinary"), (frozenset({bytes, bytearray}), _binary)),
+    **dict.fromkeys(("datetime", "timestamp"), (frozenset({datetime}), _moment)),
     "uuid": (frozenset({str, UUID}), _uuid),
     "decimal": (frozenset({Decimal}), _decimal),
     "date": (frozenset({date}), _date),
     "time": (frozenset({time}), _moment),
-    "datetime": _DATETIME,
-    "timestamp": _DATETIME,
 }
 """By real type: the Python types that fit, and how they travel."""
 
 
 _JSON_KEYS = 20_000
-_INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
 # From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own, which
 # integers alone survive for sure. An OR gets slower with its length.
 _IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
@@ -267,12 +249,13 @@ class MySQLStatements(Dialect):
         sent = json_rows(types, values, alias)
         if sent is None:
             return None
+        text, columns, expressions = sent
         place, names = quoted_names(connection.dialect, table)
-        pairs = zip(names, sent.expressions, strict=True)
+        pairs = zip(names, expressions, strict=True)
         equal = " AND ".join(f"{place}.{name} = {value}" for name, value in pairs)
-        source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({sent.columns})) AS {alias}"
+        source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({columns})) AS {alias}"
         source = f"{source} STRAIGHT_JOIN {place} ON {equal}"
-        return RowsByKey(source, f"{place} USING {source}", None, (sent.json,))
+        return RowsByKey(source, f"{place} USING {source}", None, (text,))
 
     def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
         """Drop the connection if a temporary table of an earlier user hides the real one."""
@@ -337,15 +320,15 @@ class MySQLStatements(Dialect):
         head = f"SELECT {', '.join(names)} FROM {place} WHERE "
         if len(names) > 1:
             # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
-            one = " AND ".join(f"{name} = %s" for name in names)
             for part in chunks(sent, _OR_KEYS):
-                yield head + " OR ".join([one] * len(part)), tuple(v for row in part for v in row)
+                condition = marked_condition(names, len(part), "%s")
+                yield head + condition, tuple(value for row in part for value in row)
         elif set(map(type, sent)) == {int}:
             for part in chunks(sent, _INTEGERS):
                 yield f"{head}{names[0]} IN ({', '.join(map(str, part))})", ()
         else:
             for part in chunks(sent, _IN_KEYS):
-                yield f"{head}{names[0]} IN ({', '.join(['%s'] * len(part))})", tuple(part)
+                yield head + marked_condition(names, len(part), "%s"), tuple(part)
 
 
 def _octets(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from enum import Enum, auto
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -14,9 +15,9 @@ from tidyrows.dialects.keys import (
     KEYS,
     ROW,
     RowsByKey,
-    as_sent,
     chunks,
     driver_values,
+    marked_condition,
     quoted_names,
     run,
     typed_rows,
@@ -133,13 +134,8 @@ class SQLiteStatements(Dialect):
             return None
         place, names = quoted_names(connection.dialect, table)
         # No WITH: the driver counts rows only of statements that begin with DELETE.
-        if len(names) == 1:
-            where = f" WHERE {names[0]} IN ({','.join(['?'] * len(keys))})"
-            sent = tuple(values[0])
-        else:
-            one = " AND ".join(f"{name} = ?" for name in names)
-            where = " WHERE " + " OR ".join([one] * len(keys))
-            sent = tuple(value for row in as_sent(values) for value in row)
+        where = f" WHERE {marked_condition(names, len(keys), '?')}"
+        sent = tuple(chain.from_iterable(zip(*values, strict=True)))
         return RowsByKey(place + where, place + where, (place, where), sent)
 
     def find(
