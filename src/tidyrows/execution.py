@@ -1,4 +1,4 @@
-"""The execution option that marks tidyrows' own statements, which capture must not hear."""
+"""The execution option that marks tidyrows' own statements, which capture ignores."""
 
 from __future__ import annotations
 

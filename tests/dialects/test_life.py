@@ -375,7 +375,7 @@ def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone():
     os.dup2(mine.fileno(), number)
     with mine, yours, there, closing(socket.socket(fileno=number)) as reused:
         wire.shut()
-        wire.lead_nowhere()
+        wire.redirect_to_null()
         yours.sendall(b"x")
         assert reused.recv(1) == b"x"
 

@@ -1,4 +1,4 @@
-"""Role *catalogue*: real tables, schemas, and what else the database's catalogue tells."""
+"""Role *catalogue*: real tables, schemas, and what else is in the database's catalogue."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def stored_type(column: Any, dialect: sa.Dialect) -> TypeEngine[Any]:
 
 def _variant(kind: Any, dialect: sa.Dialect) -> Any:
     """By with_variant(); dialect_impl() would lose that a Float is one."""
-    return kind._variant_mapping.get(dialect.name, kind)  # noqa: SLF001 -- nothing public tells
+    return kind._variant_mapping.get(dialect.name, kind)  # noqa: SLF001 -- nothing public has it
 
 
 def is_exact(kind: TypeEngine[Any]) -> bool:

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PATIENCE = 1.0
-"""Seconds to wait for a lock that is held: a connection that was just lost lingers."""
+"""Seconds to wait for a lock that is held: the server may still have a connection just lost."""
 PAUSE = 0.05
 _BOUND = 5.0
 """Seconds that the server may take to answer, before the connection counts as lost."""
-# What a child inherited and must never use. It must not be collected either: a driver may then say
-# goodbye to the parent's server.
+# What a child inherited and must never use. It must not be collected either: a driver may then end
+# the parent's session on the server.
 _inherited: list[Any] = []
 
 
@@ -152,7 +152,7 @@ class ConnectionLock(LivenessLock):
         if driver is None:
             return
         _inherited.append(driver)
-        self._socket.lead_nowhere()
+        self._socket.redirect_to_null()
 
     def _connect(self) -> None:
         engine = self._engine()
@@ -199,7 +199,7 @@ class ConnectionLock(LivenessLock):
         driver, self._driver = self._driver, None
         if driver is None:
             return
-        # First, so that no goodbye waits, and a server that was only slow frees the lock.
+        # First, so that closing does not wait, and a server that was only slow frees the lock.
         self._socket.shut()
         with closing(self._socket), suppress(Exception):
             getattr(driver, "terminate", driver.close)()
@@ -241,7 +241,7 @@ class DriverSocket:
     """The socket of a driver's connection, under a descriptor of our own.
 
     The driver may close its own at any time, and its number is then used again. Where the driver
-    does not tell its socket, all methods do nothing.
+    does not show its socket, all methods do nothing.
     """
 
     def __init__(self, driver: Any) -> None:
@@ -263,15 +263,15 @@ class DriverSocket:
             with suppress(OSError):
                 self._copy.shutdown(socket.SHUT_RDWR)
 
-    def lead_nowhere(self) -> None:
-        """In a forked child: close it for this process; what still writes to it writes nowhere."""
+    def redirect_to_null(self) -> None:
+        """In a forked child: put the null device in the place of the socket."""
         if self._copy is None or self._number is None:
             return
         with suppress(OSError), closing(self._copy):
             if os.path.samestat(os.fstat(self._number), os.fstat(self._copy.fileno())):
-                nowhere = os.open(os.devnull, os.O_RDWR)
-                os.dup2(nowhere, self._number, inheritable=False)
-                os.close(nowhere)
+                null = os.open(os.devnull, os.O_RDWR)
+                os.dup2(null, self._number, inheritable=False)
+                os.close(null)
 
     @contextmanager
     def bounded(self, seconds: float) -> Iterator[None]:
@@ -329,7 +329,7 @@ class Blocker:
         seconds: the age of its transaction.
         statement: its current or last statement.
         own: what it is, if it is a session or connection of this very process.
-        certain: False where the database does not tell, and this is one of the candidates.
+        certain: False where the database does not know, and this is one of the candidates.
     """
 
     pid: int
@@ -407,7 +407,7 @@ class Locks(DriverAccess):
         return LivenessLock()
 
     def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
-        """Whether anybody holds this worker's lock now; None where the database cannot tell.
+        """Whether anybody holds this worker's lock now; None where the database does not know.
 
         The lock is not touched. A lost connection is no death: look at the heartbeats too.
         """

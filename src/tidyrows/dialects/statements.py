@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
+from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import sqlalchemy as sa
@@ -263,7 +264,10 @@ class Statements(DriverAccess):
             else:
                 same = (id(keys), *(id(column.type) for column in table.key_clauses))
                 if same not in sent:
-                    sent[same] = _flat(driver_values(table, connection.dialect, keys))
+                    values: list[Any] | None = driver_values(table, connection.dialect, keys)
+                    if values is not None:
+                        values = list(chain.from_iterable(zip(*values, strict=True)))
+                    sent[same] = values
                 flat = sent[same]
             if flat is not None:
                 few.append((number, table, len(keys), flat))
@@ -276,8 +280,7 @@ class Statements(DriverAccess):
                 if len(self._exists_sql) >= _PROBES:
                     self._exists_sql.clear()
                 sql = self._exists_sql[asked] = exists_sql(connection.dialect, asked)
-            values = (value for *_rest, flat in part for value in flat)
-            (row,) = self._execute(connection, sql, *values)
+            (row,) = self._execute(connection, sql, *chain(*(flat for *_rest, flat in part)))
             found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
         return sorted(found)
 
@@ -397,10 +400,3 @@ class Statements(DriverAccess):
     ) -> Iterable[Select]:
         """SELECTs that find these keys: driver values, as one scalar or tuple per key."""
         raise NotImplementedError
-
-
-def _flat(values: list[list[Any]] | None) -> list[Any] | None:
-    """Driver values, one list per column, key by key."""
-    if values is None or len(values) == 1:
-        return None if values is None else values[0]
-    return [value for key in zip(*values, strict=True) for value in key]

@@ -34,7 +34,7 @@ class ForeignKey:
     on_delete: str = "NO ACTION"
     deferrable: bool = False
     initially_deferred: bool = False
-    inherited: bool = False  # a partition has it from its table, whose own key finds the same rows
+    inherited: bool = False  # by a partition, from its table: that key finds the same rows
     # A key of the models only, which the database lacks, gives the order of deletes, no more.
     source: Literal["database", "models"] = "database"
 

@@ -39,8 +39,8 @@ def inspector_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedK
     """One schema's foreign keys by table, as SQLAlchemy's Inspector reads them."""
     # PostgreSQL leaves out the schema of a parent that the connection's search_path reaches. A
     # second reading that ignores the path then names every schema but the default one, for which
-    # it repeats the child's; where the child was in the parent's own schema, the first reading had
-    # said so. Other databases ignore the option.
+    # it repeats the child's; where the child was in the parent's own schema, the first reading
+    # named it. Other databases ignore the option.
     inspector = sa.inspect(connection)
     tables = _multi_foreign_keys(inspector, schema)
     if any(key["referred_schema"] is None for keys in tables.values() for key in keys):

@@ -155,7 +155,7 @@ class StatementTests:
                 (key,) = tuple(connection.execute(insert).inserted_primary_key or ())
         assert tables.keys(GENERATED) == [key]
 
-    def test_reuse_of_a_generated_key_is_told(self, tables: SuiteTables, dialect: Dialect) -> None:
+    def test_reuse_of_a_generated_key_is_known(self, tables: SuiteTables, dialect: Dialect) -> None:
         """``reuses_keys`` False promises that a number never comes again."""
         real = tables.real(GENERATED)
         tables.insert(GENERATED, [{"name": "a"}])

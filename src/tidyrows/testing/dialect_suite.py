@@ -157,7 +157,7 @@ class DialectSuite(StatementTests):
         with tables.engine.connect() as connection:
             connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
             if tables.dialect.in_transaction(connection.connection.dbapi_connection) is None:
-                pytest.skip("the driver cannot tell what a failed COMMIT left open")
+                pytest.skip("the driver does not know what a failed COMMIT left open")
             outcome = tables.dialect.commit_outcome(ValueError("a listener's"), connection)
             assert outcome in {CommitOutcome.OPEN, CommitOutcome.DOUBT}
             transaction = connection.get_transaction()
@@ -173,7 +173,7 @@ class DialectSuite(StatementTests):
 
     # ----- locks
 
-    def test_a_blocker_is_named_where_the_database_tells(self, tables: SuiteTables) -> None:
+    def test_a_blocker_is_named_where_the_database_knows_it(self, tables: SuiteTables) -> None:
         with tables.engine.connect() as first, tables.engine.connect() as second:
             ids = [tables.dialect.server_id(c.connection.dbapi_connection) for c in (first, second)]
             waiter = tables.dialect.waiter(first)

@@ -122,7 +122,7 @@ class MySQL(MySQLStatements, MySQLLocks, MySQLCatalogue):
         connection.exec_driver_sql("START TRANSACTION")
 
     def end_cleanup(self, connection: sa.Connection) -> None:
-        """A connection whose session cannot be restored is thrown away."""
+        """If the session cannot be restored, the connection is thrown away."""
         if connection.closed or connection.invalidated:
             return
         before = connection.info.pop(_SAVED, None)

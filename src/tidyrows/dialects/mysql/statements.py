@@ -122,7 +122,7 @@ def _uuid(real: RealType, values: Sequence[Any]) -> _Form | None:
 def _decimal(real: RealType, values: Sequence[Decimal]) -> _Form | None:
     for value in values:
         exponent = value.as_tuple().exponent
-        if not isinstance(exponent, int) or exponent < -_SCALE:  # NaN and its kin are no int
+        if not isinstance(exponent, int) or exponent < -_SCALE:  # NaN and infinity have none
             return None
         if value.adjusted() >= _DIGITS - _SCALE:
             return None

@@ -112,11 +112,11 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
         return bool(self._query(connection, sql))
 
     def session_setting(self, sql: str) -> bool:
-        """SET, RESET and their kin, DDL, and ``SELECT set_config(...)``."""
+        """SET, RESET and the like, DDL, and ``SELECT set_config(...)``."""
         return super().session_setting(sql) or "set_config" in sql
 
     def commit_is_void(self, connection: sa.Connection) -> bool:
-        """True in an aborted transaction, whose COMMIT is a silent ROLLBACK."""
+        """True in an aborted transaction: its COMMIT is a silent ROLLBACK."""
         if self._status is not None:
             return bool(self._status(connection.connection.driver_connection) == _INERROR)
         try:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
-    """One schema's foreign keys by table, as ``PRAGMA foreign_key_list`` tells them.
+    """One schema's foreign keys by table, as ``PRAGMA foreign_key_list`` lists them.
 
     The Inspector finds no ON DELETE where a column says ``REFERENCES parent ON DELETE CASCADE`` by
     itself. The PRAGMA lacks names and deferral, which are not needed. A parent's name and columns

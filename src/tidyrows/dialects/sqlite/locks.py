@@ -31,7 +31,7 @@ _IN_MEMORY = frozenset({None, "", ":memory:"})
 
 
 class FileLock(LivenessLock):
-    """The lock of a file, whose time of change is the worker's last heartbeat."""
+    """The lock of a file; the file's time of change is the worker's last heartbeat."""
 
     def __init__(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> None:
         self._engine = ref(engine)
@@ -118,7 +118,7 @@ class FileLock(LivenessLock):
 
 
 def is_in_memory(url: sa.URL) -> bool:
-    """Whether the URL alone says that the database is in memory."""
+    """Whether the database is in memory, by the URL alone."""
     if url.database in _IN_MEMORY:
         return True
     # SQLite names a file for its memdb, which is none.
@@ -151,7 +151,7 @@ def lock_file(database: str, number: int) -> Path:
 
 
 def is_held(path: Path) -> bool | None:
-    """Whether a living process holds the lock; None where the system cannot tell."""
+    """Whether a living process holds the lock; None where the system does not know."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -212,7 +212,7 @@ class SQLiteLocks(Dialect):
         return [path for _n, _name, path in self._query(connection, "PRAGMA database_list") if path]
 
     def blockers(self, cursor: Any, waiter: list[str]) -> list[Blocker]:
-        """The processes that hold a lock on one of these files, as far as Linux tells."""
+        """The processes that hold a lock on one of these files, as far as Linux shows."""
         # The files are not opened: closing a file drops every lock that this process has on it.
         wanted = set()
         for path in waiter:

@@ -74,7 +74,7 @@ class SQLiteStatements(Dialect):
         self._key_kinds = weakref.WeakKeyDictionary()
 
     def upsert(self, insert: sa.Insert) -> bool:
-        """ON CONFLICT, OR IGNORE and their kin, and conflict clauses of the table itself."""
+        """ON CONFLICT, OR IGNORE and the like, and conflict clauses of the table itself."""
         return super().upsert(insert) or bool(self._declared(insert.table))
 
     def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
