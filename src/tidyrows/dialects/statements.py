@@ -264,10 +264,8 @@ class Statements(DriverAccess):
             else:
                 same = (id(keys), *(id(column.type) for column in table.key_clauses))
                 if same not in sent:
-                    values: list[Any] | None = driver_values(table, connection.dialect, keys)
-                    if values is not None:
-                        values = list(chain.from_iterable(zip(*values, strict=True)))
-                    sent[same] = values
+                    values = driver_values(table, connection.dialect, keys)
+                    sent[same] = values and list(chain.from_iterable(zip(*values, strict=True)))
                 flat = sent[same]
             if flat is not None:
                 few.append((number, table, len(keys), flat))
