@@ -21,7 +21,7 @@ from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, DEFAULT, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
-from tidyrows.cleanup import lock_monitor
+from tidyrows.cleanup import connection as cleanup_connection
 from tidyrows.dialects import Blocker, dialect_for
 from tidyrows.dialects.sqlite import locks
 
@@ -353,7 +353,7 @@ def test_a_blocker_that_waits_itself_is_said_to_wait(database, engine, parent):
 def told_when_seen(monkeypatch):
     """An event that is set once the cleanup has seen a blocker."""
     seen = threading.Event()
-    look = lock_monitor._Poll.blockers
+    look = cleanup_connection._Poll.blockers
 
     def looked(self):
         found = look(self)
@@ -362,7 +362,7 @@ def told_when_seen(monkeypatch):
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(lock_monitor._Poll, "blockers", looked)
+        patch.setattr(cleanup_connection._Poll, "blockers", looked)
         yield seen
 
 

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext, suppress
+import asyncio
+import os
+import threading
+from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
 from tidyrows.capture.engine import capture_for
-from tidyrows.cleanup.lock_monitor import LockMonitor
+from tidyrows.capture.pending_commits import driver_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError, TakenOverError
 from tidyrows.execution import INTERNAL
+from tidyrows.greenlets import in_greenlet, spawn, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
+    from tidyrows.capture.engine import Capture
+    from tidyrows.dialects import Blocker
     from tidyrows.keys import KeyedTable, TableName
 
 _AT_LEAST = 0.2
@@ -103,13 +110,12 @@ class Database:
                     connection.commit()
                     if committed is not None:
                         committed()
-                except TakenOverError:
-                    self._give_up(connection)
-                    raise
-                except SessionStateError:
-                    raise  # the open transaction belongs to another user of the connection
-                except BaseException:
-                    self._give_up(connection)
+                except BaseException as error:
+                    # Else the open transaction belongs to another user of the connection.
+                    if not isinstance(error, SessionStateError) or isinstance(
+                        error, TakenOverError
+                    ):
+                        self._give_up(connection)
                     raise
                 finally:
                     self.dialect.end_cleanup(connection)
@@ -150,14 +156,158 @@ class Database:
             )
 
     def _give_up(self, connection: sa.Connection) -> None:
-        """Roll back, whatever state a failure has left.
-
-        A COMMIT that failed leaves SQLite's transaction open, and SQLAlchemy believes it over: so
-        the driver is asked to roll back too, or the next user of the pool would commit it.
-        """
+        """Roll back, whatever state a failure has left."""
         try:
             connection.rollback()
+            # A COMMIT that failed leaves SQLite's transaction open, which SQLAlchemy does not see;
+            # the next user of the pool would commit it.
             if not connection.invalidated:
                 connection.connection.rollback()
         except (sa.exc.DBAPIError, self.engine.dialect.loaded_dbapi.Error):
             connection.invalidate()
+
+
+# -- the transactions that block a cleanup ---------------------------------------------------------
+
+_OFTEN, _SELDOM = 0.05, 1.0
+_PATIENCE = 2.0
+"""Seconds that a poll under way is waited for at the end; its own time limits are shorter."""
+
+
+class LockMonitor:
+    """Finds the transactions that block a cleanup, on a connection of its own.
+
+    It polls while the cleanup waits: a lock that is released leaves no trace.
+    """
+
+    def __init__(self, engine: sa.Engine, capture: Capture) -> None:
+        self._engine = engine
+        self._capture = capture
+        self._found: dict[tuple[int, str | None], Blocker] = {}
+        self._recent: dict[tuple[int, str | None], Blocker] = {}
+        self.armed = False  # one that waits for nobody should not pay for the polls
+        self.trouble: Exception | None = None  # why the last poll failed
+
+    @property
+    def blockers(self) -> tuple[Blocker, ...]:
+        """All blockers of the cleanup."""
+        return tuple(self._found.values())
+
+    @property
+    def recent(self) -> tuple[Blocker, ...]:
+        """The blockers since :meth:`begin`."""
+        return tuple(self._recent.values())
+
+    def begin(self) -> None:
+        """Other rows are tried now, with other blockers."""
+        self._recent = {}
+        self.trouble = None
+
+    @contextmanager
+    def over(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
+        """In the block, poll for who blocks this connection."""
+        waiting = self._capture.dialect.waiter(connection)
+        if waiting is None:
+            yield
+            return
+        poll = _Poll(self._engine, self._capture, connection, waiting)
+
+        def again() -> None:
+            try:
+                found = poll.blockers()
+            except Exception as error:  # noqa: BLE001 -- a listener of the user's may raise anything; it is reported with the blockers
+                self.trouble = error
+                return
+            seen = {(each.pid, None if each.pid else each.state): each for each in found}
+            for known in (self._recent, self._found):
+                # What was certain once stays so: a later poll may come when the wait is over.
+                known.update(
+                    {key: each for key, each in seen.items() if each.certain or key not in known}
+                )
+
+        every = min(max(lock_timeout / 4, _OFTEN), _SELDOM)
+        # In SQLAlchemy's greenlet a task of the running loop, since the connections of an
+        # asynchronous driver work nowhere else.
+        repeating = _task if in_greenlet() else _thread
+        with closing(poll), repeating(again, every):
+            yield
+
+
+class _Poll:
+    """A connection besides the cleanup's, opened at the first poll; the pool may be exhausted."""
+
+    def __init__(
+        self, engine: sa.Engine, capture: Capture, connection: sa.Connection, waiting: Any
+    ) -> None:
+        self._engine = engine
+        self._capture = capture
+        self._driver = driver_of(connection)
+        self._waiting = waiting
+        self._pool: sa.Pool | None = None
+        self._opened: Any = None
+
+    def blockers(self) -> list[Blocker]:
+        dialect = self._capture.dialect
+        if not dialect.blockers_need_cursor:
+            found = dialect.blockers(None, self._waiting)
+            # asked last: a lock that was found may be the cleanup's own by now
+            if dialect.in_transaction(self._driver):
+                return []
+        else:
+            if self._opened is None:
+                self._pool = self._engine.pool.recreate()
+                self._opened = self._pool.connect()
+            with closing(self._opened.cursor()) as cursor:
+                found = dialect.blockers(cursor, self._waiting)
+            self._opened.rollback()
+        if not found:
+            return found
+        own = self._capture.opened.by_id(self._driver)
+        if not dialect.blockers_need_cursor:  # whatever else locks its files from here
+            own.setdefault(os.getpid(), "another connection")
+        return [replace(each, own=own.get(each.pid)) for each in found]
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.invalidate()
+        if self._pool is not None:
+            self._pool.dispose()
+
+
+@contextmanager
+def _thread(poll: Callable[[], None], every: float) -> Iterator[None]:
+    """Call ``poll`` every so many seconds beside the block; not at its beginning."""
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.wait(every):
+            poll()
+
+    thread = threading.Thread(target=run, name="tidyrows: who blocks the cleanup", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(_PATIENCE)
+
+
+@contextmanager
+def _task(poll: Callable[[], None], every: float) -> Iterator[None]:
+    over = asyncio.Event()
+
+    async def run() -> None:
+        while True:
+            try:
+                await asyncio.wait_for(over.wait(), every)
+            except TimeoutError:
+                await spawn(poll)
+            else:
+                return
+
+    task = asyncio.get_running_loop().create_task(run())
+    try:
+        yield
+    finally:
+        over.set()
+        wait_for(asyncio.wait({task}, timeout=_PATIENCE))

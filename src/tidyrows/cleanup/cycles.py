@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import SPOILED
-from tidyrows.cleanup.references import (
-    chunks,
+from tidyrows.cleanup.plan import by_batch
+from tidyrows.cleanup.schema_view import (
+    CHUNK,
     is_one_of,
     referenced,
     referencing_pairs,
     with_columns,
 )
+from tidyrows.dialects.keys import chunks
 from tidyrows.errors import TidyRowsError
 from tidyrows.schema import RowOrder, RowStep, levels, nullable_columns, reflect_foreign_keys
 
@@ -37,11 +39,7 @@ _DEEP = 16
 
 
 class RowLoopError(TidyRowsError):
-    """Rows reference each other in a circle that nothing can open.
-
-    Attributes:
-        rows: the rows, as (batch number, key).
-    """
+    """Rows reference each other in a circle that nothing can open."""
 
     def __init__(self, message: str, *, rows: Sequence[Row]) -> None:
         super().__init__(message)
@@ -109,8 +107,8 @@ def _order(
 ) -> RowOrder[Row]:
     """Rows in levels.
 
-    Of the circles given, those that are ON DELETE CASCADE all around go as one row would: when
-    nothing else references any row of theirs, one DELETE takes them whole.
+    Of the circles in ``cascading``, those that are ON DELETE CASCADE all around count as one row:
+    when no other row references them, one DELETE takes them whole.
     """
     rows = [(number, key) for number, batch in enumerate(step.batches) for key in batch.keys]
     members = _cascading(references, cascading)
@@ -164,10 +162,7 @@ def _delete(
     rows: Iterable[Row],
     deleted: dict[TableName, int],
 ) -> None:
-    by_batch: dict[int, list[Any]] = {}
-    for number, key in rows:
-        by_batch.setdefault(number, []).append(key)
-    for number, keys in sorted(by_batch.items()):
+    for number, keys in by_batch(rows).items():
         table = step.batches[number].table
         deleted[table.name] += database.dialect.delete_by_keys(connection, table, keys)
 
@@ -191,7 +186,7 @@ def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iter
     nullable = nullable_columns(connection, key.child)
     # Not None: SQLAlchemy refuses a bind for the column id_1 beside a condition on id.
     values = {column: sa.null() for column in key.child_columns if column in nullable}
-    for chunk in chunks([row[1] for row in sorted(rows, key=repr)]):
+    for chunk in chunks([row[1] for row in sorted(rows, key=repr)], CHUNK):
         connection.execute(
             sa.update(clause).where(is_one_of(batch.table, chunk, clause)).values(values)
         )
@@ -205,12 +200,10 @@ def _refuse_orphans(
     The rows are locked before, which keeps new references out. A key that would CASCADE is looked
     at too: with foreign keys off it does nothing.
     """
-    keys_of: dict[int, list[Any]] = {}
-    for number, key in rows:
-        keys_of.setdefault(number, []).append(key)
-    for number, keys in sorted(keys_of.items()):
+    keys_of = by_batch(rows)
+    for number, keys in keys_of.items():
         table = step.batches[number].table
-        for chunk in chunks(keys):
+        for chunk in chunks(keys, CHUNK):
             lock = sa.select(*table.key_clauses).where(is_one_of(table, chunk, table.clause))
             connection.execute(lock.with_for_update()).all()
     batches = {batch.table.place: n for n, batch in enumerate(step.batches)}

@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.cycles import delete_by_levels
-from tidyrows.cleanup.dependents import Discovery, acts_unseen, referenced_values
+from tidyrows.cleanup.dependents import Discovery, acts_unseen, keys_in_use
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.plan import steps_of
 from tidyrows.cleanup.report import TableRows, add_rows
@@ -52,11 +52,7 @@ class IgnoredDeleteError(TidyRowsError):
 
 
 class Deletion:
-    """One transaction.
-
-    Attributes:
-        outcome: what it did, if it is committed.
-    """
+    """One transaction; ``outcome`` is what it did, if it is committed."""
 
     def __init__(self, scope: Scope, connection: sa.Connection) -> None:
         self._scope = scope
@@ -156,7 +152,7 @@ class Deletion:
                     f"rows of {reference.name} that reference it would not go: DELETE removed "
                     f"nothing and raised nothing"
                 )
-            add_rows(self.outcome.dependents, TableRows(reference, (), count), reference.name)
+            add_rows(self.outcome.dependents, TableRows(reference, (), count))
         going: Rows = {}
         for place, doomed in found.doomed.items():
             known = rows.get(place)
@@ -177,12 +173,12 @@ class Deletion:
             if discovery.fate(key) is Fate.DETACHED:
                 wide = self._view.with_columns(connection, key)
                 self._dialect.set_null(connection, wide, keys, discovery.nulled(key))
-            add_rows(detached, TableRows(child, keys), child.name)
+            add_rows(detached, TableRows(child, keys))
         for key, (values, count) in found.detached_unnamed.items():
             reference = self._view.reference(connection, key)
             if discovery.fate(key) is Fate.DETACHED:
                 self._dialect.set_null(connection, reference, values, discovery.nulled(key))
-            add_rows(detached, TableRows(reference, (), count), reference.name)
+            add_rows(detached, TableRows(reference, (), count))
 
     def _log(self, found: Found, discovery: Discovery) -> None:
         """DEBUG of each decision: tables, foreign keys and counts, never a key."""
@@ -218,13 +214,7 @@ class Deletion:
             if any(key.child in places or acts_unseen(view, key) for key in incoming):
                 raise DependentsExistError
             self._dialect.lock(connection, batch.table, batch.keys)
-            values = referenced_values(
-                connection, self._dialect, view, place, batch.keys, incoming=incoming
-            )
-            asked = [
-                (view.reference(connection, key), values[key.parent_columns]) for key in incoming
-            ]
-            if self._dialect.tables_with_rows(connection, asked):
+            if keys_in_use(connection, self._dialect, view, place, batch.keys, incoming=incoming):
                 raise DependentsExistError
 
     def _refuse_wrong_counts(self, step: Step, counts: Mapping[TableName, int]) -> None:

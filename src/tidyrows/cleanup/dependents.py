@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.references import referenced, referencing_pairs
-from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_key
+from tidyrows.cleanup.schema_view import (
+    SILENT_ACTIONS,
+    referenced,
+    referencing_pairs,
+    with_key,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -33,23 +37,18 @@ class TooManyError(Exception):
 
 @dataclass(slots=True)
 class Found:
-    """Rows of one transaction, after looking for what references them.
+    """Rows of one transaction, after looking for what references them, by key.
 
-    Attributes:
-        doomed: the rows to delete, dependents among them, by place and key.
-        dependents: those of ``doomed`` that are not tracked.
-        unnamed: rows without a primary key to delete, by the key that they reference ours with:
-            the values referenced, and how many rows do.
-        detached: rows to detach or that the schema detaches, by foreign key.
-        detached_unnamed: the same of rows without a primary key.
-        hidden: rows whose references the role of the cleanup may not see.
+    Those without a primary key are unnamed: the values that they reference, and their number.
     """
 
-    doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)
+    doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)  # with the dependents
     dependents: dict[Place, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
-    unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
+    unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)  # to delete
+    # by us or by the schema
     detached: dict[ForeignKey, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
     detached_unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
+    # whose references the role of the cleanup may not see
     hidden: list[tuple[Place, Any]] = field(default_factory=list)
 
 
@@ -69,9 +68,6 @@ class Discovery:
     Rows that are to be deleted are locked before their dependents are looked for: that waits for
     transactions that are inserting one, and keeps new ones out until this one ends. So no CASCADE
     deletes a row that was not found.
-
-    Attributes:
-        kept: rows that stay; grows.
     """
 
     def __init__(
@@ -151,26 +147,16 @@ class Discovery:
             if roots:
                 table = self._view.table(self._connection, place)
                 self._dialect.lock(self._connection, table, roots)
-            values = referenced_values(
+            used = keys_in_use(
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
-            for key in self._with_children(incoming, values):
-                new = self._children(key, values[key.parent_columns], found, blocks)
+            for key, values in used:
+                new = self._children(key, values, found, blocks)
                 if new:
                     frontier.setdefault(key.child, []).extend(new)
                     if sum(map(len, found.dependents.values())) > self._limit:
                         raise TooManyError
         return blocks
-
-    def _with_children(
-        self, incoming: Sequence[ForeignKey], values: Mapping[tuple[str, ...], Sequence[Any]]
-    ) -> Sequence[ForeignKey]:
-        """The keys by which any row references these: the others may ask for rights in vain."""
-        asked = [
-            (self._view.reference(self._connection, key), values[key.parent_columns])
-            for key in incoming
-        ]
-        return [incoming[at] for at in self._dialect.tables_with_rows(self._connection, asked)]
 
     def _children(
         self, key: ForeignKey, values: Sequence[Any], found: Found, blocks: list[_Block]
@@ -314,7 +300,7 @@ def acts_unseen(view: SchemaView, key: ForeignKey) -> bool:
     return key.on_delete in SILENT_ACTIONS and key.child in view.hidden
 
 
-def referenced_values(
+def keys_in_use(
     connection: sa.Connection,
     dialect: Dialect,
     view: SchemaView,
@@ -322,8 +308,11 @@ def referenced_values(
     keys: Sequence[Any],
     *,
     incoming: Sequence[ForeignKey],
-) -> dict[tuple[str, ...], Sequence[Any]]:
-    """What these foreign keys may reference of these rows, which are locked already."""
+) -> list[tuple[ForeignKey, Sequence[Any]]]:
+    """The foreign keys by which any row references these locked rows, and the values referenced.
+
+    The tables of the others are not asked again: that may need rights for nothing.
+    """
     table = view.with_referenced(connection, place)
     names = tuple(column.name for column in table.key_columns)
     choices = dict.fromkeys(key.parent_columns for key in incoming)
@@ -345,4 +334,8 @@ def referenced_values(
             # Who inserts a reference to another unique key holds that key's own index entry.
             by_choice = with_key(table, [table.table.c[name] for name in choice], ())
             dialect.lock(connection, by_choice, values[choice])
-    return values
+    asked = [(view.reference(connection, key), values[key.parent_columns]) for key in incoming]
+    return [
+        (incoming[at], values[incoming[at].parent_columns])
+        for at in dialect.tables_with_rows(connection, asked)
+    ]

@@ -14,8 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex
 
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.references import referenced
-from tidyrows.cleanup.schema_view import schema_of
+from tidyrows.cleanup.schema_view import referenced, schema_of
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:

@@ -115,11 +115,6 @@ class LedgerUpdates:
             added = self.journal.append(connection, self._numbers, [change], context)
             self._update = JournalUpdate(added=frozenset(added))
 
-    def unkeyed_unanswered(self) -> None:
-        """Its COMMIT was not answered; it is not tried again."""
-        self.unanswered()
-        self.begin()
-
     # -- the end -------------------------------------------------------------------------------
 
     def finish(self, retry: Callable[[Callable[[], JournalUpdate]], JournalUpdate]) -> None:

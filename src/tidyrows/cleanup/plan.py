@@ -26,9 +26,9 @@ Rows: TypeAlias = "dict[Place, tuple[KeyedTable, Sequence[Any]]]"
 class Batch:
     """Rows of one table."""
 
-    table: KeyedTable  # the table
-    keys: Sequence[Any]  # its keys, in the one global order
-    # what it references among the planned tables of its database
+    table: KeyedTable
+    keys: Sequence[Any]  # in the one global order
+    # to planned tables of the same database
     foreign_keys: tuple[ForeignKey, ...] = ()
 
     def parent(self, key: ForeignKey) -> TableName:
@@ -40,8 +40,8 @@ class Batch:
 class Step:
     """Batches that are deleted together: one, or those of the tables of a cycle."""
 
-    batches: tuple[Batch, ...]  # what is deleted
-    cycle: tuple[ForeignKey, ...] = ()  # the foreign keys of the cycle; empty where there is none
+    batches: tuple[Batch, ...]
+    cycle: tuple[ForeignKey, ...] = ()  # its foreign keys; empty where there is no cycle
 
     @property
     def size(self) -> int:
@@ -183,9 +183,7 @@ def transactions_of(
                         yield rows
                         rows, size = {}, 0
                     room = limit - size
-                    whole = not at and room >= len(batch.keys)
-                    keys = batch.keys if whole else batch.keys[at : at + room]
-                    size += _add(rows, batch.table, keys)
+                    size += _add(rows, batch.table, batch.keys[at : at + room])
                     at += room
     if size:
         yield rows
@@ -200,13 +198,19 @@ def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
     return len(keys) - before
 
 
+def by_batch(rows: Iterable[tuple[int, Any]]) -> dict[int, list[Any]]:
+    """The keys of rows of a step, by the number of their batch, in order."""
+    keys_of: dict[int, list[Any]] = {}
+    for number, key in rows:
+        keys_of.setdefault(number, []).append(key)
+    return dict(sorted(keys_of.items()))
+
+
 def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
     """Some rows of a step, given as (number of the batch, key)."""
-    keys: dict[int, list[Any]] = {}
-    for number, key in rows:
-        keys.setdefault(number, []).append(key)
-    places = {step.batches[number].table.place for number in keys}
+    keys_of = by_batch(rows)
+    places = {step.batches[number].table.place for number in keys_of}
     return Step(
-        tuple(Batch(step.batches[number].table, keys[number]) for number in sorted(keys)),
+        tuple(Batch(step.batches[number].table, keys) for number, keys in keys_of.items()),
         tuple(key for key in step.cycle if {key.child, key.parent} <= places),
     )

@@ -105,8 +105,9 @@ class TableRows:
         return f"<{len(self)} rows of {self._table.name}>"
 
 
-def add_rows(into: dict[TableName, TableRows], rows: TableRows, name: TableName) -> None:
+def add_rows(into: dict[TableName, TableRows], rows: TableRows) -> None:
     """Add rows to those of their table."""
+    name = rows._table.name  # noqa: SLF001 -- the class above
     into[name] = into[name].merged(rows) if name in into else rows
 
 
@@ -193,7 +194,7 @@ def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) ->
     return "\n".join(lines)
 
 
-# -- while it runs -----------------------------------------------------------------------------
+# -- while it runs ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import Held, Leftover, count_in
 from tidyrows.cleanup.run import log_retry
+from tidyrows.cleanup.schema_view import stored
 from tidyrows.external import ExternalResource, handler_of, plain
 from tidyrows.keys import RowKey, TableName
 from tidyrows.schema import PrecedenceGraph
@@ -134,7 +135,7 @@ class Phase:
         kept: Kept = {}
         for row, reason in self.held.items():
             if row.table in tables:
-                kept.setdefault(row.table.place, {})[_stored(row)] = reason
+                kept.setdefault(row.table.place, {})[stored(row.key)] = reason
         return kept
 
 
@@ -258,7 +259,7 @@ class ResourceCleanup:
         if held is None:
             return None
         if isinstance(item, RowKey):
-            key = _stored(item)
+            key = stored(item.key)
             return item if key in held.keys or key in held.doubtful else None
         for key in (*held.keys.in_order(), *held.doubtful):
             return held.table.row(key)
@@ -288,11 +289,6 @@ class ResourceCleanup:
             self._run.fail(error)
             return Reason(LeftoverKind.HANDLER_FAILED, error)
         return None
-
-
-def _stored(row: RowKey) -> Any:
-    """A key as trackers hold it: a scalar where it is one column."""
-    return row.key[0] if len(row.key) == 1 else row.key
 
 
 def _unkeyed(name: TableName) -> RowKey:

@@ -44,13 +44,10 @@ class CleanupRun:
     report: CleanupReport
     until: float  # when its deadline ends, by the policy's clock
     progress: ProgressListener | None = None
-    # the first error that kept rows from being deleted, or None
-    failure: BaseException | None = None
-    # why nothing was deleted in one of the databases, or None
-    refusal: SessionStateError | None = None
+    failure: BaseException | None = None  # the first error that kept rows from being deleted
+    refusal: SessionStateError | None = None  # why nothing was deleted in one of the databases
     databases: dict[str, Database] = field(default_factory=dict)
-    # the databases in which a sweep has the rows now
-    taken_over: set[str] = field(default_factory=set)
+    taken_over: set[str] = field(default_factory=set)  # databases in which a sweep has the rows now
 
     def remaining(self) -> float:
         """The seconds until the deadline."""
@@ -187,12 +184,12 @@ class Outcome:
         for place, keys in part.gone.items():
             self.gone.setdefault(place, []).extend(keys)
         for name, rows in part.dependents.items():
-            add_rows(self.dependents, rows, name)
+            add_rows(self.dependents, rows)
             if name in self.detached:  # by an earlier transaction, when less was known of them
                 left = self.detached.pop(name).without(rows)
                 self.detached.update({name: left} if left else {})
-        for name, rows in part.detached.items():
-            add_rows(self.detached, rows, name)
+        for rows in part.detached.values():
+            add_rows(self.detached, rows)
         for place, kept in part.kept.items():
             if kept:
                 self.kept.setdefault(place, {}).update(kept)

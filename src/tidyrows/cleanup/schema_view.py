@@ -1,4 +1,4 @@
-"""The foreign keys and tables of a database, read once and cached."""
+"""The foreign keys of a database, read once and cached; and the rows that reference others."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.keys import chunks
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema import (
     ForeignKey,
@@ -19,7 +20,7 @@ from tidyrows.schema import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.schema import Place
@@ -28,6 +29,8 @@ _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 """The models of one MetaData, what they call a schema, and which schema that really is."""
 
 _CACHED = 8
+CHUNK = 500
+"""Keys in one statement."""
 SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 """What a foreign key may do silently to rows that reference a deleted one."""
 
@@ -238,3 +241,92 @@ def _models(parts: frozenset[_Part]) -> dict[Place, sa.Table]:
         for real in reals.get(table.schema, {table.schema} if table.schema else ())
         if real is not None
     }
+
+
+# -- which rows reference which --------------------------------------------------------------------
+
+
+def referencing_pairs(
+    connection: sa.Connection,
+    key: ForeignKey,
+    child: KeyedTable,
+    child_keys: Sequence[Any],
+    parent: KeyedTable,
+) -> Iterator[tuple[Any, Any]]:
+    """Of these child rows, each one that references a parent, with the parent's key."""
+    # Both have an alias: that of one alone may be the other's own name.
+    children = with_columns(child, key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
+    width = len(child.key_columns)
+    query = sa.select(
+        *(children.c[column.name] for column in child.key_columns),
+        *(parents.c[column.name] for column in parent.key_columns),
+    ).select_from(children.join(parents, _join(children, parents, key)))
+    for chunk in chunks(child_keys, CHUNK):
+        for row in connection.execute(query.where(is_one_of(child, chunk, children))):
+            yield stored(tuple(row[:width])), stored(tuple(row[width:]))
+
+
+def referenced(
+    connection: sa.Connection,
+    key: ForeignKey,
+    parent: KeyedTable,
+    parent_keys: Sequence[Any],
+    *,
+    but_for: tuple[KeyedTable, Sequence[Any]] | None = None,
+) -> set[Any]:
+    """Of these parent rows, those that any row of the child table references."""
+    if but_for is None:
+        schema, name = key.child
+        children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias()
+    else:
+        children = with_columns(but_for[0], key.child_columns).alias()
+    parents = with_columns(parent, key.parent_columns).alias()
+    query = (
+        sa.select(*(parents.c[column.name] for column in parent.key_columns))
+        .distinct()
+        .select_from(children.join(parents, _join(children, parents, key)))
+    )
+    if but_for is not None:
+        query = query.where(sa.not_(is_one_of(*but_for, children)))
+    found: set[Any] = set()
+    for chunk in chunks(parent_keys, CHUNK):
+        rows = connection.execute(query.where(is_one_of(parent, chunk, parents)))
+        found.update(stored(tuple(row)) for row in rows)
+    return found
+
+
+def _join(child: Any, parent: Any, key: ForeignKey) -> sa.ColumnElement[bool]:
+    pairs = zip(key.child_columns, key.parent_columns, strict=True)
+    return sa.and_(*(child.c[c] == parent.c[p] for c, p in pairs))
+
+
+def with_columns(table: KeyedTable, names: Iterable[str]) -> sa.TableClause:
+    """The table with these columns too, which the project's own Table may not know."""
+    known = {column.name: column.type for column in table.table.columns}
+    columns = {**known, **{name: known.get(name) for name in names}}
+    return sa.table(
+        table.clause.name,
+        *(sa.column(name, type_) for name, type_ in columns.items()),
+        schema=table.clause.schema,
+    )
+
+
+def is_one_of(
+    table: KeyedTable, keys: Sequence[Any], clause: sa.FromClause
+) -> sa.ColumnElement[bool]:
+    """A condition for a few keys, in SQL that every database runs by its index."""
+    columns = [clause.c[column.name] for column in table.key_columns]
+    if len(columns) == 1:
+        return columns[0].in_(keys)
+    return sa.or_(
+        *(
+            sa.and_(*(column == value for column, value in zip(columns, key, strict=True)))
+            for key in keys
+        )
+    )
+
+
+def stored(key: tuple[Any, ...]) -> Any:
+    """A key as trackers keep it: a scalar where it is one column."""
+    return key[0] if len(key) == 1 else key

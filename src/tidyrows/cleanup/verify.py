@@ -1,7 +1,10 @@
-"""Looks again, by key, whether the rows are gone.
+"""Asks the database which rows exist: after a cleanup, and where the answer to a COMMIT was lost.
 
 It shares no code with the executor: a DELETE can remove nothing and raise nothing (a trigger, a
 rule, row-level security on PostgreSQL), and shared code would repeat a fault of ours.
+
+A row in doubt that does not exist was not committed. One that exists is ours only if no other row
+can have its key; otherwise it stays and is reported: in doubt is never a reason to delete.
 """
 
 from __future__ import annotations
@@ -11,15 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.changes import Inserted
+from tidyrows.capture.inserts import only_ours_can_hold
+from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.plan import Batch
+    from tidyrows.capture.changes import Change
     from tidyrows.keys import TableName
+    from tidyrows.ledger.journal import Journal
+    from tidyrows.tracking.store import TableHoldings
+    from tidyrows.tracking.tracker import ResourceTracker
 
 
 @dataclass(slots=True)
@@ -95,3 +104,115 @@ def judge(
     ignored = Reason(LeftoverKind.IGNORED)
     reasons.update((key, refused.get(key, ignored)) for key in seen.there)
     return reasons, 0
+
+
+# -- rows in doubt: the answer to their COMMIT was lost --------------------------------------------
+
+_SECONDS = 5.0
+
+
+@dataclass(slots=True)
+class Resolved:
+    """What became of the rows in doubt of one table; those not named do not exist."""
+
+    ours: list[Any] = field(default_factory=list)  # keys that are ours after all
+    in_doubt: dict[Any, Reason] = field(default_factory=dict)  # keys that stay in doubt, and why
+
+
+def resolve_doubts(database: Database, held: TableHoldings) -> Resolved:
+    """Ask the database about the rows in doubt of one table."""
+    refuse_too_early(database)
+    seen = existing_rows(database, [Batch(held.table, list(held.doubtful))])[held.table.name]
+    resolved = Resolved(in_doubt=dict(seen.unconfirmed))
+    for key in seen.there:
+        # Inserted again after the doubt and committed, or named by the user: then it is ours.
+        if key in held.keys or _is_proof(database, held, key):
+            resolved.ours.append(key)
+        else:
+            resolved.in_doubt[key] = Reason(LeftoverKind.IN_DOUBT)
+    return resolved
+
+
+def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
+    """Whether a row with this key can only be ours."""
+    return only_ours_can_hold(
+        held.table.row(key).key, generated=held.doubtful[key], reused=database.dialect.reuses_keys
+    )
+
+
+def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
+    """Whether a COMMIT that was not answered had succeeded; None where no key proves it.
+
+    Its rows are the tracker's, or forgotten, once that is known.
+    """
+    answer = _answer_of_ledgers(tracker, before)
+    if answer is not None:
+        return answer
+    committed: bool | None = None
+    unconfirmed = False
+    theirs = []
+    for held in tracker.snapshot():
+        table = held.table
+        doubtful = [key for key in held.doubtful if (table.name, key) not in before]
+        theirs.append((table, doubtful))
+        database = _database(tracker, table.name.database)
+        proving = [key for key in doubtful if _is_proof(database, held, key)]
+        if not committed and proving:  # the first table's rows may have been deleted already
+            refuse_too_early(database)
+            seen = existing_rows(database, [Batch(table, proving)])[table.name]
+            unconfirmed = unconfirmed or bool(seen.unconfirmed)
+            committed = bool(seen.there)
+    if unconfirmed and not committed:
+        committed = None
+    for table, doubtful in theirs:
+        if committed is not None:
+            tracker.store.resolve_keys(table, doubtful, committed=committed)
+    return committed
+
+
+def _database(tracker: ResourceTracker, name: str) -> Database:
+    return Database(tracker.engine_of(name), lock_timeout=_SECONDS, statement_timeout=_SECONDS)
+
+
+def _answer_of_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
+    """What the ledgers say of a COMMIT that was not answered; None where nothing was entered."""
+    answer: bool | None = None
+    for place in tracker.journals.databases:
+        journal = tracker.journals.of(place)
+        if journal is None or not journal.uncertain:
+            continue
+        for change, is_true in resolve_by_ledger(tracker, _database(tracker, place), journal):
+            if not isinstance(change, Inserted):
+                continue
+            if not before.issuperset((change.table.name, key) for key in change.keys):
+                answer = answer or is_true
+    return answer
+
+
+def resolve_by_ledger(
+    tracker: ResourceTracker, database: Database, journal: Journal
+) -> list[tuple[Change, bool]]:
+    """Resolve what was entered with an unanswered COMMIT: it is there if that succeeded."""
+    refuse_too_early(database)
+    with database.reading() as connection:
+        committed, lost = journal.resolve(connection)
+    for change in lost:
+        tracker.store.resolve(change, committed=False)
+    for change in committed:
+        tracker.store.resolve(change, committed=True)
+    tracker.warn_of_lost_rows()
+    return [*((change, True) for change in committed), *((change, False) for change in lost)]
+
+
+def refuse_too_early(database: Database) -> None:
+    """A COMMIT may go on after its client is gone: until it has ended, its rows are not visible."""
+    unanswered = database.capture.unanswered
+    if not unanswered:
+        return
+    with database.reading() as connection:
+        over = {each for each in list(unanswered) if not database.dialect.is_busy(connection, each)}
+    unanswered -= over
+    if unanswered:
+        raise ConnectionError(
+            f"the server is still busy with a COMMIT of the lost connection {min(unanswered)}"
+        )

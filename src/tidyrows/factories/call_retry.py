@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from sqlalchemy import inspect, orm
 from sqlalchemy.orm.collections import collection_adapter
 
-from tidyrows.cleanup.in_doubt import was_committed
+from tidyrows.cleanup.verify import was_committed
 from tidyrows.dialects import Fault
 from tidyrows.factories.call import Call
 
