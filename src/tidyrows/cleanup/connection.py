@@ -111,11 +111,9 @@ class Database:
                     if committed is not None:
                         committed()
                 except BaseException as error:
-                    # Else the open transaction belongs to another user of the connection.
-                    if not isinstance(error, SessionStateError) or isinstance(
-                        error, TakenOverError
-                    ):
-                        self._give_up(connection)
+                    foreign = isinstance(error, SessionStateError)
+                    if not foreign or isinstance(error, TakenOverError):
+                        self._give_up(connection)  # else another user of it began a transaction
                     raise
                 finally:
                     self.dialect.end_cleanup(connection)

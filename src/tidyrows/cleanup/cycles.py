@@ -139,12 +139,9 @@ def _order(
 def _cascading(
     references: dict[ForeignKey, list[tuple[Row, Row]]], loops: Iterable[Sequence[Row]]
 ) -> dict[Row, Sequence[Row]]:
-    """The circles that are ON DELETE CASCADE all around, by their first row.
-
-    One key without it is enough to forbid the delete: the CASCADE comes around to a row that is
-    still referenced.
-    """
+    """The circles that are ON DELETE CASCADE all around, by their first row."""
     circles = list(loops)
+    # One key without it forbids the delete: the CASCADE comes around to a row still referenced.
     circle = {row: number for number, loop in enumerate(circles) for row in loop}
     forbidden = {
         circle[child]
@@ -197,10 +194,9 @@ def _refuse_orphans(
 ) -> None:
     """Refuse to delete rows that untracked rows reference, which would become orphans.
 
-    The rows are locked before, which keeps new references out. A key that would CASCADE is looked
-    at too: with foreign keys off it does nothing.
+    A key that would CASCADE counts too: with foreign keys off it does nothing.
     """
-    keys_of = by_batch(rows)
+    keys_of = by_batch(rows)  # locked first, which keeps new references out
     for number, keys in keys_of.items():
         table = step.batches[number].table
         for chunk in chunks(keys, CHUNK):

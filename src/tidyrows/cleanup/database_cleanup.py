@@ -317,10 +317,7 @@ class KeylessDeletion:
             with self._database.writing() as connection:
                 for equal in _equal(rows) if _is_comparable(connection, table) else ():
                     count = dialect.delete_equal_rows(connection, table, equal[0], len(equal))
-                    if count > len(equal):
-                        raise RuntimeError(
-                            f"a DELETE of {len(equal)} rows took {count}; it was rolled back"
-                        )
+                    _refuse_more(count, equal)
                     deleted += count
                     if count < len(equal):
                         there = dialect.count_equal_rows(connection, table, equal[0])
@@ -360,6 +357,11 @@ def _is_comparable(connection: sa.Connection, table: KeyedTable) -> bool:
             f"told from others; add the column, or give the table a primary key"
         )
     return True
+
+
+def _refuse_more(count: int, equal: _Values) -> None:
+    if count > len(equal):
+        raise RuntimeError(f"a DELETE of {len(equal)} rows took {count}; it was rolled back")
 
 
 def _equal(rows: Sequence[tuple[Any, ...]]) -> list[_Values]:

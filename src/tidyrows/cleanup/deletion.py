@@ -1,7 +1,6 @@
 """One transaction that deletes tracked rows, and what references them.
 
-Either it asks as little as it can, or it first looks for everything that references the rows. It
-neither commits nor retries: what it did is an :class:`Outcome`, which counts once it is committed.
+It neither commits nor retries: what it did is an :class:`Outcome`, which counts once committed.
 """
 
 from __future__ import annotations
@@ -65,11 +64,10 @@ class Deletion:
     def run(
         self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
     ) -> None:
-        """Delete the rows, all of them tracked; ``steps`` are the same in order, if that is known.
+        """Delete tracked rows; ``steps`` are the same rows in order, if that is known.
 
         With ``discover`` it looks for everything that references the rows, else only for what the
-        database would delete or change silently. No more than ``limit`` untracked rows may go
-        with more than one row of ours.
+        database would delete or change silently. ``limit`` is the most untracked rows that may go.
         """
         if self._scope.identity is not None:
             certain = self._certain(rows, self._scope.identity)

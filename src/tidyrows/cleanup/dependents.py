@@ -1,7 +1,6 @@
-"""Untracked rows that reference ours: found, and sorted by what happens to them.
+"""Finds untracked rows that reference ours, and sorts them by what happens to them.
 
-The application under test writes rows that no listener sees, but that reference ours. The schema
-decides, foreign key by foreign key, what happens to them when our rows are deleted.
+The application under test writes such rows, and no listener sees that.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Details that a DELETE itself does not tell: why rows stay, and which index would make it fast.
+"""Why rows stay, and which index would make their DELETE fast.
 
-Whoever deletes a row makes the database look for rows that reference it, foreign key by foreign
-key. Where no index leads to them, it reads the whole child table, for every row deleted.
+The database looks for rows that reference a deleted one, foreign key by foreign key. Without an
+index it reads the whole child table, for every row deleted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex
 
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.schema_view import referenced, schema_of
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS, referenced, schema_of
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
@@ -30,14 +30,13 @@ if TYPE_CHECKING:
 
 _LOOKED_AT = 500
 """Rows per table: enough to see what is wrong."""
-_NO_BLOCK = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 _BY_OTHERS = frozenset({LeftoverKind.LOCKED, LeftoverKind.DISCONNECTED, LeftoverKind.REFUSED})
 
 
 def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any, Reason]) -> None:
     """Name the triggers, rules and policies of the table, or the tables that reference the rows.
 
-    Nothing is raised where the database cannot be asked: the reason is true without.
+    Raises nothing where the database does not answer: the reason is complete without.
     """
     ignored = [
         key
@@ -51,11 +50,9 @@ def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any,
         except (sa.exc.SQLAlchemyError, SessionStateError):
             names = ()
         for key in ignored if names else ():
-            reason = reasons[key]
-            if reason.also is None:
-                reasons[key] = replace(reason, names=names)
-            else:
-                reasons[key] = replace(reason, also=replace(reason.also, names=names))
+            reason, also = reasons[key], reasons[key].also
+            named = {"names": names} if also is None else {"also": replace(also, names=names)}
+            reasons[key] = replace(reason, **named)
     refused = [key for key in seen.there if key in reasons and reasons[key].kind in _BY_OTHERS]
     if refused:
         try:
@@ -78,7 +75,7 @@ def _referencing_tables(
     found: dict[Any, tuple[str, ...]] = {}
     with database.reading() as connection:
         for key in graph.incoming(batch.table.place):
-            if key.source == "database" and key.on_delete not in _NO_BLOCK:
+            if key.source == "database" and key.on_delete not in SILENT_ACTIONS:
                 name = f"{'.'.join(key.child)} ({', '.join(key.child_columns)})"
                 for row in referenced(connection, key, batch.table, keys):
                     found[row] = (*found.get(row, ()), name)

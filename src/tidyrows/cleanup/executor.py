@@ -2,12 +2,7 @@
 
 The first attempt asks as little as it can: an error of the database shows that untracked rows
 reference ours, and only foreign keys that would delete or change such rows silently are checked.
-If there are any, the second attempt looks for all of them in the transaction that deletes.
-
-Whole transactions are retried on deadlocks, lock timeouts and lost connections. A constraint error
-means that new rows were inserted, so they are looked for again, a few times. After that every step
-gets a transaction of its own, and one that fails is halved until the rows that cannot go are found.
-The same is done where a lock is held for long: all other rows go first.
+After such an error the next attempt looks for all of them in the transaction that deletes.
 """
 
 from __future__ import annotations
@@ -52,15 +47,12 @@ _WAITS = 3
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
 _FAILURES_IN_A_ROW = 50
+"""After so many, larger parts are refused whole: ten thousand rows may all be blocked."""
 _LATE = Reason(LeftoverKind.LATE)
 
 
 class Executor:
-    """Deletes tracked rows, and what references them, from one database.
-
-    ``others`` are tracked rows that are not to be deleted now: what they reference stays. ``stay``
-    are those of them that stay for a reason of their own.
-    """
+    """Deletes tracked rows, and what references them, from one database."""
 
     def __init__(
         self,
@@ -79,8 +71,8 @@ class Executor:
         self._limit = run.options.rows_per_transaction
         self._ledger = ledger
         self._identity = identity
-        self._others = others
-        self._stay: Kept = stay or {}
+        self._others = others  # tracked, and not to be deleted now: what they reference stays
+        self._stay: Kept = stay or {}  # those of them that stay for a reason of their own
         self._unanswered: Outcome | None = None
         self._tables: Sequence[KeyedTable] = ()
         self._scope: Scope
@@ -223,8 +215,7 @@ class Executor:
     ) -> Exception | None:
         """Run everything in one transaction; the failure that a closer look may find a way around.
 
-        Where a lock is held for long, the rows that are not locked go first. Where waiting did not
-        help, rows are refused: another attempt would only wait again.
+        Where a lock is held for long, all other rows go first; then the locked ones are refused.
         """
         first = next(iter(rows.values()))[1]
         several = len(rows) > 1 or len(first) > 1
@@ -346,11 +337,7 @@ class Executor:
                 self._refuse(part.rows, reason)
 
     def _halve(self, step: Step) -> None:
-        """Find the rows that cannot go, one by one as long as others go in between.
-
-        Where fifty in a row cannot, the parts left are tried whole: all rows may be blocked, and
-        there may be ten thousand.
-        """
+        """Find the rows that cannot go, one by one as long as others go in between."""
         for batch in step.batches:
             failures = 0
             parts = [batch.keys]

@@ -1,8 +1,7 @@
 """Whether the rows that have our keys now are still ours, where a database reuses keys.
 
-Asked in the transaction that deletes, which keeps other writers out: a row whose values have the
-hash that was recorded is ours. Any other may be ours, changed by the application, or somebody
-else's: it cannot be known, so it stays.
+A row whose values have the recorded hash is ours. Any other may be ours and changed, or somebody
+else's; it stays. It is read in the transaction that deletes, which keeps other writers out.
 """
 
 from __future__ import annotations
@@ -40,8 +39,7 @@ class Identity:
     ) -> Mapping[Any, Reason]:
         """Of rows with these keys, those that may not be ours, and why.
 
-        A row whose key is, or contains, the key of a row that may not be ours is not certain
-        either: the other tables of a class with joined inheritance, association tables.
+        So are rows whose key contains that of such a row: joined inheritance, association tables.
         """
         held = self._held.get(table.name)
         unsure: dict[Any, Reason] = {}
@@ -109,15 +107,7 @@ def uncertain_keys(
     shape: Shape,
     hashes: Mapping[Any, int],
 ) -> dict[Any, Reason]:
-    """Of rows with these keys, those whose hash has changed, and why; rows that are gone are not.
-
-    Args:
-        connection: in the transaction that will delete them.
-        table: their table.
-        keys: as the tracker holds them.
-        shape: the columns that are compared.
-        hashes: by key.
-    """
+    """Of the rows that exist with these keys, those whose hash has changed, and why."""
     names = [name for name in shape.columns if name in table.clause.c]
     # without a type, so that the values come as the driver reads them
     raw = [sa.column(sa.quoted_name(name, quote=None), sa.types.NullType()) for name in names]

@@ -1,8 +1,8 @@
-"""The ledger's part in a cleanup: entries go in the transaction that deletes their rows.
+"""Deletes entries of the ledger in the transaction that deletes their rows.
 
-A transaction that deletes all that a tracker holds deletes its entries. One that deletes some adds
-an entry that says so, and the end of the cleanup writes what is left anew. Each looks first whether
-the entries are still the tracker's: a sweep that took the worker for dead has taken them over.
+A transaction that deletes all rows of a tracker deletes its entries. One that deletes some adds an
+entry, and the end of the cleanup writes what is left anew. Each raises TakenOverError if a sweep
+has taken the entries over.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LedgerUpdates:
         self._left = None if others else sum([len(each.keys) for each in held])
 
     def begin(self) -> None:
-        """Another set of rows is tried; of what was sent before the ledger will tell."""
+        """Another set of rows is tried; the ledger shows what became of the one before."""
         self._update = self._sent = None
 
     def record(self, connection: sa.Connection, rows: Rows, done: Outcome) -> None:

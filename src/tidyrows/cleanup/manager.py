@@ -33,11 +33,13 @@ from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from tidyrows.cleanup.report import Leftover, Progress
     from tidyrows.cleanup.resources import Phase
+
+_SHOWN = 20
 
 
 class CleanupManager:
@@ -268,8 +270,44 @@ class CleanupManager:
         Returns:
             Which they are, and what deletes them.
         """
+        tracker = self.tracker
+        tracker.release_session()
+        tracker.settle()
+        held = tracker.snapshot()
+        things = [
+            str(each.table.row(key))
+            for each in held
+            for key in (*each.keys.in_order(), *each.doubtful)
+        ]
+        resources = [str(resource) for resource in tracker.externals()]
+        count = len(things) + sum(each.nameless for each in held) + len(resources)
+        things += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
+        things += resources
+        if not count:
+            return "tidyrows: there are no rows to keep."
+        tracker.dismiss_leak_warning()
+        name, journals = kept_id(), tracker.journals
+        aside = [each for each in journals.databases if journals.put_aside(each, name)]
+        lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
+        lines += [f"  {each}" for each in things[:_SHOWN]]
+        if len(things) > _SHOWN:
+            lines.append(f"  ... and {len(things) - _SHOWN} more")
         tables = {"own": self.options.own, "protect": self.options.protect}
-        return _keep(self.tracker, {name: written_names(each) for name, each in tables.items()})
+        arguments = [f", {key}={written_names(each)}" for key, each in tables.items() if each]
+        found = [journal for each in aside if (journal := journals.of(each)) is not None]
+        for ledger, schema in dict.fromkeys(journal.ledger.place for journal in found):
+            where = "" if ledger == NAME else f", ledger={ledger!r}"
+            where += f", schema={schema!r}" if schema else ""
+            lines.append(
+                f'They are deleted by: python -c "import os, tidyrows; print(tidyrows.sweep('
+                f"os.environ['DATABASE_URL'], kept='{name}'{where}{''.join(arguments)}))\""
+            )
+        if not aside:
+            lines.append(
+                "They are deleted by manager.cleanup() in this process. With "
+                "ResourceTracker(..., ledger=Ledger(engine)) another process can delete them too."
+            )
+        return "\n".join(lines)
 
     async def cleanup_async(self) -> CleanupReport:
         """As :meth:`cleanup`, for a tracker that is bound to something asynchronous.
@@ -337,45 +375,3 @@ class CleanupManager:
 def _in_full(failure: Exception) -> str:
     """A failure without SQL and parameters, which may hold secrets."""
     return str(failure) if isinstance(failure, TidyRowsError) else in_short(failure)
-
-
-_SHOWN = 20
-
-
-def _keep(tracker: ResourceTracker, arguments: Mapping[str, Iterable[str]]) -> str:
-    """Leave a tracker's rows where they are; with a ledger, no sweep takes them unless asked to."""
-    tracker.release_session()
-    tracker.settle()
-    held = tracker.snapshot()
-    things = [
-        str(each.table.row(key)) for each in held for key in (*each.keys.in_order(), *each.doubtful)
-    ]
-    count = len(things) + sum(each.nameless for each in held)
-    things += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
-    resources = [str(resource) for resource in tracker.externals()]
-    things += resources
-    count += len(resources)
-    if not count:
-        return "tidyrows: there are no rows to keep."
-    tracker.dismiss_leak_warning()
-    name = kept_id()
-    aside = [each for each in tracker.journals.databases if tracker.journals.put_aside(each, name)]
-    lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
-    lines += [f"  {each}" for each in things[:_SHOWN]]
-    if len(things) > _SHOWN:
-        lines.append(f"  ... and {len(things) - _SHOWN} more")
-    journals = [found for each in aside if (found := tracker.journals.of(each)) is not None]
-    for ledger, schema in dict.fromkeys(journal.ledger.place for journal in journals):
-        where = "" if ledger == NAME else f", ledger={ledger!r}"
-        where += f", schema={schema!r}" if schema else ""
-        where += "".join(f", {name}={sorted(each)}" for name, each in arguments.items() if each)
-        lines.append(
-            f'They are deleted by: python -c "import os, tidyrows; '
-            f"print(tidyrows.sweep(os.environ['DATABASE_URL'], kept='{name}'{where}))\""
-        )
-    if not aside:
-        lines.append(
-            "They are deleted by manager.cleanup() in this process. With "
-            "ResourceTracker(..., ledger=Ledger(engine)) another process can delete them too."
-        )
-    return "\n".join(lines)

@@ -150,10 +150,7 @@ def _named(argument: str, table: Any) -> NamedTable:
 def places_of(
     named: Iterable[NamedTable], tables: Sequence[KeyedTable], default_schema: str
 ) -> frozenset[Place]:
-    """Where these tables really are, seen from the tracked ones.
-
-    A schema means for them what it means for the tracked rows' models: schemas may be translated.
-    """
+    """The places of these tables; their schemas are translated as those of the tracked ones."""
     places: set[Place] = set()
     for schema, name in named:
         reals = {table.name.schema for table in tables if table.table.schema == schema}
@@ -163,4 +160,4 @@ def places_of(
 
 def written_names(named: Iterable[NamedTable]) -> list[str]:
     """The names by which :func:`named_tables` finds these again."""
-    return [f"{schema}.{name}" if schema else name for schema, name in sorted(named, key=str)]
+    return sorted([f"{schema}.{name}" if schema else name for schema, name in named])

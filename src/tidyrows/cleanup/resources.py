@@ -34,10 +34,9 @@ class Circle:
 
 
 class RemovalOrder:
-    """Which rows and resources must go before which others, as far as ties and foreign keys say.
+    """Which rows and resources must go before which others, by ties and foreign keys.
 
-    A table stands for those of its rows that no tie names. Which row references which is not
-    looked up: a row of a child table may reference any row of the parent table.
+    A table stands for those of its rows that no tie names; any may reference any parent row.
     """
 
     def __init__(
@@ -83,11 +82,8 @@ def removal_order(
     references: Sequence[tuple[TableName, TableName]],
     tracked: Iterable[TableName],
 ) -> RemovalOrder:
-    """The order that all foreign keys allow, or where they leave none, those of tracked tables.
-
-    A key from or to a table without tracked rows matters only where the application wrote rows
-    into it; those are found when rows are deleted, and then keep what they must.
-    """
+    """The order that all foreign keys allow, or where they allow none, those of tracked tables."""
+    # Rows of the application in other tables are found when ours are deleted.
     order = RemovalOrder(ties, references)
     if order.circles:
         known = set(tracked)
@@ -100,9 +96,8 @@ class Phase:
     """The rows of one phase."""
 
     goes: Callable[[RowKey], bool]  # whether a row goes now
-    doubts: bool  # whether rows in doubt are looked at now, which is once
-    # rows that stay since a row of another tracker needs them, and why
-    held: Mapping[RowKey, Reason]
+    doubts: bool  # whether rows in doubt are resolved now, which is done once
+    held: Mapping[RowKey, Reason]  # rows that a row of another tracker needs
 
     def of(self, held: Iterable[TableHoldings]) -> list[TableHoldings]:
         """What is held, without the rows of other phases."""

@@ -1,8 +1,7 @@
 """Put preserved rows back as they were, unless somebody else has changed them too.
 
 Before the deletes, since a setting may reference a row that will be deleted; where a constraint
-refuses that, after them. Each row is compared again under its lock, in the transaction that writes
-it.
+refuses that, after them.
 """
 
 from __future__ import annotations
@@ -60,11 +59,7 @@ class PreservedRows:
             self._try_all(self._changed(table))
 
     def after_deletes(self) -> list[Leftover]:
-        """Put back what a constraint kept from it: a unique value that was taken, say.
-
-        Returns:
-            Preserved rows that are not as they were, and why.
-        """
+        """Put back what a constraint refused; returns the rows that are not as they were."""
         # A row may need another one that comes after it: go on while any succeeds.
         waiting = self._later
         while waiting:

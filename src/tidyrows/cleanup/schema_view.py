@@ -36,12 +36,7 @@ SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
 
 
 class SchemaView:
-    """The foreign keys and tables of one database, as far as cleanups have asked.
-
-    Attributes:
-        graph: every foreign key.
-        hidden: tables that may have rows which the cleanup is not shown.
-    """
+    """The foreign keys and tables of one database, as far as cleanups have asked."""
 
     def __init__(
         self,
@@ -51,7 +46,7 @@ class SchemaView:
         hidden: set[Place],
     ) -> None:
         self.graph = graph
-        self.hidden = hidden
+        self.hidden = hidden  # tables that may have rows which the cleanup is not shown
         self._database = database
         self._declared = declared
         self._tables: dict[Place, KeyedTable] = {}
@@ -148,11 +143,10 @@ _lock = threading.Lock()
 
 
 def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
-    """Everything that the schemas of these tables hold, and what references it from others.
+    """The foreign keys of the database and of the models, in the schemas of these tables.
 
-    What the models say is joined with what the database has: keys that the models do not know are
-    honoured, and keys that only the models know still order the deletes. It is read again after
-    DDL through the engine, after :func:`forget_schema`, and for a schema or model not seen before.
+    It is read again after DDL through the engine, after :func:`forget_schema`, and for a schema or
+    model not seen before.
     """
     tables = list(tables)
     view = known_schema(database, tables)
@@ -192,10 +186,7 @@ def forget_schema(engine: sa.Engine) -> None:
 
 
 def _found(database: Database, parts: frozenset[_Part]) -> tuple[list[ForeignKey], set[Place]]:
-    """The database's own keys, in the schemas asked for and all that these are tied to by keys.
-
-    And the tables of those schemas that may hide rows.
-    """
+    """The foreign keys of these schemas and of those that they reach; tables that may hide rows."""
     dialect = database.dialect
     found: list[ForeignKey] = []
     wanted = {real for _metadata, _schema, real in parts}

@@ -91,10 +91,7 @@ def _seen_partly(database: Database, batch: Batch, error: Exception) -> Seen:
 def judge(
     batch: Batch, seen: Seen, deleted: int, refused: Mapping[Any, Reason]
 ) -> tuple[dict[Any, Reason], int]:
-    """Which rows are left over.
-
-    If every row of the batch was counted as deleted, what is there now came afterwards.
-    """
+    """Which rows are left over; and how many came after every row was counted as deleted."""
     reasons = {
         key: replace(refused[key], also=reason) if key in refused else reason
         for key, reason in seen.unconfirmed.items()
@@ -141,10 +138,7 @@ def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
 
 
 def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
-    """Whether a COMMIT that was not answered had succeeded; None where no key proves it.
-
-    Its rows are the tracker's, or forgotten, once that is known.
-    """
+    """Whether a COMMIT that was not answered had succeeded; None where no key proves it."""
     answer = _answer_of_ledgers(tracker, before)
     if answer is not None:
         return answer
@@ -175,7 +169,7 @@ def _database(tracker: ResourceTracker, name: str) -> Database:
 
 
 def _answer_of_ledgers(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) -> bool | None:
-    """What the ledgers say of a COMMIT that was not answered; None where nothing was entered."""
+    """Whether the ledgers have the entries of an unanswered COMMIT; None where none was made."""
     answer: bool | None = None
     for place in tracker.journals.databases:
         journal = tracker.journals.of(place)
