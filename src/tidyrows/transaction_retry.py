@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from functools import wraps
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -129,15 +129,14 @@ def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
     source, asynchronous = _synchronous(bind)
     if isinstance(source, sa.Engine):
         databases = _Databases(source)
-        attempt = lambda: _on_connection(source, fn, databases, asynchronous)  # noqa: E731 -- one of three
+        attempt = partial(_on_connection, source, fn, databases, asynchronous)
     elif isinstance(source, orm.Session):
         _refuse_transaction(source)
-        given = bind if asynchronous else source
         databases = _Databases(session_engine(source))
-        attempt = lambda: _on_session(source, given, fn, databases)  # noqa: E731 -- as above
+        attempt = partial(_on_session, source, bind if asynchronous else source, fn, databases)
     else:
         databases = _Databases(None)
-        attempt = lambda: _on_new_session(source, fn, databases)  # noqa: E731 -- as above
+        attempt = partial(_on_new_session, source, fn, databases)
     return policy.run(attempt, is_transient=databases.is_transient)
 
 

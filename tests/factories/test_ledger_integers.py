@@ -23,7 +23,7 @@ from tidyrows import (
     TrackedFactory,
     WorkerContext,
 )
-from tidyrows.ledger.id_ranges import RANGE
+from tidyrows.ledger.process import RANGE
 
 
 class Base(orm.DeclarativeBase):

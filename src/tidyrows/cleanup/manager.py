@@ -84,6 +84,8 @@ class CleanupManager:
         main.users 3 deleted (0.004 s)
     """
 
+    _swept = False
+
     def __init__(
         self,
         tracker: ResourceTracker,
@@ -246,23 +248,21 @@ class CleanupManager:
 
     def _raise(self, run: CleanupRun, failures: Sequence[Exception]) -> None:
         leftovers = run.report.leftovers
+        text = describe_leftovers(leftovers, swept=self._swept) if leftovers else ""
         if leftovers or run.report.held or run.refusal is not None:
             self.tracker.dismiss_leak_warning()
         if run.refusal is not None:
             if leftovers:
-                run.refusal.add_note(self._described(leftovers))
+                run.refusal.add_note(text)
             raise run.refusal
         if leftovers:
-            error = CleanupError(self._described(leftovers), leftovers=leftovers, report=run.report)
+            error = CleanupError(text, leftovers=leftovers, report=run.report)
             for failure in failures:
                 error.add_note(f"and besides: {failure!r}")
             errors = (each.error for each in leftovers if each.error is not None)
             raise error from run.failure or next(errors, None)
         for failure in failures:
             raise failure
-
-    def _described(self, leftovers: Sequence[Leftover]) -> str:
-        return describe_leftovers(leftovers)
 
     def keep(self) -> str:
         """Leave the rows for study, as ``keep_on_failure`` does.

@@ -26,8 +26,8 @@ def claimed_by_others(
 ) -> dict[Any, str]:
     """The rows among these that belong to another worker, each with the worker's name.
 
-    The transaction has seen the rows, and its next statement sees what was committed together with
-    them. ``keys`` is ``[()]`` where the table has no primary key, so that no row can be named.
+    ``keys`` is ``[()]`` where the table has no primary key. The transaction has read the rows, so
+    its next statement reads the entries that were committed with them.
     """
     ledger = journal.ledger
     entries = ledger.table_on(connection)

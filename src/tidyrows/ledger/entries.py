@@ -1,8 +1,7 @@
 """Changes of rows as entries, and back: the form in which a ledger and ``to_json`` write them.
 
-The entries of a process are a log: a store that applies them in their order holds what the process
-held. Keys are written as the database's driver takes them, so that a process without the project's
-models can read them; a run of integers is written as its first and its last.
+The entries of a process are a log: a store that applies them in their order holds its rows. Keys
+are written as the database's driver takes them: the reader may not have the project's models.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ _TYPES = {name: kind for kind, name in _KINDS.items()}
 ROWS = tuple(_TYPES)
 """The kinds of entries about rows."""
 _KEYS_IN_ONE, _ROWS_IN_ONE = 5_000, 500
-"""Keys and whole rows in one entry: a server accepts no packet of any size."""
-
+"""The most keys and whole rows in one entry: servers limit the size of a packet."""
 
 Number = tuple[str, int]
 """An entry's maker and its number."""

@@ -45,10 +45,8 @@ _running: WeakSet[Heartbeat] = WeakSet()
 class Heartbeat:
     """Holds a liveness lock and beats, in a thread of its own, until it is stopped.
 
-    It holds the engine weakly, and stops when the engine is gone. A forked child has none, and its
-    parent's goes on. Where no other process can see the database (SQLite in memory), nothing is
-    called: another connection would open another, empty database. Where the database keeps its
-    beats in a file, ``beat`` is not called.
+    It stops when the engine is gone. A forked child has none, and its parent's goes on. Where the
+    database keeps its beats in a file, ``beat`` is not called.
     """
 
     def __init__(
@@ -174,6 +172,7 @@ class Heartbeat:
     def _commit(self, work: Work | None) -> None:
         """On a connection that is closed at once, so that none is idle between beats."""
         engine = self._engine()
+        # alone: in memory, where another connection would open another, empty database
         if work is None or self.lock.alone or engine is None:
             return
         if self._dialect.missing_file(engine) is not None:
@@ -211,10 +210,7 @@ class Heartbeat:
 
 
 def engine_over(pool: sa.Pool, engine: sa.Engine, **options: object) -> sa.Engine:
-    """An engine to the same database over another pool, with more execution options.
-
-    Make the pool of the engine's own, so that the project's listeners are called.
-    """
+    """An engine to the same database over another pool, with more execution options."""
     return sa.Engine(
         pool,
         engine.dialect,

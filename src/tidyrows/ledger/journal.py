@@ -35,26 +35,13 @@ class JournalUpdate:
 
     removed: frozenset[Number] = frozenset()
     added: frozenset[Number] = frozenset()
-    rows: int = 0
-    """How many rows the transaction deletes."""
+    rows: int = 0  # that the transaction deletes
 
 
 class Journal:
     """A tracker's entries in one ledger.
 
-    Args:
-        ledger: the ledger.
-        process: this process in the ledger.
-        refused: called with a table whose keys cannot be recorded, and the reason.
-
-    Attributes:
-        scope: the tracker's number in the process.
-        committed: the entries that are in the ledger.
-        uncertain: entries that may be in the ledger, with their changes.
-        unanswered: updates whose COMMIT was not answered.
-        externals: the entries of external resources.
-        is_log: some entries say that rows are gone, so that fewer entries could say the same.
-        keeps_log: such entries are not replaced at the end of a cleanup: each keeps its test.
+    ``refused`` is called with a table whose keys cannot be recorded, and the reason.
     """
 
     def __init__(
@@ -62,16 +49,16 @@ class Journal:
     ) -> None:
         self.ledger = ledger
         self.process = process
-        self.scope = process.next_scope()
+        self.scope = process.next_scope()  # the tracker's number in the process
         self._refused = refused
-        self.committed: set[Number] = set()
-        self.uncertain: dict[Number, list[Change]] = {}
-        self.unanswered: list[JournalUpdate] = []
+        self.committed: set[Number] = set()  # the entries that are in the ledger
+        self.uncertain: dict[Number, list[Change]] = {}  # entries that may be in the ledger
+        self.unanswered: list[JournalUpdate] = []  # whose COMMIT was not answered
         self.externals: dict[ExternalResource, Number] = {}
-        self.is_log = False
-        self.keeps_log = False
+        self.is_log = False  # some entries are about deletes: fewer entries could say the same
+        self.keeps_log = False  # and are not replaced after a cleanup: each keeps its test
         self._waiting: list[Change] = []
-        # by change, as long as its transaction is known
+        # as long as the transaction of the change is open
         self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
         self._numbers = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
@@ -216,8 +203,10 @@ class Journal:
         for part in self._conditions(table, set(uncertain)):
             asked = sa.select(table.c.maker, table.c.seq).where(*part)
             there |= {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
-        committed = [each for number in uncertain if number in there for each in uncertain[number]]
-        lost = [each for number in uncertain if number not in there for each in uncertain[number]]
+        committed: list[Change] = []
+        lost: list[Change] = []
+        for number, changes in uncertain.items():
+            (committed if number in there else lost).extend(changes)
         with self._lock:
             for number in uncertain:
                 self.uncertain.pop(number, None)
@@ -239,9 +228,8 @@ class Journal:
         """Give all entries to another owner; returns their number."""
         table = self.ledger.table_on(connection)
         own = (table.c.owner == self.process.id, table.c.scope == self.scope, table.c.seq > 0)
-        return int(
-            self.ledger.execute(connection, sa.update(table).where(*own).values(values)).rowcount
-        )
+        moved = self.ledger.execute(connection, sa.update(table).where(*own).values(values))
+        return int(moved.rowcount)
 
     # -- from one process to another -----------------------------------------------------------
 
@@ -261,10 +249,7 @@ class Journal:
         context: WorkerContext,
         externals: Iterable[ExternalResource],
     ) -> JournalUpdate:
-        """Replace the entries of another process, which its :meth:`export` names, by own ones.
-
-        The external resources, in the order in which they were given, keep their entries.
-        """
+        """Replace the entries that :meth:`export` of another process names by own ones."""
         table = self.ledger.table_on(connection)
         owner = given["owner"]
         numbers = {(maker, seq) for maker, seq in given["entries"]}
@@ -375,10 +360,10 @@ class Journal:
     ) -> int:
         """Delete entries of this process, or of that owner; returns how many there were."""
         table = self.ledger.table_on(connection)
-        deletes = [
-            sa.delete(table).where(*part) for part in self._conditions(table, numbers, owner)
-        ]
-        return sum([self.ledger.execute(connection, each).rowcount for each in deletes])
+        found = 0
+        for part in self._conditions(table, numbers, owner):
+            found += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
+        return found
 
     def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
         """In one statement, unless it would be long."""

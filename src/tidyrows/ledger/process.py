@@ -1,8 +1,7 @@
-"""This process in a ledger: its id, its liveness lock and its heartbeat.
+"""This process in a ledger: its id, its liveness lock, its heartbeat, and the integers it reserved.
 
-Entries belong to a process that is dead only when its liveness lock is free *and* its heartbeat has
-stopped. A connection that drops is no death, since the heartbeat goes on; a heartbeat that pauses
-is none either, since the lock is held.
+A process is dead only when its liveness lock is free *and* its heartbeat has stopped: connections
+drop, and heartbeats pause.
 """
 
 from __future__ import annotations
@@ -11,7 +10,10 @@ import json
 import os
 import secrets
 import socket
+import threading
 import weakref
+from collections import deque
+from contextlib import suppress
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -19,14 +21,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.errors import LedgerError, ScopeError
 from tidyrows.ledger.entry_table import OPTIONS
 from tidyrows.ledger.heartbeat import Heartbeat
-from tidyrows.ledger.id_ranges import IntegerRanges
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from tidyrows.ledger.entry_table import EntryTable
 
+RANGE = 1000
+"""Integers that a process reserves at once."""
 PROCESS = "owner"
 """The kind of the entry that describes a process; its time is that of the last heartbeat."""
 _KEPT, _LEFT, _HANDED = "kept", "left", "hand"
@@ -182,3 +186,56 @@ def _start_time(pid: int) -> str | None:
         return None
     fields = stat.rpartition(")")[2].split()  # the name may have blanks and brackets
     return None if fields[0] in {"Z", "X"} else fields[_START_TIME - 2]
+
+
+# -- integers that no other process, run or host gets ----------------------------------------------
+
+
+class IntegerRanges:
+    """The integers that one process has reserved and not used."""
+
+    def __init__(self) -> None:
+        self._left: deque[int] = deque()
+        self._lock = threading.Lock()
+
+    def next(self, ledger: EntryTable) -> int:
+        """The next integer, from 0 up."""
+        with self._lock:
+            if not self._left:
+                self._reserve(ledger, lock_timeout=1.0)
+            return self._left.popleft()
+
+    def reserve_early(self, ledger: EntryTable) -> None:
+        """Reserve a range early, while the caller has no open transaction, where few are left."""
+        with self._lock:
+            if len(self._left) < RANGE // 2:
+                with suppress(ScopeError):  # the next call of next() tries again
+                    self._reserve(ledger, lock_timeout=0.2)
+
+    def _reserve(self, ledger: EntryTable, *, lock_timeout: float) -> None:
+        try:
+            # In its own transaction: where the caller's holds SQLite's only lock, waiting is vain.
+            with ledger.transaction(lock_timeout=lock_timeout) as connection:
+                table = ledger.table_on(connection)
+                row = (table.c.maker == "tidyrows", table.c.seq == 1)
+                select = sa.select(table.c.body).where(*row).with_for_update()
+                reserved = ledger.execute(connection, select).scalar()
+                if reserved is None:
+                    raise LedgerError(
+                        f"The ledger {table.fullname} has lost the row that hands out integers, so "
+                        f"nobody knows which are taken. Sweep, drop the table, and write "
+                        f"Ledger(engine).install()."
+                    )
+                update = sa.update(table).where(*row).values(body=str(int(reserved) + 1))
+                ledger.execute(connection, update)
+        except sa.exc.DBAPIError as error:
+            if not ledger.dialect.is_timeout(error):
+                raise
+            raise ScopeError(
+                f"The next {RANGE} integers that no other worker has cannot be taken from "
+                f"{ledger!r} while somebody holds its lock; where only one may write, as with "
+                f"SQLite, that may be this test's own open transaction. Commit first, or use "
+                f"Scoped text."
+            ) from error
+        start = int(reserved) * RANGE
+        self._left.extend(range(start, start + RANGE))

@@ -1,8 +1,7 @@
 """The ledger: one table, in the same database as the rows, that names every tracked row.
 
-Each entry is written in the transaction whose rows it names, just before its COMMIT: the only form
-of bookkeeping that is exact under SIGKILL. :mod:`tidyrows.ledger.entries` has the form of an entry,
-:mod:`tidyrows.ledger.journal` the entries of one tracker.
+Each entry is written in the transaction whose rows it names, just before its COMMIT: no other form
+of bookkeeping is exact under SIGKILL.
 """
 
 from __future__ import annotations
@@ -112,9 +111,8 @@ class Ledger(EntryTable):
         with _lock:
             process = self._process()
             if process is None:
-                process = _processes.setdefault(self.engine, {})[self.place] = LedgerProcess(
-                    self, beat=self.beat
-                )
+                process = LedgerProcess(self, beat=self.beat)
+                _processes.setdefault(self.engine, {})[self.place] = process
             return process
 
     def close(self) -> None:
@@ -136,21 +134,15 @@ class Ledger(EntryTable):
         dialect = self.engine.dialect
         made = CreateTable(table, if_not_exists=True).compile(dialect=dialect)
         indexes = [str(CreateIndex(each).compile(dialect=dialect)) for each in table.indexes]
-        return [str(made).strip(), *indexes, *self._first_rows(table)]
-
-    def _first_rows(self, table: sa.Table) -> list[str]:
-        """The version of the table, and the next range of integers."""
-        rows = [(0, "version", str(VERSION)), (1, "integers", "0")]
-        statements = [
+        first_rows = [
             sa.insert(table).values(
                 maker=LEDGER, seq=seq, owner=LEDGER, scope=0, kind=kind, body=body, written=0
             )
-            for seq, kind, body in rows
+            for seq, kind, body in ((0, "version", str(VERSION)), (1, "integers", "0"))
         ]
-        return [
-            str(each.compile(dialect=self.engine.dialect, compile_kwargs={"literal_binds": True}))
-            for each in statements
-        ]
+        options = {"literal_binds": True}
+        inserts = [str(i.compile(dialect=dialect, compile_kwargs=options)) for i in first_rows]
+        return [str(made).strip(), *indexes, *inserts]
 
     def _create(self, connection: sa.Connection, table: sa.Table) -> None:
         """Each statement in a transaction of its own: another worker may be quicker."""

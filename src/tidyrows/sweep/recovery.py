@@ -1,8 +1,7 @@
 """Recover the entries of dead workers, delete their rows, and leave the rest to the next sweep.
 
-The order of the entries of one process is known by its own numbers only. So entries are replayed
-process by process, and what is left of each tracker's rows is written under new numbers, with the
-run, worker and test that they had.
+The numbers of entries give their order within one process only. So entries are replayed process by
+process, and what is left of each tracker's rows is written under new numbers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import sqlalchemy as sa
 
 from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.cleanup.manager import CleanupManager
-from tidyrows.cleanup.report import describe_leftovers
 from tidyrows.dialects import Fault
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.ledger.entries import (
@@ -37,9 +35,9 @@ from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
-    from tidyrows.cleanup.report import CleanupReport, Leftover
+    from tidyrows.cleanup.report import CleanupReport
     from tidyrows.keys import TableName
     from tidyrows.ledger.table import Ledger
 
@@ -207,5 +205,4 @@ def _refuse(table: TableName, reason: str) -> NoReturn:
 class _SweepCleanup(CleanupManager):
     """A cleanup whose error says "run sweep()": no user has its tracker."""
 
-    def _described(self, leftovers: Sequence[Leftover]) -> str:
-        return describe_leftovers(leftovers, swept=True)
+    _swept = True

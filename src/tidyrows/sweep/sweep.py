@@ -1,9 +1,8 @@
 """The public functions that show and delete what dead workers left.
 
-A sweep first makes the entries its own, in one transaction. From then on the rows have a live
-owner, as those of a worker have, with a liveness lock and a heartbeat. So two sweeps never delete
-the same row, the next sweep recovers the rows of a sweep that is killed, and a worker that was
-taken for dead gets an error instead of deleting rows that are no longer its own.
+A sweep first makes the entries its own, in one transaction: it has a liveness lock and a heartbeat
+as a worker has. So two sweeps never delete the same row, the next sweep recovers the rows of one
+that is killed, and a worker that was taken for dead gets an error.
 """
 
 from __future__ import annotations
@@ -279,9 +278,8 @@ def _refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool |
     owners = sa.select(table.c.owner).where(table.c.seq > 0).distinct().order_by(table.c.owner)
     names = [owner for owner in ledger.execute(connection, owners).scalars() if is_kept(owner)]
     if kept not in names:
-        there = "Nothing else is, either."
-        if names:
-            there = f"What is kept: {_first_names(names, _NAMES)}."
+        kept_names = f"What is kept: {_first_names(names, _NAMES)}."
+        there = kept_names if names else "Nothing else is, either."
         raise LedgerError(
             f"Nothing is kept as {kept!r} in {ledger!r}; it may have been swept already. "
             f"{there} find_orphans(engine) shows all that there is."
