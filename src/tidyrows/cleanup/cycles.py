@@ -25,7 +25,7 @@ from tidyrows.errors import TidyRowsError
 from tidyrows.schema import RowOrder, RowStep, levels, nullable_columns, reflect_foreign_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
@@ -92,12 +92,21 @@ def row_order(connection: sa.Connection, step: Step) -> RowOrder[Row]:
 def _all_references(
     connection: sa.Connection, step: Step
 ) -> dict[ForeignKey, list[tuple[Row, Row]]]:
-    """By foreign key; what only the models declare forbids no delete."""
-    return {
-        key: list(_references(connection, step, key))
-        for key in step.cycle
-        if key.source == "database"
-    }
+    """Our rows that reference our rows, by foreign key of the database."""
+    found: dict[ForeignKey, list[tuple[Row, Row]]] = {}
+    for key in step.cycle:
+        if key.source == "database":
+            child_number, child = _batch_at(step, key.child)
+            parent_number, parent = _batch_at(step, key.parent)
+            ours = set(parent.keys)
+            found[key] = [
+                ((child_number, child_key), (parent_number, parent_key))
+                for child_key, parent_key in referencing_pairs(
+                    connection, key, child.table, child.keys, parent.table
+                )
+                if parent_key in ours
+            ]
+    return found
 
 
 def _order(
@@ -162,19 +171,6 @@ def _delete(
     for number, keys in by_batch(rows).items():
         table = step.batches[number].table
         deleted[table.name] += database.dialect.delete_by_keys(connection, table, keys)
-
-
-def _references(
-    connection: sa.Connection, step: Step, key: ForeignKey
-) -> Iterator[tuple[Row, Row]]:
-    """Which of our rows reference which of our rows by this foreign key."""
-    child_number, child = _batch_at(step, key.child)
-    parent_number, parent = _batch_at(step, key.parent)
-    ours = set(parent.keys)
-    pairs = referencing_pairs(connection, key, child.table, child.keys, parent.table)
-    for child_key, parent_key in pairs:
-        if parent_key in ours:
-            yield (child_number, child_key), (parent_number, parent_key)
 
 
 def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iterable[Row]) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.cleanup.diagnosis import SLOW, add_details, advice, is_slow
+from tidyrows.cleanup.diagnosis import SLOW, add_details, advice
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
 from tidyrows.cleanup.ledger_updates import LedgerUpdates
@@ -144,16 +143,9 @@ class DatabaseCleanup:
         for place, seconds in outcome.seconds.items():
             dependents = [r for t, r in outcome.dependents.items() if t.place == place]
             rows = outcome.deleted[place] + sum(map(len, dependents))
-            if not is_slow(seconds, rows):
-                continue
-            # It is only advice: no error of it may surface.
-            with (
-                suppress(sa.exc.SQLAlchemyError, SessionStateError),
-                self._database.reading() as connection,
-            ):
-                dialect, view = self._database.dialect, self._executor.view
-                found = advice(connection, dialect, view, place, rows=rows, seconds=seconds)
-                self._report.advice += tuple(found)
+            view = self._executor.view
+            found = advice(self._database, view, place, rows=rows, seconds=seconds)
+            self._report.advice += tuple(found)
 
     def _forget_dropped(self) -> None:
         """Where tables may have been dropped, do not ask for their rows one by one."""

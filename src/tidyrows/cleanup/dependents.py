@@ -244,26 +244,12 @@ class Discovery:
         """Rows that were to go and that the rows of a block reference."""
         key = block.key
         doomed = found.doomed.get(key.parent, {})
-        parent = self._view.with_referenced(self._connection, key.parent)
-        child = self._view.table(self._connection, key.child)
-        pairs: Iterable[tuple[Any, Any]]
-        if block.children is None:
-            rows = referenced(self._connection, key, parent, list(doomed))
-            pairs = [(None, row) for row in rows]
+        if block.children is not None:
+            pairs = self._pairs(key, block.children)
         else:
-            pairs = list(referencing_pairs(self._connection, key, child, block.children, parent))
-        kept = self.kept.setdefault(key.parent, {})
-        stay: list[tuple[Place, Any]] = []
-        for child_key, row in pairs:
-            if row in doomed and row not in kept:
-                kept[row] = Reason(
-                    block.kind,
-                    item=child.name if child_key is None else child.row(child_key),
-                    columns=key.child_columns,
-                    holder=block.holders.get(child_key),
-                )
-                stay.append((key.parent, row))
-        return stay
+            parent = self._view.with_referenced(self._connection, key.parent)
+            pairs = [(None, row) for row in referenced(self._connection, key, parent, list(doomed))]
+        return self._keep(key, pairs, doomed, block.kind, block.holders)
 
     def _keep_referenced(
         self, doomed: Mapping[Place, Iterable[Any]], stay: list[tuple[Place, Any]]
@@ -276,22 +262,39 @@ class Discovery:
                 by_place[place].append(row)
             stay = []
             for place, rows in by_place.items():
-                child = self._view.table(self._connection, place)
+                holders = {row: self.kept[place][row].holder for row in rows}
                 for key in self._view.graph.outgoing(place):
-                    if key.source != "database" or not going.get(key.parent):
-                        continue
-                    parent = self._view.with_referenced(self._connection, key.parent)
-                    kept = self.kept.setdefault(key.parent, {})
-                    pairs = referencing_pairs(self._connection, key, child, rows, parent)
-                    for child_key, row in list(pairs):
-                        if row in going[key.parent] and row not in kept:
-                            kept[row] = Reason(
-                                LeftoverKind.REFERENCED,
-                                item=child.row(child_key),
-                                columns=key.child_columns,
-                                holder=self.kept.get(place, {})[child_key].holder,
-                            )
-                            stay.append((key.parent, row))
+                    doomed_there = going.get(key.parent)
+                    if key.source == "database" and doomed_there:
+                        pairs = self._pairs(key, rows)
+                        kind = LeftoverKind.REFERENCED
+                        stay += self._keep(key, pairs, doomed_there, kind, holders)
+
+    def _pairs(self, key: ForeignKey, children: Sequence[Any]) -> list[tuple[Any, Any]]:
+        """Each of these rows that references a parent by this key, with the parent's key."""
+        child = self._view.table(self._connection, key.child)
+        parent = self._view.with_referenced(self._connection, key.parent)
+        return list(referencing_pairs(self._connection, key, child, children, parent))
+
+    def _keep(
+        self,
+        key: ForeignKey,
+        pairs: Iterable[tuple[Any, Any]],
+        going: Container[Any],
+        kind: LeftoverKind,
+        holders: Mapping[Any, str | None],
+    ) -> list[tuple[Place, Any]]:
+        """Keep the referenced rows of these pairs that were to go; returns the new ones."""
+        child = self._view.table(self._connection, key.child)
+        kept = self.kept.setdefault(key.parent, {})
+        new: list[tuple[Place, Any]] = []
+        for child_key, row in pairs:
+            if row in going and row not in kept:
+                item = child.name if child_key is None else child.row(child_key)
+                holder = holders.get(child_key)
+                kept[row] = Reason(kind, item=item, columns=key.child_columns, holder=holder)
+                new.append((key.parent, row))
+        return new
 
 
 def acts_unseen(view: SchemaView, key: ForeignKey) -> bool:

@@ -7,6 +7,7 @@ index it reads the whole child table, for every row deleted.
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -97,20 +98,19 @@ def is_slow(seconds: float, rows: int) -> bool:
 
 
 def advice(
-    connection: sa.Connection,
-    dialect: Dialect,
-    view: SchemaView,
-    place: Place,
-    *,
-    rows: int,
-    seconds: float,
+    database: Database, view: SchemaView, place: Place, *, rows: int, seconds: float
 ) -> list[str]:
-    """What would have made deleting these rows fast: one line for each missing index."""
-    return [
-        f"{key.child[1]} ({', '.join(key.child_columns)}) has no index, so deleting {rows} row(s) "
-        f"of {place[1]} took {seconds:.1f} s: {statement}"
-        for key, statement in missing_indexes(connection, dialect, view, place)
-    ]
+    """Where deleting these rows was slow, one line for each missing index."""
+    if not is_slow(seconds, rows):
+        return []
+    # It is only advice: no error of it may surface.
+    with suppress(sa.exc.SQLAlchemyError, SessionStateError), database.reading() as connection:
+        return [
+            f"{key.child[1]} ({', '.join(key.child_columns)}) has no index, so deleting {rows} "
+            f"row(s) of {place[1]} took {seconds:.1f} s: {statement}"
+            for key, statement in missing_indexes(connection, database.dialect, view, place)
+        ]
+    return []
 
 
 def missing_indexes(
