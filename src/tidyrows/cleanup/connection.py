@@ -99,7 +99,7 @@ class Database:
         monitor = self.monitor
         connection = self.engine.connect().execution_options(**{INTERNAL: True})
         try:
-            with monitor.over(connection, lock_timeout) if monitor.armed else _UNWATCHED:
+            with monitor.watching(connection, lock_timeout) if monitor.armed else _UNWATCHED:
                 try:
                     begin(
                         connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
@@ -202,8 +202,8 @@ class LockMonitor:
         self.trouble = None
 
     @contextmanager
-    def over(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
-        """In the block, poll for who blocks this connection."""
+    def watching(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
+        """In the block, poll for the transactions that block this connection."""
         waiting = self._capture.dialect.waiter(connection)
         if waiting is None:
             yield

@@ -157,13 +157,11 @@ class DatabaseCleanup:
 
     def _resolve_doubts(self, held: TableHoldings) -> list[Leftover]:
         table, store = held.table, self._tracker.store
-        resolved = self._run.retry(self._database, partial(resolve_doubts, self._database, held))
-        store.forget(table, held.doubtful.keys() - resolved.in_doubt.keys())
-        store.resolve_keys(table, resolved.ours, committed=True)
-        return [
-            Leftover(table.name, table.row(key), reason)
-            for key, reason in resolved.in_doubt.items()
-        ]
+        ask = partial(resolve_doubts, self._database, held)
+        ours, in_doubt = self._run.retry(self._database, ask)
+        store.forget(table, held.doubtful.keys() - in_doubt.keys())
+        store.resolve_keys(table, ours, committed=True)
+        return [Leftover(table.name, table.row(key), in_doubt[key]) for key in in_doubt]
 
     def _delete_all(self) -> list[Leftover]:
         """Delete rows with and without keys, which may reference each other."""
@@ -173,7 +171,7 @@ class DatabaseCleanup:
         rows.delete(self._keyless)
         self._set_held(self._run.held_in(self._database))
         leftovers = self._delete() if self._keyed else []
-        return leftovers + rows.again()
+        return leftovers + rows.delete_refused()
 
     def _delete(self) -> list[Leftover]:
         if self._ledger is not None:
@@ -265,23 +263,23 @@ class KeylessDeletion:
     def delete(self, holdings: Iterable[TableHoldings]) -> None:
         """Delete what can go before the rows with keys, which such rows may reference."""
         for held in holdings:
-            if held.whole and self._tried(held.table, held.whole) is not None:
+            if held.whole and self._delete_or_reason(held.table, held.whole) is not None:
                 self._pending.append((held.table, held.whole))
 
-    def again(self) -> list[Leftover]:
+    def delete_refused(self) -> list[Leftover]:
         """Try once more what failed: rows with keys that referenced it are gone now."""
         pending, self._pending = self._pending, []
         for table, rows in pending:
-            if self._tried(table, rows) is None:
+            if self._delete_or_reason(table, rows) is None:
                 continue
             for equal in _equal(rows):  # one that must stay keeps no other
-                reason = self._tried(table, equal)
+                reason = self._delete_or_reason(table, equal)
                 if reason is not None:
                     self._refused.append(Leftover(table.name, None, reason, len(equal)))
         return self._refused
 
-    def _tried(self, table: KeyedTable, rows: _Values) -> Reason | None:
-        """Delete rows of one table in one transaction; the reason where that failed."""
+    def _delete_or_reason(self, table: KeyedTable, rows: _Values) -> Reason | None:
+        """Delete rows of one table in one transaction; returns the reason if that failed."""
         transaction = partial(self._delete, table, rows)
         try:
             deleted, ignored = self._run.retry(self._database, transaction)
@@ -336,7 +334,7 @@ class KeylessDeletion:
 
 
 def _is_comparable(connection: sa.Connection, table: KeyedTable) -> bool:
-    """Whether the table is there yet: a row that is gone with it need not be deleted."""
+    """Whether the table still exists; raises LookupError if its Table lacks a column."""
     try:
         found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
     except sa.exc.NoSuchTableError:

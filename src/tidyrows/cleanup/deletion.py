@@ -113,7 +113,6 @@ class Deletion:
                 outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
 
     def _certain(self, rows: Rows, identity: Identity) -> Rows:
-        """The rows that are certainly ours."""
         certain = rows
         for place, (table, keys) in rows.items():
             unsure = identity.uncertain(self._connection, table, keys)

@@ -113,14 +113,14 @@ class Executor:
         if size <= self._limit:
             self._delete(rows, steps)
             self._run.done(size)
-            return [batch for step in steps for batch in step.batches]
-        parts = transactions_of(steps, self._limit, apart=self._apart)
-        for number, part in enumerate(parts):
-            if number and self._run.remaining() <= 0:
-                self._refuse(part, _LATE)
-            else:
-                self._delete(part)
-            self._run.done(_size(part))
+        else:
+            parts = transactions_of(steps, self._limit, apart=self._apart)
+            for number, part in enumerate(parts):
+                if number and self._run.remaining() <= 0:
+                    self._refuse(part, _LATE)
+                else:
+                    self._delete(part)
+                self._run.done(_size(part))
         return [batch for step in steps for batch in step.batches]
 
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
@@ -145,7 +145,7 @@ class Executor:
             self._delete_one_by_one(rows)
 
     def _delete_in_halves(self, rows: Rows) -> None:
-        """So many untracked rows go along that fewer of ours make a transaction."""
+        """Delete half of the rows at a time: too many untracked rows reference them all."""
         half = (_size(rows) + 1) // 2
         halves = list(transactions_of(steps_of(self.view.graph, rows), half, apart=self._apart))
         if len(halves) == 1:  # a circle of rows, which only go together
@@ -217,9 +217,7 @@ class Executor:
 
         Where a lock is held for long, all other rows go first; then the locked ones are refused.
         """
-        first = next(iter(rows.values()))[1]
-        several = len(rows) > 1 or len(first) > 1
-        around = around and several and self._dialect.has_row_locks
+        around = around and _size(rows) > 1 and self._dialect.has_row_locks
         waits = _WAITS if around else sys.maxsize
         try:
             self._transact(rows, steps, discover=discover, limit=self._limit, waits=waits)
@@ -318,7 +316,7 @@ class Executor:
                 self._halve(step)
 
     def _delete_cycle(self, step: Step) -> None:
-        reason = self._tried(step.rows)
+        reason = self._delete_or_reason(step.rows)
         if reason is None:
             return
         try:
@@ -332,7 +330,7 @@ class Executor:
             if not part.cycle:
                 self._halve(part)
                 continue
-            reason = self._tried(part.rows)
+            reason = self._delete_or_reason(part.rows)
             if reason is not None:
                 self._refuse(part.rows, reason)
 
@@ -344,7 +342,7 @@ class Executor:
             while parts:
                 keys = parts.pop()
                 rows: Rows = {batch.table.place: (batch.table, keys)}
-                reason = self._tried(rows)
+                reason = self._delete_or_reason(rows)
                 if reason is None:
                     failures = 0
                 elif len(keys) == 1 or failures >= _FAILURES_IN_A_ROW or self._run.remaining() <= 0:
@@ -354,8 +352,8 @@ class Executor:
                     middle = len(keys) // 2
                     parts += [keys[middle:], keys[:middle]]
 
-    def _tried(self, rows: Rows) -> Reason | None:
-        """Delete rows in a transaction of their own; the reason where that failed."""
+    def _delete_or_reason(self, rows: Rows) -> Reason | None:
+        """Delete rows in a transaction of their own; returns the reason if that failed."""
         if self._run.remaining() <= 0:
             return _LATE
         for _round in range(_ROUNDS):

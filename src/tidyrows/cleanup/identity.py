@@ -69,16 +69,16 @@ class Identity:
         return self._hashes[name]
 
     def _parents(self, table: KeyedTable) -> Iterable[tuple[TableHoldings, int]]:
-        """What columns of the primary key reference alone, and where they stand in it."""
+        """What each column of the primary key references, with the column's number in the key."""
         for place, column in enumerate(table.key_columns):
             for reference in column.foreign_keys:
                 constraint = reference.constraint
                 alone = constraint is None or len(constraint.elements) == 1
-                parent = self._found(reference) if alone else None
+                parent = self._holdings_of(reference) if alone else None
                 if parent is not None:
                     yield parent, place
 
-    def _found(self, reference: sa.ForeignKey) -> TableHoldings | None:
+    def _holdings_of(self, reference: sa.ForeignKey) -> TableHoldings | None:
         target = reference.target_fullname.rpartition(".")
         for held in self._held.values():
             key = held.table.key_columns

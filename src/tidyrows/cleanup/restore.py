@@ -32,8 +32,6 @@ _SHOWN = 40
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """One row to be put back."""
-
     database: Database
     table: PreservedTable
     key: Any
@@ -177,7 +175,7 @@ def _write(connection: sa.Connection, row: _Row, now: State) -> None:
 
 
 def _is_written_by_database(original: State, now: State, left: State) -> bool:
-    """Whether what differs is what the database writes itself: the time of the last change, say."""
+    """Whether the database itself writes all that differs: the time of the last change, say."""
     if original is None or left is None:
         return original is left
     before = left if now is None else now  # a row that was gone had no values to keep
@@ -193,11 +191,11 @@ def _refuse_conflict(row: _Row, now: State) -> None:
     own = any(is_same(now, state) for state in preserved.own_states)
     if not preserved.contested and (own or not (preserved.own_states or preserved.other_writer)):
         return
-    who = f"{preserved.other_writer or 'somebody else'} changed"
+    writer = preserved.other_writer or "somebody else"
     raise _ConflictError(
-        f"{_difference(row.table, preserved.original, now)}; {who} this row too; it was left as it "
-        f"is. Put the remembered values back yourself once nobody needs the others, then call "
-        f"cleanup() again"
+        f"{_difference(row.table, preserved.original, now)}; {writer} changed this row too; it was "
+        f"left as it is. Put the remembered values back yourself once nobody needs the others, "
+        f"then call cleanup() again"
     )
 
 

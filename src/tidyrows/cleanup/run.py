@@ -145,13 +145,13 @@ def log_retry(
 ) -> None:
     """INFO of a retry: the class of the error and the blockers, never a statement or a value."""
     if logger.isEnabledFor(logging.INFO):
-        who = [f"pid {each.pid}" for each in blockers]
+        pids = [f"pid {each.pid}" for each in blockers]
         logger.info(
             "%s: attempt %d failed with %s and is retried%s",
             place,
             attempt,
             type(getattr(error, "orig", None) or error).__name__,
-            f"; blocked by {', '.join(who)}" if who else "",
+            f"; blocked by {', '.join(pids)}" if pids else "",
         )
 
 

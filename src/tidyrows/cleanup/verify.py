@@ -108,26 +108,18 @@ def judge(
 _SECONDS = 5.0
 
 
-@dataclass(slots=True)
-class Resolved:
-    """What became of the rows in doubt of one table; those not named do not exist."""
-
-    ours: list[Any] = field(default_factory=list)  # keys that are ours after all
-    in_doubt: dict[Any, Reason] = field(default_factory=dict)  # keys that stay in doubt, and why
-
-
-def resolve_doubts(database: Database, held: TableHoldings) -> Resolved:
-    """Ask the database about the rows in doubt of one table."""
-    refuse_too_early(database)
+def resolve_doubts(database: Database, held: TableHoldings) -> tuple[list[Any], dict[Any, Reason]]:
+    """Of the rows in doubt of one table, those that are ours, and those that stay in doubt."""
+    refuse_while_committing(database)
     seen = existing_rows(database, [Batch(held.table, list(held.doubtful))])[held.table.name]
-    resolved = Resolved(in_doubt=dict(seen.unconfirmed))
+    ours, in_doubt = [], dict(seen.unconfirmed)
     for key in seen.there:
         # Inserted again after the doubt and committed, or named by the user: then it is ours.
         if key in held.keys or _is_proof(database, held, key):
-            resolved.ours.append(key)
+            ours.append(key)
         else:
-            resolved.in_doubt[key] = Reason(LeftoverKind.IN_DOUBT)
-    return resolved
+            in_doubt[key] = Reason(LeftoverKind.IN_DOUBT)
+    return ours, in_doubt
 
 
 def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
@@ -144,21 +136,21 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
         return answer
     committed: bool | None = None
     unconfirmed = False
-    theirs = []
+    tables = []
     for held in tracker.snapshot():
         table = held.table
         doubtful = [key for key in held.doubtful if (table.name, key) not in before]
-        theirs.append((table, doubtful))
+        tables.append((table, doubtful))
         database = _database(tracker, table.name.database)
         proving = [key for key in doubtful if _is_proof(database, held, key)]
         if not committed and proving:  # the first table's rows may have been deleted already
-            refuse_too_early(database)
+            refuse_while_committing(database)
             seen = existing_rows(database, [Batch(table, proving)])[table.name]
             unconfirmed = unconfirmed or bool(seen.unconfirmed)
             committed = bool(seen.there)
     if unconfirmed and not committed:
         committed = None
-    for table, doubtful in theirs:
+    for table, doubtful in tables:
         if committed is not None:
             tracker.store.resolve_keys(table, doubtful, committed=committed)
     return committed
@@ -187,18 +179,16 @@ def resolve_by_ledger(
     tracker: ResourceTracker, database: Database, journal: Journal
 ) -> list[tuple[Change, bool]]:
     """Resolve what was entered with an unanswered COMMIT: it is there if that succeeded."""
-    refuse_too_early(database)
+    refuse_while_committing(database)
     with database.reading() as connection:
-        committed, lost = journal.resolve(connection)
-    for change in lost:
-        tracker.store.resolve(change, committed=False)
-    for change in committed:
-        tracker.store.resolve(change, committed=True)
+        resolved = journal.resolve(connection)
+    for change, has_committed in resolved:
+        tracker.store.resolve(change, committed=has_committed)
     tracker.warn_of_lost_rows()
-    return [*((change, True) for change in committed), *((change, False) for change in lost)]
+    return resolved
 
 
-def refuse_too_early(database: Database) -> None:
+def refuse_while_committing(database: Database) -> None:
     """A COMMIT may go on after its client is gone: until it has ended, its rows are not visible."""
     unanswered = database.capture.unanswered
     if not unanswered:

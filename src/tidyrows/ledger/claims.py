@@ -65,7 +65,7 @@ def claimed_by_others(
 
 
 def _claims_without_keys(found: Sequence[Any]) -> dict[Any, str]:
-    """A worker that has entered more rows of the table than it has entered as deleted."""
+    """The name of a worker that has inserted more rows of the table than it has deleted."""
     counts: dict[str, int] = {}
     names: dict[str, str] = {}
     for owner, kind, body, run, worker in found:

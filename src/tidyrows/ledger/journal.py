@@ -161,7 +161,9 @@ class Journal:
         with self._lock:
             self._waiting = []
 
-    def intend(self, tie: Tie, tables: Mapping[TableName, KeyedTable], who: WorkerContext) -> None:
+    def intend(
+        self, tie: Tie, tables: Mapping[TableName, KeyedTable], context: WorkerContext
+    ) -> None:
         """Record an external resource that is not made yet."""
         seq = self.process.next_entry()
         try:
@@ -169,7 +171,7 @@ class Journal:
                 dialect = connection.dialect
                 body = resource_body(tie, tables, self.externals, lambda _table: dialect)
                 row = self.ledger.row(
-                    self.process.id, self.scope, seq, EXTERNAL, json.dumps(body), context=who
+                    self.process.id, self.scope, seq, EXTERNAL, json.dumps(body), context=context
                 )
                 self.ledger.insert(connection, [row])
         except sa.exc.DBAPIError as error:
@@ -193,26 +195,30 @@ class Journal:
             self.ledger.execute(connection, gone)
         del self.externals[resource]
 
-    def resolve(self, connection: sa.Connection) -> tuple[list[Change], list[Change]]:
-        """The changes of uncertain entries: committed, and not; none is uncertain afterwards."""
+    def resolve(self, connection: sa.Connection) -> list[tuple[Change, bool]]:
+        """The changes of uncertain entries, the committed ones last, and whether each is."""
         uncertain = dict(self.uncertain)
         if not uncertain:
-            return [], []
+            return []
         table = self.ledger.table_on(connection)
         there: set[Number] = set()
         for part in self._conditions(table, set(uncertain)):
             asked = sa.select(table.c.maker, table.c.seq).where(*part)
             there |= {(maker, seq) for maker, seq in self.ledger.execute(connection, asked)}
-        committed: list[Change] = []
-        lost: list[Change] = []
-        for number, changes in uncertain.items():
-            (committed if number in there else lost).extend(changes)
+        resolved = [
+            (change, is_there)
+            for is_there in (False, True)
+            for number, changes in uncertain.items()
+            if (number in there) is is_there
+            for change in changes
+        ]
         with self._lock:
             for number in uncertain:
                 self.uncertain.pop(number, None)
             self.committed |= there
-            self.is_log = self.is_log or not all(isinstance(c, _MAKING) for c in committed)
-        return committed, lost
+            deletes = (done for each, done in resolved if not isinstance(each, _MAKING))
+            self.is_log = self.is_log or any(deletes)
+        return resolved
 
     def put_aside(self, name: str, context: WorkerContext) -> bool:
         """Give all entries, also those that wait, to an owner of this name; False if none."""

@@ -101,7 +101,7 @@ class Recovery:
             ledger.check(connection)
         self._ledger = ledger
         self._retry = retry or RetryPolicy()
-        # Not the process that the trackers share: what a sweep leaves has no owner afterwards.
+        # Not the process that the trackers share: what a sweep leaves must have no live owner.
         self._process = LedgerProcess(ledger, beat=ledger.beat)
 
     def recover(self, arguments: SweepArguments) -> None:
@@ -188,7 +188,7 @@ class Recovery:
         return tracker
 
     def _put_aside(self) -> None:
-        """Give what is left an owner that no process is, under the runs that it had."""
+        """Give what is left to an owner that is no process, so that the next sweep recovers it."""
         ledger, process = self._ledger, self._process
         with ledger.transaction(lock_timeout=5.0) as connection:
             table = ledger.table_on(connection)
