@@ -43,7 +43,7 @@ from tidyrows import (
     external_handler,
 )
 from tidyrows import sweep as swept
-from tidyrows.ledger.process import handed_id
+from tidyrows.ledger.process import OwnerKind
 from tidyrows.sweep import dead_workers
 
 pytestmark = pytest.mark.slow
@@ -237,7 +237,7 @@ def test_rows_handed_to_a_controller_are_anybodys_once_it_has_not_come(database,
     parents, _children = family(outside)
     worker = Worker(database, ledgers).writes((parents, numbered([1])))
     (place,) = worker.tracker.journals.databases
-    assert worker.tracker.journals.put_aside(place, handed_id())
+    assert worker.tracker.journals.put_aside(place, OwnerKind.HANDED.new_id())
     worker.dies()
     assert swept(outside).total_deleted == 0
     assert swept(outside, patience=0).total_deleted == 1

@@ -27,7 +27,7 @@ from tidyrows.errors import (
 )
 from tidyrows.greenlets import spawn
 from tidyrows.keys import TableName
-from tidyrows.ledger.process import kept_id
+from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import NAME
 from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.tracker import ResourceTracker
@@ -286,7 +286,7 @@ class CleanupManager:
         if not count:
             return "tidyrows: there are no rows to keep."
         tracker.dismiss_leak_warning()
-        name, journals = kept_id(), tracker.journals
+        name, journals = OwnerKind.KEPT.new_id(), tracker.journals
         aside = [each for each in journals.databases if journals.put_aside(each, name)]
         lines = [f"tidyrows: {count} row(s) and resources are kept for study:"]
         lines += [f"  {each}" for each in things[:_SHOWN]]

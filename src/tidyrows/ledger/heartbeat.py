@@ -133,7 +133,7 @@ class Heartbeat:
             while not self._stopped.wait(self._interval) and self._engine() is not None:
                 self._try(call, self._next)
             self._stopped.set()
-            self._try(call, self._last)
+            self._try(call, lambda: self._commit(self._end))
             self._try(call, self.lock.release)
 
     def _try(self, call: Callable[[Callable[[], None]], None], work: Callable[[], None]) -> None:
@@ -152,7 +152,8 @@ class Heartbeat:
 
     def _next(self) -> None:
         failures: list[Exception] = []
-        for work in (self.lock.renew, self._beat_in_row):
+        beat = None if self._dialect.heartbeat_in_file else self._beat
+        for work in (self.lock.renew, lambda: self._commit(beat)):
             try:
                 work()
             except Exception as error:  # noqa: BLE001 -- a lock without a beat, or a beat without a lock, still shows life
@@ -160,14 +161,6 @@ class Heartbeat:
         if failures:
             raise failures[0]
         self.last_beat = self._clock()
-
-    def _beat_in_row(self) -> None:
-        if not self._dialect.heartbeat_in_file:
-            self._commit(self._beat)
-
-    def _last(self) -> None:
-        if self._engine() is not None:
-            self._commit(self._end)
 
     def _commit(self, work: Work | None) -> None:
         """On a connection that is closed at once, so that none is idle between beats."""
@@ -181,7 +174,12 @@ class Heartbeat:
         pool = engine.pool.recreate()
         own = engine_over(pool, engine, **{INTERNAL: True})
         try:
-            connection = self._connected(own)
+            if self._dialect.heartbeat_in_file:  # whose connections stay in one thread
+                connection = own.connect()
+            else:
+                connection = connect_within(
+                    own.connect, 2 * _BOUND, late=lambda late: late.invalidate()
+                )
             try:
                 driver = connection.connection.dbapi_connection
                 with closing(DriverSocket(driver)) as wire, wire.bounded(2 * _BOUND):
@@ -190,12 +188,6 @@ class Heartbeat:
                 _close(connection)
         finally:
             pool.dispose()
-
-    def _connected(self, engine: sa.Engine) -> sa.Connection:
-        # A file: there is nothing to wait for, and its connections stay in one thread.
-        if self._dialect.heartbeat_in_file:
-            return engine.connect()
-        return connect_within(engine.connect, 2 * _BOUND, late=lambda late: late.invalidate())
 
     def _in_transaction(self, connection: sa.Connection, work: Work) -> None:
         try:

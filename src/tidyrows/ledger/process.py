@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from contextlib import suppress
+from enum import Enum
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -33,7 +34,6 @@ RANGE = 1000
 """Integers that a process reserves at once."""
 PROCESS = "owner"
 """The kind of the entry that describes a process; its time is that of the last heartbeat."""
-_KEPT, _LEFT, _HANDED = "kept", "left", "hand"
 _START_TIME = 21
 """The place of the start time in /proc/<pid>/stat, counted from 0; see proc(5)."""
 
@@ -111,37 +111,20 @@ def forget_process(connection: sa.Connection, table: sa.Table, process_id: str) 
     return True
 
 
-# -- owners of entries that are no process ---------------------------------------------------------
+class OwnerKind(Enum):
+    """The owners of entries that are no process."""
 
+    KEPT = "kept"  # of rows that are kept for study; only a sweep that names it recovers them
+    LEFT = "left"  # of rows that a sweep could not delete; the next sweep recovers them
+    HANDED = "hand"  # of rows that a worker has handed to its controller
 
-def kept_id() -> str:
-    """An owner of rows that are kept for study; only a sweep that names it recovers them."""
-    return f"{_KEPT}{secrets.token_hex(6)}"
+    def new_id(self) -> str:
+        """The id of a new owner."""
+        return f"{self.value}{secrets.token_hex(6)}"
 
-
-def left_id() -> str:
-    """An owner of rows that a sweep could not delete; the next sweep recovers them."""
-    return f"{_LEFT}{secrets.token_hex(6)}"
-
-
-def handed_id() -> str:
-    """An owner of rows that a worker has handed to its controller."""
-    return f"{_HANDED}{secrets.token_hex(6)}"
-
-
-def is_kept(owner: str) -> bool:
-    """Whether :func:`kept_id` made this owner."""
-    return owner.startswith(_KEPT)
-
-
-def is_left(owner: str) -> bool:
-    """Whether :func:`left_id` made this owner."""
-    return owner.startswith(_LEFT)
-
-
-def is_handed(owner: str) -> bool:
-    """Whether :func:`handed_id` made this owner."""
-    return owner.startswith(_HANDED)
+    def includes(self, owner: str) -> bool:
+        """Whether an owner is of this kind."""
+        return owner.startswith(self.value)
 
 
 # -- which process this is -------------------------------------------------------------------------

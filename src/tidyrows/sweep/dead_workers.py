@@ -13,11 +13,9 @@ from tidyrows.ledger.entries import MAKING
 from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER
 from tidyrows.ledger.process import (
     PROCESS,
+    OwnerKind,
     forget_process,
     has_ended,
-    is_handed,
-    is_kept,
-    is_left,
 )
 
 if TYPE_CHECKING:
@@ -92,7 +90,7 @@ def find_candidates(
 
     def decide(candidate: Candidate) -> tuple[bool, str]:
         owner = candidate.owner
-        if is_kept(owner):
+        if OwnerKind.KEPT.includes(owner):
             return arguments.kept in {True, owner}, f"the rows are kept as {owner}"
         if isinstance(arguments.kept, str):
             return False, f"the rows are not kept as {arguments.kept}"
@@ -162,9 +160,9 @@ def _is_dead(
 ) -> bool:
     """Whether the liveness lock of the owner is free and its heartbeat has stopped."""
     owner, age = candidate.owner, candidate.age
-    if is_left(owner):
+    if OwnerKind.LEFT.includes(owner):
         return True
-    if is_handed(owner):
+    if OwnerKind.HANDED.includes(owner):
         return arguments.handed or age > arguments.patience
     dialect, number = ledger.dialect, int(owner, 16)
     if dialect.is_alive(connection, number):
@@ -184,7 +182,7 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
         with ledger.engine.connect() as connection:
             is_held = any(
                 has_ended(each.process)
-                and not (is_kept(each.owner) or is_left(each.owner) or is_handed(each.owner))
+                and not any(kind.includes(each.owner) for kind in OwnerKind)
                 and ledger.dialect.is_alive(connection, int(each.owner, 16))
                 for each in _all_entries(ledger, connection, arguments)
             )

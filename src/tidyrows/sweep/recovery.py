@@ -27,7 +27,7 @@ from tidyrows.ledger.entries import (
 )
 from tidyrows.ledger.entry_table import entry_order
 from tidyrows.ledger.journal import Journal
-from tidyrows.ledger.process import LedgerProcess, left_id
+from tidyrows.ledger.process import LedgerProcess, OwnerKind
 from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import SweepArguments, find_candidates, wait_for_locks
 from tidyrows.tracking.store import Store
@@ -195,7 +195,8 @@ class Recovery:
             for scope, entries in read_entries(ledger, connection, process.id).items():
                 self._rewrite(connection, process.id, scope, entries)
             own = (table.c.owner == process.id, table.c.seq > 0)
-            ledger.execute(connection, sa.update(table).where(*own).values(owner=left_id()))
+            left_to = OwnerKind.LEFT.new_id()
+            ledger.execute(connection, sa.update(table).where(*own).values(owner=left_to))
 
 
 def _refuse(table: TableName, reason: str) -> NoReturn:

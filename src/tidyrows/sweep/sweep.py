@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import in_greenlet, spawn
-from tidyrows.ledger.process import is_kept
+from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import NAME, Ledger
 from tidyrows.sweep.dead_workers import (
     PATIENCE,
@@ -254,7 +254,7 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
             for held in entries.store.snapshot()
         },
         dict(kinds),
-        candidate.owner if is_kept(candidate.owner) else None,
+        candidate.owner if OwnerKind.KEPT.includes(candidate.owner) else None,
     )
 
 
@@ -276,7 +276,8 @@ def _refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool |
         return
     table = ledger.table_on(connection)
     owners = sa.select(table.c.owner).where(table.c.seq > 0).distinct().order_by(table.c.owner)
-    names = [owner for owner in ledger.execute(connection, owners).scalars() if is_kept(owner)]
+    found = ledger.execute(connection, owners).scalars()
+    names = [owner for owner in found if OwnerKind.KEPT.includes(owner)]
     if kept not in names:
         kept_names = f"What is kept: {_first_names(names, _NAMES)}."
         there = kept_names if names else "Nothing else is, either."

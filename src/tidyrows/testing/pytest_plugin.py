@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
-from tidyrows.ledger.process import handed_id
+from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.cleanups import created_by, record_of
 from tidyrows.sweep.sweep import sweep, sweep_async
@@ -148,7 +148,7 @@ class Plugin:
         self._meet(tidy)
         yield shared
         record = record_of("tidy_run", created_by(tidy.tracker), None)
-        name = handed_id()
+        name = OwnerKind.HANDED.new_id()
         for database in tidy.tracker.journals.databases:
             tidy.tracker.journals.put_aside(database, name)
         self.add(record)
