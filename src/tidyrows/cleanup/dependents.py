@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.schema_view import (
-    SILENT_ACTIONS,
-    referenced,
-    referencing_pairs,
-    with_key,
-)
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS, referenced, referencing_pairs, with_key
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping, Sequence
@@ -188,12 +183,7 @@ class Discovery:
         return []
 
     def _unnamed(
-        self,
-        key: ForeignKey,
-        values: Sequence[Any],
-        count: int,
-        found: Found,
-        blocks: list[_Block],
+        self, key: ForeignKey, values: Sequence[Any], count: int, found: Found, blocks: list[_Block]
     ) -> None:
         """Sort rows without a primary key that reference these values."""
         child, fate = self._view.table(self._connection, key.child), self.fate(key)

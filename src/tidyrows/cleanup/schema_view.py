@@ -11,13 +11,7 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.keys import chunks
 from tidyrows.keys import KeyedTable, TableName
-from tidyrows.schema import (
-    ForeignKey,
-    ForeignKeyGraph,
-    merge,
-    model_foreign_keys,
-    nullable_columns,
-)
+from tidyrows.schema import ForeignKey, ForeignKeyGraph, merge, model_foreign_keys, nullable_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

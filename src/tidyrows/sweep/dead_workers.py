@@ -11,12 +11,7 @@ import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING
 from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER
-from tidyrows.ledger.process import (
-    PROCESS,
-    OwnerKind,
-    forget_process,
-    has_ended,
-)
+from tidyrows.ledger.process import PROCESS, OwnerKind, forget_process, has_ended
 
 if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
