@@ -46,8 +46,8 @@ class Database:
         self.lock_timeout = lock_timeout
         self.statement_timeout = statement_timeout
         self.monitor = LockMonitor(engine, self.capture)
-        # False once the database has turned out not to be able to: SQLite takes a foreign key to
-        # columns that are not unique, and then refuses every statement that would have to check it.
+        # False once the database cannot check foreign keys: SQLite accepts a foreign key to columns
+        # that are not unique, and then refuses every statement that has to check it.
         self.enforced = True
 
     def is_transient(self, error: BaseException) -> bool:
@@ -183,7 +183,7 @@ class LockMonitor:
         self._capture = capture
         self._found: dict[tuple[int, str | None], Blocker] = {}
         self._recent: dict[tuple[int, str | None], Blocker] = {}
-        self.armed = False  # one that waits for nobody should not pay for the polls
+        self.armed = False  # the first attempt does not pay for polls
         self.trouble: Exception | None = None  # why the last poll failed
 
     @property

@@ -117,7 +117,7 @@ def _order(
     """Rows in levels.
 
     Of the circles in ``cascading``, those that are ON DELETE CASCADE all around count as one row:
-    when no other row references them, one DELETE takes them whole.
+    when no other row references them, one DELETE deletes them all.
     """
     rows = [(number, key) for number, batch in enumerate(step.batches) for key in batch.keys]
     members = _cascading(references, cascading)

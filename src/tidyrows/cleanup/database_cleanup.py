@@ -183,7 +183,7 @@ class DatabaseCleanup:
                 looked_at = [b for b in batches if outcome.deleted[b.table.place] < len(b.keys)]
             seen = self._look(looked_at) if looked_at else {}
         except BaseException:
-            # Whatever stopped us: a key that is free again may be a stranger's by the next cleanup.
+            # Whatever was raised: another row may get a free key before the next cleanup.
             for each in self._keyed:
                 for keys in outcome.gone.get(each.table.place, ()):
                     self._tracker.store.forget(each.table, keys)

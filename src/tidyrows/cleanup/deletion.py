@@ -247,7 +247,7 @@ class Deletion:
         one_statement = dialect.cycle_form is CycleForm.ONE_STATEMENT
         if one_statement or not any(key.on_delete == "CASCADE" for key in step.cycle):
             return self._delete_cycle(step)
-        # One row takes others along, uncounted, before their turn has come.
+        # CASCADE deletes other rows of the step before their turn, and does not count them.
         before = self._present(step)
         self._delete_cycle(step)
         after = self._present(step)

@@ -42,7 +42,7 @@ class Found:
     # by us or by the schema
     detached: dict[ForeignKey, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
     detached_unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
-    # whose references the role of the cleanup may not see
+    # with references that the role of the cleanup may not see
     hidden: list[tuple[Place, Any]] = field(default_factory=list)
 
 
@@ -323,7 +323,7 @@ def keys_in_use(
             picked = (tuple(row[number] for number in at) for row in rows)
             values[choice] = [each for each in picked if None not in each]
         if set(choice) - set(names) and values[choice]:
-            # Who inserts a reference to another unique key holds that key's own index entry.
+            # An INSERT that references another unique key locks that key's own index entry.
             by_choice = with_key(table, [table.table.c[name] for name in choice], ())
             dialect.lock(connection, by_choice, values[choice])
     asked = [(view.reference(connection, key), values[key.parent_columns]) for key in incoming]

@@ -67,10 +67,8 @@ def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any,
 def _referencing_tables(
     database: Database, batch: Batch, keys: Sequence[Any]
 ) -> dict[Any, tuple[str, ...]]:
-    """The tables and columns that reference each of these rows and forbid its delete.
-
-    What a database says about a violated foreign key names one table at best, on SQLite none.
-    """
+    """The tables and columns that reference each of these rows and forbid its delete."""
+    # The database's own error names one table at best, on SQLite none.
     keys = keys[:_LOOKED_AT]
     graph = schema_of(database, [batch.table]).graph
     found: dict[Any, tuple[str, ...]] = {}

@@ -157,7 +157,11 @@ class ResourceCleanup:
         for circle in order.circles:
             reason = Reason(LeftoverKind.CIRCULAR, names=tuple(map(str, circle.path)))
             self._stay.update(dict.fromkeys(circle.members, reason))
-            leftovers += [_left(each, reason) for each in ties if each in circle.members]
+            leftovers += [
+                Leftover(None, None, reason, resource=each)
+                for each in ties
+                if each in circle.members
+            ]
         pending = [each for each in ties if each not in self._stay]
         doubts = True
         while True:
@@ -234,7 +238,7 @@ class ResourceCleanup:
         if reason.holder is not None:
             self._run.report.held += (Held(None, reason.holder, tie.resource),)
             return []
-        return [_left(tie.resource, reason)]
+        return [Leftover(None, None, reason, resource=tie.resource)]
 
     def _needed(self, tie: Tie) -> Reason | None:
         """What needs this resource and is still there."""
@@ -289,7 +293,3 @@ class ResourceCleanup:
 def _unkeyed(name: TableName) -> RowKey:
     """All rows of a table without a primary key, as if they were one."""
     return RowKey(name, ())
-
-
-def _left(resource: ExternalResource, reason: Reason) -> Leftover:
-    return Leftover(None, None, reason, resource=resource)

@@ -114,7 +114,7 @@ class CleanupRun:
             monitor = database.monitor
             log_retry(database.name, attempt, error, monitor.recent)
             if dialect.is_timeout(error):
-                monitor.armed = True  # find who blocks the next attempt
+                monitor.armed = True  # find the blockers of the next attempt
 
         return (policy or self.options.retry).run(
             transaction,
@@ -206,6 +206,6 @@ class Scope:
     # all our rows, those too that are not to be deleted now
     tracked: Mapping[Place, Collection[Any]]
     stay: Kept  # rows that are known not to go, and why
-    # tells which rows may not be ours any more; None where no key comes back
+    # finds rows that may not be ours any more; None where no key is reused
     identity: Identity | None
     outcome: Outcome  # of all transactions so far

@@ -58,7 +58,7 @@ def existing_rows(database: Database, batches: Sequence[Batch]) -> dict[TableNam
             raise
         if len(batches) == 1:
             return {batches[0].table.name: _seen_partly(database, batches[0], error)}
-    # Row-level security that would hide rows, a table that is no more: the others can tell.
+    # The cause may be one table, dropped or with row-level security: look at each alone.
     return {b.table.name: existing_rows(database, [b])[b.table.name] for b in batches}
 
 

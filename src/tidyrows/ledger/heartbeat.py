@@ -174,7 +174,7 @@ class Heartbeat:
         pool = engine.pool.recreate()
         own = engine_over(pool, engine, **{INTERNAL: True})
         try:
-            if self._dialect.heartbeat_in_file:  # whose connections stay in one thread
+            if self._dialect.heartbeat_in_file:  # its connections stay in one thread
                 connection = own.connect()
             else:
                 connection = connect_within(

@@ -1,7 +1,7 @@
 """The entries of one tracker in one ledger.
 
 An entry counts once its transaction has committed, as its rows do: both in memory and in the
-database. Where a COMMIT was not answered, the ledger itself can tell.
+database. Where a COMMIT was not answered, the ledger shows what became of it.
 """
 
 from __future__ import annotations
