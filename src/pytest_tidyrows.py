@@ -20,8 +20,7 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.testing import Tidy
-    from tidyrows.testing.shared import Shared
+    from tidyrows.testing.tidy import Shared, Tidy
 
 _MARK = (
     "tidy(ledger=..., keep_on_failure=..., dependents=..., own=..., **options): how the `tidy` "
@@ -44,54 +43,42 @@ _FOLDER = pytest.StashKey[Path]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The options, and their kin in the ini file."""
-    group = parser.getgroup("tidyrows", "test data that leaves no trace")
-    group.addoption(
+    option = parser.getgroup("tidyrows", "test data that leaves no trace").addoption
+    flag = partial(option, action="store_true")
+    option(
         "--tidy-url",
         metavar="URL",
         help="the database, where there is no fixture tidy_engine (ini: tidy_url)",
     )
-    group.addoption(
-        "--tidy-keep",
-        action="store_true",
-        help="leave the rows of failed tests for study, and print what deletes them",
-    )
-    group.addoption(
-        "--tidy-sweep",
-        action="store_true",
-        help="before the first test, delete what dead runs left",
-    )
-    group.addoption(
-        "--tidy-report",
-        action="store_true",
-        help="at the end, list for each table what was created and deleted",
-    )
-    group.addoption(
+    flag("--tidy-keep", help="leave rows of failed tests for study, and print what deletes them")
+    flag("--tidy-sweep", help="before the first test, delete what dead runs left")
+    flag("--tidy-report", help="at the end, list for each table what was created and deleted")
+    option(
         "--tidy-verify",
         choices=("on", "off"),
         default="on",
         help="off: do not look again, after the cleanup of each test, whether its rows are gone",
     )
-    group.addoption(
+    flag(
         "--tidy-audit",
-        action="store_true",
         help="find the tests that leave rows, touch those of others, or pass in one order only",
     )
-    group.addoption(
+    option(
         "--tidy-audit-seeds",
         metavar="N",
         type=int,
         default=3,
         help="in how many random orders the audit runs the suite again; 0: it runs once",
     )
-    group.addoption("--tidy-audit-json", metavar="PATH", help="write what the audit found as JSON")
-    group.addoption("--tidy-audit-html", metavar="PATH", help="write it as one page of HTML")
-    group.addoption(
+    option("--tidy-audit-json", metavar="PATH", help="write what the audit found as JSON")
+    option("--tidy-audit-html", metavar="PATH", help="write it as one page of HTML")
+    option(
         "--tidy-audit-order",
         metavar="SEED",
         type=int,
         help="run the tests in the order in which an audit saw one fail",
     )
-    group.addoption("--tidy-audit-again", help=argparse.SUPPRESS)
+    option("--tidy-audit-again", help=argparse.SUPPRESS)
     parser.addini("tidy_url", "the database, where there is no fixture tidy_engine")
     parser.addini(
         "tidy_ledger",
@@ -141,8 +128,11 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["_TIDYROWS_CLAIM"] = claim
     if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
-    if any(config.getoption(f"--tidy-audit{kind}") is not None for kind in ("-order", "-again")):
-        _order(config)
+    order, again = (config.getoption(f"--tidy-audit-{kind}") for kind in ("order", "again"))
+    if order is not None or again is not None:
+        from tidyrows.testing.pytest_audit import OrderPlugin  # noqa: PLC0415 -- as above
+
+        config.pluginmanager.register(OrderPlugin(order, again), "tidyrows order")
     elif config.getoption("--tidy-audit"):
         _audit(config)
 
@@ -211,7 +201,6 @@ def _load(config: pytest.Config) -> Any:
 
 
 def _audit(config: pytest.Config) -> None:
-    """Register the audit."""
     if hasattr(config, "workerinput") or getattr(config.option, "tx", None):
         raise pytest.UsageError(
             "--tidy-audit looks at the database after each test; with several workers it could not "
@@ -221,16 +210,6 @@ def _audit(config: pytest.Config) -> None:
 
     environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
     config.pluginmanager.register(AuditPlugin(config, environment), "tidyrows audit")
-
-
-def _order(config: pytest.Config) -> None:
-    """Run the tests in the order of a seed."""
-    from tidyrows.testing.pytest_audit import OrderPlugin  # noqa: PLC0415 -- as above
-
-    order = OrderPlugin(
-        config.getoption("--tidy-audit-order"), config.getoption("--tidy-audit-again")
-    )
-    config.pluginmanager.register(order, "tidyrows order")
 
 
 def _import() -> Any:

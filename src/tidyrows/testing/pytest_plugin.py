@@ -19,9 +19,8 @@ from tidyrows.ledger.table import Ledger
 from tidyrows.suite.cleanups import created_by, record_of
 from tidyrows.sweep.sweep import sweep, sweep_async
 from tidyrows.testing.async_fixtures import ASYNC_TEST, AsyncTest, fixture_for
-from tidyrows.testing.shared import Shared
 from tidyrows.testing.summary import RunSummary
-from tidyrows.testing.tidy import Tidy
+from tidyrows.testing.tidy import Shared, Tidy
 from tidyrows.testing.xdist_controller import NotesFile, XdistController, for_all_workers
 from tidyrows.tracking.binding import Binding
 

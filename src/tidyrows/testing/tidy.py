@@ -1,13 +1,15 @@
-"""One object per test, in any framework: its tracker, its context, its cleanup."""
+"""One object per test, in any framework; and one for rows that several tests share."""
 
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import warnings
 import weakref
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Self, TypeGuard
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
 
 import sqlalchemy as sa
 
@@ -20,7 +22,8 @@ from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Callable, Collection, Iterator
+    from pathlib import Path
     from types import TracebackType
 
     from sqlalchemy import orm
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.binding import Bind
+
+T = TypeVar("T")
 
 _installed: weakref.WeakKeyDictionary[sa.Engine, bool] = weakref.WeakKeyDictionary()
 """True: the database of the engine has a ledger; False: this role may not make one."""
@@ -79,7 +84,12 @@ class Tidy:
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> None:
-        self._own_engine = _engine_for(bind) if isinstance(bind, (str, sa.URL)) else None
+        self._own_engine = sa.create_engine(bind) if isinstance(bind, (str, sa.URL)) else None
+        if self._own_engine is not None and self._own_engine.dialect.is_async:
+            raise NotBoundError(
+                f"{self._own_engine.dialect.driver} is an asynchronous driver: write "
+                f"Tidy(create_async_engine(...)), or give the URL of a synchronous one."
+            )
         self.bind: Any = bind if self._own_engine is None else self._own_engine
         self._ledger = ledger
         self._keep = keep_on_failure
@@ -278,11 +288,101 @@ class Tidy:
             self.finish()
 
 
-def _engine_for(url: str | sa.URL) -> sa.Engine:
-    engine = sa.create_engine(url)
-    if engine.dialect.is_async:
-        raise NotBoundError(
-            f"{engine.dialect.driver} is an asynchronous driver: write "
-            f"Tidy(create_async_engine(...)), or give the URL of a synchronous one."
-        )
-    return engine
+class Shared:
+    """Rows that several tests share.
+
+    Rows that are created in the block are not the test's, and stay when the test ends.
+
+    Args:
+        tidy: its tracker tracks the rows.
+        folder: where workers share what they have made; None where there is one process only.
+
+    Example:
+        >>> @pytest.fixture(scope="session")
+        ... def org_id(tidy_run):
+        ...     return tidy_run.once("org", lambda: OrgFactory().id)
+    """
+
+    def __init__(self, tidy: Tidy, folder: Path | None = None) -> None:
+        self._tidy = tidy
+        self._folder = folder
+        self._values: dict[str, Any] = {}
+        self._depth = 0
+        tidy.start().tracker.stop()
+
+    @property
+    def tracker(self) -> ResourceTracker:
+        """The tracker of the rows."""
+        return self._tidy.tracker
+
+    @property
+    def session(self) -> orm.Session:
+        """The session that factories use in the block."""
+        return self._tidy.session
+
+    def __enter__(self) -> Self:
+        if not self._depth:
+            self.tracker.start()
+        self._depth += 1
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self.tracker.stop()
+            self.tracker.release_session()  # tests must not wait for its locks
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """The value that ``make`` returned when this name was first used.
+
+        Args:
+            name: of the value.
+            make: creates rows, and returns what tests need to know of them. Where several workers
+                share the rows, one worker calls it, and the value must have a form in JSON: keys,
+                names.
+
+        Raises:
+            SessionStateError: the value has no such form.
+        """
+        if name in self._values:
+            value: T = self._values[name]
+        elif self._folder is None:
+            with self:
+                value = self._values[name] = make()
+        else:
+            value = self._values[name] = self._once_per_run(name, make, self._folder)
+        return value
+
+    def _once_per_run(self, name: str, make: Callable[[], T], folder: Path) -> T:
+        try:
+            from filelock import FileLock  # noqa: PLC0415 -- an extra; one process needs no lock
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "Rows that several workers share need the filelock package, which is not "
+                'installed: pip install "tidyrows[pytest]".',
+                name=error.name,
+            ) from error
+        file = folder / f"{sha256(name.encode()).hexdigest()[:16]}.json"
+        with FileLock(file.with_suffix(".lock")):
+            if file.exists():
+                value: T = json.loads(file.read_text(encoding="utf-8"))
+                return value
+            with self:
+                value = make()
+            try:
+                text = json.dumps(value)
+            except TypeError as error:
+                raise SessionStateError(
+                    f"tidy_run.once({name!r}, ...) returned a {type(value).__name__}, which has no "
+                    f"form in JSON for another worker. Return keys or names instead, as in "
+                    f"tidy_run.once({name!r}, lambda: UserFactory().id)."
+                ) from error
+            if json.loads(text) != value:
+                raise SessionStateError(
+                    f"tidy_run.once({name!r}, ...) returned {value!r}, which another worker would "
+                    f"read as {json.loads(text)!r}. Return lists, not tuples, and texts as keys."
+                )
+            new = file.with_suffix(".new")
+            new.write_text(text, encoding="utf-8")
+            new.replace(file)
+            return value

@@ -70,7 +70,12 @@ class NotesFile:
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """The newest test wants its rows cleaned up with these options."""
-        written = _as_json(options)
+        written: dict[str, Any] = {  # those that decide what is deleted
+            name: written_names(named_tables(name, options.get(name, ())))
+            for name in ("own", "protect")
+        }
+        if "dependents" in options:
+            written["dependents"] = options["dependents"].name
         if self._notes.options != written:
             self._notes.options = written
             self._write()
@@ -93,31 +98,6 @@ class NotesFile:
                 self._path.parent.rmdir()
 
 
-def read_notes(folder: Path, worker: str = "*") -> dict[str, WorkerNotes]:
-    """The notes of a worker, or of all workers, by the worker's id."""
-    return {
-        file.stem: WorkerNotes(**json.loads(file.read_text(encoding="utf-8")))
-        for file in sorted(folder.glob(f"{worker}.json"))
-    }
-
-
-def _as_json(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a test's cleanup options that decide what is deleted."""
-    written: dict[str, Any] = {}
-    for name in ("own", "protect"):
-        written[name] = written_names(named_tables(name, options.get(name, ())))
-    if "dependents" in options:
-        written["dependents"] = options["dependents"].name
-    return written
-
-
-def _from_json(written: Mapping[str, Any]) -> dict[str, Any]:
-    options = dict(written)
-    if "dependents" in options:
-        options["dependents"] = Dependents[options["dependents"]]
-    return options
-
-
 class XdistController:
     """Deletes the rows of workers that crashed, and at the end those that all workers share."""
 
@@ -128,7 +108,9 @@ class XdistController:
 
     def worker_ended(self, worker: str, *, crashed: bool) -> None:
         """A worker has ended."""
-        options = _from_json(self._read(worker).get(worker, WorkerNotes()).options)
+        options = dict(self._read(worker).get(worker, WorkerNotes()).options)
+        if "dependents" in options:
+            options["dependents"] = Dependents[options["dependents"]]
         for database in self._databases.values():
             self._run(database, f"worker {worker}", partial(database.take_shared, worker))
             if crashed:
@@ -143,7 +125,10 @@ class XdistController:
 
     def _read(self, worker: str = "*") -> dict[str, WorkerNotes]:
         folder = self._notes_folder()
-        notes = {} if folder is None else read_notes(folder, worker)
+        files = [] if folder is None else sorted(folder.glob(f"{worker}.json"))
+        notes = {
+            file.stem: WorkerNotes(**json.loads(file.read_text(encoding="utf-8"))) for file in files
+        }
         for each in notes.values():
             for url, run in each.databases.items():
                 if url not in self._databases:
