@@ -13,7 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from harness.audits import Audited, Base, Org
 from harness.targets import on
-from tidyrows.audit import databases, tables
+from tidyrows.audit import connections, tables
 
 psycopg = on("postgresql+psycopg")
 psycopg2 = on("postgresql+psycopg2")
@@ -213,7 +213,7 @@ def test_a_look_leaves_the_suites_own_connection_as_it_was(audited):
 @sqlite
 def test_a_database_that_does_not_answer_is_not_waited_for_twice(database, audited, monkeypatch):
     """Nor does its thread keep the process from ending."""
-    monkeypatch.setattr(databases, "PATIENCE", 0.2)
+    monkeypatch.setattr(connections, "PATIENCE", 0.2)
     engine = database.engine()
     ended = threading.Event()
 

@@ -12,8 +12,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from harness.asynchronous import ONE_EACH
 from harness.targets import DEFAULT, on
 from tidyrows.audit import tables
-from tidyrows.audit.databases import AuditConnection, AuditThread
-from tidyrows.audit.observations import DatabaseObservations
+from tidyrows.audit.connections import AuditConnection, AuditThread
+from tidyrows.audit.observer import DatabaseObservations
 from tidyrows.audit.watch import DatabaseWatch
 from tidyrows.ledger.table import Ledger
 

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from tidyrows.audit.findings import Finding, FindingKind, Wording, row_findings
-from tidyrows.audit.observations import Observations, scan
-from tidyrows.audit.orders import as_listed, order_findings, rerun, shuffled
+from tidyrows.audit.observer import Observations, scan
 from tidyrows.audit.report import html, lines, report_of
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.runs import AuditRun, without_audit
+from tidyrows.audit.runs import AuditRun, as_listed, order_findings, rerun, shuffled, without_audit
 from tidyrows.audit.tables import Difference
 from tidyrows.keys import RowKey, TableName
 from tidyrows.testing.pytest_audit import Outcomes

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from tidyrows.audit.keys import Key
-    from tidyrows.audit.observations import Observations
+    from tidyrows.audit.observer import Observations
     from tidyrows.audit.tables import Difference
     from tidyrows.keys import TableName
 

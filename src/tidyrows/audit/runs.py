@@ -1,7 +1,8 @@
-"""Runs of the same suite in other processes: once more, and in other orders."""
+"""Runs of the same suite once more and in other orders, and the tests that fail only in some."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -11,10 +12,17 @@ import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+from tidyrows.audit.findings import Finding, FindingKind, function
+from tidyrows.audit.row_history import RowAccess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from tidyrows.audit.row_history import RowHistory
+
+T = TypeVar("T")
 
 _TAIL = 2000
 _AUDIT = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-audit-html")
@@ -53,7 +61,8 @@ class SuiteCommand:
             ]
             with printed.open("wb") as output:
                 fault = self._wait(command, output.fileno(), held)
-            failed = dict(_read_outcomes(outcomes))
+            written = outcomes.read_text(encoding="utf-8") if outcomes.exists() else ""
+            failed: dict[str, bool] = dict(json.loads(line) for line in written.splitlines())
             if order and not failed:
                 fault = fault or "it ran no test"
             if fault is not None:
@@ -120,8 +129,119 @@ def without_audit(arguments: Sequence[str]) -> Iterator[str]:
             yield argument
 
 
-def _read_outcomes(file: Path) -> Iterator[tuple[str, bool]]:
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            test, failed = json.loads(line)
-            yield test, failed
+_NAMED = 3
+
+
+def rerun(
+    first: AuditRun, seeds: Sequence[int], run: Callable[[str, int | None], AuditRun]
+) -> Iterator[AuditRun]:
+    """The runs after the first, each when it is asked for.
+
+    Once more in the same order, since a test that fails then fails in any order; in the order of
+    each seed; and where a test failed in these only, in the first order again: it tells whether the
+    order is the cause, or what the runs before have left.
+    """
+    again = run("once more in its own order", None)
+    yield again
+    others = []
+    for seed in seeds:
+        others.append(run(f"seed {seed}", seed))
+        yield others[-1]
+    if any(_fails(each, test) for each in others for test in _passing([first, again])):
+        yield run("at last in its own order", None)
+
+
+def order_findings(runs: Sequence[AuditRun], history: RowHistory) -> Iterator[Finding]:
+    """What is wrong by the outcomes of the runs."""
+    own = [each for each in runs if each.seed is None]
+    others = [each for each in runs if each.seed is not None]
+    for test, failed in runs[0].failed.items():
+        bad = [each for each in others if _fails(each, test)]
+        good = [each for each in others if each.failed.get(test) is False]
+        if failed:
+            if good and all(_fails(each, test) for each in own[1:]):
+                text = f"fails in its own order, passes with --tidy-audit-order {good[0].seed}"
+                yield _ordered(test, text, own[0], good[0], history)
+        elif any(_fails(each, test) for each in own[1:]):
+            yield _not_twice(test, next(each for each in own[1:] if _fails(each, test)), history)
+        elif bad:
+            text = f"passes in its own order, fails with --tidy-audit-order {bad[0].seed}"
+            if len(bad) > 1:
+                text += f" ({len(bad)} of {len(others)} orders)"
+            yield _ordered(test, text, bad[0], own[0], history)
+
+
+def _ordered(test: str, text: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> Finding:
+    suspects = _suspects(test, bad, good, history)
+    text += f"; perhaps because of {', '.join(suspects)}" if suspects else ""
+    cure = "let it make all that it needs"
+    if suspects:
+        cure += f", and {function(suspects[0])} delete what it makes: take the tidy fixture"
+    return Finding(test, FindingKind.ORDER, text, cure, others=suspects)
+
+
+def _not_twice(test: str, run: AuditRun, history: RowHistory) -> Finding:
+    leavers = history.leavers(test)
+    suspects = [test] if test in leavers else [name for name, _n in leavers.most_common(_NAMED)]
+    text = f"passes the first time, fails {run.name}"
+    if suspects:
+        named = "it" if suspects == [test] else ", ".join(suspects)
+        text += f", in tables where {named} left rows"
+    cure = "take the tidy fixture, or set tidy_autouse = true in the ini file"
+    return Finding(test, FindingKind.TWICE, text, cure, others=suspects)
+
+
+def _suspects(test: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> list[str]:
+    """The tests that ran before it in one run and after it in the other, and share its tables.
+
+    First those whose rows it read or changed, then those that left rows in its tables.
+    """
+    moved = _before(bad, test) ^ _before(good, test)
+    met = [
+        maker.name
+        for toucher, touched in history.touched.items()
+        if toucher.name == test
+        for (_access, _table, maker) in sorted(
+            touched, key=lambda key: key[0] is not RowAccess.READ
+        )
+    ]
+    leavers = [name for name, _count in history.leavers(test).most_common()]
+    return [name for name in dict.fromkeys([*met, *leavers]) if name in moved and name != test][
+        :_NAMED
+    ]
+
+
+def _before(run: AuditRun, test: str) -> set[str]:
+    names = list(run.failed)
+    return set(names[: names.index(test)]) if test in run.failed else set()
+
+
+def _passing(runs: Sequence[AuditRun]) -> list[str]:
+    return [test for test in runs[0].failed if not any(_fails(each, test) for each in runs)]
+
+
+def _fails(run: AuditRun, test: str) -> bool:
+    return run.failed.get(test) is True
+
+
+def shuffled(items: Iterable[T], seed: int, name: Callable[[T], str]) -> list[T]:
+    """The items in the order of a seed.
+
+    Two tests keep their order whichever others are there, so that a few of them can be run alone in
+    the order in which one failed.
+    """
+
+    def place(item: T) -> tuple[str, ...]:
+        module, _, inner = name(item).partition("::")
+        inner = inner.partition("[")[0]  # what a test is given may have colons too
+        group = inner.rpartition("::")[0] or inner
+        parts = (module, f"{module}::{group}", name(item))
+        return tuple(hashlib.sha256(f"{seed} {part}".encode()).hexdigest() for part in parts)
+
+    return sorted(items, key=place)
+
+
+def as_listed(items: Iterable[T], order: Sequence[str], name: Callable[[T], str]) -> list[T]:
+    """The items in the order of a list of their names, without those that are not in it."""
+    places = {each: place for place, each in enumerate(order)}
+    return sorted((i for i in items if name(i) in places), key=lambda item: places[name(item)])

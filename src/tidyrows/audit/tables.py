@@ -108,7 +108,8 @@ class WatchedTable:
                 ),
             )
         new = frozenset(found.keys() - before.keys())
-        count = self._count(connection)
+        counted = sa.select(sa.func.count()).select_from(self._clause)
+        count = int(self._scalar(connection, self._restricted(counted)))
         self._grow(connection)
         self.rows = {}
         return Difference(self.name, appeared=new, more=max(0, count - len(before) - len(new)))
@@ -128,10 +129,6 @@ class WatchedTable:
         )
         self.unseen = not isinstance(highest, int)
         self.above = None if self.unseen else highest
-
-    def _count(self, connection: sa.Connection) -> int:
-        counted = sa.select(sa.func.count()).select_from(self._clause)
-        return int(self._scalar(connection, self._restricted(counted)))
 
     def _read(self, connection: sa.Connection) -> dict[Key, int]:
         """All rows that are looked at, at most one more than a small table has."""
@@ -185,16 +182,10 @@ def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator
     keys = inspector.get_multi_pk_constraint(schema=schema)
     for (place, name), columns in inspector.get_multi_columns(schema=schema).items():
         kinds: Mapping[str, Any] = {str(column["name"]): column["type"] for column in columns}
-        key: Sequence[str] = _key_of(keys.get((place, name)))
-        compared = tuple(n for n, t in kinds.items() if n in key or not _is_heavy(t))
+        constraint: Mapping[str, Any] = keys.get((place, name)) or {}
+        key: Sequence[str] = constraint.get("constrained_columns") or ()
+        compared = tuple(  # not what may hold files, which would be read after each test
+            n for n, t in kinds.items() if n in key or not isinstance(t, sa.LargeBinary)
+        )
         numbered = len(key) == 1 and isinstance(kinds[key[0]], sa.Integer)
         yield WatchedTable(TableName(database, schema, name), compared, tuple(key), numbered)
-
-
-def _key_of(constraint: Mapping[str, Any] | None) -> Sequence[str]:
-    return (constraint or {}).get("constrained_columns") or ()
-
-
-def _is_heavy(kind: Any) -> bool:
-    """Whether a column may hold files: these are not read after each test."""
-    return isinstance(kind, sa.LargeBinary)

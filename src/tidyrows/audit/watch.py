@@ -1,37 +1,30 @@
-"""One database: what has changed in it since the last look, through any connection."""
+"""What has changed in each database since the last look, through any connection."""
 
 from __future__ import annotations
 
+import threading
 import warnings
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+import weakref
+from itertools import count
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tidyrows.audit.observations import DatabaseObservations
+from tidyrows.audit.connections import AuditConnection, AuditThread, SharedConnection
+from tidyrows.audit.observer import DatabaseObservations
 from tidyrows.audit.tables import SMALL, TOGETHER, Difference, WatchedTable, reflected
-from tidyrows.dialects import Fault, dialect_for
+from tidyrows.dialects import Fault, database_name, dialect_for
 from tidyrows.ledger.table import NAME as LEDGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from tidyrows.audit.observations import WrittenName
+    from tidyrows.audit.connections import LookConnection
+    from tidyrows.audit.observer import Observations, WrittenName
+    from tidyrows.audit.row_history import Maker
     from tidyrows.keys import TableName
 
 T = TypeVar("T")
-
-
-class LookConnection(Protocol):
-    """A connection for the looks."""
-
-    def call(self, work: Callable[[sa.Connection], T]) -> T:
-        """Do the work with the connection."""
-
-    def has_ended(self, error: Exception) -> bool:
-        """Whether a database in memory has ended with its connection."""
-
-    def close(self) -> None:
-        """Close the connection; the next call opens another."""
 
 
 _LOCK_WAIT = 1.0
@@ -105,7 +98,7 @@ class DatabaseWatch:
             self._note(f"{self.name} did not answer and was looked at no more")
         except Exception as error:  # noqa: BLE001 -- drivers and a project's own hooks may raise anything
             self._mark = None
-            if self._engine is None and self._connection.has_ended(error):
+            if isinstance(self._connection, SharedConnection) and self._connection.has_ended(error):
                 self.gone = True
             else:
                 self._note(f"{self.name} could not be looked at: {_short(error)}")
@@ -278,6 +271,110 @@ class DatabaseWatch:
                     if not table.key:
                         self.keyless.add(table.name)
                     yield table
+
+
+class WatchedDatabases:
+    """The databases of a run."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, None] = {}
+        self._thread = AuditThread()
+        self._lock = threading.Lock()
+        self._watches: dict[str, DatabaseWatch] = {}
+        self._names: dict[Any, str] = {}
+        self._users: dict[str, set[Maker]] = {}
+        self._numbers = count(1)
+        self._in_memory: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
+        self._in_memory = weakref.WeakKeyDictionary()
+
+    def meet(self, connection: sa.Connection) -> str | None:
+        """The name of a connection's database, which is looked at if it is new.
+
+        None where it cannot be looked at.
+        """
+        engine = connection.engine
+        dialect = dialect_for(engine)
+        if dialect.is_private(engine):
+            return self._meet_in_memory(connection)
+        identity = dialect.identity(engine) or (None,)
+        with self._lock:
+            name = self._names.setdefault(identity[0], database_name(engine))
+            if name not in self._watches:
+                try:
+                    own = AuditConnection(engine, self._thread)
+                except Exception as error:  # noqa: BLE001 -- a pool of the project's own
+                    self._note(f"{name} was not looked at: its pool cannot be made again ({error})")
+                    return None
+                self._add(engine, name, own)
+        return name
+
+    def _meet_in_memory(self, connection: sa.Connection) -> str | None:
+        """Each connection of the driver has a database in memory of its own."""
+        if connection.dialect.is_async:
+            self._note("databases in memory were not looked at where their driver is asynchronous")
+            return None
+        shared = SharedConnection(connection)
+        driver = connection.connection.dbapi_connection
+        known, name = self._in_memory.get(connection.engine, (None, ""))
+        if known is driver:
+            self._watches[name].use_connection(shared)
+            return name
+        name = f"in memory {next(self._numbers)}"
+        self._in_memory[connection.engine] = driver, name
+        self._add(connection.engine, name, shared)
+        return name
+
+    def _add(self, engine: sa.Engine, name: str, connection: LookConnection) -> None:
+        watch = self._watches[name] = DatabaseWatch(engine, name, connection, self._note)
+        watch.look(DatabaseObservations())
+
+    def sees(self, table: TableName, key: Any) -> bool:
+        """Whether a look would show what became of a row."""
+        watch = self._watches.get(table.database)
+        return watch is not None and watch.sees(table, key)
+
+    def is_keyless(self, table: TableName) -> bool:
+        """Whether a table has no primary key."""
+        watch = self._watches.get(table.database)
+        return watch is not None and table in watch.keyless
+
+    def look(self, maker: Maker, observed: Observations) -> list[Difference]:
+        """What is different since the last look."""
+        found: list[Difference] = []
+        for name, watch in list(self._watches.items()):
+            there = observed.databases.get(name)
+            if there is not None:
+                self._users.setdefault(name, set()).add(maker)
+            elif watch.gone or self._is_own(name, watch):
+                continue  # one test's own, which no other test uses
+            found += watch.look(there or DatabaseObservations())
+            if self._is_own(name, watch):
+                watch.suspend()
+        return found
+
+    def release(self) -> None:
+        """Close all connections: a database may be about to be dropped."""
+        for watch in list(self._watches.values()):
+            watch.release()
+
+    def close(self) -> None:
+        """End the thread and the connections."""
+        if not self._watches:
+            self._note("no database was met: nobody used SQLAlchemy in this process")
+        self.release()
+        self._thread.close()
+
+    @property
+    def own(self) -> set[str]:
+        """The databases that one test alone has made for itself."""
+        return {name for name, watch in self._watches.items() if self._is_own(name, watch)}
+
+    def _is_own(self, name: str, watch: DatabaseWatch) -> bool:
+        users = self._users.get(name, set())
+        return watch.fresh and len(users) == 1 and next(iter(users)).is_test
+
+    def _note(self, note: str) -> None:
+        self.notes[note] = None
 
 
 def _is_among(name: TableName, written: set[WrittenName]) -> bool:

@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
-from tidyrows.audit.orders import as_listed, order_findings, rerun, shuffled
 from tidyrows.audit.report import AuditReport, html, lines, report_of
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.runs import AuditRun, SuiteCommand
+from tidyrows.audit.runs import AuditRun, SuiteCommand, as_listed, order_findings, rerun, shuffled
+from tidyrows.audit.watch import WatchedDatabases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
