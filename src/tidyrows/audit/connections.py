@@ -46,11 +46,7 @@ class AuditThread:
         self._runner.close()
 
     def call(self, work: Callable[..., T], *arguments: Any, is_async: bool) -> T:
-        """Do the work in the thread, in a greenlet that may await if ``is_async``.
-
-        Raises:
-            TimeoutError: it takes too long, or the work before is not done yet.
-        """
+        """Do the work in the thread, in a greenlet that may await if ``is_async``."""
         if self._overdue is not None and not self._overdue.done():
             raise TimeoutError
         future: Future[T] = Future()
@@ -86,12 +82,7 @@ class AuditConnection:
         self._connection: sa.Connection | None = None
 
     def call(self, work: Callable[[sa.Connection], T]) -> T:
-        """Do the work with the connection.
-
-        Raises:
-            TimeoutError: it takes too long.
-            Exception: raised by the work, or by the connection.
-        """
+        """Do the work with the connection."""
         done: T = self._thread.call(self._work, work, is_async=self._is_async)
         return done
 

@@ -245,7 +245,7 @@ class AuditObserver(ObservingSink):
         return [RowKey(table, key) for key in sent if key is not None]
 
     def warn_once(self, subject: Any, message: str) -> None:
-        """Rows were inserted whose keys are not known; they are in no other test's account."""
+        """Rows were inserted whose keys are not known: reads of their table are not reported."""
         if isinstance(subject, tuple):
             name = subject[1]
             self.observed.unnamed_inserts.add(
@@ -279,7 +279,7 @@ class AuditObserver(ObservingSink):
             return None
         try:
             bind = session.get_bind(mapper)
-        except Exception:  # noqa: BLE001 -- a session that is told its bind otherwise, or is the project's own
+        except Exception:  # noqa: BLE001 -- a session of the project's own class may find its bind in another way
             return None
         name = self._names.get(bind.engine)
         key = None if name is None else sent_key(mapper.primary_key, state.key[1], bind.dialect)

@@ -288,10 +288,7 @@ class WatchedDatabases:
         self._in_memory = weakref.WeakKeyDictionary()
 
     def meet(self, connection: sa.Connection) -> str | None:
-        """The name of a connection's database, which is looked at if it is new.
-
-        None where it cannot be looked at.
-        """
+        """The name of a connection's database; None where it cannot be looked at."""
         engine = connection.engine
         dialect = dialect_for(engine)
         if dialect.is_private(engine):

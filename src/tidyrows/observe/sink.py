@@ -1,4 +1,4 @@
-"""The sink of an observer: it is told of all changes and holds no rows."""
+"""The sink of an observer: it receives all changes and holds no rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ObservingSink:
-    """Implements :class:`tidyrows.capture.sink.Sink`; a subclass records what it is told."""
+    """Implements :class:`tidyrows.capture.sink.Sink`; a subclass records the changes."""
 
     active = True
     is_shared = True

@@ -61,11 +61,7 @@ class SuiteCleanups:
         self._uncommitted: dict[SuiteTracker, PendingCleanup] = {}
 
     def clean(self, pending: PendingCleanup) -> None:
-        """Delete now, or later if this process itself is in the way.
-
-        Raises:
-            CleanupError: rows are still there.
-        """
+        """Delete now, or later if this process itself is in the way."""
         busy = self._is_busy(pending.tracker)
         try:
             self._delete(pending, _BUSY if busy else {})
@@ -132,10 +128,9 @@ class SuiteCleanups:
         return left, undeleted
 
     def leave_with_references(self, held: Iterable[PendingCleanup]) -> Counter[str]:
-        """Leave rows that rows of this process reference, and that stay; no sweep takes them.
+        """Leave rows that rows of this process reference; no sweep takes them.
 
-        Where a row of another worker references them, the ledger knows, and a sweep deletes them
-        in the end.
+        Where a row of another worker references them, a sweep deletes them in the end.
         """
         stays: Counter[str] = Counter()
         for pending in held:

@@ -123,11 +123,7 @@ class WholeSuite:
         options: Mapping[str, Any],
         show: Callable[[str], None] | None = None,
     ) -> None:
-        """Delete a tracker's rows, or keep them and show which they are.
-
-        Raises:
-            CleanupError: some are still there.
-        """
+        """Delete a tracker's rows, or keep them and show which they are."""
         tracker.stop()
         self._started.remove(tracker)
         pending = PendingCleanup(tracker, options)

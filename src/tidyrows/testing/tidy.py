@@ -135,7 +135,21 @@ class Tidy:
             with self._installing(ledger):
                 ledger.install()
             ledger = self._choose_ledger()
-        return self._start(ledger)
+        self.tracker = ResourceTracker(
+            self.bind,
+            context=self.context,
+            ledger=ledger,
+            allow_production=self._allow_production,
+            retry=self._retry,
+        )
+        self.cleanup = CleanupManager(
+            self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
+        )
+        self.tracker.start()
+        if not self.is_async:  # there is no loop when the process ends
+            self._process = os.getpid()
+            atexit.register(self._finish_at_exit)
+        return self
 
     async def start_async(self) -> Self:
         """As :meth:`start`, where the bind is asynchronous."""
@@ -249,23 +263,6 @@ class Tidy:
             )
         else:
             _installed[ledger.engine] = True
-
-    def _start(self, ledger: Ledger | None) -> Self:
-        self.tracker = ResourceTracker(
-            self.bind,
-            context=self.context,
-            ledger=ledger,
-            allow_production=self._allow_production,
-            retry=self._retry,
-        )
-        self.cleanup = CleanupManager(
-            self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
-        )
-        self.tracker.start()
-        if not self.is_async:  # there is no loop when the process ends
-            self._process = os.getpid()
-            atexit.register(self._finish_at_exit)
-        return self
 
     @contextmanager
     def _at_exit_unless_done(self) -> Iterator[None]:

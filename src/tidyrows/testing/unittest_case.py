@@ -100,10 +100,7 @@ class _TidyCase:
             self._tidy_started = interrupted
 
     def _finish_now(self) -> None:
-        """Finish test and class: unittest calls no cleanup after a KeyboardInterrupt.
-
-        What cannot be done now is done when the process ends.
-        """
+        """Finish test and class: unittest calls no cleanup after a KeyboardInterrupt."""
         raise NotImplementedError
 
     @contextmanager
