@@ -33,13 +33,18 @@ ASYNC_TEST = pytest.StashKey[AsyncTest]()
 def fixture_for(item: pytest.Item) -> str | None:
     """The fixture that awaits an item's :data:`ASYNC_TEST` in its loop; None without a loop."""
     if "anyio_backend" in getattr(item, "fixturenames", ()):
-        return _registered(item.config, _ANYIO, _anyio_fixture)
+        # One task runs the fixtures and the test: what this one sets, the test sees.
+        return _registered(item.config, _ANYIO, pytest.fixture(name=_ANYIO), starts=True)
     mark = item.get_closest_marker("asyncio")
     if mark is None or not item.config.pluginmanager.has_plugin("asyncio"):
         return None
-    scope = mark.kwargs.get("loop_scope") or mark.kwargs.get("scope") or _default(item.config)
+    import pytest_asyncio  # noqa: PLC0415 -- whoever marks a test with asyncio has it
+
+    scope: Any = mark.kwargs.get("loop_scope") or mark.kwargs.get("scope")
+    scope = scope or _default(item.config)
     name = _ASYNCIO.format(scope=scope)
-    return _registered(item.config, name, lambda: _asyncio_fixture(scope))
+    fixture = pytest_asyncio.fixture(name=name, loop_scope=scope)
+    return _registered(item.config, name, fixture, starts=False)
 
 
 def _default(config: pytest.Config) -> str:
@@ -49,35 +54,21 @@ def _default(config: pytest.Config) -> str:
         return "function"
 
 
-def _registered(config: pytest.Config, name: str, make: Any) -> str:
+def _registered(
+    config: pytest.Config, name: str, fixture: Callable[[Any], Any], *, starts: bool
+) -> str:
     """Register a fixture with pytest, once."""
     if not config.pluginmanager.has_plugin(name):
+
+        async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+            test = request.node.stash[ASYNC_TEST]
+            await test.begin()
+            if starts:
+                test.start()
+            yield
+            await test.end()
+
         holder = ModuleType(name)  # pytest looks for fixtures in modules and classes
-        setattr(holder, name, make())
+        setattr(holder, name, fixture(around_test))
         config.pluginmanager.register(holder, name)
     return name
-
-
-def _anyio_fixture() -> Any:
-    @pytest.fixture(name=_ANYIO)
-    async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-        test = request.node.stash[ASYNC_TEST]
-        await test.begin()
-        test.start()  # here: one task runs the fixtures and the test
-        yield
-        await test.end()
-
-    return around_test
-
-
-def _asyncio_fixture(scope: Any) -> Any:
-    import pytest_asyncio  # noqa: PLC0415 -- whoever marks a test with asyncio has it
-
-    @pytest_asyncio.fixture(name=_ASYNCIO.format(scope=scope), loop_scope=scope)
-    async def around_test(request: pytest.FixtureRequest) -> AsyncIterator[None]:
-        test = request.node.stash[ASYNC_TEST]
-        await test.begin()  # a task of its own: what it sets the test does not see
-        yield
-        await test.end()
-
-    return around_test
