@@ -1,6 +1,6 @@
 """The entry point of the pytest plugin: it imports tidyrows only once a test needs it.
 
-A suite in whose environment tidyrows is merely installed pays for a few options and nothing else.
+Where tidyrows is only installed, a suite pays for a few options and nothing else.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def test_a_look_after_each_test(database):
     observer.open(watches.meet, watches.release)
 
     def look():
-        heard = observer.take()
+        heard = observer.pop_observed()
         who = Maker("a test")
         history.add(who, watches.look(who, heard), heard)
 

@@ -51,7 +51,7 @@ class Audited:
     def test(self, name: str, *, is_test: bool = True) -> None:
         """All that was done since the last one ended was done by this one."""
         who = Maker(name, is_test=is_test)
-        heard = self.observer.take()
+        heard = self.observer.pop_observed()
         self.history.add(who, self.watches.look(who, heard), heard)
 
     @property

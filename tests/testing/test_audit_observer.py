@@ -143,8 +143,8 @@ def test_a_closed_observer_observes_nothing(made):
         session.add(Org())
         session.commit()
         session.scalars(sa.select(Org)).all()
-    assert observer.take().databases == {}
-    assert observer.take().loaded == set()
+    assert observer.pop_observed().databases == {}
+    assert observer.pop_observed().loaded == set()
 
 
 def test_a_row_that_is_rolled_back_is_not_read_under_the_key_of_another_test(made, audited):

@@ -131,7 +131,7 @@ def test_what_a_test_is_given_may_look_like_a_class():
         there = [in_class(each) == "test_a.py::TestOne" for each in shuffled(tests, seed, str)]
         assert sum(a != b for a, b in itertools.pairwise(there)) <= 2
     known = Wording({}, (), (), lambda _table: False)
-    assert known.take_tidy("test_a.py::TestOne::test_it[a::b]").startswith("def test_it(tidy):")
+    assert known.tidy_cure("test_a.py::TestOne::test_it[a::b]").startswith("def test_it(tidy):")
 
 
 def test_a_listed_order_leaves_out_what_is_not_listed():

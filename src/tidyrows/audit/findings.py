@@ -91,7 +91,7 @@ class Wording:
         """Python code that selects the rows; a variable often has the name of its Table."""
         return f"select({self.models.get(table.name, table.name)})"
 
-    def take_tidy(self, test: str) -> str:
+    def tidy_cure(self, test: str) -> str:
         """How a test deletes its rows."""
         if test in self.unittests:
             return "derive the class from tidyrows.testing.TidyTestCase"
@@ -183,7 +183,7 @@ def _left(
     text = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
     if there != count:
         text += f", {there or 'none'} of them still there at the end of the run"
-    cure = wording.take_tidy(maker.name)
+    cure = wording.tidy_cure(maker.name)
     return Finding(maker.name, FindingKind.LEAVES, text, cure, count, str(table), keys)
 
 

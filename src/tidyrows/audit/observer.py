@@ -163,7 +163,7 @@ class AuditObserver(ObservingSink):
         while self._listeners:
             event.remove(*self._listeners.pop())
 
-    def take(self) -> Observations:
+    def pop_observed(self) -> Observations:
         """What was observed since the last call."""
         for engine in self._engines.known:
             capture_for(engine).resolve()

@@ -50,17 +50,20 @@ class SuiteCommand:
 
     def run(self, name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
         """Run it again."""
-        with tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made, _lifeline() as held:
+        with (
+            tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made,
+            _lifeline() as descriptors,
+        ):
             folder = Path(made)
             outcomes, plan, printed = folder / "outcomes", folder / "plan", folder / "printed"
             content = {"order": list(order), "seed": seed, "outcomes": str(outcomes)}
-            plan.write_text(json.dumps({**content, "lifeline": [*held]}), encoding="utf-8")
+            plan.write_text(json.dumps({**content, "lifeline": [*descriptors]}), encoding="utf-8")
             command = [
                 *(sys.executable, "-m", "pytest", *without_audit(self.arguments)),
                 *(*self.separate(folder), "--maxfail=0", f"--tidy-audit-again={plan}"),
             ]
             with printed.open("wb") as output:
-                fault = self._wait(command, output.fileno(), held)
+                fault = self._wait(command, output.fileno(), descriptors)
             written = outcomes.read_text(encoding="utf-8") if outcomes.exists() else ""
             failed: dict[str, bool] = dict(json.loads(line) for line in written.splitlines())
             if order and not failed:
@@ -70,7 +73,7 @@ class SuiteCommand:
                 fault = f"{fault}; the end of what it printed:\n{end}"
             return AuditRun(name, failed, seed, fault)
 
-    def _wait(self, command: list[str], output: int, held: Sequence[int]) -> str | None:
+    def _wait(self, command: list[str], output: int, descriptors: Sequence[int]) -> str | None:
         """Wait for its end; kill its whole process group where it takes too long."""
         with subprocess.Popen(  # noqa: S603 -- the command that this very process was started with
             command,
@@ -80,7 +83,7 @@ class SuiteCommand:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            pass_fds=held,
+            pass_fds=descriptors,
         ) as process:
             try:
                 code = process.wait(self.seconds)
@@ -99,12 +102,12 @@ def _lifeline() -> Iterator[tuple[int, ...]]:
     if not hasattr(os, "killpg"):
         yield ()
         return
-    held, ours = os.pipe()
+    theirs, ours = os.pipe()
     try:
-        yield (held,)
+        yield (theirs,)
     finally:
         os.close(ours)
-        os.close(held)
+        os.close(theirs)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:

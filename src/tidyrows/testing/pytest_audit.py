@@ -52,7 +52,7 @@ class AuditPlugin:
 
     def _look(self) -> None:
         """What is different since the last look was done by the current maker."""
-        observed = self._observer.take()
+        observed = self._observer.pop_observed()
         differences = self._databases.look(self._maker, observed)
         self._history.add(self._maker, differences, observed)
 
@@ -235,8 +235,8 @@ class OrderPlugin:
         self._order: list[str] | None = content.get("order")
         self._file: str | None = content.get("outcomes")
         self._outcomes = Outcomes()
-        for held in content.get("lifeline", ()):
-            Thread(target=_end_with, args=[held], daemon=True).start()
+        for descriptor in content.get("lifeline", ()):
+            Thread(target=_end_with, args=[descriptor], daemon=True).start()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(
@@ -262,7 +262,7 @@ class OrderPlugin:
                 file.write(json.dumps(outcome) + "\n")
 
 
-def _end_with(held: int) -> None:
+def _end_with(descriptor: int) -> None:
     """Where the audit was killed, nobody else ends this run."""
-    os.read(held, 1)  # returns when the other end is closed
+    os.read(descriptor, 1)  # returns when the other end is closed
     os.killpg(0, signal.SIGKILL)

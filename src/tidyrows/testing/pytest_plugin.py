@@ -348,7 +348,7 @@ class Plugin:
             self._controller.finish()
         if self._summary.failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        for ledger in self._ledgers:  # a worker of xdist's ends without a word
+        for ledger in self._ledgers:  # nobody else closes them in an xdist worker
             ledger.close()
 
     def _finish_late(self, test: str, tidy: Tidy) -> None:

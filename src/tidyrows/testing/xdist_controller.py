@@ -112,7 +112,7 @@ class XdistController:
         if "dependents" in options:
             options["dependents"] = Dependents[options["dependents"]]
         for database in self._databases.values():
-            self._run(database, f"worker {worker}", partial(database.take_shared, worker))
+            self._run(database, f"worker {worker}", partial(database.recover_shared, worker))
             if crashed:
                 sweeping = partial(database.sweep, worker, options)
                 self._run(database, f"worker {worker} crashed", sweeping, show=True)
@@ -174,7 +174,7 @@ class WorkerDatabase:
             return True
         return dialect.missing_file(self._ledger.engine) is not None
 
-    def take_shared(self, worker: str) -> None:
+    def recover_shared(self, worker: str) -> None:
         """Take over the rows that a worker made for all workers, until all have ended."""
         arguments = SweepArguments(run=self.run, worker=worker + _SHARED, handed=True)
         self._call(lambda: self._recovery().recover(arguments))
