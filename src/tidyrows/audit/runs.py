@@ -150,7 +150,8 @@ def rerun(
     for seed in seeds:
         others.append(run(f"seed {seed}", seed))
         yield others[-1]
-    if any(_fails(each, test) for each in others for test in _passing([first, again])):
+    passing = [test for test in first.failed if not _fails(first, test) and not _fails(again, test)]
+    if any(_fails(each, test) for each in others for test in passing):
         yield run("at last in its own order", None)
 
 
@@ -217,10 +218,6 @@ def _suspects(test: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> 
 def _before(run: AuditRun, test: str) -> set[str]:
     names = list(run.failed)
     return set(names[: names.index(test)]) if test in run.failed else set()
-
-
-def _passing(runs: Sequence[AuditRun]) -> list[str]:
-    return [test for test in runs[0].failed if not any(_fails(each, test) for each in runs)]
 
 
 def _fails(run: AuditRun, test: str) -> bool:

@@ -147,7 +147,9 @@ class SuiteCleanups:
     def _delete(self, pending: PendingCleanup, options: Mapping[str, Any]) -> None:
         tracker = pending.tracker
         tracker.settle()
-        self._forget_vanished(tracker)
+        for name in _databases(tracker):
+            if has_vanished(tracker.own_engine_of(name)):
+                tracker.journals.release(name)
         before = {held.table: held.keys for held in tracker.snapshot()}
         created = dict(Counter(created_by(tracker)) - pending.reported)
         pending.held = ()
@@ -189,11 +191,6 @@ class SuiteCleanups:
             for engine in self._engines.known
             if engine.url in urls
         )
-
-    def _forget_vanished(self, tracker: SuiteTracker) -> None:
-        for name in _databases(tracker):
-            if has_vanished(tracker.own_engine_of(name)):
-                tracker.journals.release(name)
 
     def _are_gone_with_databases(self, tracker: SuiteTracker) -> bool:
         """Whether the suite itself has dropped the databases of all rows that are left."""

@@ -97,7 +97,11 @@ class Plugin:
         item, started = request.node, False
 
         async def begin() -> None:
-            await self._sweep_async(tidy.bind)
+            engine = Binding(tidy.bind).engine()
+            is_asked = self._config.getoption("--tidy-sweep")
+            if is_asked and engine and engine.url not in self._known_urls:
+                with self._sweeping():
+                    self._add_swept(await sweep_async(engine))
             await tidy.prepare_async()
 
         def start() -> None:
@@ -247,13 +251,6 @@ class Plugin:
             )
             self.add({"note": text})
         self._notes.note_database(engine.url, context.run_id)
-
-    async def _sweep_async(self, bind: Any) -> None:
-        """Sweep the database of an asynchronous bind when it is first used, if asked."""
-        engine = Binding(bind).engine()
-        if self._config.getoption("--tidy-sweep") and engine and engine.url not in self._known_urls:
-            with self._sweeping():
-                self._add_swept(await sweep_async(engine))
 
     @contextmanager
     def _sweeping(self) -> Iterator[None]:
