@@ -51,20 +51,6 @@ class RealType:
     collation: str | None
 
 
-def real_types(connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
-    """The key columns' types; None where JSON_TABLE or the table's description is missing."""
-    dialect: Any = connection.dialect
-    first = (10, 6) if getattr(dialect, "is_mariadb", False) else (8, 0, 4)
-    if (getattr(dialect, "server_version_info", None) or ()) < first:
-        return None
-    rows = connection.exec_driver_sql(_COLUMNS, (str(table.name.schema), str(table.table.name)))
-    known = {row[0]: RealType(row[1].lower(), row[2], row[3]) for row in rows}
-    try:
-        return [known[column.name] for column in table.key_columns]
-    except KeyError:
-        return None
-
-
 def json_rows(
     types: Sequence[RealType], values: Sequence[Sequence[Any]], alias: str
 ) -> tuple[str, str, list[str]] | None:
@@ -216,12 +202,19 @@ class MySQLStatements(Dialect):
         return super().find(connection, table, keys, columns, lock=lock, first=first)
 
     def _real_types(self, connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
-        types = self._types.get(table)
-        if types is None:
-            types = real_types(connection, table)
-            if types is not None:
-                self._types[table] = types
-        return types
+        """The key columns' types; None where JSON_TABLE or the table's description is missing."""
+        if table not in self._types:
+            dialect: Any = connection.dialect
+            first = (10, 6) if getattr(dialect, "is_mariadb", False) else (8, 0, 4)
+            if (getattr(dialect, "server_version_info", None) or ()) < first:
+                return None
+            place = (str(table.name.schema), str(table.table.name))
+            rows = connection.exec_driver_sql(_COLUMNS, place)
+            known = {row[0]: RealType(row[1].lower(), row[2], row[3]) for row in rows}
+            if any(column.name not in known for column in table.key_columns):
+                return None
+            self._types[table] = [known[column.name] for column in table.key_columns]
+        return self._types[table]
 
     def holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
         real = self._real_types(connection, table)
