@@ -7,6 +7,7 @@ that deletes them. A loop of NOT NULL keys only cannot be deleted without specia
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -26,6 +27,7 @@ from tidyrows.schema import RowOrder, RowStep, levels, nullable_columns, reflect
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
@@ -67,6 +69,7 @@ def delete_by_levels(
         order = _order(step, references, cascading=order.loops)
     deleted: dict[TableName, int] = {batch.table.name: 0 for batch in step.batches}
     for rows in order.steps:
+        foreign_keys: AbstractContextManager[object] = nullcontext()
         if rows.loops and not foreign_keys_off:
             raise RowLoopError(
                 "its rows reference each other in a circle of NOT NULL foreign keys, which this "
@@ -77,10 +80,11 @@ def delete_by_levels(
         if rows.loops:
             _refuse_orphans(connection, database, step, rows.rows)
             connection.info[SPOILED] = True
-            with database.dialect.without_foreign_keys(connection):
-                _delete(connection, database, step, rows.rows, deleted)
-        else:
-            _delete(connection, database, step, rows.rows, deleted)
+            foreign_keys = database.dialect.without_foreign_keys(connection)
+        with foreign_keys:
+            for number, keys in by_batch(rows.rows).items():
+                table = step.batches[number].table
+                deleted[table.name] += database.dialect.delete_by_keys(connection, table, keys)
     return deleted
 
 
@@ -131,18 +135,12 @@ def _order(
     order = levels((row for row in rows if circle.get(row, row) == row), pairs)
     if not members:
         return order
-    return RowOrder(
-        tuple(
-            RowStep(
-                tuple(each for row in one.rows for each in members.get(row, (row,))),
-                tuple(
-                    tuple(each for row in loop for each in members.get(row, (row,)))
-                    for loop in one.loops
-                ),
-            )
-            for one in order.steps
-        )
-    )
+
+    def whole(some: Iterable[Row]) -> tuple[Row, ...]:
+        return tuple(each for row in some for each in members.get(row, (row,)))
+
+    steps = [RowStep(whole(one.rows), tuple(map(whole, one.loops))) for one in order.steps]
+    return RowOrder(tuple(steps))
 
 
 def _cascading(
@@ -159,18 +157,6 @@ def _cascading(
         if key.on_delete != "CASCADE" and child in circle and circle[child] == circle.get(parent)
     }
     return {loop[0]: loop for number, loop in enumerate(circles) if number not in forbidden}
-
-
-def _delete(
-    connection: sa.Connection,
-    database: Database,
-    step: Step,
-    rows: Iterable[Row],
-    deleted: dict[TableName, int],
-) -> None:
-    for number, keys in by_batch(rows).items():
-        table = step.batches[number].table
-        deleted[table.name] += database.dialect.delete_by_keys(connection, table, keys)
 
 
 def _set_null(connection: sa.Connection, step: Step, key: ForeignKey, rows: Iterable[Row]) -> None:
