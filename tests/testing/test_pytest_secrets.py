@@ -24,12 +24,14 @@ CONFTEST = """
     import pytest
     import sqlalchemy as sa
 
+    # Joined at run time: the compiler joins constants itself and writes the whole in the bytecode.
+    SECRET = "-".join(["s3cr3t", "Xq"])
     logging.getLogger().setLevel(logging.DEBUG)
     seen = Path(__file__).parent / "seen"
 
     @pytest.fixture(scope="session")
     def tidy_engine():
-        url = sa.make_url(os.environ["SUITE_URL"]).set(password="s3cr3t" + "-Xq")
+        url = sa.make_url(os.environ["SUITE_URL"]).set(password=SECRET)
         return sa.create_engine(url)
 
     def note(text):
@@ -48,7 +50,7 @@ CONFTEST = """
 
     def modes(folder):
         return {
-            path.name: (stat.S_IMODE(path.stat().st_mode), "s3cr3t" + "-Xq" in path.read_text())
+            path.name: (stat.S_IMODE(path.stat().st_mode), SECRET in path.read_text())
             for path in folder.iterdir()
         }, stat.S_IMODE(folder.stat().st_mode)
 
