@@ -6,14 +6,15 @@ attributes too, for programs that handle the error.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Any
 
 
 class TidyRowsError(Exception):
-    """Base of all errors of this library."""
+    """Base of all errors of this library; keyword arguments become attributes."""
+
+    def __init__(self, message: str = "", **attributes: Any) -> None:
+        super().__init__(message)
+        self.__dict__.update(attributes)
 
 
 class NotBoundError(TidyRowsError, TypeError):
@@ -38,9 +39,7 @@ class UnknownTableError(TidyRowsError):
         table: the given table or object.
     """
 
-    def __init__(self, message: str, *, table: Any = None) -> None:
-        super().__init__(message)
-        self.table = table
+    table: Any = None
 
 
 class NoPrimaryKeyError(TidyRowsError):
@@ -50,9 +49,7 @@ class NoPrimaryKeyError(TidyRowsError):
         table: the table's name.
     """
 
-    def __init__(self, message: str, *, table: str) -> None:
-        super().__init__(message)
-        self.table = table
+    table: str
 
 
 class KeyShapeError(TidyRowsError, ValueError):
@@ -63,10 +60,8 @@ class KeyShapeError(TidyRowsError, ValueError):
         key: the given key.
     """
 
-    def __init__(self, message: str, *, table: str, key: Any) -> None:
-        super().__init__(message)
-        self.table = table
-        self.key = key
+    table: str
+    key: Any
 
 
 class UntrackableRowError(TidyRowsError):
@@ -82,12 +77,8 @@ class ProductionDatabaseError(TidyRowsError):
             found there. A name that is listed in ``allow_production`` is allowed.
     """
 
-    def __init__(
-        self, message: str, *, matched: str, found: Sequence[tuple[str, str]] = ()
-    ) -> None:
-        super().__init__(message)
-        self.matched = matched
-        self.found = tuple(found)
+    matched: str
+    found: tuple[tuple[str, str], ...]
 
 
 class ScopeError(TidyRowsError, ValueError):
@@ -99,18 +90,9 @@ class ScopeError(TidyRowsError, ValueError):
         need: the length of the value in characters, if known.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        column: str | None = None,
-        length: int | None = None,
-        need: int | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.column = column
-        self.length = length
-        self.need = need
+    column: str | None = None
+    length: int | None = None
+    need: int | None = None
 
 
 class WorkerContextError(TidyRowsError, ValueError):
@@ -124,9 +106,7 @@ class ExternalResourceError(TidyRowsError, ValueError):
         kind: the kind of the resource.
     """
 
-    def __init__(self, message: str, *, kind: str) -> None:
-        super().__init__(message)
-        self.kind = kind
+    kind: str
 
 
 class LedgerError(TidyRowsError):
@@ -143,13 +123,15 @@ class LivenessLockError(TidyRowsError):
         number: the worker's number.
     """
 
+    number: int
+
     def __init__(self, number: int, where: str) -> None:
         super().__init__(
             f"The lock of worker {number:016x} on {where} is held by another process or connection,"
             f" so this worker cannot show that it is alive. Its number is random: start again with"
-            f" a new one, and never copy the number of a running worker."
+            f" a new one, and never copy the number of a running worker.",
+            number=number,
         )
-        self.number = number
 
 
 class DialectError(TidyRowsError):
@@ -159,9 +141,11 @@ class DialectError(TidyRowsError):
         entry_point: its group, name and value, as ``tidyrows.dialects: name = module:Class``.
     """
 
+    entry_point: str
+
     def __init__(self, entry_point: str, why: str, remedy: str) -> None:
-        super().__init__(f"The entry point [{entry_point}] {why}. {remedy}")
-        self.entry_point = entry_point
+        text = f"The entry point [{entry_point}] {why}. {remedy}"
+        super().__init__(text, entry_point=entry_point)
 
 
 class TakenOverError(SessionStateError, LedgerError):
@@ -176,10 +160,8 @@ class CleanupError(TidyRowsError):
         report: the report of the cleanup.
     """
 
-    def __init__(self, message: str, *, leftovers: Sequence[Any], report: Any) -> None:
-        super().__init__(message)
-        self.leftovers = tuple(leftovers)
-        self.report = report
+    leftovers: tuple[Any, ...]
+    report: Any
 
 
 class TidyRowsWarning(UserWarning):

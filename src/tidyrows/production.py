@@ -91,7 +91,7 @@ def refuse_production(
         f"allow_production={needed!r} to the call that was refused, or set "
         f"{ALLOW_VARIABLE}={','.join(needed)}; allow_production=True allows everything.",
         matched=found[0][2],
-        found=[(where, value) for where, value, _word in found],
+        found=tuple((where, value) for where, value, _word in found),
     )
 
 

@@ -15,12 +15,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
 from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
-from tidyrows.schema import (
-    ForeignKey,
-    ForeignKeyGraph,
-    nullable_columns,
-    reflect_foreign_keys,
-)
+from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph
+from tidyrows.schema.reflect import nullable_columns, reflect_foreign_keys
 
 TABLES = 1_000
 KEYS_EACH = 3

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tidyrows.schema import ForeignKey, merge
+from tidyrows.schema.graph import ForeignKey, merge
 
 AUTHOR = ForeignKey(
     name="book_author_fkey",

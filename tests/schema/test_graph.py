@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidyrows.schema import ForeignKey, ForeignKeyGraph, PrecedenceGraph
+from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, PrecedenceGraph
 
 PLACES = [(schema, table) for schema in ("a", "b") for table in "stuvw"]
 

@@ -5,7 +5,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tidyrows.schema import levels
+from tidyrows.schema.graph import levels
 
 row = st.tuples(st.integers(0, 1), st.integers(0, 6))
 rows = st.lists(row, max_size=14)

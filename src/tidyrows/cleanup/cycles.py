@@ -23,7 +23,8 @@ from tidyrows.cleanup.schema_view import (
 )
 from tidyrows.dialects.keys import chunks
 from tidyrows.errors import TidyRowsError
-from tidyrows.schema import RowOrder, RowStep, levels, nullable_columns, reflect_foreign_keys
+from tidyrows.schema.graph import RowOrder, RowStep, levels
+from tidyrows.schema.reflect import nullable_columns, reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Batch, Step
     from tidyrows.keys import TableName
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema.graph import ForeignKey, Place
 
 Row = tuple[int, Any]
 """A row of a step: the number of its batch, and its key."""

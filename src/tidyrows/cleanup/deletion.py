@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.plan import Rows, Step
     from tidyrows.cleanup.run import Scope
     from tidyrows.keys import TableName
-    from tidyrows.schema import Place
+    from tidyrows.schema.graph import Place
 
 logger = logging.getLogger("tidyrows")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.run import Kept, Scope
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.dialects import Dialect
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema.graph import ForeignKey, Place
 
 
 class TooManyError(Exception):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.cleanup.verify import Seen
     from tidyrows.dialects import Dialect
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema.graph import ForeignKey, Place
 
 
 _LOOKED_AT = 500

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.run import CleanupRun, Kept
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import Place, RowOrder
+    from tidyrows.schema.graph import Place, RowOrder
     from tidyrows.tracking.store import TableHoldings
 
 _CONSTRAINT_ERRORS = 3

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.report import Progress
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import ForeignKey, Place
+    from tidyrows.schema.graph import ForeignKey, Place
 
 NamedTable = tuple[str | None, str]
 """A table as a user names it: the schema, None for the default one, and the name."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import ForeignKey, ForeignKeyGraph, Place
+    from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, Place
     from tidyrows.tracking.store import TableHoldings
 
 

@@ -13,7 +13,7 @@ from tidyrows.cleanup.run import log_retry
 from tidyrows.cleanup.schema_view import stored
 from tidyrows.external import ExternalResource, handler_of, plain
 from tidyrows.keys import RowKey, TableName
-from tidyrows.schema import PrecedenceGraph
+from tidyrows.schema.graph import PrecedenceGraph
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.run import CleanupRun, Kept
     from tidyrows.external import Item, Tie
-    from tidyrows.schema import Place
+    from tidyrows.schema.graph import Place
     from tidyrows.tracking.store import TableHoldings
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from tidyrows.errors import SessionStateError
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.retry import RetryPolicy
-    from tidyrows.schema import Place
+    from tidyrows.schema.graph import Place
     from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 

@@ -11,13 +11,14 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.keys import chunks
 from tidyrows.keys import KeyedTable, TableName
-from tidyrows.schema import ForeignKey, ForeignKeyGraph, merge, model_foreign_keys, nullable_columns
+from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
+from tidyrows.schema.reflect import model_foreign_keys, nullable_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.connection import Database
-    from tidyrows.schema import Place
+    from tidyrows.schema.graph import Place
 
 _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 """The models of one MetaData, what they call a schema, and which schema that really is."""

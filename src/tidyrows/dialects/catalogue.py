@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import sqlalchemy as sa
 
 from tidyrows.dialects.driver import DriverAccess, database_name
-from tidyrows.schema import reflect_foreign_keys
+from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import ForeignKey
+    from tidyrows.schema.graph import ForeignKey
 
 
 @dataclass(frozen=True, slots=True)

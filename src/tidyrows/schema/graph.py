@@ -6,8 +6,9 @@ Pure: foreign keys in, order and cycles out. It knows no database and no row.
 from __future__ import annotations
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from typing import TYPE_CHECKING, Generic, Literal, TypeAlias, TypeVar
 
 import networkx as nx
@@ -161,18 +162,18 @@ class PrecedenceGraph(Generic[Node]):
         return [node, *min(paths, key=lambda path: (len(path), str(path)))]
 
 
-def strong_components(
-    nodes: Iterable[Node], parents: Mapping[Node, Iterable[Node]]
-) -> list[set[Node]]:
-    """The sets of nodes that reach each other; most are one node. Parents elsewhere are ignored."""
-    return list(nx.strongly_connected_components(_digraph(nodes, parents)))
-
-
 def _children_first(
     places: Iterable[Place], parents: Mapping[Place, Iterable[Place]]
 ) -> list[tuple[Place, ...]]:
     """The strong components of these places alone, children first, ties by name."""
-    graph = _digraph(places, parents)
+    graph: nx.DiGraph[Place] = nx.DiGraph()
+    graph.add_nodes_from(places)
+    graph.add_edges_from(
+        (child, parent)
+        for child in list(graph)
+        for parent in parents.get(child, ())
+        if parent in graph
+    )
     condensed = nx.condensation(graph)
     members: dict[int, tuple[Place, ...]] = {
         number: tuple(sorted(data["members"])) for number, data in condensed.nodes(data=True)
@@ -181,16 +182,6 @@ def _children_first(
         members[number]
         for number in nx.lexicographical_topological_sort(condensed, key=members.__getitem__)
     ]
-
-
-def _digraph(nodes: Iterable[Node], parents: Mapping[Node, Iterable[Node]]) -> nx.DiGraph[Node]:
-    graph: nx.DiGraph[Node] = nx.DiGraph()
-    graph.add_nodes_from(nodes)
-    among = set(graph)
-    graph.add_edges_from(
-        (child, parent) for child in graph for parent in parents.get(child, ()) if parent in among
-    )
-    return graph
 
 
 def _sort_key(key: ForeignKey) -> tuple[object, ...]:
@@ -230,71 +221,30 @@ def levels(rows: Iterable[Row], references: Iterable[tuple[Row, Row]]) -> RowOrd
     ignored.
     """
     position = {row: at for at, row in enumerate(dict.fromkeys(rows))}
-    parents: dict[Row, list[Row]] = defaultdict(list)
-    for child, parent in references:
-        if child in position and parent in position:
-            parents[child].append(parent)
-    generations, stuck = _peel(position, parents)
-    steps = [RowStep(tuple(sorted(free, key=position.__getitem__))) for free in generations]
-    if stuck:
-        steps.extend(_around_loops(stuck, parents, position))
-    return RowOrder(tuple(steps))
+    graph: nx.DiGraph[Row] = nx.DiGraph()
+    graph.add_nodes_from(position)
+    graph.add_edges_from(
+        (child, parent) for child, parent in references if child in position and parent in position
+    )
 
+    def in_order(some: Iterable[Row]) -> tuple[Row, ...]:
+        return tuple(sorted(some, key=position.__getitem__))
 
-def _peel(
-    rows: Iterable[Row], parents: Mapping[Row, list[Row]]
-) -> tuple[list[list[Row]], list[Row]]:
-    """Generations of rows that no row left references, and the rows left at the end."""
-    left = dict.fromkeys(rows, 0)
-    for child in left:
-        for parent in parents.get(child, ()):
-            left[parent] += 1
-    generations: list[list[Row]] = []
-    free = [row for row, children in left.items() if not children]
-    while free:
-        generations.append(free)
-        freed = []
-        for child in free:
-            del left[child]
-            for parent in parents.get(child, ()):
-                left[parent] -= 1
-                if not left[parent]:
-                    freed.append(parent)
-        free = freed
-    return generations, list(left)
-
-
-def _around_loops(
-    rows: list[Row], parents: Mapping[Row, list[Row]], position: Mapping[Row, int]
-) -> list[RowStep[Row]]:
-    """Steps for rows in loops, and for all that these reference."""
-    components = [
-        tuple(sorted(component, key=position.__getitem__))
-        for component in strong_components(rows, parents)
-    ]
-    number = {row: at for at, component in enumerate(components) for row in component}
-    is_loop = [
-        len(component) > 1 or component[0] in parents.get(component[0], ())
-        for component in components
-    ]
-    between = {
-        at: [
-            number[parent]
-            for row in component
-            for parent in parents.get(row, ())
-            if number[parent] != at
-        ]
-        for at, component in enumerate(components)
-    }
-    generations, _ = _peel(range(len(components)), between)
     steps: list[RowStep[Row]] = []
-    for generation in generations:
-        by_position = sorted(generation, key=lambda at: position[components[at][0]])
-        plain = tuple(components[at][0] for at in by_position if not is_loop[at])
-        loops = tuple(components[at] for at in by_position if is_loop[at])
-        if plain:
-            steps.append(RowStep(plain))
-        if loops:
-            rows_in_loops = (row for loop in loops for row in loop)
-            steps.append(RowStep(tuple(sorted(rows_in_loops, key=position.__getitem__)), loops))
-    return steps
+    with suppress(nx.NetworkXUnfeasible):  # raised at the end, where loops are left
+        for free in nx.topological_generations(graph):
+            steps.append(RowStep(in_order(free)))  # noqa: PERF401 -- those before the error count
+    graph.remove_nodes_from([row for step in steps for row in step.rows])
+    # What is left are the rows in loops, and all that these reference.
+    condensed = nx.condensation(graph)
+    for generation in nx.topological_generations(condensed):
+        components = [in_order(condensed.nodes[number]["members"]) for number in generation]
+        components.sort(key=lambda rows: position[rows[0]])
+        loops = tuple(
+            rows for rows in components if len(rows) > 1 or graph.has_edge(rows[0], rows[0])
+        )
+        looped = in_order(chain.from_iterable(loops))
+        plain = in_order(set().union(*components).difference(looped))
+        steps += [RowStep(plain)] if plain else []
+        steps += [RowStep(looped, loops)] if loops else []
+    return RowOrder(tuple(steps))

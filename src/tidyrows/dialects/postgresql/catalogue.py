@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import ForeignKey
+    from tidyrows.schema.graph import ForeignKey
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 _RESOLVE = """

@@ -12,7 +12,7 @@ from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import database_name
 from tidyrows.dialects.sqlite.locks import is_in_memory, named_files
-from tidyrows.schema import reflect_foreign_keys
+from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import ReflectedForeignKeyConstraint
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema import ForeignKey
+    from tidyrows.schema.graph import ForeignKey
     from tidyrows.schema.reflect import ReflectedKeys
 
 
