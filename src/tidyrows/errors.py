@@ -6,7 +6,12 @@ attributes too, for programs that handle the error.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class TidyRowsError(Exception):
@@ -174,3 +179,27 @@ class UntrackedRowsWarning(TidyRowsWarning):
 
 class LateCommitWarning(TidyRowsWarning):
     """Rows are committed after their tracker has stopped; they stay tracked."""
+
+
+def add_note(error: BaseException, text: str) -> None:
+    """Attach a note to an error that will surface; print what the error does not take.
+
+    An error that is a frozen dataclass, or whose ``__notes__`` is no list, raises another error
+    in ``add_note``, which would surface in its place.
+    """
+    try:
+        error.add_note(text)
+        is_taken = text in error.__notes__
+    except Exception:  # noqa: BLE001 -- whatever it is, the error itself must surface
+        is_taken = False
+    if not is_taken:
+        with suppress(OSError, ValueError):  # stderr is closed
+            print(f"{type(error).__name__} takes no note. {text}", file=sys.stderr)  # noqa: T201 -- it has no other place
+
+
+def text_of(error: BaseException, form: Callable[[BaseException], str] = str) -> str:
+    """The text of an error, also where its own ``__str__`` or ``__repr__`` fails."""
+    try:
+        return form(error)
+    except Exception:  # noqa: BLE001 -- as traceback does
+        return f"{type(error).__name__} without a text"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 import tenacity
 
+from tidyrows.errors import add_note
 from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ class RetryPolicy:
             attempts = retrying.statistics["attempt_number"]
             if attempts > 1 or gave_up:
                 plural = "attempt" if attempts == 1 else "attempts"
-                error.add_note(f"tidyrows: failed after {attempts} {plural} in {seconds():.2f} s")
+                add_note(error, f"tidyrows: failed after {attempts} {plural} in {seconds():.2f} s")
             raise
 
     def _wait(self, state: tenacity.RetryCallState, left: float) -> float:

@@ -17,7 +17,7 @@ from sqlalchemy import event, orm
 from tidyrows.capture.connections import open_connections
 from tidyrows.capture.engine import root_engine
 from tidyrows.dialects import Fault, Loss, dialect_for
-from tidyrows.errors import NotBoundError, SessionStateError
+from tidyrows.errors import NotBoundError, SessionStateError, add_note, text_of
 from tidyrows.greenlets import is_async, spawn, wait_for
 from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.binding import session_engine
@@ -189,7 +189,7 @@ class _Databases:
         except Exception as error:
             if not in_one or self._fault(error) is Fault.LOST:
                 self._may_have_committed = True
-                error.add_note(_NO_ANSWER if in_one else _COMMITTED_IN_PART)
+                add_note(error, _NO_ANSWER if in_one else _COMMITTED_IN_PART)
             raise
 
 
@@ -204,8 +204,12 @@ def _on_session(
         for connection in connections:
             _raise_if_lost(connection)
         databases.commit(session.commit, in_one=len(connections) == 1)
-    except BaseException:
-        session.rollback()
+    except BaseException as error:
+        try:
+            session.rollback()
+        except Exception as failure:  # noqa: BLE001 -- the function's own error must surface
+            text = text_of(failure, repr)
+            add_note(error, f"Afterwards the session could not be rolled back: {text}")
         raise
     finally:
         event.remove(session, "after_begin", databases.after_begin)

@@ -5,13 +5,10 @@ Tasks and ``to_thread`` inherit a context variable, plain threads do not.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tidyrows.capture.sink import Sink
 
 _stack: ContextVar[tuple[Sink, ...]] = ContextVar("tidyrows_sinks", default=())
@@ -30,11 +27,18 @@ def leave(sink: Sink) -> None:
     _stack.set(tuple(other for other in _stack.get() if other is not sink))
 
 
-@contextmanager
-def entered(sink: Sink) -> Iterator[None]:
-    """Make a sink the innermost for the length of a block."""
-    token = _stack.set((*_stack.get(), sink))
-    try:
-        yield
-    finally:
-        _stack.reset(token)
+class entered:  # noqa: N801 -- used as a function is
+    """A block in which a sink is the innermost.
+
+    No generator: contextlib assigns to an error that passes, and one that is frozen would be
+    replaced by the error of that.
+    """
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def __enter__(self) -> None:
+        self._token = _stack.set((*_stack.get(), self._sink))
+
+    def __exit__(self, *_error: object) -> None:
+        _stack.reset(self._token)

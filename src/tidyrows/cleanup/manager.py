@@ -24,6 +24,8 @@ from tidyrows.errors import (
     SessionStateError,
     TakenOverError,
     TidyRowsError,
+    add_note,
+    text_of,
 )
 from tidyrows.greenlets import spawn
 from tidyrows.keys import TableName
@@ -140,14 +142,14 @@ class CleanupManager:
         try:
             self.tracker.stop()
             if error is not None and self.options.keep_on_failure:
-                error.add_note(self.keep())
+                add_note(error, self.keep())
             else:
                 self.cleanup()
         except Exception as failure:
             if error is None:
                 raise
             # Whatever it is, the test's own failure comes first.
-            error.add_note(f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
+            add_note(error, f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
 
     async def __aenter__(self) -> Self:
         if not self.tracker.active:
@@ -168,13 +170,13 @@ class CleanupManager:
                 self.tracker.stop()
             if error is not None and self.options.keep_on_failure:
                 async with self.tracker.turn():
-                    error.add_note(await spawn(self.keep))
+                    add_note(error, await spawn(self.keep))
             else:
                 await self.cleanup_async()
         except Exception as failure:
             if error is None:
                 raise
-            error.add_note(f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
+            add_note(error, f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
 
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
@@ -253,12 +255,12 @@ class CleanupManager:
             self.tracker.dismiss_leak_warning()
         if run.refusal is not None:
             if leftovers:
-                run.refusal.add_note(text)
+                add_note(run.refusal, text)
             raise run.refusal
         if leftovers:
             error = CleanupError(text, leftovers=leftovers, report=run.report)
             for failure in failures:
-                error.add_note(f"and besides: {failure!r}")
+                add_note(error, f"and besides: {text_of(failure, repr)}")
             errors = (each.error for each in leftovers if each.error is not None)
             raise error from run.failure or next(errors, None)
         for failure in failures:
@@ -374,4 +376,4 @@ class CleanupManager:
 
 def _in_full(failure: Exception) -> str:
     """A failure without SQL and parameters, which may hold secrets."""
-    return str(failure) if isinstance(failure, TidyRowsError) else in_short(failure)
+    return text_of(failure) if isinstance(failure, TidyRowsError) else in_short(failure)

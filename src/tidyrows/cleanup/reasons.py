@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
-from tidyrows.errors import TidyRowsError
+from tidyrows.errors import TidyRowsError, text_of
 from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
@@ -174,9 +174,12 @@ def _identity(reason: Reason) -> str:
 def in_short(error: BaseException) -> str:
     """An error in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error
-    lines = [line.strip() for line in str(original).splitlines() if line.strip()]
-    notes = [str(note) for note in getattr(error, "__notes__", ())]
-    text = "; ".join([*lines[:2], *notes])
+    lines = [line.strip() for line in text_of(original).splitlines() if line.strip()]
+    notes = getattr(error, "__notes__", ())
+    more = [str(note) for note in notes] if isinstance(notes, (list, tuple)) else []
+    if isinstance(original, BaseExceptionGroup):
+        more += [in_short(each) for each in original.exceptions]
+    text = "; ".join([*lines[:2], *more])
     name = type(original).__name__
     known = isinstance(error, (sa.exc.DBAPIError, TidyRowsError))
     return (text or name) if known else f"{name}: {text}"

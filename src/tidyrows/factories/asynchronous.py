@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect
@@ -11,7 +10,7 @@ from tidyrows.greenlets import spawn
 from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from sqlalchemy.orm import InstanceState, Session
 
@@ -27,12 +26,11 @@ async def create_in_greenlet(create: Callable[[], T]) -> T:
         return await spawn(create)
 
 
-@contextmanager
-def unexpired(session: Session) -> Iterator[None]:
-    """Keep attributes loaded after a commit in the block: a task cannot load them later."""
+def commit_unexpired(session: Session) -> None:
+    """Commit, and keep attributes loaded: a task cannot load them later."""
     usual, session.expire_on_commit = session.expire_on_commit, False
     try:
-        yield
+        session.commit()
     finally:
         session.expire_on_commit = usual
 

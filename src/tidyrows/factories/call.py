@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from sqlalchemy import event
 from sqlalchemy.orm import SessionTransactionOrigin
 
-from tidyrows.factories.asynchronous import load_attributes, unexpired
+from tidyrows.errors import add_note, text_of
+from tidyrows.factories.asynchronous import commit_unexpired, load_attributes
 from tidyrows.greenlets import in_greenlet
 
 if TYPE_CHECKING:
@@ -107,8 +108,7 @@ class Call:
         if in_greenlet():
             load_attributes(self.made)
             self.commit_sent = True
-            with unexpired(session):
-                session.commit()
+            commit_unexpired(session)
         else:
             self.commit_sent = True
             session.commit()
@@ -127,7 +127,8 @@ class Call:
         try:
             session.rollback()
         except Exception as failure:  # noqa: BLE001 -- the test's own error must surface
-            error.add_note(f"Afterwards the session could not be rolled back: {failure!r}")
+            text = text_of(failure, repr)
+            add_note(error, f"Afterwards the session could not be rolled back: {text}")
         finally:
             if is_lost:
                 event.remove(session, "persistent_to_transient", on_transient)

@@ -13,6 +13,7 @@ from sqlalchemy.orm.collections import collection_adapter
 
 from tidyrows.cleanup.verify import was_committed
 from tidyrows.dialects import Fault
+from tidyrows.errors import add_note
 from tidyrows.factories.call import Call
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class _CallAttempts:
                 return call.result
             if is_committed is None:
                 call.is_alone = False
-                call.error.add_note(_UNKNOWN)
+                add_note(call.error, _UNKNOWN)
                 raise call.error
         _detach_from_callers(call.made, call.unkeyed)
         began = not self._tracker.in_transaction
@@ -96,7 +97,7 @@ class _CallAttempts:
             return False
         if not call.may_run_again and error is call.error:
             if not call.commit_sent and (call.session is not None or not call.is_alone):
-                error.add_note(_NOT_ALONE)
+                add_note(error, _NOT_ALONE)
             return False
         return call.may_run_again
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
-from tidyrows.errors import LedgerError, TakenOverError
+from tidyrows.errors import LedgerError, TakenOverError, add_note
 from tidyrows.ledger.entries import EXTERNAL, Entry, Number, entries_of, resource_body
 
 if TYPE_CHECKING:
@@ -92,10 +92,11 @@ class Journal:
             with self._lock:
                 self._waiting[:0] = waiting
             if isinstance(error, sa.exc.DBAPIError):
-                error.add_note(
+                add_note(
+                    error,
                     f"tidyrows: the rows of this transaction could not be entered into "
                     f"{self.ledger!r}, so it was not committed. The role that writes them needs "
-                    f"INSERT on that table; without ledger= the tracker writes nothing."
+                    f"INSERT on that table; without ledger= the tracker writes nothing.",
                 )
             raise
         with self._lock:

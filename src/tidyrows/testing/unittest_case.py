@@ -7,7 +7,7 @@ import unittest
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tidyrows.errors import NotBoundError
+from tidyrows.errors import NotBoundError, add_note, text_of
 from tidyrows.greenlets import is_async
 from tidyrows.testing.tidy import Tidy
 
@@ -103,42 +103,42 @@ class _TidyCase:
         """Finish test and class: unittest calls no cleanup after a KeyboardInterrupt."""
         raise NotImplementedError
 
-    @contextmanager
-    def _collecting_errors(self, *, expected: bool = False) -> Iterator[None]:
+    def _collect(self, call: Callable[[], Any], *, expected: bool = False) -> None:
         try:
-            yield
-        except unittest.SkipTest:
+            call()
+        except BaseException as error:
+            self._collect_error(error, expected=expected)
             raise
-        except KeyboardInterrupt as error:
+
+    def _collect_error(self, error: BaseException, *, expected: bool = False) -> None:
+        if isinstance(error, KeyboardInterrupt):
             try:
                 self._finish_now()
             except Exception as failure:  # noqa: BLE001 -- the interrupt comes first
-                error.add_note(f"tidyrows: the cleanup after this failed too: {failure}")
-            raise
-        except BaseException as error:
-            if not expected:
-                self._tidy_errors.append(error)
-            raise
+                add_note(error, f"tidyrows: the cleanup after this failed too: {text_of(failure)}")
+        elif not (expected or isinstance(error, unittest.SkipTest)):
+            self._tidy_errors.append(error)
 
     def _callTestMethod(self, method: Callable[[], Any]) -> None:  # noqa: N802 -- unittest's name
         name = "__unittest_expecting_failure__"
         expected = getattr(self, name, False) or getattr(method, name, False)
-        with self._collecting_errors(expected=expected):
-            super()._callTestMethod(method)  # type: ignore[misc]
+        self._collect(functools.partial(super()._callTestMethod, method), expected=expected)  # type: ignore[misc]
 
     def _callTearDown(self) -> None:  # noqa: N802 -- unittest's name
-        with self._collecting_errors():
-            super()._callTearDown()  # type: ignore[misc]
+        self._collect(super()._callTearDown)  # type: ignore[misc]
 
     def _callCleanup(self, function: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N802 -- unittest's name
-        with self._collecting_errors():
-            super()._callCleanup(function, *args, **kwargs)  # type: ignore[misc]
+        self._collect(functools.partial(super()._callCleanup, function, *args, **kwargs))  # type: ignore[misc]
 
     @contextmanager
     def subTest(self, *args: Any, **params: Any) -> Iterator[None]:  # noqa: N802 -- unittest's name
         """As unittest's; a failure in it is the test's."""
-        with super().subTest(*args, **params), self._collecting_errors():  # type: ignore[misc]
-            yield
+        with super().subTest(*args, **params):  # type: ignore[misc]
+            try:
+                yield
+            except BaseException as error:
+                self._collect_error(error)
+                raise
 
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """As unittest's."""
@@ -154,7 +154,7 @@ class _TidyCase:
         if kept is None:
             return
         for error in self._tidy_errors:
-            error.add_note(kept)
+            add_note(error, kept)
         for name in ("failures", "errors"):
             reported: list[Any] = getattr(self._tidy_result, name, [])
             for at, (test, text) in enumerate(reported):
@@ -200,8 +200,7 @@ class TidyTestCase(_TidyCase, unittest.TestCase):
         self._new_tidy().start()
         self._tidy_started = True
         self.addCleanup(self._finish)  # the first one, hence the last one to be called
-        with self._collecting_errors():
-            super()._callSetUp()  # type: ignore[misc]
+        self._collect(super()._callSetUp)  # type: ignore[misc]
 
     def _finish(self) -> None:
         if self._tidy_started:
@@ -229,8 +228,7 @@ class AsyncTidyTestCase(_TidyCase, unittest.IsolatedAsyncioTestCase):
     def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
         self._new_tidy()
         self._callAsync(self._start)  # type: ignore[attr-defined]
-        with self._collecting_errors():
-            super()._callSetUp()  # type: ignore[misc]
+        self._collect(super()._callSetUp)  # type: ignore[misc]
 
     async def _start(self) -> None:
         await self.tidy.start_async()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -24,7 +24,7 @@ from tidyrows.keys import KeyedTable, TableName
 from tidyrows.tracking.binding import listen_to_session, session_engine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import orm
 
@@ -124,15 +124,13 @@ class Sessions:
                 f"synchronous call cannot wait for it. Write {write}."
             )
 
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """In the block no other task uses the session."""
+    def turn(self) -> asyncio.Lock:
+        """For ``async with``: in the block no other task uses the session."""
         loop = asyncio.get_running_loop()
         lock = self._locks.get(loop)
         if lock is None:
             lock = self._locks[loop] = asyncio.Lock()
-        async with lock:
-            yield
+        return lock
 
     # -- connections ---------------------------------------------------------------------------
 
