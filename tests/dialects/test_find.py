@@ -155,3 +155,22 @@ def test_any_name_may_be_looked_for(database: Database, count: int) -> None:
         assert dialect.find(connection, real, keys, [key]) == []
         connection.commit()
         dialect.end_cleanup(connection)
+
+
+@pytest.mark.parametrize("kind", ["INTEGER", "NUMERIC", "TEXT", ""])
+def test_a_run_of_keys_finds_no_value_in_between(sqlite_engine: sa.Engine, kind: str) -> None:
+    table = sa.Table(
+        "children",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("a", sa.Integer),
+    )
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE children (id INTEGER PRIMARY KEY, a {kind})")
+        values = [(n, n) for n in range(1000)] + [(1000, 5.5), (1001, "5 and more"), (1002, None)]
+        connection.exec_driver_sql("INSERT INTO children VALUES (?, ?)", values)
+    dialect, real = dialect_for(sqlite_engine), by(sqlite_engine, table, "a")
+    for keys in (range(600), [*range(300), *range(400, 900)]):
+        with sqlite_engine.connect() as connection:
+            found = dialect.find(connection, real, list(keys), [real.clause.c.id])
+        assert sorted(found) == [(n,) for n in keys]

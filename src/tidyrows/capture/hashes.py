@@ -11,11 +11,12 @@ from array import array
 from dataclasses import dataclass
 from itertools import repeat
 from marshal import dumps
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 from zlib import crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 HASH = "Q"
 """The array type of hashes: 64 bits."""
@@ -63,15 +64,30 @@ def row_hashes(shape: Shape, columns: Sequence[Sequence[Any]]) -> array[int]:
 def hash_rows(shape: Shape, forms: Sequence[Any]) -> array[int]:
     """As :func:`row_hashes`, of values in their common form."""
     count = len(shape.values)
-    hashes = array(HASH, _hashed(forms[:count]) if count else repeat(0, len(forms[0])))
+    values = _hashed(zip(*forms[:count], strict=True)) if count else [0] * len(forms[0])
     if shape.references:
-        references = _hashed(forms[count:])
-        hashes = array(HASH, [a | b << 32 for a, b in zip(hashes, references, strict=True)])
-    return hashes
+        values = _joined(values, _hashed(zip(*forms[count:], strict=True)))
+    return array(HASH, values)
 
 
-def _hashed(columns: Sequence[Any]) -> list[int]:
-    return [crc32(dumps(row, _FORMAT)) for row in zip(*columns, strict=True)]
+def hashes_as_read(shape: Shape, rows: Sequence[tuple[Any, ...]], start: int) -> list[int]:
+    """As :func:`row_hashes`, of rows whose values, from this place on, are taken for common forms.
+
+    Other values have another hash here: only an equal hash tells something.
+    """
+    end = start + len(shape.values)
+    values = _hashed(map(itemgetter(slice(start, end)), rows)) if shape.values else [0] * len(rows)
+    if shape.references:
+        values = _joined(values, _hashed(map(itemgetter(slice(end, None)), rows)))
+    return values
+
+
+def _hashed(rows: Iterable[tuple[Any, ...]]) -> list[int]:
+    return list(map(crc32, map(dumps, rows, repeat(_FORMAT))))
+
+
+def _joined(values: list[int], references: list[int]) -> list[int]:
+    return [a | b << 32 for a, b in zip(values, references, strict=True)]
 
 
 def common_form(values: Sequence[Any]) -> Sequence[Any] | None:

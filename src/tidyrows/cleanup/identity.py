@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.hashes import NEVER, VALUES, row_hashes
+from tidyrows.capture.hashes import NEVER, VALUES, hashes_as_read, row_hashes
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import dialect_for
 from tidyrows.dialects.keys import chunks
@@ -112,18 +112,17 @@ def uncertain_keys(
     # without a type, so that the values come as the driver reads them
     raw = [sa.column(sa.quoted_name(name, quote=None), sa.types.NullType()) for name in names]
     rows = dialect_for(connection.engine).find(connection, table, keys, [*table.key_clauses, *raw])
-    if not rows:
-        return {}
     width = len(table.key_columns)
-    # not zip(*rows), which makes an iterator for each row
-    columns = [list(map(itemgetter(at), rows)) for at in range(len(rows[0]))]
-    found = columns[0] if width == 1 else list(zip(*columns[:width], strict=True))
+    found = list(map(itemgetter(0 if width == 1 else slice(width)), rows))
+    recorded = list(map(hashes.get, found))
     now: Sequence[int] = [NEVER] * len(rows)
-    if len(names) == len(shape.columns):  # else a column was dropped
-        now = row_hashes(shape, columns[width:])
+    if rows and len(names) == len(shape.columns):  # else a column was dropped
+        if hashes_as_read(shape, rows, width) == recorded:  # the usual case, at a third of the time
+            return {}
+        now = row_hashes(shape, list(zip(*rows, strict=True))[width:])
     return {
         key: reason
-        for key, old, new, row in zip(found, map(hashes.get, found), now, rows, strict=True)
+        for key, old, new, row in zip(found, recorded, now, rows, strict=True)
         if old is not None and (old != new or old == NEVER)
         for reason in _reason(shape, old, new, row[width:])
     }

@@ -17,6 +17,7 @@ from tidyrows.dialects.keys import (
     RowsByKey,
     chunks,
     driver_values,
+    integer_runs,
     marked_condition,
     quoted_names,
     run,
@@ -148,7 +149,7 @@ class SQLiteStatements(Dialect):
         lock: bool = False,
         first: bool = False,
     ) -> list[tuple[Any, ...]]:
-        """With JSON where there are many keys and the values allow it: in one statement."""
+        """Many keys in one statement, by ranges or as JSON, where the values allow it."""
         few = len(keys) <= _KEYS or len(table.key_columns) > 1
         values = None if few else driver_values(table, connection.dialect, keys)
         if values is None or not _fits_json(values[0]):
@@ -156,11 +157,19 @@ class SQLiteStatements(Dialect):
         place, (name,) = quoted_names(connection.dialect, table)
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
-        wanted = f"{ROW}.{name} IN (SELECT +value FROM json_each(?))"
+        sent: Sequence[tuple[Any, ...]] | None = integer_runs(table, keys)
+        kind = _KeyKind.OTHER if sent is None else self._key_kind(connection, table)
+        if sent is None or kind is _KeyKind.OTHER:
+            sent = [(json.dumps(part),) for part in chunks(values[0], _JSON_KEYS)]
+            wanted = f"{ROW}.{name} IN (SELECT +value FROM json_each(?))"
+        else:
+            wanted = f"{ROW}.{name} BETWEEN ? AND ?"
+            if kind is _KeyKind.INTEGER:
+                wanted += f" AND typeof({ROW}.{name}) = 'integer'"
         sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}{' LIMIT 1' if first else ''}"
         found: list[tuple[Any, ...]] = []
-        for part in chunks(values[0], _JSON_KEYS):
-            result = self._run(connection, sql, (json.dumps(part),))
+        for part in sent:
+            result = self._run(connection, sql, part)
             found += typed_rows(result, columns, connection.dialect)
         return found
 
