@@ -38,12 +38,7 @@ WIDTHS = {
 
 @lru_cache(maxsize=1024)
 def check(template: str) -> tuple[tuple[str, str | None], ...]:
-    """Split a template into pairs of literal text and the field after it (None at the end).
-
-    Raises:
-        ScopeError: the template does not parse, has an unknown field or a format, or could produce
-            the value of another run or worker.
-    """
+    """Split a template into pairs of literal text and the field after it (None at the end)."""
     try:
         parts = list(Formatter().parse(template))
     except ValueError as error:
@@ -82,15 +77,7 @@ def fitted(
     """Cut a template's literal text, so that no value is longer than ``max_length``.
 
     Literal text after the tag is cut first, from its right, then the text before the tag.
-
-    Args:
-        template: the template.
-        max_length: the longest value, in characters; None for no limit.
-        column: the column's name, for the error.
-        keep_end: do not cut the text after the last field.
-
-    Raises:
-        ScopeError: the template is wrong (:func:`check`), or its fields alone are too long.
+    ``keep_end`` keeps the text after the last field; ``column`` is a name for the error.
     """
     parts = check(template)
     if max_length is None:

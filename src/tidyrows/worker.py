@@ -66,9 +66,8 @@ class _ValueSource(NamedTuple):
 class _ValueSources(dict[tuple[str, int], _ValueSource]):
     """The value source of each run id and worker index.
 
-    Attributes:
-        salt: mixed into the run part where this process has the run and worker ids of its parent,
-            so that a child never produces its parent's values.
+    The salt is mixed into the run part where this process has the run and worker ids of its parent:
+    a child never produces its parent's values.
     """
 
     def __init__(self, salt: str) -> None:
@@ -94,13 +93,7 @@ class _TestParts(dict[str | None, str]):
 
 
 class _ProcessValues:
-    """The values that this process has given out. A forked child begins anew.
-
-    Attributes:
-        current: the cached :meth:`WorkerContext.current`.
-        sources: the value sources.
-        tests: the test parts.
-    """
+    """The values that this process has given out. A forked child begins anew."""
 
     def __init__(self, salt: str) -> None:
         self.begin(salt)

@@ -11,17 +11,16 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sqlalchemy import event
+from sqlalchemy import event, inspect
 from sqlalchemy.orm import SessionTransactionOrigin
 
 from tidyrows.errors import add_note, text_of
-from tidyrows.factories.asynchronous import commit_unexpired, load_attributes
 from tidyrows.greenlets import in_greenlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from sqlalchemy.orm import Session, SessionTransaction
+    from sqlalchemy.orm import InstanceState, Session, SessionTransaction
 
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
@@ -38,39 +37,23 @@ class Call:
 
     Calls nest only where a hook enters another tracker's block: the rows of the inner call must be
     committed before that block ends.
-
-    Attributes:
-        tracker: the tracker whose session is used.
-        commits: whether the session is committed at the end.
-        began_transaction: whether the transaction, if there is one, begins in this call.
-        session: the tracker's session, once the call has made an object in it.
-        running: False once the call has ended; a task that a hook started may outlive the call.
-        is_alone: False once a part of the call went through another session, or was committed
-            before the end of the call.
-        transaction: the session's transaction when the call made its first object.
-        commit_sent: whether the COMMIT has been sent.
-        uncertain_before: the uncertain rows of the tracker before the COMMIT.
-        error: the error with which the call failed.
-        result: what the call returns.
-        made: every object that the call has made.
-        unkeyed: objects that the caller built and passed in, and that have no key yet.
-        expelled: objects that a rollback removed from the session.
     """
 
     tracker: ResourceTracker
-    commits: bool = True
-    began_transaction: bool = False
-    session: Session | None = None
-    running: bool = False
+    commits: bool = True  # the session, at the end
+    began_transaction: bool = False  # the transaction, if there is one, begins in this call
+    session: Session | None = None  # the tracker's, once the call has made an object in it
+    running: bool = False  # a task that a hook started may outlive the call
+    # False once a part of the call went through another session, or was committed before the end
     is_alone: bool = True
-    transaction: SessionTransaction | None = None
+    transaction: SessionTransaction | None = None  # when the call made its first object
     commit_sent: bool = False
-    uncertain_before: set[tuple[TableName, Any]] = field(default_factory=set)
+    uncertain_before: set[tuple[TableName, Any]] = field(default_factory=set)  # before the COMMIT
     error: BaseException | None = None
     result: Any = None
     made: list[Any] = field(default_factory=list)
-    unkeyed: list[Any] = field(default_factory=list)
-    expelled: list[Any] = field(default_factory=list)
+    unkeyed: list[Any] = field(default_factory=list)  # objects of the caller without a key yet
+    expelled: list[Any] = field(default_factory=list)  # what a rollback removed from the session
 
     def run(self, make: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call ``make`` as part of this call; then commit, or roll back what failed."""
@@ -106,9 +89,9 @@ class Call:
         if self.began_transaction:
             self.uncertain_before = self.tracker.uncertain_keys()
         if in_greenlet():
-            load_attributes(self.made)
+            _load_attributes(self.made)
             self.commit_sent = True
-            commit_unexpired(session)
+            _commit_unexpired(session)
         else:
             self.commit_sent = True
             session.commit()
@@ -152,3 +135,41 @@ def running_call(tracker: ResourceTracker) -> Call | None:
         if call.tracker is tracker and call.running:
             return call
     return None
+
+
+# -- in a task, which cannot load an attribute later ----------------------------------------------
+
+
+def _commit_unexpired(session: Session) -> None:
+    """Commit, and keep attributes loaded."""
+    usual, session.expire_on_commit = session.expire_on_commit, False
+    try:
+        session.commit()
+    finally:
+        session.expire_on_commit = usual
+
+
+def _load_attributes(made: Iterable[Any]) -> None:
+    """Load what the database filled in, and the relationships between these objects."""
+    objects = {id(instance): instance for instance in made}
+    for instance in objects.values():
+        state: InstanceState[Any] = inspect(instance)
+        if not state.persistent or state.session is None:
+            continue
+        columns = state.expired_attributes & set(state.mapper.column_attrs.keys())
+        if columns:
+            state.session.refresh(instance, columns)
+        for relationship in state.mapper.relationships:
+            for other in _values(state.dict.get(relationship.key)):
+                if id(other) in objects:
+                    for inverse in relationship._reverse_property:  # noqa: SLF001 -- no public name tells both of back_populates and backref
+                        if inverse.lazy != "write_only":
+                            getattr(other, inverse.key)
+
+
+def _values(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    if isinstance(value, (list, set, tuple)):
+        return list(value)
+    return list(value.values()) if isinstance(value, dict) else [value]

@@ -39,10 +39,7 @@ def call_with_retries(
 ) -> T:
     """Run ``make(params)`` as one factory call, and again where its whole transaction was lost.
 
-    Args:
-        tracker: the tracker whose session the call uses.
-        make: calls the factory, with a copy of the parameters: factory_boy removes some of them.
-        params: the parameters of the call.
+    ``make`` gets a copy of the parameters, since factory_boy removes some of them.
     """
     call = Call(tracker, began_transaction=not tracker.in_transaction)
     try:
@@ -131,12 +128,7 @@ def _is_unkeyed(instance: Any) -> bool:
 
 
 def _detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
-    """Remove the objects of a lost attempt, and the keys that it set, from objects of the caller.
-
-    Args:
-        made: the objects of the attempt.
-        unkeyed: objects of the caller that had no key before the attempt.
-    """
+    """Remove the objects and the keys of a lost attempt from objects of the caller."""
     lost = set(map(id, made))
     for instance in made:
         state: orm.InstanceState[Any] = inspect(instance)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
@@ -150,79 +149,47 @@ _BITS = {"small_integer": 15, "SMALLINT": 15, "integer": 31, "INTEGER": 31}
 _BITS |= {"big_integer": 63, "BIGINT": 63}
 
 
-@dataclass(frozen=True, slots=True)
-class _ColumnLimits:
-    """What a column can hold.
+class _ColumnLimits(NamedTuple):
+    """What a column can hold; None for no limit."""
 
-    Attributes:
-        name: the column, as ``users.email``; None where the field is no mapped column.
-        length: the number of characters, None for no limit.
-        largest: the largest number, None for no limit.
-    """
-
-    name: str | None = None
-    length: int | None = None
+    name: str | None = None  # as users.email; None where the field is no mapped column
+    length: int | None = None  # characters
     largest: int | None = None
 
-
-_NO_LIMITS = _ColumnLimits()
 
 # By the options of the factory, since Meta.rename belongs to it. Weak, for factories of one test.
 _limits: WeakKeyDictionary[FactoryOptions, dict[str, _ColumnLimits]] = WeakKeyDictionary()
 
 
 def _column_limits(instance: Resolver, step: BuildStep) -> _ColumnLimits:
-    """The limits of the column for which a declaration is evaluated.
-
-    A field without a mapped column of its own (a synonym, a hybrid, a parameter, a field of a
-    model that is not mapped) has none.
-    """
+    """The limits of the column for which a declaration is evaluated."""
     # A declaration is not given the name of its field. To find cycles, the resolver keeps a list
     # of the fields under evaluation; the last one is this declaration's, in a Maybe or Trait too.
     pending = getattr(instance, "_Resolver__pending", None)
     if not pending:
-        return _NO_LIMITS
-    options = step.builder.factory_meta
-    known = _limits.get(options)
-    if known is None:
-        known = _limits[options] = {}
-    field = pending[-1]
-    limits = known.get(field)
-    if limits is None:
+        return _ColumnLimits()
+    field, options = pending[-1], step.builder.factory_meta
+    known = _limits.setdefault(options, {})
+    if field not in known:
         attribute = options.rename.get(field, field)
-        limits = known[field] = _limits_of(options.get_model_class(), attribute)
-    return limits
+        known[field] = _limits_of(options.get_model_class(), attribute)
+    return known[field]
 
 
 def _limits_of(model: Any, attribute: str) -> _ColumnLimits:
+    """No limits for a field without a column of its own: a synonym, a hybrid, a parameter."""
     mapper = sa.inspect(model, raiseerr=False)
-    if not isinstance(mapper, Mapper):
-        return _NO_LIMITS
-    mapped = mapper.attrs.get(attribute)
-    if not isinstance(mapped, ColumnProperty):
-        return _NO_LIMITS
+    mapped = mapper.attrs.get(attribute) if isinstance(mapper, Mapper) else None
+    columns = mapped.columns if isinstance(mapped, ColumnProperty) else ()
     # The key of a joined subclass is a column of both tables.
-    columns = [column for column in mapped.columns if isinstance(column, sa.Column)]
-    if not columns:
-        return _NO_LIMITS
-    lengths = [length for column in columns if (length := _length(column.type)) is not None]
-    numbers = [number for column in columns if (number := _largest(column.type)) is not None]
+    plain = [column for column in columns if isinstance(column, sa.Column)]
+    if not plain:
+        return _ColumnLimits()
+    types = [getattr(column.type, "impl_instance", column.type) for column in plain]
+    lengths = [each.length for each in types if isinstance(each, sa.String)]
+    bits = [_BITS[each.__visit_name__] for each in types if each.__visit_name__ in _BITS]
     return _ColumnLimits(
-        f"{columns[0].table.name}.{columns[0].name}",
-        min(lengths, default=None),
-        min(numbers, default=None),
+        f"{plain[0].table.name}.{plain[0].name}",
+        min((each for each in lengths if each is not None), default=None),
+        2 ** min(bits) - 1 if bits else None,
     )
-
-
-def _plain(type_: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    return type_.impl_instance if isinstance(type_, sa.types.TypeDecorator) else type_
-
-
-def _length(type_: sa.types.TypeEngine[Any]) -> int | None:
-    plain = _plain(type_)
-    return plain.length if isinstance(plain, sa.String) else None
-
-
-def _largest(type_: sa.types.TypeEngine[Any]) -> int | None:
-    bits = _BITS.get(_plain(type_).__visit_name__)
-    return None if bits is None else 2**bits - 1

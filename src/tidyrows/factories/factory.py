@@ -11,14 +11,16 @@ from factory.enums import CREATE_STRATEGY
 
 from tidyrows.capture.ambient import entered
 from tidyrows.errors import NoSessionError
-from tidyrows.factories.asynchronous import create_in_greenlet
 from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.options import TrackedOptions, watch
+from tidyrows.greenlets import spawn
 from tidyrows.tracking.current import current_tracker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
@@ -102,12 +104,12 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         Example:
             >>> user = await UserFactory.create_async()
         """
-        return await create_in_greenlet(lambda: cls.create(**kwargs))
+        return await _in_greenlet(lambda: cls.create(**kwargs))
 
     @classmethod
     async def create_batch_async(cls, size: int, **kwargs: Any) -> list[T]:
         """``size`` objects, with one commit for all, through an asynchronous engine or session."""
-        return await create_in_greenlet(lambda: cls.create_batch(size, **kwargs))
+        return await _in_greenlet(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
@@ -141,7 +143,15 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
                 watch(tracker, options.sqlalchemy_session)
         session = options.sqlalchemy_session
         if session is None:
-            raise NoSessionError(_no_session(cls.__name__))
+            raise NoSessionError(
+                f"{cls.__name__} has no session to create in: its Meta names none, and no tracker "
+                f"is active here. Write\n\n"
+                f"    tracker = ResourceTracker(engine)\n"
+                f"    with CleanupManager(tracker):\n"
+                f"        {cls.__name__}()\n\n"
+                f"or, in a thread that the block does not reach, "
+                f"{cls.__name__}.scoped_to(tracker).create()."
+            )
         made: T
         if options.sqlalchemy_get_or_create:
             made = cls._get_or_create(model_class, session, args, kwargs)
@@ -204,12 +214,10 @@ class ScopedFactory(Generic[T]):
             return self.factory.build_batch(size, **kwargs)
 
 
-def _no_session(name: str) -> str:
-    return (
-        f"{name} has no session to create in: its Meta names none, and no tracker is active here. "
-        f"Write\n\n"
-        f"    tracker = ResourceTracker(engine)\n"
-        f"    with CleanupManager(tracker):\n"
-        f"        {name}()\n\n"
-        f"or, in a thread that the block does not reach, {name}.scoped_to(tracker).create()."
-    )
+async def _in_greenlet(create: Callable[[], T]) -> T:
+    """Call a factory inside a greenlet; two tasks never use one session at the same time."""
+    tracker = current_tracker()
+    if tracker is None:
+        return await spawn(create)
+    async with tracker.turn():
+        return await spawn(create)

@@ -36,13 +36,7 @@ def get_or_create(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> Any:
-    """The row with the values of the key fields, or a new one.
-
-    Raises:
-        FactoryError: a key field has no value.
-        MultipleResultsFound: several rows have the values of the key fields.
-        IntegrityError: the row collides with one that the parameters of the call do not describe.
-    """
+    """The row with the values of the key fields, or a new one."""
     options = factory._meta  # noqa: SLF001 -- an extension point of factory_boy
     keys: dict[str, Any] = {}
     for field in options.sqlalchemy_get_or_create:

@@ -28,7 +28,7 @@ from tidyrows.capture.changes import (
     Updated,
 )
 from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
-from tidyrows.dialects.keys import chunks, runs_of
+from tidyrows.dialects.keys import runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, rows_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
@@ -109,37 +109,24 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
 
 
 def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, Any]]:
-    first = group[0]
-    table = first.table
-    common: dict[str, Any] = {} if first.certain else {"certain": False}
-    if not table.key_columns:
-        common["columns"] = [column.name for column in table.table.columns]
-        for part in chunks(first.keys, _ROWS_IN_ONE):
-            rows = [row and rows_to_json(table, [row])[0] for row in part]
-            yield {**common, "rows": rows}
-        return
-    common["columns"] = [column.name for column in table.key_columns]
-    if isinstance(first, KeysChanged):
-        for part in chunks(first.keys, _ROWS_IN_ONE):
-            old = keys_to_json(table, dialect, [old for old, _new in part])
-            new = [
-                None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in part
-            ]
-            yield {**common, "old": old, "new": new}
-        return
+    first, table = group[0], group[0].table
     keys = [key for change in group for key in change.keys]
-    if isinstance(first, Updated):
-        yield {**common, "set": sorted(first.columns), **_keys_body(table, dialect, keys)}
-        return
+    columns = table.key_columns or tuple(table.table.columns)
+    common: dict[str, Any] = {} if first.certain else {"certain": False}
+    common["columns"] = [column.name for column in columns]
     if isinstance(first, Inserted):
         common |= {"generated": True} if first.generated else {}
         common |= {"told": True} if first.named else {}
+    if isinstance(first, Updated):
+        common["set"] = sorted(first.columns)
     hashes = _hashes_of(group)
-    for start in range(0, max(len(keys), 1), _KEYS_IN_ONE):
-        part = keys[start : start + _KEYS_IN_ONE]
-        body = {**common, **_keys_body(table, dialect, part)}
+    is_long = not table.key_columns or isinstance(first, KeysChanged)
+    size = _ROWS_IN_ONE if is_long else _KEYS_IN_ONE
+    for start in range(0, max(len(keys), 1), size):
+        here = slice(start, start + size)
+        body = {**common, **_keys_body(first, keys[here], dialect)}
         if hashes is not None:
-            some = _little_endian(hashes.values[start : start + len(part)])
+            some = _little_endian(hashes.values[here])
             body["looks"] = {
                 "columns": hashes.shape.values,
                 "references": hashes.shape.references,
@@ -148,8 +135,14 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
         yield body
 
 
-def _keys_body(table: KeyedTable, dialect: sa.Dialect, keys: Sequence[Any]) -> dict[str, Any]:
-    """Keys as the driver takes them, in their order."""
+def _keys_body(first: Change, keys: Sequence[Any], dialect: sa.Dialect) -> dict[str, Any]:
+    """Keys as the driver takes them, in their order; whole rows where there are no keys."""
+    table = first.table
+    if not table.key_columns:
+        return {"rows": [row and rows_to_json(table, [row])[0] for row in keys]}
+    if isinstance(first, KeysChanged):
+        new = [None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in keys]
+        return {"old": keys_to_json(table, dialect, [old for old, _new in keys]), "new": new}
     (column, *others) = table.key_columns
     is_number = not others and isinstance(column.type, (sa.Integer, UNTYPED))
     if is_number and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
@@ -196,26 +189,22 @@ def _little_endian(hashes: array[int]) -> array[int]:
 
 
 class EntryReader:
-    """Reads entries as the changes that they were made of; ``database`` is their database."""
+    """Reads entries as the changes and resources that they were made of."""
 
-    def __init__(self, database: str) -> None:
+    def __init__(self, connection: sa.Connection, database: str) -> None:
+        self._connection = connection
         self._database = database
         self._metadata = sa.MetaData()
         self._tables: dict[tuple[str, str], KeyedTable | None] = {}
 
     def change(
-        self,
-        connection: sa.Connection,
-        kind: str,
-        place: tuple[str, str],
-        body: str | dict[str, Any],
+        self, kind: str, schema: str, table: str, body: str | dict[str, Any]
     ) -> Change | None:
         """The change of one entry; None where its table does not exist any more."""
-        schema, table = place
         try:
             read = json.loads(body) if isinstance(body, str) else body
             key = () if "rows" in read else read["columns"]
-            keyed = self.table(connection, schema, table, key)
+            keyed = self._table(schema, table, key)
             return None if keyed is None else _change(_TYPES[kind], keyed, read)
         except (ValueError, TypeError, KeyError, ArithmeticError) as error:
             raise TidyRowsError(
@@ -223,9 +212,7 @@ class EntryReader:
                 f"nothing was deleted. Was it written by another version of tidyrows?"
             ) from error
 
-    def table(
-        self, connection: sa.Connection, schema: str, name: str, key: Sequence[str]
-    ) -> KeyedTable | None:
+    def _table(self, schema: str, name: str, key: Sequence[str]) -> KeyedTable | None:
         """A table, with these columns as its primary key; None where it does not exist any more."""
         if (schema, name) in self._tables:
             return self._tables[schema, name]
@@ -236,7 +223,7 @@ class EntryReader:
                 self._metadata,
                 *known,
                 schema=schema,
-                autoload_with=connection,
+                autoload_with=self._connection,
                 extend_existing=True,
                 autoload_replace=False,
                 resolve_fks=False,
@@ -246,6 +233,36 @@ class EntryReader:
             found = None
         self._tables[schema, name] = found
         return found
+
+    def hold_resources(
+        self, into: Externals, bodies: Mapping[Number, Mapping[str, Any]]
+    ) -> dict[Any, Number]:
+        """Hold the resources of entries, given in their order; returns the entry of each one."""
+
+        def items(links: list[dict[str, Any]]) -> list[Item]:
+            found: list[Item | None] = []
+            for link in links:
+                ((what, value),) = link.items()
+                if what == "table":
+                    found.append(TableName(self._database, *value))
+                elif what == "external":
+                    found.append(made.get(tuple(value)))
+                else:
+                    schema, name, columns, key = value
+                    table = self._table(schema, name, columns)
+                    found += [] if table is None else [table.row(keys_from_json([key])[0])]
+            return [item for item in found if item is not None]
+
+        try:
+            made = {
+                number: into.new(body["kind"], body["payload"], body.get("number"))
+                for number, body in bodies.items()
+            }
+            for number, body in bodies.items():
+                into.tie(made[number], items(body["after"]), items(body["before"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise _unreadable() from error
+        return {resource: number for number, resource in made.items()}
 
 
 def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Change:
@@ -266,8 +283,7 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         return KeysChanged(table, list(zip(keys_from_json(body["old"]), new, strict=True)))
     keys = keys_of_body(body)
     if kind is Updated:
-        older = (name for patch in body.get("patches", ()) for name in patch)
-        return Updated(table, keys, frozenset(body.get("set", older)), certain=certain)
+        return Updated(table, keys, frozenset(body["set"]), certain=certain)
     if kind is Inserted:
         return Inserted(
             table,
@@ -323,40 +339,6 @@ def read_resource_body(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise _unreadable() from error
     return body
-
-
-def hold_resources(
-    into: Externals,
-    bodies: Mapping[Number, Mapping[str, Any]],
-    database: str,
-    table_of: Callable[[str, str, list[str]], KeyedTable | None],
-) -> dict[Any, Number]:
-    """Hold the resources of entries, given in their order; returns the entry of each resource."""
-
-    def items(links: list[dict[str, Any]]) -> list[Item]:
-        found: list[Item] = []
-        for link in links:
-            ((what, value),) = link.items()
-            if what == "table":
-                found.append(TableName(database, *value))
-            elif what == "external":
-                other = made.get((value[0], value[1]))
-                found += [] if other is None else [other]
-            else:
-                table = table_of(value[0], value[1], value[2])
-                found += [] if table is None else [table.row(keys_from_json([value[3]])[0])]
-        return found
-
-    try:
-        made = {
-            number: into.new(body["kind"], body["payload"], body.get("number"))
-            for number, body in bodies.items()
-        }
-        for number, body in bodies.items():
-            into.tie(made[number], items(body["after"]), items(body["before"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise _unreadable() from error
-    return {resource: number for number, resource in made.items()}
 
 
 def _unreadable() -> TidyRowsError:

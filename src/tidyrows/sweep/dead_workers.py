@@ -57,12 +57,6 @@ class SweepArguments:
                     f"the name, as find_orphans(engine) shows it, or {others}."
                 )
 
-    def names(self, run: str, worker: str) -> bool:
-        """Whether entries of this run and worker are asked for."""
-        return (self.run is None or run == self.run[:RUN]) and (
-            self.worker is None or worker == self.worker[:WORKER]
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -133,7 +127,8 @@ def _all_entries(
     found = []
     for place, (run, worker, beat, process) in makers.items():
         idle = now - newest[place]
-        if arguments.names(run, worker):
+        is_run = arguments.run is None or run == arguments.run[:RUN]
+        if is_run and (arguments.worker is None or worker == arguments.worker[:WORKER]):
             found.append(Candidate(*place, run, worker, process, idle, min(now - beat, idle)))
     return found
 

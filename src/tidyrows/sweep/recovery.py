@@ -22,7 +22,6 @@ from tidyrows.ledger.entries import (
     MAKING,
     ROWS,
     EntryReader,
-    hold_resources,
     read_resource_body,
 )
 from tidyrows.ledger.entry_table import entry_order
@@ -68,7 +67,7 @@ def read_entries(
         .order_by(*entry_order(table)),
     ).all()
     of_tracker: dict[int, TrackerEntries] = {}
-    reader = EntryReader(ledger.database)
+    reader = EntryReader(connection, ledger.database)
     for scope, maker, seq, kind, schema, name, body, run, worker, test in rows:
         entries = of_tracker.setdefault(scope, TrackerEntries())
         if kind in MAKING or not entries.columns:
@@ -79,7 +78,7 @@ def read_entries(
             entries.externals[maker, seq] = read_resource_body(body)
         elif kind in ROWS:
             entries.numbers.add((maker, seq))
-            change = reader.change(connection, kind, (schema, name), body)
+            change = reader.change(kind, schema, name, body)
             if isinstance(change, (Inserted, InsertedWhole)):
                 entries.store.apply(change)
             elif change is not None:
@@ -124,12 +123,9 @@ class Recovery:
         self._process.close()
 
     def _run(self, transaction: Callable[[], T]) -> T:
-        dialect = self._ledger.dialect
-
-        def is_transient(error: BaseException) -> bool:
-            return dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
-
-        return self._retry.run(transaction, is_transient=is_transient)
+        fault = self._ledger.dialect.fault
+        passing = {Fault.TRANSIENT, Fault.LOST}
+        return self._retry.run(transaction, is_transient=lambda error: fault(error) in passing)
 
     def _recover(self, arguments: SweepArguments) -> None:
         ledger = self._ledger
@@ -151,18 +147,23 @@ class Recovery:
                     ledger.execute(connection, left)
 
     def _rewrite(
-        self, connection: sa.Connection, owner: str, scope: int, entries: TrackerEntries
+        self,
+        connection: sa.Connection,
+        owner: str,
+        scope: int,
+        entries: TrackerEntries,
+        new_owner: str | None = None,
     ) -> None:
-        """Write what is left of one tracker's rows as entries of this process."""
-        ledger = self._ledger
+        """Write what is left of one tracker's rows as entries of this process, or of that owner."""
+        ledger, new_owner = self._ledger, new_owner or self._process.id
         table = ledger.table_on(connection)
         journal = Journal(ledger, self._process, _refuse)
         here = (table.c.owner == owner, table.c.scope == scope)
         ledger.execute(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
         externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
-        ledger.execute(connection, externals.values(owner=self._process.id, scope=journal.scope))
-        left = entries.store.changes(ledger.database)
-        journal.write(connection, left, WorkerContext.current(), **entries.columns)
+        ledger.execute(connection, externals.values(owner=new_owner, scope=journal.scope))
+        left, columns = entries.store.changes(ledger.database), entries.columns
+        journal.write(connection, left, WorkerContext.current(), owner=new_owner, **columns)
 
     def _tracker(self) -> ResourceTracker:
         """A tracker of all rows that are this process's own."""
@@ -171,32 +172,23 @@ class Recovery:
         tracker = ResourceTracker(ledger.engine, allow_production=True)
         tracker.dismiss_leak_warning()
         externals: dict[tuple[str, int], dict[str, Any]] = {}
-        reader = EntryReader(ledger.database)
         with ledger.engine.connect() as connection:
             for entries in read_entries(ledger, connection, self._process.id).values():
                 externals |= entries.externals
                 journal.committed |= entries.numbers
                 for change in entries.store.changes(ledger.database):
                     tracker.store.apply(change)
-            journal.externals = hold_resources(
-                tracker.external_resources,
-                externals,
-                ledger.database,
-                lambda schema, name, key: reader.table(connection, schema, name, key),
-            )
+            reader = EntryReader(connection, ledger.database)
+            journal.externals = reader.hold_resources(tracker.external_resources, externals)
         tracker.journals.attach(journal)
         return tracker
 
     def _put_aside(self) -> None:
         """Give what is left to an owner that is no process, so that the next sweep recovers it."""
-        ledger, process = self._ledger, self._process
-        with ledger.transaction(lock_timeout=5.0) as connection:
-            table = ledger.table_on(connection)
-            for scope, entries in read_entries(ledger, connection, process.id).items():
-                self._rewrite(connection, process.id, scope, entries)
-            own = (table.c.owner == process.id, table.c.seq > 0)
-            left_to = OwnerKind.LEFT.new_id()
-            ledger.execute(connection, sa.update(table).where(*own).values(owner=left_to))
+        left_to, own = OwnerKind.LEFT.new_id(), self._process.id
+        with self._ledger.transaction(lock_timeout=5.0) as connection:
+            for scope, entries in read_entries(self._ledger, connection, own).items():
+                self._rewrite(connection, own, scope, entries, left_to)
 
 
 def _refuse(table: TableName, reason: str) -> NoReturn:

@@ -126,7 +126,7 @@ def sweep(
         >>> print(sweep("postgresql+psycopg://ci@db/app"))
         public.users 3 deleted (0.012 s)
     """
-    _refuse_unknown_options(options, signature(sweep).parameters)
+    _refuse_unknown_options(options)
     arguments = SweepArguments(run, worker, older_than, kept, patience)
     with _opened(place, ledger, schema, allow_production) as opened:
         recovery = Recovery(opened, options.get("retry"))
@@ -258,12 +258,12 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
     )
 
 
-def _refuse_unknown_options(options: Iterable[str], own: Iterable[str]) -> None:
+def _refuse_unknown_options(options: Iterable[str]) -> None:
     """Raise TypeError for an argument that neither ``sweep`` nor ``CleanupManager`` has."""
     theirs = [name for name in signature(CleanupManager).parameters if name != "tracker"]
     unknown = [f"{name}=" for name in options if name not in theirs]
     if unknown:
-        taken = [name for name in own if name not in {"place", "options"}]
+        taken = [name for name in signature(sweep).parameters if name not in {"place", "options"}]
         raise TypeError(
             f"sweep() does not take {', '.join(unknown)}. Beside the engine, URL or ledger it "
             f"takes {', '.join(taken)}, and what CleanupManager takes: {', '.join(theirs)}."

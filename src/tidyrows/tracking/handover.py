@@ -12,7 +12,7 @@ from tidyrows.dialects import database_name
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
 from tidyrows.external import ExternalResource, Tie
 from tidyrows.keys import TableName
-from tidyrows.ledger.entries import EntryReader, entries_of, hold_resources, resource_body
+from tidyrows.ledger.entries import EntryReader, entries_of, resource_body
 from tidyrows.ledger.entry_table import OPTIONS
 from tidyrows.worker import WorkerContext
 
@@ -179,10 +179,10 @@ def _read(
     tracker: Tracker, data: dict[str, Any], connection: sa.Connection, database: str
 ) -> list[Change]:
     """The changes of all entries; the resources are held at once."""
-    reader = EntryReader(database)
+    reader = EntryReader(connection, database)
     changes = []
     for kind, schema, name, body in data["entries"]:
-        change = reader.change(connection, kind, (schema, name), body)
+        change = reader.change(kind, schema, name, body)
         if change is None:
             raise UnknownTableError(
                 f"The database {database} has no table {schema}.{name}, so its rows cannot be "
@@ -190,10 +190,6 @@ def _read(
                 table=f"{schema}.{name}",
             )
         changes.append(change)
-    hold_resources(
-        tracker.external_resources,
-        {("", body["number"]): body for body in data.get("externals", ())},
-        database,
-        lambda schema, name, key: reader.table(connection, schema, name, key),
-    )
+    bodies = {("", body["number"]): body for body in data.get("externals", ())}
+    reader.hold_resources(tracker.external_resources, bodies)
     return changes
