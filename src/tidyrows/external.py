@@ -108,9 +108,6 @@ class Externals:
         keys = {table.row(old): table.row(new) for old, new in pairs if new is not None}
         self._ties = {resource: tie.renamed(keys) for resource, tie in self._ties.items()}
 
-    def __contains__(self, resource: ExternalResource) -> bool:
-        return resource in self._ties
-
     def __iter__(self) -> Iterator[Tie]:
         return iter(list(self._ties.values()))
 
@@ -173,9 +170,11 @@ def external_handler(
         with _lock:
             known = _handlers.get(kind)
             if known is not None and known.remove is not remove and not replace:
+                module = getattr(known.remove, "__module__", "")
+                name = getattr(known.remove, "__qualname__", repr(known.remove))
                 raise ExternalResourceError(
                     f"External resources of kind {kind!r} are removed by "
-                    f"{_name(known.remove)} already. Give this kind another name, or write "
+                    f"{module}.{name} already. Give this kind another name, or write "
                     f'@external_handler("{kind}", replace=True).',
                     kind=kind,
                 )
@@ -187,13 +186,7 @@ def external_handler(
 
 def handler_of(kind: str) -> Handler | None:
     """The handler of a kind, if there is one in this process."""
-    with _lock:
-        return _handlers.get(kind)
-
-
-def _name(function: Handle) -> str:
-    module = getattr(function, "__module__", "")
-    return f"{module}.{getattr(function, '__qualname__', repr(function))}"
+    return _handlers.get(kind)
 
 
 # -- checks ------------------------------------------------------------------------------------

@@ -94,16 +94,10 @@ def keys_to_json(table: KeyedTable, dialect: sa.Dialect, keys: Iterable[Any]) ->
     return [list(key) for key in zip(*written, strict=True)]
 
 
-def rows_to_json(table: KeyedTable, rows: Iterable[Sequence[Any]]) -> list[list[Any]]:
-    """Whole rows of a table without a primary key, as they were read: no type converts them."""
-    columns = table.table.columns
-    return [
-        [
-            _value_to_json(table, column, None, value)
-            for column, value in zip(columns, row, strict=True)
-        ]
-        for row in rows
-    ]
+def row_to_json(table: KeyedTable, row: Sequence[Any]) -> list[Any]:
+    """A whole row of a table without a primary key, as it was read: no type converts it."""
+    cells = zip(table.table.columns, row, strict=True)
+    return [_value_to_json(table, column, None, value) for column, value in cells]
 
 
 def keys_from_json(written: Sequence[Sequence[Any]]) -> list[Any]:

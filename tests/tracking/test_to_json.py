@@ -23,7 +23,7 @@ from harness.bystanders import snapshot
 from harness.keykinds import Colour, Doubled, Wrapped, keyed
 from tidyrows import CleanupManager, ResourceTracker, TidyRowsError, key_json
 from tidyrows.capture.changes import Inserted
-from tidyrows.key_json import keys_from_json, keys_to_json, rows_to_json
+from tidyrows.key_json import keys_from_json, keys_to_json, row_to_json
 
 pytestmark = pytest.mark.slow
 
@@ -437,10 +437,10 @@ def test_whole_rows_are_written_as_they_were_read():
     columns = sa.Column("a", Doubled), sa.Column("b", sa.Date), sa.Column("c", HexBytes)
     table = keyed(sa.create_engine("sqlite://"), sa.Table("heap", sa.MetaData(), *columns))
     rows = [(2, "2020-01-01", "6161"), (None, None, None), (4, dt.date(2020, 1, 1), b"a")]
-    written = json.loads(json.dumps(rows_to_json(table, rows)))
+    written = json.loads(json.dumps([row_to_json(table, row) for row in rows]))
     assert keys_from_json(written) == rows
     with pytest.raises(TidyRowsError, match=r"type Odd has no JSON form .* main\.heap\.c"):
-        rows_to_json(table, [(1, "", Odd())])
+        row_to_json(table, (1, "", Odd()))
 
 
 # --- the two functions

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tidyrows.execution import INTERNAL
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.greenlets import spawn
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from tidyrows.audit.keys import sent_key
 from tidyrows.capture.changes import Inserted, Touched
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.raw_sql import first_word, is_ddl
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import dialect_for
-from tidyrows.execution import INTERNAL
 from tidyrows.keys import RowKey, TableName
 from tidyrows.observe.all_engines import AllEngines
 from tidyrows.observe.sink import ObservingSink

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture import inserts, raw_sql
-from tidyrows.execution import INTERNAL
+from tidyrows.capture.sink import INTERNAL
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

@@ -26,10 +26,10 @@ from tidyrows.capture.cursor import EVENTS as CURSOR_EVENTS
 from tidyrows.capture.cursor import CursorEvents
 from tidyrows.capture.fingerprints import Recorder
 from tidyrows.capture.ownership import Ownership
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.capture.table_resolution import NowhereError, Places
 from tidyrows.capture.transactions import EVENTS, Transactions
 from tidyrows.dialects import Fault, Loss, dialect_for
-from tidyrows.execution import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.worker import WorkerContext
 
+INTERNAL = "tidyrows_internal"
+"""The execution option of tidyrows' own statements, of which no sink hears."""
+
 
 class Sink(Protocol):
     """Receives the changes of an engine's transactions.

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.pending_commits import driver_of
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError, TakenOverError
-from tidyrows.execution import INTERNAL
 from tidyrows.greenlets import in_greenlet, spawn, wait_for
 
 if TYPE_CHECKING:

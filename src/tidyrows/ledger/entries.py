@@ -30,7 +30,7 @@ from tidyrows.capture.changes import (
 from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
 from tidyrows.dialects.keys import runs_of
 from tidyrows.errors import TidyRowsError
-from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, rows_to_json
+from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, row_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _keys_body(first: Change, keys: Sequence[Any], dialect: sa.Dialect) -> dict[
     """Keys as the driver takes them, in their order; whole rows where there are no keys."""
     table = first.table
     if not table.key_columns:
-        return {"rows": [row and rows_to_json(table, [row])[0] for row in keys]}
+        return {"rows": [row and row_to_json(table, row) for row in keys]}
     if isinstance(first, KeysChanged):
         new = [None if new is None else keys_to_json(table, dialect, [new])[0] for _, new in keys]
         return {"old": keys_to_json(table, dialect, [old for old, _new in keys]), "new": new}
@@ -261,7 +261,7 @@ class EntryReader:
             for number, body in bodies.items():
                 into.tie(made[number], items(body["after"]), items(body["before"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise _unreadable() from error
+            raise unreadable_resource() from error
         return {resource: number for number, resource in made.items()}
 
 
@@ -332,16 +332,8 @@ def resource_body(
     }
 
 
-def read_resource_body(text: str) -> dict[str, Any]:
-    """The body of a resource's entry, from the ledger."""
-    try:
-        body: dict[str, Any] = json.loads(text)
-    except ValueError as error:
-        raise _unreadable() from error
-    return body
-
-
-def _unreadable() -> TidyRowsError:
+def unreadable_resource() -> TidyRowsError:
+    """The error for a resource whose entry has no such body."""
     return TidyRowsError(
         "An entry of the ledger about an external resource cannot be read; nothing was removed. "
         "Was it written by another version of tidyrows?"

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError
-from tidyrows.execution import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

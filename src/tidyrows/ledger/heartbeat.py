@@ -14,9 +14,9 @@ from weakref import WeakSet, ref
 
 import sqlalchemy as sa
 
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import DriverSocket, connect_within, dialect_for
 from tidyrows.errors import SessionStateError
-from tidyrows.execution import INTERNAL
 from tidyrows.greenlets import spawn
 
 if TYPE_CHECKING:
@@ -185,7 +185,10 @@ class Heartbeat:
                 with closing(DriverSocket(driver)) as wire, wire.bounded(2 * _BOUND):
                     self._in_transaction(connection, work)
             finally:
-                _close(connection)
+                try:
+                    connection.close()
+                except sa.exc.DBAPIError:  # the server has closed it already
+                    connection.invalidate()
         finally:
             pool.dispose()
 
@@ -210,13 +213,6 @@ def engine_over(pool: sa.Pool, engine: sa.Engine, **options: object) -> sa.Engin
         hide_parameters=engine.hide_parameters,
         execution_options={**engine.get_execution_options(), **options},
     )
-
-
-def _close(connection: sa.Connection) -> None:
-    try:
-        connection.close()
-    except sa.exc.DBAPIError:  # the server has closed it already
-        connection.invalidate()
 
 
 @contextmanager

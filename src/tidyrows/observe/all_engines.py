@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 
 from tidyrows.capture.engine import capture_for, root_engine
-from tidyrows.execution import INTERNAL
+from tidyrows.capture.sink import INTERNAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

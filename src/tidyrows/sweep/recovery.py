@@ -6,6 +6,7 @@ process, and what is left of each tracker's rows is written under new numbers.
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from tidyrows.ledger.entries import (
     MAKING,
     ROWS,
     EntryReader,
-    read_resource_body,
+    unreadable_resource,
 )
 from tidyrows.ledger.entry_table import entry_order
 from tidyrows.ledger.journal import Journal
@@ -75,7 +76,10 @@ def read_entries(
         if test:
             entries.tests[test] = None
         if kind == EXTERNAL:
-            entries.externals[maker, seq] = read_resource_body(body)
+            try:
+                entries.externals[maker, seq] = json.loads(body)
+            except ValueError as error:
+                raise unreadable_resource() from error
         elif kind in ROWS:
             entries.numbers.add((maker, seq))
             change = reader.change(kind, schema, name, body)

@@ -20,10 +20,10 @@ from sqlalchemy.sql.dml import Delete, Update
 
 from tidyrows.capture import ambient
 from tidyrows.capture.pending_commits import driver_of
+from tidyrows.capture.sink import INTERNAL
 from tidyrows.capture.where_clause import matched_keys
 from tidyrows.dialects.keys import plain_chunks, plain_condition
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
-from tidyrows.execution import INTERNAL
 from tidyrows.tracking import named_rows
 
 if TYPE_CHECKING:
