@@ -45,58 +45,50 @@ def call_with_retries(
     try:
         return call.run(make, params.copy())
     except Exception as error:
-        attempts = _CallAttempts(tracker, lambda: make(params.copy()), call)
-        if not attempts.is_transient(error):
+        if not _is_transient(call, error):
             raise
-    again: T = tracker.retry.run(attempts.next, is_transient=attempts.is_transient)
+    is_counted = False
+
+    def attempt() -> T:
+        nonlocal call, is_counted
+        error = call.error
+        if error is not None and not is_counted:
+            is_counted = True  # by the policy, which gets the first attempt's error here
+            raise error
+        if error is not None and call.commit_sent:
+            is_committed = _is_committed(call, error)
+            if is_committed:
+                _restore_instances(call)
+                result: T = call.result
+                return result
+            if is_committed is None:
+                call.is_alone = False
+                add_note(error, _UNKNOWN)
+                raise error
+        _detach_from_callers(call.made, call.unkeyed)
+        call = Call(tracker, began_transaction=not tracker.in_transaction)
+        return call.run(make, params.copy())
+
+    again: T = tracker.retry.run(attempt, is_transient=lambda error: _is_transient(call, error))
     return again
 
 
-class _CallAttempts:
-    """The attempts at one call, the first of which has failed."""
+def _is_committed(call: Call, error: BaseException) -> bool | None:
+    """Whether the COMMIT succeeded; None where nobody can tell."""
+    tracker = call.tracker
+    if tracker.uncertain_keys() - call.uncertain_before:
+        return was_committed(tracker, call.uncertain_before)
+    return None if tracker.fault(error) is Fault.LOST else False
 
-    def __init__(self, tracker: ResourceTracker, make: Callable[[], Any], failed: Call) -> None:
-        self._tracker = tracker
-        self._make = make
-        self._call = failed
-        self._counted = False
 
-    def next(self) -> Any:
-        """Raise the first attempt's error once, so that the policy counts it; then run again."""
-        call = self._call
-        if not self._counted and call.error is not None:
-            self._counted = True
-            raise call.error
-        if call.commit_sent and call.error is not None:
-            is_committed = self._is_committed(call, call.error)
-            if is_committed:
-                _restore_instances(call)
-                return call.result
-            if is_committed is None:
-                call.is_alone = False
-                add_note(call.error, _UNKNOWN)
-                raise call.error
-        _detach_from_callers(call.made, call.unkeyed)
-        began = not self._tracker.in_transaction
-        self._call = call = Call(self._tracker, began_transaction=began)
-        return call.run(self._make)
-
-    def _is_committed(self, call: Call, error: BaseException) -> bool | None:
-        """Whether the COMMIT succeeded; None where nobody can tell."""
-        if self._tracker.uncertain_keys() - call.uncertain_before:
-            return was_committed(self._tracker, call.uncertain_before)
-        return None if self._tracker.fault(error) is Fault.LOST else False
-
-    def is_transient(self, error: BaseException) -> bool:
-        """Whether another attempt may succeed, and only rows of this call are lost."""
-        call = self._call
-        if not self._tracker.may_pass(error):
-            return False
-        if not call.may_run_again and error is call.error:
-            if not call.commit_sent and (call.session is not None or not call.is_alone):
-                add_note(error, _NOT_ALONE)
-            return False
-        return call.may_run_again
+def _is_transient(call: Call, error: BaseException) -> bool:
+    """Whether another attempt may succeed, and only rows of this call are lost."""
+    if not call.tracker.may_pass(error):
+        return False
+    is_lost = error is call.error and not (call.may_run_again or call.commit_sent)
+    if is_lost and (call.session is not None or not call.is_alone):
+        add_note(error, _NOT_ALONE)
+    return call.may_run_again
 
 
 def _restore_instances(call: Call) -> None:

@@ -20,7 +20,7 @@ from tidyrows.errors import LedgerError, TakenOverError, add_note
 from tidyrows.ledger.entries import EXTERNAL, Entry, Number, entries_of, resource_body
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from tidyrows.external import ExternalResource, Tie
     from tidyrows.keys import KeyedTable, TableName
@@ -79,15 +79,11 @@ class Journal:
         with self._lock:
             waiting, self._waiting = self._waiting, []
             fresh = [change for change in changes if change not in self._numbers]
-        rows = []
         numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
         try:
-            for entry in entries_of([*waiting, *fresh], connection.dialect, self._refused):
-                seq = self.process.next_entry()
-                rows.append(self._row(seq, entry, context))
+            for number, entry in self.write(connection, numbers, context).items():
                 for change in entry.changes:
-                    numbers[change].append((self.process.id, seq))
-            self._insert(connection, rows)
+                    numbers[change].append(number)
         except BaseException as error:
             with self._lock:
                 self._waiting[:0] = waiting
@@ -291,10 +287,10 @@ class Journal:
         numbers: set[Number],
         changes: Sequence[Change],
         context: WorkerContext,
-    ) -> set[Number]:
+    ) -> Collection[Number]:
         """Replace these entries by entries of the changes that are left; returns the new ones."""
         self._refuse_loss(self._delete(connection, numbers), numbers)
-        return self.write(connection, changes, context) if changes else set()
+        return self.write(connection, changes, context) if changes else ()
 
     def append(
         self,
@@ -302,7 +298,7 @@ class Journal:
         numbers: set[Number],
         changes: Iterable[Change],
         context: WorkerContext,
-    ) -> set[Number]:
+    ) -> Collection[Number]:
         """Add entries of changes, while these entries stay; returns the new ones."""
         table = self.ledger.table_on(connection)
         # A sweep recovers all entries, and the oldest of each process have always been there.
@@ -353,14 +349,29 @@ class Journal:
         changes: Iterable[Change],
         context: WorkerContext,
         **columns: Any,
-    ) -> set[Number]:
+    ) -> dict[Number, Entry]:
         """Write changes as new entries, with other values in these columns; returns the entries."""
-        rows = [
-            {**self._row(self.process.next_entry(), entry, context), **columns}
+        process, ledger = self.process, self.ledger
+        entries = {
+            (process.id, process.next_entry()): entry
             for entry in entries_of(changes, connection.dialect, self._refused)
-        ]
-        self._insert(connection, rows)
-        return {(self.process.id, row["seq"]) for row in rows}
+        }
+        part: list[dict[str, Any]] = []
+        size = 0
+        for (_, seq), entry in entries.items():
+            name, body = entry.table.name, json.dumps(entry.body)
+            if part and (len(part) == _AT_ONCE or size + len(body) > _LONG):
+                ledger.insert(connection, part)
+                part, size = [], 0
+            place = (name.schema, name.name)
+            row = ledger.row(
+                process.id, self.scope, seq, entry.kind, body, context=context, place=place
+            )
+            part.append({**row, **columns})
+            size += len(body)
+        if part:
+            ledger.insert(connection, part)
+        return entries
 
     def _delete(
         self, connection: sa.Connection, numbers: set[Number], owner: str | None = None
@@ -372,19 +383,6 @@ class Journal:
             found += self.ledger.execute(connection, sa.delete(table).where(*part)).rowcount
         return found
 
-    def _insert(self, connection: sa.Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """In one statement, unless it would be long."""
-        part: list[dict[str, Any]] = []
-        size = 0
-        for row in rows:
-            if part and (len(part) == _AT_ONCE or size + len(row["body"]) > _LONG):
-                self.ledger.insert(connection, part)
-                part, size = [], 0
-            part.append(row)
-            size += len(row["body"])
-        if part:
-            self.ledger.insert(connection, part)
-
     def _refuse_loss(self, found: int, numbers: set[Number]) -> None:
         if found < len(numbers):
             raise TakenOverError(
@@ -393,18 +391,6 @@ class Journal:
                 f"process did with from_json(). They delete the rows. If the process was stopped "
                 f"for that long, give sweep(patience=...) more seconds."
             )
-
-    def _row(self, seq: int, entry: Entry, context: WorkerContext) -> dict[str, Any]:
-        name = entry.table.name
-        return self.ledger.row(
-            self.process.id,
-            self.scope,
-            seq,
-            entry.kind,
-            json.dumps(entry.body),
-            context=context,
-            place=(name.schema, name.name),
-        )
 
 
 _AT_ONCE, _LONG = 50, 500_000

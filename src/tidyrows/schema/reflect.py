@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -128,23 +128,15 @@ def model_foreign_keys(
 def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
     """The columns of one table that may be set to NULL, without key and computed columns."""
     schema, table = place
-    choice: dict[str, Any] = {
-        "schema": schema,
-        "filter_names": [table],
-        "scope": ObjectScope.ANY,
-        "kind": ObjectKind.TABLE,
-    }
     inspector = sa.inspect(connection)
-    with _without_reflection_warnings():
-        described = list(inspector.get_multi_columns(**choice).values())
-        primary_keys = list(inspector.get_multi_pk_constraint(**choice).values())
-    fixed = {name for key in primary_keys if key for name in key["constrained_columns"]}
-    return frozenset(
-        column["name"]
-        for columns in described
-        for column in columns
-        if column["nullable"] and "computed" not in column and column["name"] not in fixed
-    )
+    with _without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
+        key = inspector.get_pk_constraint(table, schema=schema)["constrained_columns"]
+        return frozenset(
+            column["name"]
+            for column in inspector.get_columns(table, schema=schema)
+            if column["nullable"] and "computed" not in column and column["name"] not in key
+        )
+    return frozenset()
 
 
 @contextmanager
