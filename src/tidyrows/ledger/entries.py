@@ -110,7 +110,9 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
 
 def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, Any]]:
     first, table = group[0], group[0].table
-    keys = [key for change in group for key in change.keys]
+    keys = list(first.keys)
+    if len(group) > 1:
+        keys = [key for change in group for key in change.keys]
     columns = table.key_columns or tuple(table.table.columns)
     common: dict[str, Any] = {} if first.certain else {"certain": False}
     common["columns"] = [column.name for column in columns]

@@ -159,7 +159,7 @@ class EntryTable:
         values = {
             f"{name}{at}": value for at, row in enumerate(rows) for name, value in row.items()
         }
-        sent: Any = values if order is None else tuple(values[name] for name in order)
+        sent: Any = values if order is None else tuple(map(values.__getitem__, order))
         connection.exec_driver_sql(sql, sent, execution_options=OPTIONS)
 
     def _insert_of(

@@ -98,8 +98,8 @@ class Journal:
         with self._lock:
             self._waiting += waiting  # until their transaction has committed
             self._numbers.update(numbers)
-            for change in changes[:1]:
-                self._numbers[change] += [numbers[each][-1] for each in waiting if numbers[each]]
+            for each in waiting if changes else ():
+                self._numbers[changes[0]] += numbers[each][-1:]
 
     def confirm(self, changes: Iterable[Change]) -> None:
         """The transaction has committed."""
