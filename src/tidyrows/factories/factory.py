@@ -159,11 +159,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             made = cls._save(model_class, session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         return made
 
-    @classmethod
-    def _get_or_create(
-        cls, model_class: type[Any], session: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        return get_or_create(cls, model_class, session, args, kwargs)
+    _get_or_create = classmethod(get_or_create)
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,10 +81,9 @@ class ForeignKeyGraph:
             child: tuple(dict.fromkeys(key.parent for key in keys))
             for child, keys in self._outgoing.items()
         }
-        self._places = frozenset(self._outgoing) | frozenset(self._incoming)
         self._rank: dict[Place, int] = {}
         self._component: dict[Place, int] = {}
-        components = _children_first(self._places, self._parents)
+        components = _children_first({**self._outgoing, **self._incoming}, self._parents)
         for number, component in enumerate(components):
             for place in component:
                 self._rank[place] = len(self._rank)
