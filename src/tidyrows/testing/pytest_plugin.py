@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +13,11 @@ import sqlalchemy as sa
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import LedgerError, TidyRowsError
+from tidyrows.greenlets import spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.cleanups import created_by, record_of
-from tidyrows.sweep.sweep import sweep, sweep_async
+from tidyrows.sweep.sweep import sweep
 from tidyrows.testing.async_fixtures import ASYNC_TEST, AsyncTest, fixture_for
 from tidyrows.testing.summary import RunSummary
 from tidyrows.testing.tidy import Shared, Tidy
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator
     from pathlib import Path
 
-    from tidyrows.cleanup.report import CleanupReport
     from tidyrows.suite.cleanups import Record
     from tidyrows.worker import WorkerContext
 
@@ -90,34 +89,27 @@ class Plugin:
             return
         self._start(tidy)
         yield tidy
-        self._show(item, self._finish(tidy, item.nodeid, failed=item.stash[_FAILED]))
+        self._finish_test(tidy, item)
 
     def _for_async_test(self, request: pytest.FixtureRequest, tidy: Tidy) -> Iterator[Tidy]:
         """The same, with the cleanup in the test's own loop if the test has one."""
-        item, started = request.node, False
+        item = request.node
 
         async def begin() -> None:
-            engine = Binding(tidy.bind).engine()
-            is_asked = self._config.getoption("--tidy-sweep")
-            if is_asked and engine and engine.url not in self._known_urls:
-                with self._sweeping():
-                    self._add_swept(await sweep_async(engine))
+            await spawn(self._sweep_first, Binding(tidy.bind).engine())
             await tidy.prepare_async()
 
-        def start() -> None:
-            nonlocal started
-            self._start(tidy)
-            started = True
+        async def end() -> None:
+            await tidy.tracker.run_sync(lambda _tracker: self._finish_test(tidy, item))
 
-        end = partial(self._finish_async, tidy, item)
-        item.stash[ASYNC_TEST] = AsyncTest(begin, start, end)
+        item.stash[ASYNC_TEST] = AsyncTest(begin, partial(self._start, tidy), end)
         name = fixture_for(item)
         if name is not None:
             request.getfixturevalue(name)  # it ends after this one, since this one asks for it
         else:
             asyncio.run(begin())
-        if not started:
-            start()
+        if not hasattr(tidy, "tracker"):
+            self._start(tidy)
         yield tidy
         tidy.tracker.stop()
         if name is None:
@@ -227,11 +219,10 @@ class Plugin:
         engine = tidy.tracker.bound_engine
         if engine is None or engine.url in self._known_urls:
             return
+        if not tidy.is_async:
+            self._sweep_first(engine)
         self._known_urls.add(engine.url)
         self._ledgers.append(Ledger(engine, allow_production=True))
-        if self._config.getoption("--tidy-sweep") and not tidy.is_async:
-            with self._sweeping():
-                self._add_swept(sweep(engine))
         if tidy.tracker.journals:
             self._note_database(engine, tidy.context)
 
@@ -252,19 +243,24 @@ class Plugin:
             self.add({"note": text})
         self._notes.note_database(engine.url, context.run_id)
 
-    @contextmanager
-    def _sweeping(self) -> Iterator[None]:
-        """What a sweep cannot delete fails no test."""
+    def _sweep_first(self, engine: sa.Engine | None) -> None:
+        """Sweep a database that is not known yet, if asked; a row that stays fails no test."""
+        if (
+            engine is None
+            or engine.url in self._known_urls
+            or not self._config.getoption("--tidy-sweep")
+        ):
+            return
         try:
-            yield
+            swept = sweep(engine)
         except LedgerError:
-            pass  # there is no ledger: nothing was ever entered
+            return  # there is no ledger: nothing was ever entered
         except TidyRowsError as error:
-            self._add_swept(f"not all that dead runs left: {error}")
-
-    def _add_swept(self, swept: CleanupReport | str) -> None:
-        if isinstance(swept, str) or swept.total_deleted:
-            self.add({"note": f"swept before the first test: {swept}"})
+            text = f"not all that dead runs left: {error}"
+        else:
+            text = str(swept) if swept.total_deleted else ""
+        if text:
+            self.add({"note": f"swept before the first test: {text}"})
 
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
         tidy.tracker.stop()
@@ -272,21 +268,17 @@ class Plugin:
         try:
             kept = tidy.finish(failed=failed)
         except KeyboardInterrupt:
-            self._unfinished.append((test, tidy))
+            if not tidy.is_async:  # there is no loop at the end
+                self._unfinished.append((test, tidy))
             raise
         finally:
             self._record(tidy, test, created, kept)
         return kept
 
-    async def _finish_async(self, tidy: Tidy, item: pytest.Item) -> None:
-        """Finish an asynchronous test in its own loop."""
-        tidy.tracker.stop()
-        created, kept = created_by(tidy.tracker), None
-        try:
-            kept = await tidy.finish_async(failed=item.stash[_FAILED])
-        finally:
-            self._record(tidy, item.nodeid, created, kept)
-        self._show(item, kept)
+    def _finish_test(self, tidy: Tidy, item: pytest.Item) -> None:
+        kept = self._finish(tidy, item.nodeid, failed=item.stash[_FAILED])
+        if kept is not None:
+            item.add_report_section("teardown", "tidyrows", kept)
 
     def _record(self, tidy: Tidy, test: str, created: dict[str, int], kept: str | None) -> None:
         record = record_of(test, created, tidy.report)
@@ -299,10 +291,6 @@ class Plugin:
     def add(self, record: Record) -> None:
         """Send a record with the next report, to be summed at the end of the run."""
         self._unsent.append(record)
-
-    def _show(self, item: pytest.Item, kept: str | None) -> None:
-        if kept is not None:
-            item.add_report_section("teardown", "tidyrows", kept)
 
     # -- hooks -----------------------------------------------------------------------------------
 

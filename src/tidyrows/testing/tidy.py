@@ -9,13 +9,13 @@ import warnings
 import weakref
 from contextlib import contextmanager
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Self, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
-from tidyrows.greenlets import is_async
+from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.ledger.table import Ledger
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
@@ -125,16 +125,7 @@ class Tidy:
             LedgerError: a ledger was asked for, and this role may not make it.
             ProductionDatabaseError: the database looks like production.
         """
-        ledger = self._choose_ledger()
-        if self._is_new(ledger):
-            if self.is_async:
-                raise SessionStateError(
-                    "The ledger of an asynchronous engine is installed by await: write async with "
-                    "Tidy(...), or await tidy.start_async()."
-                )
-            with self._installing(ledger):
-                ledger.install()
-            ledger = self._choose_ledger()
+        ledger = self._installed_ledger()
         self.tracker = ResourceTracker(
             self.bind,
             context=self.context,
@@ -158,10 +149,8 @@ class Tidy:
 
     async def prepare_async(self) -> None:
         """The part of :meth:`start` that must be awaited: install the ledger."""
-        ledger = self._choose_ledger()
-        if self._is_new(ledger) and self.is_async:
-            with self._installing(ledger):
-                await ledger.install_async()
+        if self.is_async:
+            await spawn(self._installed_ledger)
 
     def finish(self, *, failed: bool = False) -> str | None:
         """Stop the tracker, and delete what the test made.
@@ -184,13 +173,9 @@ class Tidy:
 
     async def finish_async(self, *, failed: bool = False) -> str | None:
         """As :meth:`finish`, where the bind is asynchronous."""
-        async with self.tracker.turn():  # what a task still creates is seen
-            self.tracker.stop()
-        with self._at_exit_unless_done():
-            if failed and self._keep and self._has_rows:
-                return await self.tracker.run_sync(lambda _tracker: self.cleanup.keep())
-            await self.cleanup.cleanup_async()
-        return None
+        if not self.tracker.is_async:
+            return self.finish(failed=failed)
+        return await self.tracker.run_sync(lambda _tracker: self.finish(failed=failed))
 
     @property
     def _has_rows(self) -> bool:
@@ -239,18 +224,18 @@ class Tidy:
         ledger = Ledger(engine, allow_production=self._allow_production)
         return None if ledger.is_private else ledger
 
-    def _is_new(self, ledger: Ledger | None) -> TypeGuard[Ledger]:
-        return (
-            ledger is not None
-            and ledger is not self._ledger
-            and not _installed.get(ledger.engine, False)
-        )
-
-    @contextmanager
-    def _installing(self, ledger: Ledger) -> Iterator[None]:
-        """Where the ledger was not asked for, warn once of an error, and do without."""
+    def _installed_ledger(self) -> Ledger | None:
+        """The ledger to use; where this role may not make one that was not asked for, None."""
+        ledger = self._choose_ledger()
+        if ledger is None or ledger is self._ledger or _installed.get(ledger.engine):
+            return ledger
+        if self.is_async and not in_greenlet():
+            raise SessionStateError(
+                "The ledger of an asynchronous engine is installed by await: write async with "
+                "Tidy(...), or await tidy.start_async()."
+            )
         try:
-            yield
+            ledger.install()
         except LedgerError as error:
             if self._ledger:
                 raise
@@ -259,10 +244,11 @@ class Tidy:
                 f"Rows of a worker that is killed, and those of failed tests that are kept, would "
                 f"have to be deleted by hand: {error}",
                 TidyRowsWarning,
-                stacklevel=5,
+                stacklevel=4,
             )
-        else:
-            _installed[ledger.engine] = True
+            return None
+        _installed[ledger.engine] = True
+        return ledger
 
     @contextmanager
     def _at_exit_unless_done(self) -> Iterator[None]:
