@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from concurrent.futures import Future
 from functools import partial
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -20,6 +18,7 @@ from tidyrows.greenlets import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
 
 T = TypeVar("T")
 
@@ -31,39 +30,33 @@ class AuditThread:
     """The thread and its loop; a daemon, so that the process can end where a look hangs."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._loop = asyncio.new_event_loop()
         self._overdue: Future[Any] | None = None
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
         threading.Thread(target=self._serve, name="tidyrows audit", daemon=True).start()
 
     def _serve(self) -> None:
-        while (job := self._queue.get()) is not None:
-            future, work = job
-            try:
-                future.set_result(work())
-            except BaseException as error:  # noqa: BLE001 -- it is raised where the answer is waited for
-                future.set_exception(error)
-        self._runner.close()
+        self._loop.run_forever()
+        self._loop.close()
 
-    def call(self, work: Callable[..., T], *arguments: Any, is_async: bool) -> T:
+    def call(self, work: Callable[[], T], *, is_async: bool) -> T:
         """Do the work in the thread, in a greenlet that may await if ``is_async``."""
         if self._overdue is not None and not self._overdue.done():
             raise TimeoutError
-        future: Future[T] = Future()
-        job = partial(work, *arguments)
-        self._queue.put((future, partial(self._await, job) if is_async else job))
+        task = spawn(work) if is_async else _run(work)
+        future = asyncio.run_coroutine_threadsafe(task, self._loop)
         try:
             return future.result(PATIENCE)
         except TimeoutError:
             self._overdue = future
             raise
 
-    def _await(self, work: Callable[[], T]) -> T:
-        return self._runner.run(spawn(work))
-
     def close(self) -> None:
         """End the thread, without waiting for a look that hangs."""
-        self._queue.put(None)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+
+async def _run(work: Callable[[], T]) -> T:
+    return work()
 
 
 class AuditConnection:
@@ -83,8 +76,7 @@ class AuditConnection:
 
     def call(self, work: Callable[[sa.Connection], T]) -> T:
         """Do the work with the connection."""
-        done: T = self._thread.call(self._work, work, is_async=self._is_async)
-        return done
+        return self._thread.call(partial(self._work, work), is_async=self._is_async)
 
     def close(self) -> None:
         """Close the connection; the next call opens another."""

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.audit.keys import first_keys
 from tidyrows.audit.row_history import BEFORE, RowAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
-    from tidyrows.audit.keys import Key
     from tidyrows.audit.row_history import Maker, RowHistory
+    from tidyrows.audit.tables import Key
     from tidyrows.keys import TableName
 
 _MAKERS = 3
+_KEYS = 5
+_LONGEST = 60
+"""Characters of a key."""
 
 
 class FindingKind(IntEnum):
@@ -117,7 +119,7 @@ def row_findings(history: RowHistory, wording: Wording) -> Iterator[Finding]:
         for table, rows in left.items():
             if rows and table.database not in wording.own:
                 there = history.still_there(maker, table)
-                few = [] if wording.keyless(table) else first_keys(rows.keys)
+                few = [] if wording.keyless(table) else _first_keys(rows.keys)
                 found = _left(maker, table, few, (len(rows), there), wording)
                 if found is not None:
                     yield found
@@ -154,7 +156,7 @@ def _touched(
     maker: Maker, access: RowAccess, table: TableName, group: _Group, wording: Wording
 ) -> Finding:
     count = len(group.keys)
-    keys = [] if wording.keyless(table) else first_keys(group.keys)
+    keys = [] if wording.keyless(table) else _first_keys(group.keys)
     model = wording.model(table)
     preserve = f"tidy.tracker.preserve({wording.select(table)})"
     if access is RowAccess.READ:
@@ -185,6 +187,13 @@ def _left(
         text += f", {there or 'none'} of them still there at the end of the run"
     cure = wording.tidy_cure(maker.name)
     return Finding(maker.name, FindingKind.LEAVES, text, cure, count, str(table), keys)
+
+
+def _first_keys(keys: Iterable[Key]) -> list[Any]:
+    """The first few, for people and for JSON: bare where the key is one column."""
+    few = sorted(keys, key=lambda key: tuple((isinstance(part, str), part) for part in key))[:_KEYS]
+    cut = [tuple(part[:_LONGEST] if isinstance(part, str) else part for part in key) for key in few]
+    return [key[0] if len(key) == 1 else list(key) for key in cut]
 
 
 def _listed(keys: list[Any], count: int) -> str:

@@ -11,26 +11,26 @@ from __future__ import annotations
 import os
 import re
 import weakref
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 
-from tidyrows.audit.keys import sent_key
+from tidyrows.audit.tables import plain_key
 from tidyrows.capture.changes import Inserted, Touched
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.raw_sql import first_word, is_ddl
 from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import dialect_for
 from tidyrows.keys import RowKey, TableName
-from tidyrows.observe.all_engines import AllEngines
-from tidyrows.observe.sink import ObservingSink
+from tidyrows.observe.all_engines import AllEngines, ObservingSink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from tidyrows.audit.tables import Key
     from tidyrows.capture.changes import Change
 
 _PART = r'(?:[\w$]+|"(?:[^"]|"")+"|`(?:[^`]|``)+`|\[[^\]]+\])'
@@ -56,23 +56,33 @@ WrittenName = tuple[str | None, str]
 """A table as it is written: the schema, None where there is none, and the name."""
 
 
-@dataclass(frozen=True, slots=True)
-class SqlScan:
-    """What one SQL string does."""
+@dataclass(slots=True)
+class DatabaseObservations:
+    """What one SQL string does, or all that were sent to one database."""
 
-    written: frozenset[WrittenName]
-    read: frozenset[WrittenName]
-    ddl: bool  # it may create or drop tables
-    dropped: frozenset[WrittenName]
-    unclear: bool  # it may write, and does not name the table
-    exclusive: bool  # it may need a database to which nobody is connected
+    written: frozenset[WrittenName] = frozenset()
+    read: frozenset[WrittenName] = frozenset()
+    ddl: bool = False  # it may create or drop tables
+    dropped: frozenset[WrittenName] = frozenset()
+    unclear: bool = False  # it may write, and does not name the table
+    exclusive: bool = False  # it may need a database to which nobody is connected
+
+    @property
+    def writes(self) -> bool:
+        """Whether a statement of this process may have written."""
+        return bool(self.written) or self.ddl or self.unclear
+
+    def add(self, other: DatabaseObservations) -> None:
+        """Add what another SQL string does."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name) | getattr(other, each.name))
 
 
 @lru_cache(maxsize=4096)
-def scan(sql: str) -> SqlScan:
+def scan(sql: str) -> DatabaseObservations:
     """Scan one SQL string."""
     written = frozenset(written_name(match[1]) for match in _WRITES.finditer(sql))
-    return SqlScan(
+    return DatabaseObservations(
         written=written,
         read=frozenset(written_name(match[1]) for match in _READS.finditer(sql)) - written,
         ddl=is_ddl(sql),
@@ -92,22 +102,6 @@ def _unquoted(part: str) -> str:
     if part[0] in '"`':
         return part[1:-1].replace(part[0] * 2, part[0])
     return part[1:-1] if part[0] == "[" else part
-
-
-@dataclass(slots=True)
-class DatabaseObservations:
-    """What was observed of one database."""
-
-    written: set[WrittenName] = field(default_factory=set)
-    read: set[WrittenName] = field(default_factory=set)
-    ddl: bool = False
-    dropped: set[WrittenName] = field(default_factory=set)
-    unclear: bool = False
-
-    @property
-    def writes(self) -> bool:
-        """Whether a statement of this process may have written."""
-        return bool(self.written) or self.ddl or self.unclear
 
 
 @dataclass(slots=True)
@@ -213,12 +207,7 @@ class AuditObserver(ObservingSink):
         if found.exclusive and os.getpid() == self._process:
             self._release()
         if name is not None:
-            there = self.observed.of(name)
-            there.written |= found.written
-            there.read |= found.read
-            there.ddl |= found.ddl
-            there.dropped |= found.dropped
-            there.unclear |= found.unclear
+            self.observed.of(name).add(found)
 
     # -- what capture reports ----------------------------------------------------------------------
 
@@ -241,7 +230,7 @@ class AuditObserver(ObservingSink):
         columns = change.table.key_columns
         keys = change.keys[:_MOST]
         whole = keys if len(columns) > 1 else [(key,) for key in keys]
-        sent = [sent_key(columns, key, engine.dialect) for key in whole]
+        sent = [_sent_key(columns, key, engine.dialect) for key in whole]
         return [RowKey(table, key) for key in sent if key is not None]
 
     def warn_once(self, subject: Any, message: str) -> None:
@@ -282,8 +271,27 @@ class AuditObserver(ObservingSink):
         except Exception:  # noqa: BLE001 -- a session of the project's own class may find its bind in another way
             return None
         name = self._names.get(bind.engine)
-        key = None if name is None else sent_key(mapper.primary_key, state.key[1], bind.dialect)
+        key = None if name is None else _sent_key(mapper.primary_key, state.key[1], bind.dialect)
         if name is None or key is None:
             return None
         schema = table.schema or dialect_for(bind.engine).default_schema(bind.engine)
         return RowKey(TableName(name, schema, table.name), key)
+
+
+def _sent_key(
+    columns: Iterable[sa.Column[Any]], values: Sequence[Any], dialect: sa.Dialect
+) -> Key | None:
+    """A key as the project's types send it to the driver; None where a type refuses it.
+
+    The ORM has the Python values of the project's types, a look at a table has the driver's.
+    """
+    if any(value is None for value in values):
+        return None
+    processors = [column.type.dialect_impl(dialect).bind_processor(dialect) for column in columns]
+    try:
+        return plain_key(
+            value if process is None else process(value)
+            for process, value in zip(processors, values, strict=True)
+        )
+    except Exception:  # noqa: BLE001 -- a project's own type may not take back what it has made
+        return None

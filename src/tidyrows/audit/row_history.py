@@ -12,9 +12,8 @@ from tidyrows.keys import RowKey
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from tidyrows.audit.keys import Key
     from tidyrows.audit.observer import Observations
-    from tidyrows.audit.tables import Difference
+    from tidyrows.audit.tables import Difference, Key
     from tidyrows.keys import TableName
 
 

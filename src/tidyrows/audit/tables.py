@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.audit.keys import plain_key, row_text
 from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tidyrows.audit.keys import Key
+Key = tuple[int | str, ...]
+"""A key in one form, whether the ORM or a look at the table has read it: numbers and text."""
 
 SMALL = 1000
 """Up to how many rows a table is read as a whole."""
@@ -136,15 +136,16 @@ class WatchedTable:
         sql = self._limited(chosen)
         found = connection.execute(sql, execution_options=_AS_WRITTEN).all()
         places = [self.columns.index(name) for name in self.key]
-        if places:
-            return {plain_key(row[n] for n in places): hash(row_text(row)) for row in found}
         # Rows without a key are distinguished by all their values, and equal rows by a number.
         equal: Counter[str] = Counter()
         rows: dict[Key, int] = {}
         for row in found:
-            text = row_text(row)
-            equal[text] += 1
-            rows[text, equal[text]] = 0
+            text = repr([*map(_comparable, row)])
+            if places:
+                rows[plain_key(row[n] for n in places)] = hash(text)
+            else:
+                equal[text] += 1
+                rows[text, equal[text]] = 0
         return rows
 
     def _scalar(self, connection: sa.Connection, statement: sa.Select[Any]) -> Any:
@@ -189,3 +190,23 @@ def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator
         )
         numbered = len(key) == 1 and isinstance(kinds[key[0]], sa.Integer)
         yield WatchedTable(TableName(database, schema, name), compared, tuple(key), numbered)
+
+
+def plain_key(values: Iterable[Any]) -> Key:
+    """A key of the values that the driver reads, or is sent."""
+    return tuple(_plain(value) for value in values)
+
+
+def _plain(value: Any) -> int | str:
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value).hex()
+    return str(value)
+
+
+def _comparable(value: Any) -> Any:
+    """psycopg2 reads binary values as a memoryview, whose repr is an address."""
+    if isinstance(value, list):
+        return [_comparable(each) for each in value]
+    return bytes(value) if isinstance(value, memoryview) else value

@@ -374,7 +374,7 @@ class WatchedDatabases:
         self.notes[note] = None
 
 
-def _is_among(name: TableName, written: set[WrittenName]) -> bool:
+def _is_among(name: TableName, written: frozenset[WrittenName]) -> bool:
     """Whether a table may be one of those named; a name without its schema may be any schema's."""
     return any(
         table.lower() == name.name.lower() and schema in {None, name.schema}

@@ -1,5 +1,7 @@
 """Every engine of this process, also those that the application makes in the middle of a test.
 
+:class:`AllEngines` gives their rows to a sink; :class:`ObservingSink` is one that holds no rows.
+
 SQLAlchemy reports each Connection of each engine (``engine_connect``, listened to on the class), so
 an engine is known before its first statement. A Connection that is older (a conftest.py may open
 one when it is imported) is reported by its next ``begin``.
@@ -9,18 +11,21 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
 
 from tidyrows.capture.engine import capture_for, root_engine
 from tidyrows.capture.sink import INTERNAL
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
+    from tidyrows.capture.changes import Change
     from tidyrows.capture.sink import Sink
+    from tidyrows.keys import KeyedTable, TableName
 
 _EVENTS = ("engine_connect", "begin")
 
@@ -71,3 +76,52 @@ class AllEngines:
     def _fallback(self, reference: weakref.ref[sa.Engine]) -> Sink | None:
         engine = reference()
         return None if engine is None else self._sink(engine)
+
+
+class ObservingSink:
+    """Implements :class:`tidyrows.capture.sink.Sink`; a subclass records the changes."""
+
+    active = True
+    is_shared = True
+
+    def __init__(self) -> None:
+        self.context = WorkerContext.current()
+
+    def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
+        """Nothing is written."""
+
+    def apply(self, change: Change) -> Change:
+        """A change has been committed."""
+        return change
+
+    def mark_uncertain(self, change: Change) -> Change:
+        """It is not known whether a change has been committed."""
+        return change
+
+    def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
+        """All changes of a transaction have been applied, or marked uncertain."""
+
+    def holds(self, table: TableName) -> bool:
+        """It holds no rows."""
+        return False
+
+    def held_keys(self, table: TableName, keys: Iterable[Any]) -> list[Any]:
+        """It holds no rows."""
+        return []
+
+    def count_of(self, table: TableName) -> int:
+        """It holds no rows."""
+        return 0
+
+    def keys_by_table(self) -> list[tuple[KeyedTable, list[Any]]]:
+        """It holds no rows."""
+        return []
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Rows were inserted whose keys are not known."""
+
+    def warn_late(self, table: KeyedTable) -> None:
+        """It never stops."""
+
+    def before_drop(self, engine: sa.Engine, database: str) -> None:
+        """A database is about to be dropped."""

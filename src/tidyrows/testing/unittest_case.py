@@ -19,13 +19,27 @@ __unittest = True
 """unittest leaves the frames of such a module out of a traceback."""
 
 
-class _TidyCase:
-    """The common part of both kinds of test case; unittest's own class follows in the MRO.
+class TidyTestCase(unittest.TestCase):
+    """A test case whose rows are deleted after its own ``tearDown`` and ``addCleanup`` functions.
 
-    It overrides private methods of unittest, ``_callSetUp`` and the like, as unittest's own
-    ``IsolatedAsyncioTestCase`` does: there it does not matter whether the test's ``setUp`` calls
-    ``super()``, and an error is the test's own. No public method offers that.
+    Attributes:
+        tidy_engine: where the rows go, as for :class:`Tidy`; or override ``make_tidy_engine``.
+        tidy_options: passed to :class:`Tidy`.
+        tidy: of the test, from the first line of ``setUp`` on.
+        tidy_class: of the class, from the first line of ``setUpClass`` on; its rows are deleted
+            after the last test of the class, and where ``setUpClass`` fails.
+
+    Example:
+        >>> class LoginTest(TidyTestCase):
+        ...     tidy_engine = engine
+        ...
+        ...     def test_login(self):
+        ...         UserFactory()
     """
+
+    # It overrides private methods of unittest, _callSetUp and the like, as unittest's own
+    # IsolatedAsyncioTestCase does: there it does not matter whether the test's setUp calls
+    # super(), and an error is the test's own. No public method offers that.
 
     tidy_engine: ClassVar[Any] = None
     tidy_options: ClassVar[dict[str, Any]] = {}
@@ -38,13 +52,13 @@ class _TidyCase:
         super().__init_subclass__(**kwargs)
         own = cls.__dict__.get("setUpClass")
         if isinstance(own, classmethod):
-            cls.setUpClass = classmethod(_with_class_tracker(own.__func__))  # type: ignore[attr-defined]
-        elif not issubclass(next(c for c in cls.__mro__ if "setUpClass" in vars(c)), _TidyCase):
+            cls.setUpClass = classmethod(_with_class_tracker(own.__func__))  # type: ignore[assignment,method-assign]
+        elif not issubclass(next(c for c in cls.__mro__ if "setUpClass" in vars(c)), TidyTestCase):
             # A mixin's setUpClass, which need not call super(), comes first.
             def mixin_set_up(called: Any) -> None:
-                super(cls, called).setUpClass()  # type: ignore[misc]
+                super(cls, called).setUpClass()
 
-            cls.setUpClass = classmethod(_with_class_tracker(mixin_set_up))  # type: ignore[attr-defined]
+            cls.setUpClass = classmethod(_with_class_tracker(mixin_set_up))  # type: ignore[assignment,method-assign]
 
     @classmethod
     def make_tidy_engine(cls) -> Any:
@@ -61,6 +75,11 @@ class _TidyCase:
         return cls.tidy_engine
 
     @classmethod
+    def setUpClass(cls) -> None:
+        """Start the tracker of the class."""
+        cls._start_class()
+
+    @classmethod
     def _start_class(cls) -> None:
         if cls.__dict__.get("_tidy_class_started"):
             return
@@ -70,7 +89,7 @@ class _TidyCase:
         cls.tidy_class = Tidy(bind, test=cls.__qualname__, **cls.tidy_options)
         cls.tidy_class.start()
         cls._tidy_class_started = True
-        cls.addClassCleanup(cls._finish_class)  # type: ignore[attr-defined]
+        cls.addClassCleanup(cls._finish_class)
 
     @classmethod
     def _finish_class(cls) -> None:
@@ -80,12 +99,23 @@ class _TidyCase:
 
     # -- one test ----------------------------------------------------------------------------------
 
-    def _new_tidy(self) -> Tidy:
+    def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
         self._tidy_errors: list[BaseException] = []
         self._tidy_started = False
-        name = self.id()  # type: ignore[attr-defined]
+        name = self.id()
         self.tidy = Tidy(self.make_tidy_engine(), test=name, **self.tidy_options)
-        return self.tidy
+        self._start_test()
+        self._collect(super()._callSetUp)  # type: ignore[misc]
+
+    def _start_test(self) -> None:
+        self.tidy.start()
+        self._tidy_started = True
+        self.addCleanup(self._finish_test)  # the first one, hence the last one to be called
+
+    def _finish_test(self) -> None:
+        if self._tidy_started:
+            with self._finishing():
+                self._show(self.tidy.finish(failed=bool(self._tidy_errors)))
 
     @contextmanager
     def _finishing(self) -> Iterator[None]:
@@ -99,10 +129,6 @@ class _TidyCase:
         finally:
             self._tidy_started = interrupted
 
-    def _finish_now(self) -> None:
-        """Finish test and class: unittest calls no cleanup after a KeyboardInterrupt."""
-        raise NotImplementedError
-
     def _collect(self, call: Callable[[], Any], *, expected: bool = False) -> None:
         try:
             call()
@@ -112,8 +138,11 @@ class _TidyCase:
 
     def _collect_error(self, error: BaseException, *, expected: bool = False) -> None:
         if isinstance(error, KeyboardInterrupt):
-            try:
-                self._finish_now()
+            try:  # unittest calls no cleanup after it
+                try:
+                    self._finish_test()
+                finally:
+                    self._finish_class()
             except Exception as failure:  # noqa: BLE001 -- the interrupt comes first
                 add_note(error, f"tidyrows: the cleanup after this failed too: {text_of(failure)}")
         elif not (expected or isinstance(error, unittest.SkipTest)):
@@ -133,7 +162,7 @@ class _TidyCase:
     @contextmanager
     def subTest(self, *args: Any, **params: Any) -> Iterator[None]:  # noqa: N802 -- unittest's name
         """As unittest's; a failure in it is the test's."""
-        with super().subTest(*args, **params):  # type: ignore[misc]
+        with super().subTest(*args, **params):
             try:
                 yield
             except BaseException as error:
@@ -144,7 +173,7 @@ class _TidyCase:
         """As unittest's."""
         self._tidy_result = result
         try:
-            return super().run(result)  # type: ignore[misc,no-any-return]
+            return super().run(result)
         finally:
             self._tidy_result = None
             self._tidy_errors = []  # they hold the frames of the test
@@ -173,75 +202,24 @@ def _with_class_tracker(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return set_up
 
 
-class TidyTestCase(_TidyCase, unittest.TestCase):
-    """A test case whose rows are deleted after its own ``tearDown`` and ``addCleanup`` functions.
-
-    Attributes:
-        tidy_engine: where the rows go, as for :class:`Tidy`; or override ``make_tidy_engine``.
-        tidy_options: passed to :class:`Tidy`.
-        tidy: of the test, from the first line of ``setUp`` on.
-        tidy_class: of the class, from the first line of ``setUpClass`` on; its rows are deleted
-            after the last test of the class, and where ``setUpClass`` fails.
-
-    Example:
-        >>> class LoginTest(TidyTestCase):
-        ...     tidy_engine = engine
-        ...
-        ...     def test_login(self):
-        ...         UserFactory()
-    """
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Start the tracker of the class."""
-        cls._start_class()
-
-    def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
-        self._new_tidy().start()
-        self._tidy_started = True
-        self.addCleanup(self._finish)  # the first one, hence the last one to be called
-        self._collect(super()._callSetUp)  # type: ignore[misc]
-
-    def _finish(self) -> None:
-        if self._tidy_started:
-            with self._finishing():
-                self._show(self.tidy.finish(failed=bool(self._tidy_errors)))
-
-    def _finish_now(self) -> None:
-        try:
-            self._finish()
-        finally:
-            self._finish_class()
-
-
-class AsyncTidyTestCase(_TidyCase, unittest.IsolatedAsyncioTestCase):
+class AsyncTidyTestCase(TidyTestCase, unittest.IsolatedAsyncioTestCase):
     """As :class:`TidyTestCase`, in an asyncio loop: rows are deleted in the test's own loop.
 
     There is a ``tidy_class`` only where the engine is synchronous: ``setUpClass`` has no loop.
     """
 
-    @classmethod
-    def setUpClass(cls) -> None:
-        """Start the tracker of the class."""
-        cls._start_class()
-
-    def _callSetUp(self) -> None:  # noqa: N802 -- unittest's name
-        self._new_tidy()
+    def _start_test(self) -> None:
         self._callAsync(self._start)  # type: ignore[attr-defined]
-        self._collect(super()._callSetUp)  # type: ignore[misc]
 
     async def _start(self) -> None:
         await self.tidy.start_async()
         self._tidy_started = True
         self.addAsyncCleanup(self._finish)
 
+    def _finish_test(self) -> None:
+        self._callAsync(self._finish)  # type: ignore[attr-defined]
+
     async def _finish(self) -> None:
         if self._tidy_started:
             with self._finishing():
                 self._show(await self.tidy.finish_async(failed=bool(self._tidy_errors)))
-
-    def _finish_now(self) -> None:
-        try:
-            self._callAsync(self._finish)  # type: ignore[attr-defined]
-        finally:
-            self._finish_class()
