@@ -58,7 +58,7 @@ class SuiteCleanups:
         self._engines = engines
         self._add = add
         self._waiting: list[PendingCleanup] = []
-        self._uncommitted: dict[SuiteTracker, PendingCleanup] = {}
+        self._uncommitted: list[PendingCleanup] = []
 
     def clean(self, pending: PendingCleanup) -> None:
         """Delete now, or later if this process itself is in the way."""
@@ -84,18 +84,14 @@ class SuiteCleanups:
         """The test has left a transaction open: clean up again when that is committed."""
         if any(pending.tracker.pending_changes()):
             pending.reason = _LEFT_OPEN
-            self._uncommitted[pending.tracker] = pending
-
-    def committed_late(self, tracker: SuiteTracker) -> None:
-        """Rows of a tracker that had ended are being committed."""
-        pending = self._uncommitted.get(tracker)
-        if pending is not None and pending not in self._waiting:
-            self._waiting.append(pending)
+            self._uncommitted.append(pending)
 
     def retry(self) -> None:
         """Clean up what had to wait, where nothing is in its way any more."""
-        waiting, self._waiting = self._waiting, []
+        late = [each for each in self._uncommitted if each.tracker.committed_late]
+        waiting, self._waiting = dict.fromkeys([*self._waiting, *late]), []
         for pending in waiting:
+            pending.tracker.committed_late = False
             pending.tracker.settle()
             if self._is_busy(pending.tracker) or pending.held:
                 self._waiting.append(pending)
@@ -107,8 +103,8 @@ class SuiteCleanups:
 
     def finish(self, more: Iterable[PendingCleanup]) -> tuple[list[PendingCleanup], list[str]]:
         """Clean up all that is left."""
-        left = list(dict.fromkeys([*self._waiting, *self._uncommitted.values(), *more]))
-        self._waiting, self._uncommitted = [], {}
+        left = list(dict.fromkeys([*self._waiting, *self._uncommitted, *more]))
+        self._waiting, self._uncommitted = [], []
         undeleted: list[str] = []
         while left:
             held: list[PendingCleanup] = []

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.changes import Inserted
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
@@ -22,13 +21,12 @@ from tidyrows.ledger.table import Ledger
 from tidyrows.production import refuse_production
 from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
-from tidyrows.suite.tracker import SuiteEngines, SuiteTracker
+from tidyrows.suite.tracker import DeletedRows, SuiteEngines, SuiteTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
-    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.suite.cleanups import Record
 
 OUTSIDE = "outside of any test"
@@ -54,9 +52,8 @@ class WholeSuite:
         self._ledgers = SuiteLedgers(
             self._with_entries, on_ledger, self._refused.append, are_wanted=with_ledger
         )
-        self.engines = SuiteEngines(self._meet)
+        self.engines = SuiteEngines(self._meet, self._ledgers.close, DeletedRows(self._started))
         self._cleanups = SuiteCleanups(self.engines, add)
-        self._deleted_rows = DeletedRows(self._started)
 
     def start(self) -> None:
         """Track the rows of every engine from now on."""
@@ -112,7 +109,7 @@ class WholeSuite:
 
     def _start_tracker(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:
         ledgers = self._ledgers.all if ledger else []
-        tracker = SuiteTracker(self.engines, self, test, is_shared=is_shared, ledgers=ledgers)
+        tracker = SuiteTracker(self.engines, test, is_shared=is_shared, ledgers=ledgers)
         tracker.start()
         self._started.append(tracker)
         return tracker
@@ -135,24 +132,6 @@ class WholeSuite:
                 self._cleanups.clean(pending)
         finally:
             self._cleanups.retry()
-
-    # -- what trackers report (SuiteEvents) ------------------------------------------------------
-
-    def inserted(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Rows that a test had deleted before are tracked as they were then."""
-        self._deleted_rows.give_back(tracker, table, keys)
-
-    def deleted(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """A test may insert these rows again."""
-        self._deleted_rows.note(table, keys)
-
-    def committed_late(self, tracker: SuiteTracker) -> None:
-        """The rows can be deleted now."""
-        self._cleanups.committed_late(tracker)
-
-    def dropping(self, engine: sa.Engine, database: str) -> None:
-        """Close the ledger's connection to a database that is about to be dropped."""
-        self._ledgers.close(engine, database)
 
     # -- engines ---------------------------------------------------------------------------------
 
@@ -234,27 +213,3 @@ class SuiteLedgers:
         for tracker in self._trackers():
             tracker.journals.add_ledger(ledger)
         self._on_ledger(ledger, WorkerContext.current())
-
-
-class DeletedRows:
-    """Remembers which tracker had created each deleted row."""
-
-    def __init__(self, trackers: Sequence[SuiteTracker]) -> None:
-        self._trackers = trackers
-        self._creators: dict[tuple[TableName, Any], SuiteTracker | None] = {}
-
-    def note(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """A test has deleted these rows."""
-        for key in keys:
-            self._creators[table.name, key] = next(
-                (each for each in self._trackers if each.held_keys(table.name, [key])), None
-            )
-
-    def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Deleted rows are inserted again under their keys: track them as before the DELETE."""
-        for key in keys if self._creators else ():
-            if (table.name, key) in self._creators:
-                creator = self._creators.pop((table.name, key))
-                tracker.store.forget(table, [key])
-                if creator is not None and creator in self._trackers:
-                    creator.store.apply(Inserted(table, [key], named=True))

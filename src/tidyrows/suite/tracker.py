@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import Inserted, Touched
 from tidyrows.capture.tracker_stack import TrackerStack
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
-    from tidyrows.keys import KeyedTable
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
 
 _SHOWN = 3
@@ -27,8 +27,15 @@ _SHOWN = 3
 class SuiteEngines(TrackerStack[ResourceTracker]):
     """All engines of the process; the tracker that was pushed last is given the rows of all."""
 
-    def __init__(self, accept: Callable[[sa.Engine], bool]) -> None:
+    def __init__(
+        self,
+        accept: Callable[[sa.Engine], bool],
+        on_drop: Callable[[sa.Engine, str], None],
+        deleted_rows: DeletedRows,
+    ) -> None:
         super().__init__()
+        self.on_drop = on_drop
+        self.deleted_rows = deleted_rows
         engines = AllEngines(accept, self._tracker)
         self.start, self.stop, self._engines = engines.start, engines.stop, engines
         self._captured: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
@@ -49,37 +56,21 @@ class SuiteEngines(TrackerStack[ResourceTracker]):
         return tracker
 
 
-class SuiteEvents(Protocol):
-    """What a tracker reports to its suite at once."""
-
-    def inserted(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Rows were inserted under keys that the database has not generated."""
-
-    def deleted(self, table: KeyedTable, keys: Sequence[Any]) -> None:
-        """Rows that this tracker does not hold were deleted."""
-
-    def committed_late(self, tracker: SuiteTracker) -> None:
-        """Rows are committed after the tracker has stopped."""
-
-    def dropping(self, engine: sa.Engine, database: str) -> None:
-        """A database is about to be dropped."""
-
-
 class SuiteTracker(ResourceTracker):
     """Tracks all rows that no other tracker does; it collects its warnings for the summary."""
 
     def __init__(
         self,
         engines: SuiteEngines,
-        events: SuiteEvents,
         test: str,
         *,
         is_shared: bool,
         ledgers: Sequence[Ledger],
     ) -> None:
-        self._events = events
+        self._suite = engines
         self.test = test
         self.is_shared = is_shared
+        self.committed_late = False
         self._touched: dict[tuple[str, str, str], None] = {}
         self._untracked: dict[str, None] = {}
         super().__init__(
@@ -116,11 +107,11 @@ class SuiteTracker(ResourceTracker):
 
     def warn_late(self, table: KeyedTable) -> None:
         """A transaction that the test left open is committed: its rows can be deleted now."""
-        self._events.committed_late(self)
+        self.committed_late = True
 
     def before_drop(self, engine: sa.Engine, database: str) -> None:
         """No connection of the ledger's may be in the way."""
-        self._events.dropping(engine, database)
+        self._suite.on_drop(engine, database)
 
     def apply(self, change: Change) -> Change:
         """Track rows that were inserted, except those that a test had only deleted."""
@@ -129,7 +120,7 @@ class SuiteTracker(ResourceTracker):
             return change
         rest = super().apply(change)
         if isinstance(change, Inserted) and change.certain and not change.generated:
-            self._events.inserted(self, change.table, change.keys)
+            self._suite.deleted_rows.give_back(self, change.table, change.keys)
         return rest
 
     def _note_touched(self, touched: Touched) -> None:
@@ -140,4 +131,28 @@ class SuiteTracker(ResourceTracker):
             rows += f" and {touched.count - _SHOWN} more"
         self._touched[str(touched.table.name), touched.verb, rows] = None
         if touched.verb == "deleted":
-            self._events.deleted(touched.table, keys)
+            self._suite.deleted_rows.note(touched.table, keys)
+
+
+class DeletedRows:
+    """Remembers which tracker had created each deleted row."""
+
+    def __init__(self, trackers: Sequence[SuiteTracker]) -> None:
+        self._trackers = trackers
+        self._creators: dict[tuple[TableName, Any], SuiteTracker | None] = {}
+
+    def note(self, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """A test has deleted these rows."""
+        for key in keys:
+            self._creators[table.name, key] = next(
+                (each for each in self._trackers if each.held_keys(table.name, [key])), None
+            )
+
+    def give_back(self, tracker: SuiteTracker, table: KeyedTable, keys: Sequence[Any]) -> None:
+        """Deleted rows are inserted again under their keys: track them as before the DELETE."""
+        for key in keys if self._creators else ():
+            if (table.name, key) in self._creators:
+                creator = self._creators.pop((table.name, key))
+                tracker.store.forget(table, [key])
+                if creator is not None and creator in self._trackers:
+                    creator.store.apply(Inserted(table, [key], named=True))
