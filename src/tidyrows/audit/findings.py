@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from tidyrows.audit.row_history import BEFORE, RowAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from tidyrows.audit.row_history import Maker, RowHistory
     from tidyrows.audit.tables import Key
@@ -25,29 +25,21 @@ _LONGEST = 60
 class FindingKind(IntEnum):
     """What may be wrong with a test, the worst first."""
 
-    ORDER = 1
-    TWICE = 2
-    CHANGES = 3
-    DELETES = 4
-    READS = 5
-    LEAVES = 6
-    SHARED = 7
+    words: str
 
-    @property
-    def words(self) -> str:
-        """The words of the table."""
-        return _WORDS[self]
+    ORDER = 1, "needs an order"
+    TWICE = 2, "does not pass twice"
+    CHANGES = 3, "changes others' rows"
+    DELETES = 4, "deletes others' rows"
+    READS = 5, "reads others' rows"
+    LEAVES = 6, "leaves rows"
+    SHARED = 7, "leaves rows (shared)"
 
-
-_WORDS = {
-    FindingKind.ORDER: "needs an order",
-    FindingKind.TWICE: "does not pass twice",
-    FindingKind.CHANGES: "changes others' rows",
-    FindingKind.DELETES: "deletes others' rows",
-    FindingKind.READS: "reads others' rows",
-    FindingKind.LEAVES: "leaves rows",
-    FindingKind.SHARED: "leaves rows (shared)",
-}
+    def __new__(cls, number: int, words: str) -> Self:
+        """A kind with the words of the table."""
+        kind = int.__new__(cls, number)
+        kind._value_, kind.words = number, words
+        return kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +100,13 @@ def function(test: str) -> str:
 def row_findings(history: RowHistory, wording: Wording) -> Iterator[Finding]:
     """What is wrong by the rows that were seen."""
     for maker, touched in history.touched.items():
-        groups: dict[tuple[RowAccess, TableName, str], _Group] = defaultdict(_Group)
+        groups: dict[tuple[RowAccess, TableName, str], dict[Maker, set[Key]]] = defaultdict(dict)
         for (access, table, other), keys in touched.items():
             if table.database not in wording.own:
                 # The rows of all tests in one line, those of each shared fixture in another.
-                groups[access, table, "" if other.is_test else other.name].add(other, keys)
-        for (access, table, _name), group in groups.items():
-            yield _touched(maker, access, table, group, wording)
+                groups[access, table, "" if other.is_test else other.name][other] = keys
+        for (access, table, _name), by_maker in groups.items():
+            yield _touched(maker, access, table, by_maker, wording)
     for maker, left in history.left.items():
         for table, rows in left.items():
             if rows and table.database not in wording.own:
@@ -125,51 +117,33 @@ def row_findings(history: RowHistory, wording: Wording) -> Iterator[Finding]:
                     yield found
 
 
-@dataclass(slots=True)
-class _Group:
-    """Rows of one table that one test touched in one way, and their makers."""
-
-    makers: list[Maker] = field(default_factory=list)
-    keys: set[Key] = field(default_factory=set)
-
-    def add(self, maker: Maker, keys: Collection[Key]) -> None:
-        self.makers.append(maker)
-        self.keys.update(keys)
-
-    @property
-    def made(self) -> str:
-        if self.makers == [BEFORE]:
-            return "made before the first test"
-        named = ", ".join(maker.name for maker in self.makers[:_MAKERS])
-        more = len(self.makers) - _MAKERS
-        return f"made by {named}" + (f" and {more} other test(s)" if more > 0 else "")
-
-
-_KINDS = {
-    RowAccess.READ: FindingKind.READS,
-    RowAccess.CHANGED: FindingKind.CHANGES,
-    RowAccess.DELETED: FindingKind.DELETES,
-}
-
-
 def _touched(
-    maker: Maker, access: RowAccess, table: TableName, group: _Group, wording: Wording
+    maker: Maker,
+    access: RowAccess,
+    table: TableName,
+    by_maker: Mapping[Maker, set[Key]],
+    wording: Wording,
 ) -> Finding:
-    count = len(group.keys)
-    keys = [] if wording.keyless(table) else _first_keys(group.keys)
+    makers, touched = list(by_maker), set().union(*by_maker.values())
+    count = len(touched)
+    keys = [] if wording.keyless(table) else _first_keys(touched)
     model = wording.model(table)
     preserve = f"tidy.tracker.preserve({wording.select(table)})"
-    if access is RowAccess.READ:
+    if access is RowAccess.READS:
         cure = f"make the {model} it reads in the test itself, or with tidy_worker.once(...)"
-    elif group.makers[0].is_test:
+    elif makers[0].is_test:
         cure = f"make the {model} it {access.value} in the test itself"
-    elif access is RowAccess.CHANGED:
+    elif access is RowAccess.CHANGES:
         cure = f"{preserve} before the change"
     else:
         cure = f"delete a {model} made in the test, or {preserve}"
-    text = f"{access.value} {count} row(s) of {table}{_listed(keys, count)}, {group.made}"
-    others = [other.name for other in group.makers[:_MAKERS]]
-    return Finding(maker.name, _KINDS[access], text, cure, count, str(table), keys, others)
+    others = [other.name for other in makers[:_MAKERS]]
+    made = "before the first test" if makers == [BEFORE] else f"by {', '.join(others)}"
+    if len(makers) > _MAKERS:
+        made += f" and {len(makers) - _MAKERS} other test(s)"
+    text = f"{access.value} {count} row(s) of {table}{_listed(keys, count)}, made {made}"
+    kind = FindingKind[access.name]
+    return Finding(maker.name, kind, text, cure, count, str(table), keys, others)
 
 
 def _left(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass
 from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.audit.findings import Finding, FindingKind
+    from tidyrows.audit.findings import Finding
     from tidyrows.audit.runs import AuditRun
 
 _VERSION = 1
@@ -38,7 +39,7 @@ class AuditReport:
     tests: int
     culprits: Sequence[Culprit]
     runs: Sequence[AuditRun] = ()
-    notes: Sequence[str] = field(default=())
+    notes: Sequence[str] = ()
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types."""
@@ -67,10 +68,9 @@ class AuditReport:
         """The report in one line."""
         if not self.culprits:
             return f"{self.tests} test(s), no culprit"
-        counts: dict[FindingKind, int] = {}
-        for culprit in self.culprits:
-            for kind in {each.kind for each in culprit.findings}:
-                counts[kind] = counts.get(kind, 0) + 1
+        counts = Counter(
+            kind for culprit in self.culprits for kind in {each.kind for each in culprit.findings}
+        )
         text = ", ".join(f"{count} {kind.words}" for kind, count in sorted(counts.items()))
         return f"{len(self.culprits)} culprit(s), {self.tests} test(s): {text}"
 

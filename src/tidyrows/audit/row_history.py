@@ -31,9 +31,9 @@ BEFORE = Maker("before the first test", is_test=False)
 class RowAccess(Enum):
     """What a test did to a row that it had not made."""
 
-    CHANGED = "changes"
-    DELETED = "deletes"
-    READ = "reads"
+    CHANGES = "changes"
+    DELETES = "deletes"
+    READS = "reads"
 
 
 @dataclass(slots=True)
@@ -86,10 +86,10 @@ class RowHistory:
     def _add_difference(self, maker: Maker, difference: Difference, new: set[RowKey]) -> None:
         table = difference.table
         changed = (RowKey(table, key) for key in difference.changed)
-        self._touch(maker, RowAccess.CHANGED, changed)
+        self._touch(maker, RowAccess.CHANGES, changed)
         gone = [RowKey(table, key) for key in difference.gone]
         if not difference.dropped:
-            self._touch(maker, RowAccess.DELETED, gone)
+            self._touch(maker, RowAccess.DELETES, gone)
         for row in gone:
             self._forget(maker, row)
         new.update(RowKey(table, key) for key in difference.appeared)
@@ -99,7 +99,7 @@ class RowHistory:
         if operation == "inserted":
             new.add(row)
         elif row not in new:
-            access = RowAccess.CHANGED if operation == "updated" else RowAccess.DELETED
+            access = RowAccess.CHANGES if operation == "updated" else RowAccess.DELETES
             self._touch(maker, access, [row])
         if operation == "deleted":
             new.discard(row)
@@ -119,22 +119,15 @@ class RowHistory:
 
     def _add_reads(self, maker: Maker, new: set[RowKey], observed: Observations) -> None:
         """Reads of other tests' rows; rows of shared fixtures, or from before, may be read."""
-        written = {
-            (table, key)
+        touched = {
+            RowKey(table, key)
             for (_access, table, _maker), keys in self.touched.get(maker, {}).items()
             for key in keys
         }
-        for row in observed.loaded - observed.inserted:
-            other = self._makers.get(row)
-            if (
-                other is None
-                or not other.is_test
-                or row in new
-                or row.table.name in observed.unnamed_inserts
-            ):
-                continue
-            if (row.table, row.key) not in written:
-                self._touch(maker, RowAccess.READ, [row])
+        for row in observed.loaded - observed.inserted - new - touched:
+            other = self._makers.get(row, BEFORE)
+            if other.is_test and row.table.name not in observed.unnamed_inserts:
+                self._touch(maker, RowAccess.READS, [row])
 
     def still_there(self, maker: Maker, table: TableName) -> int:
         """How many of the rows that a maker left are there now."""

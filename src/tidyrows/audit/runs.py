@@ -206,7 +206,7 @@ def _suspects(test: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> 
         for toucher, touched in history.touched.items()
         if toucher.name == test
         for (_access, _table, maker) in sorted(
-            touched, key=lambda key: key[0] is not RowAccess.READ
+            touched, key=lambda key: key[0] is not RowAccess.READS
         )
     ]
     leavers = [name for name, _count in history.leavers(test).most_common()]

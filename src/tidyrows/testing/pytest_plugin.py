@@ -82,8 +82,6 @@ class Plugin:
         bind = request.getfixturevalue("tidy_engine")
         options = self._options(item)
         tidy = self._new_tidy(bind, test=item.nodeid, **options)
-        if self._notes is not None:
-            self._notes.note_options(options)
         if tidy.is_async:
             yield from self._for_async_test(request, tidy)
             return
@@ -173,8 +171,6 @@ class Plugin:
         keep_on_failure = options.pop("keep_on_failure")
         for name in ("ledger", "allow_production"):
             options.pop(name, None)
-        if self._notes is not None:
-            self._notes.note_options(options)
         item.stash[_FAILED] = False
         return options, lambda: keep_on_failure and item.stash[_FAILED]
 
@@ -194,6 +190,8 @@ class Plugin:
                     pytrace=False,
                 )
             options |= mark.kwargs
+        if self._notes is not None:
+            self._notes.note_options(options)
         return options
 
     def ledger_option(self) -> bool | None:
@@ -264,29 +262,25 @@ class Plugin:
 
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
         tidy.tracker.stop()
-        created, kept = created_by(tidy.tracker), None
+        created, kept, interrupted = created_by(tidy.tracker), None, False
         try:
             kept = tidy.finish(failed=failed)
         except KeyboardInterrupt:
-            if not tidy.is_async:  # there is no loop at the end
-                self._unfinished.append((test, tidy))
+            interrupted = True
             raise
         finally:
-            self._record(tidy, test, created, kept)
+            record = record_of(test, created, tidy.report)
+            if kept is not None:
+                record["kept"] = sum(created.values())
+            elif not tidy.is_async and (interrupted or (tidy.report and tidy.report.held)):
+                self._unfinished.append((test, tidy))  # not an asynchronous one: no loop is left
+            self.add(record)
         return kept
 
     def _finish_test(self, tidy: Tidy, item: pytest.Item) -> None:
         kept = self._finish(tidy, item.nodeid, failed=item.stash[_FAILED])
         if kept is not None:
             item.add_report_section("teardown", "tidyrows", kept)
-
-    def _record(self, tidy: Tidy, test: str, created: dict[str, int], kept: str | None) -> None:
-        record = record_of(test, created, tidy.report)
-        if kept is not None:
-            record["kept"] = sum(created.values())
-        elif tidy.report is not None and tidy.report.held and not tidy.is_async:
-            self._unfinished.append((test, tidy))
-        self.add(record)
 
     def add(self, record: Record) -> None:
         """Send a record with the next report, to be summed at the end of the run."""
