@@ -192,7 +192,7 @@ def test_where_somebody_ends_its_connection_the_rows_are_still_that_tests(databa
     Base.metadata.create_all(engine)
     audited.test("before", is_test=False)
     ((_name, watch),) = audited.watches._watches.items()
-    number = watch._connection._connection.connection.driver_connection.info.backend_pid
+    number = watch.connection._connection.connection.driver_connection.info.backend_pid
     do(engine, "INSERT INTO orgs VALUES (1, '')", f"SELECT pg_terminate_backend({number}, 5000)")
     audited.test("one")
     audited.test("two")

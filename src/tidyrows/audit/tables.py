@@ -59,6 +59,7 @@ class WatchedTable:
     above: int | None = None  # only rows with a higher key are looked at; None for all rows
     rows: dict[Key, int] = field(default_factory=dict)  # the hash of each row
     unseen: bool = False  # too large to be looked at, or not readable
+    _counting: dict[int | None, list[str]] = field(default_factory=dict)  # the SQL, by ``above``
 
     def sees(self, key: Key) -> bool:
         """Whether a row of this key would be seen by a look."""
@@ -72,16 +73,18 @@ class WatchedTable:
 
     # -- looking -----------------------------------------------------------------------------------
 
-    def counts(self) -> list[sa.ScalarSelect[Any]]:
-        """Cheap questions that show whether rows came or went: the count, and the highest key."""
-        some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._clause)
-        inner = self._limited(some).subquery()
-        looks: list[sa.ScalarSelect[Any]] = [
-            sa.select(sa.func.count()).select_from(inner).scalar_subquery()
-        ]
-        if self.numbered:
-            looks.append(sa.select(sa.func.max(self._first)).scalar_subquery())
-        return looks
+    def counting(self, connection: sa.Connection) -> Sequence[str]:
+        """Cheap questions that show whether rows came or went: the count, and the highest key.
+
+        The SQL is kept: compiling it takes longer than running it.
+        """
+        if self.above not in self._counting:
+            some: sa.Select[Any] = sa.select(sa.literal_column("1")).select_from(self._clause)
+            looks = [sa.select(sa.func.count()).select_from(self._limited(some).subquery())]
+            if self.numbered:
+                looks.append(sa.select(sa.func.max(self._first)))
+            self._counting = {self.above: [_compiled(look, connection) for look in looks]}
+        return self._counting[self.above]
 
     def expected(self) -> list[Any]:
         """The answers where nothing has happened."""
@@ -190,6 +193,10 @@ def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator
         )
         numbered = len(key) == 1 and isinstance(kinds[key[0]], sa.Integer)
         yield WatchedTable(TableName(database, schema, name), compared, tuple(key), numbered)
+
+
+def _compiled(look: sa.Select[Any], connection: sa.Connection) -> str:
+    return str(look.scalar_subquery().compile(connection, compile_kwargs={"literal_binds": True}))
 
 
 def plain_key(values: Iterable[Any]) -> Key:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 import weakref
-from itertools import count
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -51,10 +51,9 @@ class DatabaseWatch:
         self._engine = None if self._dialect.is_private(engine) else engine
         self._identity = self._dialect.identity(engine)
         self._note = note
-        self._connection: LookConnection | None = connection
+        self.connection: LookConnection | None = connection
         self._tables: dict[TableName, WatchedTable] = {}
         self._list: list[list[str]] = []
-        self._statements: dict[tuple[Any, ...], str] = {}
         self._mark: Any = None
         self._known = False
 
@@ -63,15 +62,11 @@ class DatabaseWatch:
         table = self._tables.get(row_table)
         return table is not None and table.sees(key)
 
-    def use_connection(self, connection: LookConnection) -> None:
-        """Look through this connection from now on."""
-        self._connection = connection
-
     def release(self) -> None:
         """Close the connection: the database may be about to be dropped."""
-        if self._connection is not None:
+        if self.connection is not None:
             try:
-                self._connection.close()
+                self.connection.close()
             except Exception as error:  # noqa: BLE001 -- it must not fail the suite
                 self._note(f"{self.name}: the audit's connection does not close ({_short(error)})")
             self._mark = None  # SQLite's is a connection's own, and begins anew
@@ -80,7 +75,7 @@ class DatabaseWatch:
         """Keep nothing alive, until the suite uses the database again."""
         self.release()
         if self._engine is None:
-            self._connection = None
+            self.connection = None
 
     def look(self, observed: DatabaseObservations) -> list[Difference]:
         """What has changed since the last look; at the first nothing."""
@@ -88,17 +83,17 @@ class DatabaseWatch:
             identity = self._dialect.identity(self._engine)
             if identity != self._identity:
                 return self._replaced(identity)
-        if self._connection is None:
+        if self.connection is None:
             return []
         try:
-            return self._call(self._connection, observed)
+            return self._call(self.connection, observed)
         except TimeoutError:
             # Whatever it waits for, the suite must not wait for it after each test.
-            self._connection = None
+            self.connection = None
             self._note(f"{self.name} did not answer and was looked at no more")
         except Exception as error:  # noqa: BLE001 -- drivers and a project's own hooks may raise anything
             self._mark = None
-            if isinstance(self._connection, SharedConnection) and self._connection.has_ended(error):
+            if isinstance(self.connection, SharedConnection) and self.connection.has_ended(error):
                 self.gone = True
             else:
                 self._note(f"{self.name} could not be looked at: {_short(error)}")
@@ -193,8 +188,9 @@ class DatabaseWatch:
         seen = [table for table in self._tables.values() if not table.unseen]
         for start in range(0, len(seen), TOGETHER):
             few = seen[start : start + TOGETHER]
+            questions = chain.from_iterable(table.counting(connection) for table in few)
             try:
-                answers = iter(connection.exec_driver_sql(self._counting(connection, few)).one())
+                answers = iter(connection.exec_driver_sql(f"SELECT {', '.join(questions)}").one())
             except sa.exc.DBAPIError as error:
                 self._begin_again(connection, error)
                 found += few  # a look shows which of them it was
@@ -204,17 +200,6 @@ class DatabaseWatch:
                 if [next(answers) for _each in expected] != expected:
                     found.append(table)
         return found
-
-    def _counting(self, connection: sa.Connection, tables: list[WatchedTable]) -> str:
-        """The statement that counts; kept, since to compile it takes longer than to run it."""
-        key = tuple((table.name, table.above) for table in tables)
-        if key not in self._statements:
-            statement = sa.select(*(look for table in tables for look in table.counts()))
-            compiled = statement.compile(connection, compile_kwargs={"literal_binds": True})
-            if len(self._statements) >= TOGETHER:
-                self._statements.clear()
-            self._statements[key] = str(compiled)
-        return self._statements[key]
 
     def _schema_changes(self, connection: sa.Connection) -> Iterator[Difference]:
         """Tables that were dropped, made, or changed."""
@@ -314,7 +299,7 @@ class WatchedDatabases:
         driver = connection.connection.dbapi_connection
         known, name = self._in_memory.get(connection.engine, (None, ""))
         if known is driver:
-            self._watches[name].use_connection(shared)
+            self._watches[name].connection = shared
             return name
         name = f"in memory {next(self._numbers)}"
         self._in_memory[connection.engine] = driver, name

@@ -327,16 +327,16 @@ class Shared:
         Raises:
             SessionStateError: the value has no such form.
         """
-        if name in self._values:
-            value: T = self._values[name]
-        elif self._folder is None:
-            with self:
-                value = self._values[name] = make()
-        else:
-            value = self._values[name] = self._once_per_run(name, make, self._folder)
+        if name not in self._values:
+            if self._folder is None:
+                with self:
+                    self._values[name] = make()
+            else:
+                self._values[name] = self._once_per_run(name, make, self._folder)
+        value: T = self._values[name]
         return value
 
-    def _once_per_run(self, name: str, make: Callable[[], T], folder: Path) -> T:
+    def _once_per_run(self, name: str, make: Callable[[], Any], folder: Path) -> Any:
         try:
             from filelock import FileLock  # noqa: PLC0415 -- an extra; one process needs no lock
         except ModuleNotFoundError as error:
@@ -348,8 +348,7 @@ class Shared:
         file = folder / f"{sha256(name.encode()).hexdigest()[:16]}.json"
         with FileLock(file.with_suffix(".lock")):
             if file.exists():
-                value: T = json.loads(file.read_text(encoding="utf-8"))
-                return value
+                return json.loads(file.read_bytes())
             with self:
                 value = make()
             try:

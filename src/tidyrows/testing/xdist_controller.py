@@ -7,14 +7,13 @@ password.
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import json
 import os
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
@@ -22,8 +21,8 @@ from sqlalchemy.pool import NullPool
 from tidyrows.cleanup.options import Dependents, named_tables, written_names
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.errors import TidyRowsError
-from tidyrows.greenlets import spawn
 from tidyrows.ledger.table import Ledger
+from tidyrows.suite.spare_engine import run_for
 from tidyrows.sweep.dead_workers import SweepArguments
 from tidyrows.sweep.recovery import Recovery
 from tidyrows.sweep.sweep import sweep
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from tidyrows.testing.summary import RunSummary
     from tidyrows.worker import WorkerContext
 
-T = TypeVar("T")
 _SHARED = ":run"
 """Appended to the id of a worker for the rows that all workers share."""
 
@@ -126,9 +124,7 @@ class XdistController:
     def _read(self, worker: str = "*") -> dict[str, WorkerNotes]:
         folder = self._notes_folder()
         files = [] if folder is None else sorted(folder.glob(f"{worker}.json"))
-        notes = {
-            file.stem: WorkerNotes(**json.loads(file.read_text(encoding="utf-8"))) for file in files
-        }
+        notes = {file.stem: WorkerNotes(**json.loads(file.read_bytes())) for file in files}
         for each in notes.values():
             for url, run in each.databases.items():
                 if url not in self._databases:
@@ -144,7 +140,7 @@ class XdistController:
         show: bool = False,
     ) -> None:
         try:
-            report = None if database.is_gone() else work()
+            report = None if database.is_gone() else run_for([database.engine], work)
         except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
             if not database.is_gone(error):
                 text = str(error) if isinstance(error, TidyRowsError) else in_short(error)
@@ -161,48 +157,34 @@ class WorkerDatabase:
 
     def __init__(self, url: str, run: str) -> None:
         self.run = run
-        engine = sa.create_engine(url, poolclass=NullPool)
-        self._is_async = engine.dialect.is_async
+        self.engine = sa.create_engine(url, poolclass=NullPool)
         # The suite's own tracker was allowed to write there.
-        self._ledger = Ledger(engine, allow_production=True)
-        self._recovered: Recovery | None = None
+        self._ledger = Ledger(self.engine, allow_production=True)
 
     def is_gone(self, error: BaseException | None = None) -> bool:
         """Whether the database no longer exists, as far as is known or an error tells."""
         dialect = self._ledger.dialect
         if error is not None and dialect.is_database_missing(error):
             return True
-        return dialect.missing_file(self._ledger.engine) is not None
+        return dialect.missing_file(self.engine) is not None
 
     def recover_shared(self, worker: str) -> None:
         """Take over the rows that a worker made for all workers, until all have ended."""
-        arguments = SweepArguments(run=self.run, worker=worker + _SHARED, handed=True)
-        self._call(lambda: self._recovery().recover(arguments))
+        self._recovery.recover(SweepArguments(run=self.run, worker=worker + _SHARED, handed=True))
 
     def sweep(self, worker: str, options: Mapping[str, Any]) -> CleanupReport:
         """Delete what a worker left, with the cleanup options of its last test."""
-        return self._call(lambda: sweep(self._ledger, run=self.run, worker=worker, **options))
+        return sweep(self._ledger, run=self.run, worker=worker, **options)
 
     def finish(self) -> CleanupReport:
         """Delete what is left of the run."""
+        with closing(self._recovery) as recovery:
+            recovery.recover(SweepArguments(run=self.run, handed=True))
+            return recovery.delete_rows()
 
-        def finish() -> CleanupReport:
-            recovery = self._recovery()
-            try:
-                recovery.recover(SweepArguments(run=self.run, handed=True))
-                return recovery.delete_rows()
-            finally:
-                recovery.close()
-
-        return self._call(finish)
-
+    @cached_property
     def _recovery(self) -> Recovery:
-        if self._recovered is None:
-            self._recovered = Recovery(self._ledger)
-        return self._recovered
-
-    def _call(self, work: Callable[[], T]) -> T:
-        return asyncio.run(spawn(work)) if self._is_async else work()
+        return Recovery(self._ledger)
 
 
 def for_all_workers(context: WorkerContext) -> WorkerContext:
