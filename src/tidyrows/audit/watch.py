@@ -45,6 +45,7 @@ class DatabaseWatch:
         self.name = name
         self.fresh = True  # it had no table at the first look
         self.gone = False  # it no longer exists
+        self.users: set[Maker] = set()  # who has sent statements to it
         self.keyless: set[TableName] = set()  # tables without a primary key, dropped ones included
         self._dialect = dialect_for(engine)
         # An engine on a database in memory is not kept alive, and so neither is the database.
@@ -56,6 +57,11 @@ class DatabaseWatch:
         self._list: list[list[str]] = []
         self._mark: Any = None
         self._known = False
+
+    @property
+    def is_own(self) -> bool:
+        """Whether one test alone has made it for itself."""
+        return self.fresh and len(self.users) == 1 and all(user.is_test for user in self.users)
 
     def sees(self, row_table: TableName, key: Any) -> bool:
         """Whether a look would show what became of a row."""
@@ -267,7 +273,6 @@ class WatchedDatabases:
         self._lock = threading.Lock()
         self._watches: dict[str, DatabaseWatch] = {}
         self._names: dict[Any, str] = {}
-        self._users: dict[str, set[Maker]] = {}
         self._numbers = count(1)
         self._in_memory: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
         self._in_memory = weakref.WeakKeyDictionary()
@@ -326,11 +331,11 @@ class WatchedDatabases:
         for name, watch in list(self._watches.items()):
             there = observed.databases.get(name)
             if there is not None:
-                self._users.setdefault(name, set()).add(maker)
-            elif watch.gone or self._is_own(name, watch):
+                watch.users.add(maker)
+            elif watch.gone or watch.is_own:
                 continue  # one test's own, which no other test uses
             found += watch.look(there or DatabaseObservations())
-            if self._is_own(name, watch):
+            if watch.is_own:
                 watch.suspend()
         return found
 
@@ -349,11 +354,7 @@ class WatchedDatabases:
     @property
     def own(self) -> set[str]:
         """The databases that one test alone has made for itself."""
-        return {name for name, watch in self._watches.items() if self._is_own(name, watch)}
-
-    def _is_own(self, name: str, watch: DatabaseWatch) -> bool:
-        users = self._users.get(name, set())
-        return watch.fresh and len(users) == 1 and next(iter(users)).is_test
+        return {name for name, watch in self._watches.items() if watch.is_own}
 
     def _note(self, note: str) -> None:
         self.notes[note] = None
