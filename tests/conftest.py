@@ -35,7 +35,7 @@ from harness.databases import Database, Homes  # noqa: E402 -- as above
 from harness.ledgers import Ledgers, Worker, closing_all  # noqa: E402 -- as above
 from harness.models import zoo_file, zoo_metadata  # noqa: E402 -- as above
 from tidyrows import production  # noqa: E402 -- as above
-from tidyrows.capture import ambient  # noqa: E402 -- as above
+from tidyrows.capture.ownership import entered_sinks  # noqa: E402 -- as above
 
 for _variable in (*production.ENVIRONMENT_VARIABLES, production.ALLOW_VARIABLE):
     os.environ.pop(
@@ -175,7 +175,7 @@ def worker(database: Database, ledgers: Ledgers) -> Worker:
 def _no_tracker_is_left_behind() -> Iterator[None]:
     """A tracker that a test leaves ambient would own the rows of the tests after it."""
     yield
-    left = ambient.sinks()
+    left = entered_sinks()
     for tracker in left:
         tracker.stop()
     assert not left, f"the test left trackers started: {left}"

@@ -19,8 +19,8 @@ from sqlalchemy.orm import Session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Currency, Group, Org
 from tidyrows import CleanupManager, ResourceTracker, TrackedFactory, UntrackedRowsWarning
-from tidyrows.capture.ambient import entered
 from tidyrows.capture.changes import Inserted
+from tidyrows.capture.ownership import entered
 
 WAIT = 20
 """Seconds after which a thread that has not come back is a failure, never a hang."""
@@ -138,7 +138,7 @@ def test_keys_that_come_in_while_others_are_counted_are_not_lost(sqlite_engine):
     tracker = ResourceTracker(sqlite_engine)
     Org.__table__.create(sqlite_engine)
     with sqlite_engine.connect() as connection:
-        found = tracker.capture(sqlite_engine).places.find(connection, {}, Org.__table__, {})
+        found = tracker.capture(sqlite_engine).tables.find(connection, {}, sa.insert(Org), {})
     assert found is not None
     done = threading.Event()
 

@@ -244,7 +244,7 @@ def test_a_lock_that_is_not_given_is_transient(scene: Scene) -> None:
         error = raised(ours, wait, SECOND)
         assert scene.dialect.fault(error) is Fault.TRANSIENT
         assert scene.dialect.is_timeout(error)
-        doubt = Loss.DOUBT if scene.backend == "mysql" else Loss.NOTHING
+        doubt = Loss.UNKNOWN if scene.backend == "mysql" else Loss.NOTHING
         assert scene.dialect.loss(error, driver(ours)) is doubt
         assert kept(scene, ours)
         ours.invalidate()
@@ -257,7 +257,7 @@ def test_a_lock_that_is_not_waited_for_is_transient(scene: Scene) -> None:
         error = raised(ours, "SELECT * FROM parents WHERE id = 2 FOR UPDATE NOWAIT")
         assert scene.dialect.fault(error) is Fault.TRANSIENT
         assert scene.dialect.is_timeout(error)
-        doubt = Loss.DOUBT if scene.backend == "mysql" else Loss.NOTHING
+        doubt = Loss.UNKNOWN if scene.backend == "mysql" else Loss.NOTHING
         assert scene.dialect.loss(error, driver(ours)) is doubt
         assert kept(scene, ours)
 
@@ -500,7 +500,7 @@ def test_a_commit_without_an_answer_is_in_doubt(scene: Scene) -> None:
             other.exec_driver_sql(KILL[scene.backend][1].format(process))
         error = commit_error(ours)
         assert scene.dialect.fault(error) is Fault.LOST
-        assert scene.dialect.commit_outcome(error, ours) is CommitOutcome.DOUBT
+        assert scene.dialect.commit_outcome(error, ours) is CommitOutcome.UNKNOWN
         ours.invalidate()
 
 

@@ -130,7 +130,7 @@ def test_a_server_that_stops_has_lost_the_connection(server: Server) -> None:
                     connection.commit()
                 assert_lost(dialect, caught.value, driver)
                 outcome = dialect.commit_outcome(caught.value, connection)
-                assert outcome is CommitOutcome.DOUBT, driver
+                assert outcome is CommitOutcome.UNKNOWN, driver
                 with pytest.raises((sa.exc.DBAPIError, ConnectionRefusedError)) as caught:
                     engines[driver].connect()
                 assert_lost(dialect, caught.value, driver)

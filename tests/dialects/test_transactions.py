@@ -170,7 +170,7 @@ def test_a_commit_without_an_answer_is_in_doubt(engine: sa.Engine) -> None:
         with engine.connect() as other:
             other.exec_driver_sql(kill.format(process))
         error = commit_error(connection)
-        assert dialect.commit_outcome(error, connection) is CommitOutcome.DOUBT
+        assert dialect.commit_outcome(error, connection) is CommitOutcome.UNKNOWN
         connection.invalidate()
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from harness.models import Base
-from tidyrows.capture import ambient
+from tidyrows.capture.ownership import entered
 from tidyrows.worker import WorkerContext
 
 
@@ -43,7 +43,7 @@ class SessionOnly:
 
     @contextmanager
     def block(self):
-        with ambient.entered(self):
+        with entered(self):
             yield self
 
 

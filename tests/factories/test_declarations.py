@@ -18,7 +18,7 @@ from sqlalchemy.orm import (
     synonym,
 )
 
-from tidyrows.capture.ambient import entered
+from tidyrows.capture.ownership import entered
 from tidyrows.errors import ScopeError
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.worker import WorkerContext

@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship
 
-from tidyrows.capture.ambient import entered
+from tidyrows.capture.ownership import entered
 from tidyrows.factories import TrackedFactory
 from tidyrows.worker import WorkerContext
 

@@ -7,7 +7,7 @@ import pytest
 from factory.alchemy import SQLAlchemyModelFactory
 
 from harness.models import Animal, Dog
-from tidyrows.capture.ambient import entered
+from tidyrows.capture.ownership import entered
 from tidyrows.factories import TrackedFactory
 from tidyrows.worker import WorkerContext
 

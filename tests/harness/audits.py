@@ -11,7 +11,7 @@ from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
 from tidyrows.audit.watch import WatchedDatabases
-from tidyrows.capture.sink import INTERNAL
+from tidyrows.capture.changes import INTERNAL
 
 
 class Base(DeclarativeBase):

@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
-from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape, common_form, row_hashes
+from tidyrows.capture.changes import Hashes, Shape
+from tidyrows.capture.fingerprints import HASH, NEVER, common_form, row_hashes
 from tidyrows.tracking.fingerprints import RowHashes
 
 
@@ -196,7 +197,8 @@ def test_values_of_different_kinds_differ():
 def test_a_hash_is_the_same_in_another_process():
     sent = "[['a', 'ß', b'x', 5, -5, 2**60, 1.5, True, None, '7', '1e5'], list(range(11))]"
     code = (
-        "from tidyrows.capture.hashes import Shape, row_hashes\n"
+        "from tidyrows.capture.changes import Shape\n"
+        "from tidyrows.capture.fingerprints import row_hashes\n"
         f"print(row_hashes(Shape(('a',), ('b',)), {sent}).tolist())"
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

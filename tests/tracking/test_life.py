@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 from harness.bystanders import snapshot
 from harness.models import Org
 from tidyrows import CleanupManager, ResourceTracker, SessionStateError
-from tidyrows.capture.ambient import sinks
+from tidyrows.capture.ownership import entered_sinks
 from tidyrows.tracking.current import current_tracker
 
 
@@ -69,7 +69,7 @@ def test_trackers_may_stop_in_any_order(zoo_engine):
     insert_one(zoo_engine)
     first.stop()
     insert_one(zoo_engine)
-    assert sinks() == ()
+    assert entered_sinks() == ()
     assert [len(tracker) for tracker in (first, second, third)] == [1, 0, 1]
     for tracker in (first, second, third):
         CleanupManager(tracker).cleanup()

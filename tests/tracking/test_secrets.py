@@ -202,7 +202,7 @@ def test_an_error_about_a_key_names_no_argument_of_its_type(sqlite_engine):
     table = sa.Table("things", metadata, sa.Column("k", Encrypted(SECRET), primary_key=True))
     metadata.create_all(sqlite_engine)
     tracker = ResourceTracker(sqlite_engine)
-    keyed = tracker.capture(sqlite_engine).places.keyed(*_place(tracker, table))
+    keyed = tracker.capture(sqlite_engine).tables.keyed(*_place(tracker, table))
     tracker.store.apply(Inserted(keyed, ["x"]))
     with pytest.raises(TidyRowsError) as caught:
         tracker.to_json()

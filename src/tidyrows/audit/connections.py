@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tidyrows.capture.sink import INTERNAL
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.greenlets import spawn
 
 if TYPE_CHECKING:

@@ -19,10 +19,9 @@ import sqlalchemy as sa
 from sqlalchemy import event, orm
 
 from tidyrows.audit.tables import plain_key
-from tidyrows.capture.changes import Inserted, Touched
+from tidyrows.capture.changes import INTERNAL, Inserted, Touched
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.raw_sql import first_word, is_ddl
-from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import dialect_for
 from tidyrows.keys import RowKey, TableName
 from tidyrows.observe.all_engines import AllEngines, ObservingSink
@@ -171,7 +170,7 @@ class AuditObserver(ObservingSink):
     # -- connections -----------------------------------------------------------------------------
 
     def _accept(self, engine: sa.Engine) -> bool:
-        capture_for(engine).add_sink(self)
+        capture_for(engine).sinks.add(self)
         return True
 
     def _connected(self, connection: sa.Connection) -> str | None:

@@ -1,15 +1,45 @@
-"""What a statement did to rows of one table: a few frozen values, whose identity is their hash."""
+"""What capture tells, as frozen values whose identity is their hash, and the sinks it tells."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from array import array
+    from collections.abc import Iterable, Sequence
 
-    from tidyrows.capture.hashes import Hashes
-    from tidyrows.keys import KeyedTable
+    import sqlalchemy as sa
+
+    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.worker import WorkerContext
+
+INTERNAL = "tidyrows_internal"
+"""The execution option of tidyrows' own statements, of which no sink hears."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The columns that are compared, by the database's names.
+
+    Nullable references are hashed apart: one that is NULL now went with the row that it referenced.
+    """
+
+    values: tuple[str, ...]
+    references: tuple[str, ...] = ()
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All columns."""
+        return self.values + self.references
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Hashes:
+    """The hashes of rows of one shape, in the order of their keys."""
+
+    shape: Shape
+    values: array[int]
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -88,3 +118,68 @@ class Touched(Change):
 
     verb: str = ""
     count: int = 0
+
+
+class Sink(Protocol):
+    """Receives the changes of an engine's transactions.
+
+    An INSERT concerns the one sink that owns it. Every other change concerns all sinks of the
+    engine, which look for their own rows in it.
+    """
+
+    @property
+    def context(self) -> WorkerContext:
+        """Whose tag marks a value as this sink's."""
+
+    @property
+    def active(self) -> bool:
+        """Whether it takes new rows."""
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether its rows are for several tests."""
+
+    # -- of a transaction, in this order -------------------------------------------------------
+
+    def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
+        """A COMMIT is about to be sent: write, in its transaction, what it concerns.
+
+        Called again with the same changes where the first COMMIT failed.
+        """
+
+    def apply(self, change: Change) -> Change:
+        """A change has been committed; returns what is left of it for the other sinks.
+
+        Only of deleted rows without a primary key less may be left than there was.
+        """
+
+    def mark_uncertain(self, change: Change) -> Change:
+        """It is not known whether a change has been committed; returns what is left of it."""
+
+    def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
+        """All changes of a transaction have been applied, or marked uncertain; warn now."""
+
+    # -- what it holds -------------------------------------------------------------------------
+
+    def holds(self, table: TableName) -> bool:
+        """Whether it holds rows of a table."""
+
+    def held_keys(self, table: TableName, keys: Iterable[Any]) -> list[Any]:
+        """Of these keys, those that it holds."""
+
+    def count_of(self, table: TableName) -> int:
+        """How many rows of a table it holds."""
+
+    def keys_by_table(self) -> list[tuple[KeyedTable, list[Any]]]:
+        """All keys that it holds."""
+
+    # -- warnings ------------------------------------------------------------------------------
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """Warn of untracked rows, once per block and subject."""
+
+    def warn_late(self, table: KeyedTable) -> None:
+        """Warn that rows are committed after the sink has stopped."""
+
+    def before_drop(self, engine: sa.Engine, database: str) -> None:
+        """A raw statement is about to drop a database."""

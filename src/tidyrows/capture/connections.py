@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 
-from tidyrows.capture.pending_commits import driver_of
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tidyrows.dialects import Dialect
+
+
+def driver_of(connection: sa.Connection) -> Any:
+    """The DBAPI's connection, which knows whether it is in a transaction."""
+    return connection.connection.dbapi_connection
 
 
 class OpenConnections:

@@ -1,23 +1,42 @@
-"""Takes the hashes of rows from statements, as they go to the driver."""
+"""Hashes of inserted rows, for databases that may give a key to another row (SQLite).
+
+A hash is of the values as the driver sends and reads them, and it is the same in every process.
+SQLite stores the text '5' as a number in a column of numbers, and the number 5 as a text in a
+column of texts: so numbers, and texts that read as numbers, are hashed in one common form.
+"""
 
 from __future__ import annotations
 
 import weakref
+from array import array
 from dataclasses import dataclass, field
+from itertools import repeat
+from marshal import dumps
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import sqlalchemy as sa
 
-from tidyrows.capture.changes import Updated
-from tidyrows.capture.hashes import Hashes, Shape, common_form, hash_rows
-from tidyrows.capture.where_clause import matched_keys
+from tidyrows.capture.affected_rows import matched_keys
+from tidyrows.capture.changes import Hashes, Shape, Updated
+from tidyrows.capture.returning import computed_names
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.keys import KeyedTable
     from tidyrows.worker import WorkerContext
 
+HASH = "Q"
+"""The array type of hashes: 64 bits."""
+NEVER = 2**64 - 1
+"""A hash that stands for values that are not known: no row is compared as equal."""
+VALUES = 2**32 - 1
+"""The bits of a hash that are of the values; the others are of the nullable references."""
+_AFTER_NUMBERS = ":"  # sorts after all texts that SQLite may read as numbers
+_INTEGERS = 2**63
+_FORMAT = 0  # of marshal: the only one that depends on the values alone
 _RANDOM = frozenset("47")  # the versions of UUIDs that nobody makes twice
 _HEX, _DASHED = (32, 12), (36, 14)  # the length of a UUID's text, and the place of its version
 
@@ -60,7 +79,10 @@ class Recorder:
         """The columns that an UPDATE set: in the rows that it names, else in any row."""
         names = self._columns_of(target, context.dialect).names
         given = context.compiled_parameters[0] if context.compiled_parameters else {}
-        written = given.keys() | _computed(context.compiled)
+        compiled = context.compiled
+        written = given.keys() | computed_names(compiled.statement)
+        # columns that are set to something else than a plain value
+        written |= {column.key for column in (*compiled.postfetch, *compiled.update_prefetch)}
         changed = frozenset(column for name, column in names.items() if name in written)
         if not changed or context.rowcount == 0:
             return None
@@ -149,7 +171,8 @@ class _Columns:
             if maybe and all(type(value) is str and tag in value for value in values):
                 return column
         for column in self.unique:
-            if column in given and all(map(_is_filled, given[column])):
+            values = given.get(column, ())
+            if values and all(isinstance(value, (str, bytes)) and value for value in values):
                 return column
         return None
 
@@ -170,10 +193,6 @@ def _places(compiled: Any, columns: _Columns, number: int | None = None) -> dict
         if spelled in bound:
             places[column] = bound[spelled]
     return places
-
-
-def _is_filled(value: Any) -> bool:
-    return isinstance(value, (str, bytes)) and bool(value)
 
 
 def _is_random(value: Any) -> bool:
@@ -205,16 +224,6 @@ def _unique_columns(table: sa.Table) -> set[sa.Column[Any]]:
     }
 
 
-def _computed(compiled: Any) -> set[str]:
-    """The names of the columns that an UPDATE sets to something else than a plain value."""
-    statement = compiled.statement
-    given = list(statement._values or ())
-    # SQLAlchemy 2.0 keeps those of ordered_values() apart
-    given += [pair[0] for pair in getattr(statement, "_ordered_values", None) or ()]
-    given += [*compiled.postfetch, *compiled.update_prefetch]
-    return {getattr(column, "key", column) for column in given}
-
-
 def _in_order(context: Any, target: KeyedTable, keys: Sequence[tuple[Any, ...]]) -> bool:
     """Whether the keys that a statement was given, if any, are those of its rows, in order."""
     if not context.compiled_parameters:
@@ -232,3 +241,79 @@ def _in_order(context: Any, target: KeyedTable, keys: Sequence[tuple[Any, ...]])
         for key, parameters in zip(keys, context.compiled_parameters, strict=True)
         if parameters.get(name) is not None
     )
+
+
+def row_hashes(shape: Shape, columns: Sequence[Sequence[Any]]) -> array[int]:
+    """The hashes of rows, given as one sequence of values per column of the shape."""
+    forms = [common_form(values) for values in columns]
+    if None in forms:
+        return array(HASH, [NEVER]) * len(columns[0])
+    return hash_rows(shape, forms)
+
+
+def hash_rows(shape: Shape, forms: Sequence[Any]) -> array[int]:
+    """As :func:`row_hashes`, of values in their common form."""
+    count = len(shape.values)
+    values = _hashed(zip(*forms[:count], strict=True)) if count else [0] * len(forms[0])
+    if shape.references:
+        values = _joined(values, _hashed(zip(*forms[count:], strict=True)))
+    return array(HASH, values)
+
+
+def hashes_as_read(shape: Shape, rows: Sequence[tuple[Any, ...]], start: int) -> list[int]:
+    """As :func:`row_hashes`, of rows whose values, from this place on, are taken for common forms.
+
+    Other values have another hash here: only an equal hash tells something.
+    """
+    end = start + len(shape.values)
+    values = _hashed(map(itemgetter(slice(start, end)), rows)) if shape.values else [0] * len(rows)
+    if shape.references:
+        values = _joined(values, _hashed(map(itemgetter(slice(end, None)), rows)))
+    return values
+
+
+def _hashed(rows: Iterable[tuple[Any, ...]]) -> list[int]:
+    return list(map(crc32, map(dumps, rows, repeat(_FORMAT))))
+
+
+def _joined(values: list[int], references: list[int]) -> list[int]:
+    return [a | b << 32 for a, b in zip(values, references, strict=True)]
+
+
+def common_form(values: Sequence[Any]) -> Sequence[Any] | None:
+    """Values in the form in which they are hashed; None where one may be stored as another."""
+    kinds = set(map(type, values))
+    if kinds == {int} or (kinds == {str} and min(values) >= _AFTER_NUMBERS):
+        return values
+    if not kinds <= _KINDS:
+        return None
+    return list(map(_form, values))
+
+
+_KINDS = {int, bool, float, str, bytes, bytearray, memoryview, type(None)}
+
+
+def _form(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value >= _AFTER_NUMBERS else _number(value)
+    if isinstance(value, float):
+        if value.is_integer() and -_INTEGERS <= value < _INTEGERS:
+            return int(value)
+        return None if value != value else f"{value:.15g}"  # noqa: PLR0124 -- SQLite keeps NaN as NULL
+    if isinstance(value, (bytearray, memoryview)):
+        return bytes(value)
+    return int(value) if isinstance(value, bool) else value
+
+
+def _number(text: str) -> Any:
+    """A text as the number that a column of numbers makes of it; other texts as they are."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = _INTEGERS
+    if -_INTEGERS <= number < _INTEGERS:
+        return number
+    try:
+        return _form(float(text))
+    except ValueError:
+        return text

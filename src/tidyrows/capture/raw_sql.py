@@ -1,19 +1,32 @@
-"""What a raw SQL string does, as far as its first words tell.
+"""What raw SQL strings do (``text()`` and ``exec_driver_sql``), as far as their first words tell.
 
-Only strings come here: ``text()`` and ``exec_driver_sql``. Nobody can name the rows that a raw
-INSERT makes, so it is noticed and said.
+The rows of a raw INSERT are not tracked, so it triggers a warning. A string may also end or begin a
+transaction, empty a table, change what table names mean, or change the schema.
 """
 
 from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.capture.affected_rows import after_statement, keep_count
+from tidyrows.capture.changes import INTERNAL, Deleted, Inserted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    import sqlalchemy as sa
+
+    from tidyrows.capture.ownership import EngineSinks
+    from tidyrows.capture.table_resolution import RealTables
+    from tidyrows.capture.transactions import Transactions
+    from tidyrows.dialects import Dialect
     from tidyrows.keys import KeyedTable, TableName
+
+EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
+"""SQLAlchemy's events of the cursor; each is a method of :class:`CursorEvents`."""
 
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 _NAME = r"""((?:[\w$.]+|"[^"]+"|`[^`]+`|\[[^\]]+\]|\.)+)"""
@@ -24,9 +37,6 @@ _INSERT = re.compile(
     re.IGNORECASE | re.DOTALL,
 )
 _INSERTING = frozenset({"INSERT", "REPLACE", "WITH", "MERGE", "COPY", "LOAD"})
-_TRANSACTION = frozenset(
-    {"BEGIN", "START", "COMMIT", "END", "ROLLBACK", "ABORT", "SAVEPOINT", "RELEASE", "XA"}
-)
 _MOVE = re.compile(
     r"""(?P<verb>BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)
     (?:\s+(?:WORK|TRANSACTION))?
@@ -65,11 +75,7 @@ def inserted_table(sql: str) -> str | None:
 
 
 def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
-    """The tables that a raw DELETE without WHERE, or a TRUNCATE, empties.
-
-    Returns:
-        The parts of each name, the table's last; and whether what references them goes too.
-    """
+    """The names, in parts, of tables that a raw statement empties, and whether it cascades."""
     place = _LEADING.match(sql)
     match = _EMPTIES.fullmatch(sql, place.end() if place else 0)
     if match is None:
@@ -87,45 +93,28 @@ def dropped_database(sql: str) -> str | None:
 class Move(Enum):
     """What a raw statement does to the transaction behind SQLAlchemy's back."""
 
-    BEGIN = auto()
-    COMMIT = auto()
-    ROLLBACK = auto()
+    BEGIN = START = auto()
+    COMMIT = END = auto()
+    ROLLBACK = ABORT = auto()
     SAVEPOINT = auto()
     RELEASE = auto()
     ROLLBACK_TO = auto()
     UNCLEAR = auto()
 
 
-_MOVES = {
-    "BEGIN": Move.BEGIN,
-    "START": Move.BEGIN,
-    "COMMIT": Move.COMMIT,
-    "END": Move.COMMIT,
-    "ROLLBACK": Move.ROLLBACK,
-    "ABORT": Move.ROLLBACK,
-    "SAVEPOINT": Move.SAVEPOINT,
-    "RELEASE": Move.RELEASE,
-}
-
-
 def transaction_move(sql: str) -> tuple[Move, str] | None:
     """What a raw statement does to the transaction, and the savepoint's name; None if nothing."""
     word = first_word(sql)
-    if word not in _TRANSACTION:
+    if word not in Move.__members__ and word != "XA":
         return None
     match = _MOVE.fullmatch(sql.strip())
     if match is None:  # COMMIT PREPARED 'x', BEGIN ISOLATION LEVEL ..., a second statement
         return Move.UNCLEAR, ""
-    move, name = _MOVES[word], (match["name"] or "").strip('"`[]')
+    move, name = Move[word], (match["name"] or "").strip('"`[]')
     if move is Move.ROLLBACK and match["to"]:
         move = Move.ROLLBACK_TO
     takes_name = move in {Move.SAVEPOINT, Move.RELEASE, Move.ROLLBACK_TO}
-    if takes_name is not bool(name):
-        return (
-            Move.UNCLEAR,
-            "",
-        )  # COMMIT PREPARED 'x', BEGIN ISOLATION LEVEL ..., a second statement
-    return move, name
+    return (move, name) if takes_name is bool(name) else (Move.UNCLEAR, "")
 
 
 def is_ddl(sql: str) -> bool:
@@ -161,3 +150,129 @@ def _fits(name: TableName, parts: Sequence[str]) -> bool:
 def _references(table: KeyedTable, others: Iterable[TableName]) -> bool:
     targets = {key.target_fullname.split(".")[-2].casefold() for key in table.table.foreign_keys}
     return any(other.name.casefold() in targets for other in others)
+
+
+class CursorEvents:
+    """Looks at each statement of one engine before the driver sends it."""
+
+    def __init__(
+        self, transactions: Transactions, sinks: EngineSinks, tables: RealTables, dialect: Dialect
+    ) -> None:
+        self._transactions = transactions
+        self._sinks = sinks
+        self._tables = tables
+        self._dialect = dialect
+        self._loses_count = not dialect.counts_when_closed
+
+    def do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
+        """Look at what only the cursor sees: raw strings, and an INSERT in the WITH of a SELECT.
+
+        An event of the dialect, not of the connection: on every statement's way, it is cheaper.
+        """
+        if self._sinks.idle:
+            return
+        if self._transactions.pending.all:
+            self._transactions.resolve(context.root_connection)
+        if context.isddl and self._dialect.ddl_commits:
+            self._transactions.before_commit(context.root_connection)
+        if context.isinsert:
+            if self._loses_count and not context.compiled.effective_returning:
+                keep_count(context)  # the rows of RETURNING are counted as they are
+            if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
+                self._warn_of_insert(context.root_connection, sql)
+            return
+        if INTERNAL not in context.execution_options:
+            self._look_at(context, sql)
+
+    def _look_at(self, context: Any, sql: str) -> None:
+        if context.compiled is None or context.is_text:
+            self._raw(context.root_connection, sql, context)
+        elif sql[:4] == "WITH":
+            self._warn_of_insert(context.root_connection, sql)
+        elif not context.isddl and self._dialect.session_setting(sql):
+            self._moved(context.root_connection)
+
+    do_executemany = do_execute
+
+    def do_execute_no_params(self, cursor: Any, sql: str, context: Any) -> None:
+        """As ``do_execute``."""
+        self.do_execute(cursor, sql, (), context)
+
+    def _moved(self, connection: sa.Connection) -> None:
+        self._transactions.log(connection).targets.clear()
+        self._tables.moved(connection)
+
+    def _raw(self, connection: sa.Connection, sql: str, context: Any) -> None:
+        if self._dialect.session_setting(sql):
+            self._moved(connection)
+        move = transaction_move(sql)
+        if move is not None:
+            self._move(connection, context, *move)
+        elif is_ddl(sql):
+            if self._dialect.ddl_commits:
+                self._transactions.before_commit(connection)
+            watcher, database = self._sinks.watcher, dropped_database(sql)
+            if watcher is not None and database is not None:
+                watcher.before_drop(connection.engine, database)
+            self.ddl(connection)
+            after_statement(context, partial(self._transactions.resolve, connection))
+        names, with_kin = emptied_tables(sql)
+        if names:
+            after_statement(context, partial(self._emptied, connection, names, with_kin=with_kin))
+        self._warn_of_insert(connection, sql)
+
+    def _move(self, connection: sa.Connection, context: Any, move: Move, name: str) -> None:
+        """A raw statement moves the transaction; it is about to be sent."""
+        transactions = self._transactions
+        transactions.log(connection).targets.clear()  # SET LOCAL ends with what it was set in
+        if move is Move.COMMIT or (move is Move.BEGIN and self._dialect.ddl_commits):
+            transactions.before_commit(connection)
+            transactions.commit_unasked(connection)
+            after_statement(context, partial(transactions.resolve, connection))
+        elif move is Move.SAVEPOINT:
+            transactions.savepoint(connection, name)
+        elif move is Move.RELEASE:
+            transactions.release_savepoint(connection, name)
+            after_statement(context, partial(transactions.released, connection))
+        elif move is Move.ROLLBACK_TO:
+            transactions.rollback_savepoint(connection, name)
+        elif move is Move.ROLLBACK:
+            transactions.rollback(connection)
+        elif move is Move.UNCLEAR:
+            transactions.lose_sight(connection)
+
+    def _emptied(
+        self, connection: sa.Connection, names: Iterable[Sequence[str]], *, with_kin: bool
+    ) -> None:
+        """A raw statement has deleted all rows of tables: tracked ones are tracked no more.
+
+        What is inserted under their keys afterwards may be somebody else's.
+        """
+        self._transactions.resolve(connection)  # a TRUNCATE that commits
+        log = self._transactions.log(connection)
+        rows = [(c.table, c.keys) for c, _sink in log.all() if isinstance(c, Inserted)]
+        for sink in self._sinks:
+            rows += sink.keys_by_table()
+        gone = emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
+        for table, keys in rows:
+            if keys and table.key_columns and table.name in gone:
+                self._transactions.add(connection, log, Deleted(table, list(keys)))
+
+    def _warn_of_insert(self, connection: sa.Connection, sql: str) -> None:
+        table = inserted_table(sql)
+        owner = self._sinks.owner(connection) if table is not None else None
+        if owner is not None:
+            owner.warn_once(
+                ("raw", table),
+                f"A raw SQL statement inserted into {table}: nobody can tell which rows it made, "
+                f"so they are not tracked and cleanup will not delete them. Write it as "
+                f"insert(table), or tell the tracker with tracker.track_query(select(...)) or "
+                f"tracker.track_rows(table, keys).",
+            )
+
+    def ddl(self, connection: sa.Connection) -> None:
+        """The schema was changed; on the MySQL family that has committed."""
+        self._transactions.log(connection).targets.clear()
+        self._tables.schema_version += 1
+        if self._dialect.ddl_commits:
+            self._transactions.commit_unasked(connection)

@@ -15,7 +15,7 @@ from sqlalchemy.engine import cursor as sa_cursor
 from sqlalchemy.sql.util import find_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tidyrows.dialects import Dialect, RealTable
     from tidyrows.keys import KeyedTable
@@ -60,11 +60,6 @@ def is_plain(insert: sa.Insert) -> bool:
     )
 
 
-def table_of(insert: sa.Insert) -> Any:
-    """The table that an INSERT writes to; the ORM's bulk insert has one for each of a hierarchy."""
-    return insert._annotations.get("_emit_insert_table", insert.table)
-
-
 def rewrite_insert(
     insert: sa.Insert,
     parameters: Sequence[Mapping[str, Any]],
@@ -72,11 +67,7 @@ def rewrite_insert(
     real: RealTable,
     dialect: Dialect,
 ) -> Rewrite | None:
-    """Add RETURNING of the key where nothing else would tell it.
-
-    Returns:
-        None where the statement can run as it is, and its result tells the keys.
-    """
+    """Add RETURNING of the key; None where the result of the statement as it is tells it."""
     keyed = bool(target.key_columns)
     upsert = dialect.upsert(insert)
     if keyed:
@@ -103,11 +94,7 @@ def rewrite_insert(
     if refusal is not None:
         return Rewrite(insert, refusal=refusal)
     generated = makes_key(insert, parameters, target)
-    return (
-        _with_key(insert, target, proof, generated=generated)
-        if keyed
-        else _with_row(insert, target, proof, dialect)
-    )
+    return _with_returning(insert, target, dialect, proof, generated=generated)
 
 
 def _why_not(
@@ -131,11 +118,7 @@ def rewrite_delete(
     real: RealTable,
     dialect: Dialect,
 ) -> Rewrite | None:
-    """Add RETURNING of the key to a DELETE that chooses its rows by something else.
-
-    Returns:
-        None where that cannot be.
-    """
+    """Add RETURNING of the key to a DELETE that chooses its rows by something else; None if not."""
     tables = {
         table
         for clause in delete._where_criteria
@@ -146,67 +129,51 @@ def rewrite_delete(
     fetched = delete._annotations.get("synchronize_session") == "fetch"  # then the ORM asks itself
     if not able or fetched or delete._return_defaults or len(parameters) > 1:
         return None
-    if not target.key_columns:
-        return _with_row(delete, target, None, dialect) if dialect.deletes_keyless_rows else None
-    return _with_key(delete, target, None, generated=False)
+    if not (target.key_columns or dialect.deletes_keyless_rows):
+        return None
+    return _with_returning(delete, target, dialect)
 
 
-def _with_key(
-    insert: sa.Insert | sa.Delete,
+def _with_returning(
+    statement: sa.Insert | sa.Delete,
     target: KeyedTable,
-    proof: sa.ColumnElement[bool] | None,
-    *,
-    generated: bool,
-) -> Rewrite:
-    columns = [target.table.c[column.key] for column in target.key_columns]
-    own = _columns_of(insert._returning)
-    places = [_place(column, own) for column in columns]
-    missing: list[Any] = [c for c, place in zip(columns, places, strict=True) if place is None]
-    if proof is not None:
-        missing.append(proof.label(_PROOF))
-    where: tuple[Any, ...] = tuple(columns)
-    if not _is_orm(insert):
-        behind = iter(range(-len(missing), 0))
-        where = tuple(next(behind) if place is None else place for place in places)
-    statement: Any = insert
-    if missing:
-        statement = insert._generate()  # as returning() does, which forbids it in the ORM's bulk
-        statement._returning = (*insert._returning, *missing)
-    return Rewrite(
-        statement,
-        columns=where,
-        added=len(missing),
-        proof=proof is not None,
-        asked=bool(insert._returning),
-        generated=generated,
-    )
-
-
-def _with_row(
-    insert: sa.Insert | sa.Delete,
-    target: KeyedTable,
-    proof: sa.ColumnElement[bool] | None,
     dialect: Dialect,
+    proof: sa.ColumnElement[bool] | None = None,
+    *,
+    generated: bool = False,
 ) -> Rewrite:
-    """Add RETURNING of every column, read so that the row can be found again by it."""
-    added: list[Any] = [
-        dialect.read_exactly(column).label(f"{_WHOLE}{number}")
-        for number, column in enumerate(target.table.columns)
-    ]
-    count = len(added)
+    """Add the key to RETURNING; without one every column, read so that it finds the row again."""
+    wanted: list[Any] = [target.table.c[column.key] for column in target.key_columns]
+    names: list[Any] = wanted
+    places: list[int | None]
+    if wanted:
+        own = [each for element in statement._returning for each in element._select_iterable]
+        places = [_place(column, own) for column in wanted]
+    else:
+        names = [f"{_WHOLE}{number}" for number in range(len(target.table.columns))]
+        wanted = [
+            dialect.read_exactly(column).label(name)
+            for column, name in zip(target.table.columns, names, strict=True)
+        ]
+        places = [None] * len(wanted)
+    added = [column for column, place in zip(wanted, places, strict=True) if place is None]
     if proof is not None:
         added.append(proof.label(_PROOF))
-    where: tuple[Any, ...] = tuple(range(-len(added), count - len(added)))
-    if _is_orm(insert):
-        where = tuple(f"{_WHOLE}{number}" for number in range(count))
-    statement: Any = insert._generate()
-    statement._returning = (*insert._returning, *added)
+    # the ORM decides itself which columns RETURNING has, and where
+    if statement._annotations.get("dml_strategy") not in {"orm", "bulk"}:
+        behind = iter(range(-len(added), 0))
+        names = [next(behind) if place is None else place for place in places]
+    changed: Any = statement
+    if added:
+        changed = statement._generate()  # as returning() does, which forbids it in the ORM's bulk
+        changed._returning = (*statement._returning, *added)
     return Rewrite(
-        statement,
-        columns=where,
+        changed,
+        columns=tuple(names),
         added=len(added),
         proof=proof is not None,
-        asked=bool(insert._returning),
+        asked=bool(statement._returning),
+        generated=generated,
     )
 
 
@@ -218,18 +185,6 @@ def _reports_keys(insert: sa.Insert) -> bool:
     return bool(insert._return_defaults) or (
         bool(insert._returning) and insert._annotations.get("dml_strategy") == "bulk"
     )
-
-
-def _is_orm(insert: sa.Insert | sa.Delete) -> bool:
-    """Whether the ORM will read the rows: it decides which columns RETURNING has, and where."""
-    return insert._annotations.get("dml_strategy") in {"orm", "bulk"}
-
-
-def _columns_of(elements: Iterable[Any]) -> list[Any]:
-    columns: list[Any] = []
-    for element in elements:
-        columns.extend(element._select_iterable)
-    return columns
 
 
 def _place(column: sa.Column[Any], own: Sequence[Any]) -> int | None:
@@ -251,13 +206,14 @@ def _parameters_hold_key(
     if not parameters or insert._multi_values or insert.select is not None:
         return False
     given = parameters[0]
-    computed = {getattr(column, "key", column) for column in insert._values or ()}
+    computed = computed_names(insert)
     for column in target.key_columns:
         name = column.key
         if name in given:
-            if any(_is_unknown(row.get(name)) for row in parameters):
+            values = [row.get(name) for row in parameters]
+            if any(value is None or isinstance(value, sa.ClauseElement) for value in values):
                 return False
-            if dialect.explicit_zero_is_generated and any(row[name] == 0 for row in parameters):
+            if dialect.explicit_zero_is_generated and 0 in values:
                 return False
         elif name in computed:
             return False
@@ -268,8 +224,12 @@ def _parameters_hold_key(
     return True
 
 
-def _is_unknown(value: Any) -> bool:
-    return value is None or isinstance(value, sa.ClauseElement)
+def computed_names(statement: Any) -> set[str]:
+    """The columns that ``values()`` of a statement sets, by their names."""
+    given = list(statement._values or ())
+    # SQLAlchemy 2.0 keeps those of ordered_values() apart
+    given += [pair[0] for pair in getattr(statement, "_ordered_values", None) or ()]
+    return {getattr(column, "key", column) for column in given}
 
 
 def makes_key(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects import RealTable, database_name
+from tidyrows.dialects import Fault, Loss, RealTable, database_name
 from tidyrows.keys import KeyedTable, TableName
 
 if TYPE_CHECKING:
@@ -22,21 +22,17 @@ Target = tuple[KeyedTable, RealTable]
 _CACHE, _MOVED = "tidyrows_targets", "tidyrows_moved"
 
 
-class NowhereError(Exception):
-    """The real table is not known; the message says why, as the end of a sentence."""
-
-
-class Places:
+class RealTables:
     """The real tables of one engine.
 
     Attributes:
         database: how row keys name the engine's database.
-        version: counts the DDL that was seen; what is known of the schema may be stale.
+        schema_version: counts the DDL that was seen; what is known of the schema may be stale.
     """
 
     def __init__(self, engine: sa.Engine, dialect: Dialect, harmless: Callable[..., None]) -> None:
         self.database = database_name(engine)
-        self.version = 0
+        self.schema_version = 0
         self._dialect = dialect
         self._harmless = harmless
         self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
@@ -45,12 +41,16 @@ class Places:
         self,
         connection: sa.Connection,
         known: dict[Any, Any],
-        table: Any,
+        statement: sa.Insert | sa.Update | sa.Delete,
         options: Mapping[str, Any],
-    ) -> Target | None:
-        """The real table that a statement writes to; None for a temporary one."""
+    ) -> Target | str | None:
+        """The real table that a statement writes to; None for a temporary one.
+
+        A text, the end of a sentence, says why it is not known.
+        """
+        table = table_of(statement)
         if not isinstance(table, sa.Table):
-            raise NowhereError("it names no Table but a table() or an alias, without a primary key")
+            return "it names no Table but a table() or an alias, without a primary key"
         translate = options.get("schema_translate_map")
         schema = table.schema
         if translate and schema in translate:
@@ -63,40 +63,50 @@ class Places:
                 # another one may set a search_path past SQLAlchemy's events
                 kept = kept and listener == self._harmless
             version, cache = info.get(_CACHE, (None, {}))
-            if version != self.version:
+            if version != self.schema_version:
                 cache = {}
-                info[_CACHE] = (self.version, cache)
-            found: Target | None = cache.get(place) if kept else None
-            known[place] = found or self._resolved(connection, table, schema, cache)
+                info[_CACHE] = (self.schema_version, cache)
+            found = cache.get(place) if kept else None
+            if found is None:
+                found = self._resolved(connection, statement, table, schema)
+                if isinstance(found, str):
+                    return found
+                if found is not None:
+                    cache[place] = found
+            known[place] = found
         return known[place]  # type: ignore[no-any-return]
 
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""
         connection.info[_MOVED] = True
 
-    def changed(self) -> None:
-        """The schema was changed: tables may be elsewhere."""
-        self.version += 1
-
     def _resolved(
-        self,
-        connection: sa.Connection,
-        table: sa.Table,
-        schema: str | None,
-        cache: dict[Any, Target],
-    ) -> Target | None:
+        self, connection: sa.Connection, statement: Any, table: sa.Table, schema: str | None
+    ) -> Target | str | None:
         try:
             real = self._dialect.resolve(connection, schema, table.name)
         except connection.dialect.loaded_dbapi.Error as error:
+            self._raise_if_lost(connection, statement, error)
             # the caller's own statement will say it, as SQLAlchemy's error
-            raise NowhereError(f"the database does not say which table it is ({error})") from error
+            return f"the database does not say which table it is ({error})"
         if real is None:
-            raise NowhereError("the database shows no table of this name here")
+            return "the database shows no table of this name here"
         if real.kind == "temporary":
             return None
-        name = TableName(self.database, real.schema, table.name)
-        found = cache[table, schema] = self.keyed(name, table), real
-        return found
+        return self.keyed(TableName(self.database, real.schema, table.name), table), real
+
+    def _raise_if_lost(
+        self, connection: sa.Connection, statement: Any, error: BaseException
+    ) -> None:
+        """Let a dead connection or a lost transaction be the caller's error, as SQLAlchemy would.
+
+        The statement itself would now get another error, that the connection is closed; or be
+        committed without what came before it.
+        """
+        lost = self._dialect.fault(error) is Fault.LOST
+        driver = connection.connection.dbapi_connection
+        if lost or self._dialect.loss(error, driver) is Loss.EVERYTHING:
+            connection._handle_dbapi_exception(error, str(statement), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
     def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
         """The one KeyedTable of a real table and a project's Table."""
@@ -105,3 +115,8 @@ class Places:
         if keyed is None:
             keyed = self._tables.setdefault((name, table), KeyedTable(name, table))
         return keyed
+
+
+def table_of(statement: sa.Insert | sa.Update | sa.Delete) -> Any:
+    """The table that is written to; the ORM's bulk insert has one for each of a hierarchy."""
+    return statement._annotations.get("_emit_insert_table", statement.table)  # noqa: SLF001 -- no public name

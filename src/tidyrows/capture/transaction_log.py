@@ -1,24 +1,25 @@
-"""What one database transaction has done to tracked tables and not yet committed."""
+"""Changes until they are committed: of an open transaction, then of a COMMIT under way.
+
+SQLAlchemy's ``commit`` event fires *before* the real COMMIT and nothing fires after it. So the
+changes of the transaction wait here for the next thing that happens on the connection, or for
+somebody who asks, unless an error said otherwise in between.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import threading
+import weakref
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from tidyrows.capture.changes import Change
-    from tidyrows.capture.sink import Sink
+    import sqlalchemy as sa
+
+    from tidyrows.capture.changes import Change, Sink
+    from tidyrows.dialects import Dialect
 
 Logged: TypeAlias = "tuple[Change, Sink | None]"
 """A change, and the one sink that it concerns; None where it concerns all."""
-
-
-@dataclass(slots=True)
-class Savepoint:
-    """Changes since a savepoint; the first of a log is the transaction itself."""
-
-    name: str
-    changes: list[Logged] = field(default_factory=list)
 
 
 class TransactionLog:
@@ -28,76 +29,52 @@ class TransactionLog:
         changed: whether there are changes.
         targets: real tables resolved in this transaction.
         rewritten: statements under way that were changed, by the id of the statement.
-        release_unsure: a savepoint was released; on SQLite that may have been a commit.
         outermost: the savepoint with which the transaction began, whose RELEASE is its COMMIT.
-        emptied: the execution of the newest raw statement, and what it does to whole tables once it
-            has succeeded.
     """
 
-    __slots__ = (
-        "_savepoints",
-        "changed",
-        "emptied",
-        "outermost",
-        "release_unsure",
-        "rewritten",
-        "targets",
-    )
+    __slots__ = ("_savepoints", "changed", "outermost", "rewritten", "targets")
 
     def __init__(self) -> None:
-        self._savepoints = [Savepoint("")]
+        # names with the changes since; the first is the transaction itself
+        self._savepoints: list[tuple[str, list[Logged]]] = [("", [])]
         self.changed = False
         self.targets: dict[Any, Any] = {}
         self.rewritten: dict[int, Any] = {}
-        self.release_unsure = False
         self.outermost: str | None = None
-        self.emptied: tuple[Any, list[Change]] | None = None
 
     def all(self) -> list[Logged]:
         """All changes, in order."""
-        first, *inner = self._savepoints
-        changes = list(first.changes)
-        for savepoint in inner:
-            changes += savepoint.changes
+        changes: list[Logged] = []
+        for _name, since in self._savepoints:
+            changes += since
         return changes
 
     def add(self, change: Change, sink: Sink | None) -> None:
         """Add the effect of the newest statement."""
-        self._savepoints[-1].changes.append((change, sink))
+        self._savepoints[-1][1].append((change, sink))
         self.changed = True
 
     def restore(self, changes: list[Logged]) -> None:
         """Put back the changes of a COMMIT that failed and left its transaction open."""
-        self._savepoints[0].changes[:0] = changes
+        self._savepoints[0][1][:0] = changes
         self.changed = True
-
-    def failed(self, execution: Any) -> None:
-        """A statement has failed: it has emptied no table."""
-        if self.emptied is not None and self.emptied[0] is execution:
-            self.emptied = None
 
     def mark_uncertain(self) -> None:
         """It is not known which of the changes are still part of the transaction."""
-        for savepoint in self._savepoints:
-            savepoint.changes = [
-                (replace(change, certain=False), sink) for change, sink in savepoint.changes
-            ]
+        for _name, since in self._savepoints:
+            since[:] = [(replace(change, certain=False), sink) for change, sink in since]
 
     def savepoint(self, name: str) -> None:
         """A savepoint was set."""
-        self._savepoints.append(Savepoint(name))
-
-    def has_savepoint(self, name: str) -> bool:
-        """Whether the setting of a savepoint was seen."""
-        return self._find(name) is not None
+        self._savepoints.append((name, []))
 
     def release(self, name: str) -> None:
         """A savepoint was released: its changes are its parent's now."""
-        place = self._find(name)
+        place = self.find(name)
         if place is not None:
-            merged = [change for inner in self._savepoints[place:] for change in inner.changes]
+            for _name, since in self._savepoints[place:]:
+                self._savepoints[place - 1][1].extend(since)
             del self._savepoints[place:]
-            self._savepoints[-1].changes.extend(merged)
 
     def rollback_to(self, name: str) -> None:
         """A savepoint was rolled back, and every savepoint in it.
@@ -105,27 +82,124 @@ class TransactionLog:
         Of a savepoint that was set before capture began it is not known which changes it holds, so
         all changes around it become uncertain.
         """
-        place = self._find(name)
+        place = self.find(name)
         self.targets.clear()  # what SET LOCAL has set since is undone as well
         if place is None:
             place = 1
             self.mark_uncertain()
-            self._savepoints[0].changes = self.all()
+            self._savepoints[0] = ("", self.all())
         del self._savepoints[place:]
 
     def clear(self) -> list[Logged]:
         """Remove and return all changes, in order."""
         changes = self.all()
-        self._savepoints = [Savepoint("")]
+        self._savepoints = [("", [])]
         self.changed = False
         self.targets.clear()
         self.rewritten.clear()
-        self.release_unsure = False
         self.outermost = None
         return changes
 
-    def _find(self, name: str) -> int | None:
+    def find(self, name: str) -> int | None:
+        """How deep a savepoint is; None where its setting was not seen."""
         for place in range(len(self._savepoints) - 1, 0, -1):
-            if self._savepoints[place].name == name:
+            if self._savepoints[place][0] == name:
                 return place
         return None
+
+
+_SERVER_ID = "tidyrows_server_id"
+"""In ``connection.info``, which lives as long as the driver's connection."""
+
+
+@dataclass(slots=True)
+class PendingCommit:
+    """A COMMIT that was about to be sent, and the changes that it makes true.
+
+    Attributes:
+        changes: what becomes true.
+        connection: a weak reference to the SQLAlchemy connection.
+        driver: the driver's connection, which knows whether it is still in a transaction.
+        server_id: how the server names the connection; once it is lost, the driver does not tell.
+        unasked: SQLAlchemy does not know of it: a COMMIT in a string, or DDL that commits.
+        prepared: the transaction has left the driver's connection, which cannot tell of it.
+        sent: the COMMIT was sent, as the pool saw when the connection came back.
+    """
+
+    changes: list[Logged]
+    connection: weakref.ref[sa.Connection]
+    driver: Any
+    server_id: int | None
+    unasked: bool = False
+    prepared: bool = False
+    sent: bool = False
+
+
+class PendingCommits:
+    """The COMMITs of one engine that were about to be sent, in their order."""
+
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
+        self.all: list[PendingCommit] = []
+        self._lock = threading.RLock()
+
+    def add(
+        self,
+        connection: sa.Connection,
+        changes: list[Logged],
+        *,
+        unasked: bool = False,
+        prepared: bool = False,
+    ) -> None:
+        """A COMMIT is about to be sent."""
+        driver, info = connection.connection.dbapi_connection, connection.info
+        if _SERVER_ID not in info:
+            info[_SERVER_ID] = self._dialect.server_id(driver)
+        where = weakref.ref(connection), driver, info[_SERVER_ID]
+        with self._lock:
+            self.all.append(PendingCommit(changes, *where, unasked=unasked, prepared=prepared))
+
+    def pop_finished(
+        self, connection: sa.Connection | None = None
+    ) -> tuple[list[Logged], list[Logged]]:
+        """Take the changes that are committed, and those of which nobody knows, in their order.
+
+        Where something else happens on ``connection``, its COMMIT is over.
+        """
+        committed: list[Logged] = []
+        uncertain: list[Logged] = []
+        with self._lock:
+            for pending in list(self.all):
+                own = pending.connection()
+                gone = pending.sent or own is None or own.closed or own.invalidated
+                # SQLAlchemy has no transaction once it has the answer to the COMMIT; an error has
+                # been handled by then.
+                if gone or own is connection or own.get_transaction() is None:  # type: ignore[union-attr]
+                    self.all.remove(pending)
+                    # A commit listener that raises prevents the COMMIT, or an interrupt. An open
+                    # transaction may as well be a new one, begun past SQLAlchemy: it is asked then.
+                    sent = gone or pending.prepared or not self._dialect.is_begun(pending.driver)
+                    (committed if sent else uncertain).extend(pending.changes)
+        return committed, uncertain
+
+    def pop_failed(self, connection: sa.Connection) -> list[PendingCommit]:
+        """Take what was announced on a connection that has raised."""
+        with self._lock:
+            failed = [pending for pending in self.all if pending.connection() is connection]
+            for pending in failed:
+                self.all.remove(pending)
+        return failed
+
+    def returned(self, driver: Any) -> None:
+        """A connection goes back to its pool: its COMMIT has been sent by now, or never will be."""
+        with self._lock:
+            for pending in list(self.all):
+                if pending.driver is driver and not pending.sent:
+                    pending.sent = pending.prepared or not self._dialect.is_begun(driver)
+                    if not pending.sent:  # the pool rolls it back now
+                        self.all.remove(pending)
+
+    def changes(self) -> list[Logged]:
+        """What waits here."""
+        with self._lock:
+            return [change for pending in self.all for change in pending.changes]

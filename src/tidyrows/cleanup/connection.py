@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.changes import INTERNAL
+from tidyrows.capture.connections import driver_of
 from tidyrows.capture.engine import capture_for
-from tidyrows.capture.pending_commits import driver_of
-from tidyrows.capture.sink import INTERNAL
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError, TakenOverError

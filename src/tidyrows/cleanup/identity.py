@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.hashes import NEVER, VALUES, hashes_as_read, row_hashes
+from tidyrows.capture.fingerprints import NEVER, VALUES, hashes_as_read, row_hashes
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import dialect_for
 from tidyrows.dialects.keys import chunks
@@ -19,7 +19,7 @@ from tidyrows.dialects.keys import chunks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tidyrows.capture.hashes import Shape
+    from tidyrows.capture.changes import Shape
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.tracking.fingerprints import RowHashes
     from tidyrows.tracking.store import TableHoldings

@@ -146,7 +146,7 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
     tables = list(tables)
     view = known_schema(database, tables)
     if view is None:
-        parts, version = _parts(tables), database.capture.schema_version
+        parts, version = _parts(tables), database.capture.tables.schema_version
         found, hidden = _found(database, parts)
         graph = ForeignKeyGraph(merge(found, _declared(parts)))
         view = SchemaView(database.name, graph, _models(parts), hidden)
@@ -160,7 +160,7 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
 
 def known_schema(database: Database, tables: Sequence[KeyedTable]) -> SchemaView | None:
     """What :func:`schema_of` returns, if it has been read already."""
-    version, parts = database.capture.schema_version, _parts(tables)
+    version, parts = database.capture.tables.schema_version, _parts(tables)
     with _lock:
         for known, (known_version, view) in _views.get(database.engine, {}).items():
             if known_version == version and parts <= known:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.capture.affected_rows import only_ours_can_hold
 from tidyrows.capture.changes import Inserted
-from tidyrows.capture.inserts import only_ours_can_hold
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.reasons import LeftoverKind, Reason

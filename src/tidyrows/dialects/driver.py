@@ -113,7 +113,7 @@ class Loss(Enum):
     """What a failed statement did to the earlier rows of its transaction."""
 
     NOTHING = auto()
-    DOUBT = auto()
+    UNKNOWN = auto()
     EVERYTHING = auto()
 
 
@@ -178,4 +178,4 @@ class Errors(DriverAccess):
 
     def loss(self, error: BaseException, dbapi_connection: Any) -> Loss:
         """What a failed statement did to the earlier rows of its transaction."""
-        return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.DOUBT
+        return Loss.EVERYTHING if self.fault(error) is Fault.LOST else Loss.UNKNOWN

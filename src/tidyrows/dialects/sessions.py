@@ -31,7 +31,7 @@ class CommitOutcome(Enum):
     """The transaction is still open on the connection."""
     GONE = auto()
     """Certainly rolled back."""
-    DOUBT = auto()
+    UNKNOWN = auto()
     """Ask the database."""
 
 
@@ -80,7 +80,7 @@ class Sessions(DriverAccess):
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """What a COMMIT that raised left behind."""
-        return CommitOutcome.DOUBT
+        return CommitOutcome.UNKNOWN
 
     def guard_pool(self, engine: sa.Engine) -> None:
         """Roll back a transaction that a failed COMMIT left open, before the pool's next user.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
-from tidyrows.capture.ambient import entered
+from tidyrows.capture.ownership import entered
 from tidyrows.errors import NoSessionError
 from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries

@@ -21,13 +21,15 @@ from tidyrows.capture.changes import (
     Change,
     Deleted,
     DeletedWhole,
+    Hashes,
     Inserted,
     InsertedWhole,
     KeysChanged,
     KeysLost,
+    Shape,
     Updated,
 )
-from tidyrows.capture.hashes import HASH, NEVER, Hashes, Shape
+from tidyrows.capture.fingerprints import HASH, NEVER
 from tidyrows.dialects.keys import runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, row_to_json

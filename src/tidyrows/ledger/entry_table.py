@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.capture.sink import INTERNAL
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError
 

@@ -14,7 +14,7 @@ from weakref import WeakSet, ref
 
 import sqlalchemy as sa
 
-from tidyrows.capture.sink import INTERNAL
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.dialects import DriverSocket, connect_within, dialect_for
 from tidyrows.errors import SessionStateError
 from tidyrows.greenlets import spawn

@@ -16,15 +16,14 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.capture.engine import capture_for, root_engine
-from tidyrows.capture.sink import INTERNAL
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tidyrows.capture.changes import Change
-    from tidyrows.capture.sink import Sink
+    from tidyrows.capture.changes import Change, Sink
     from tidyrows.keys import KeyedTable, TableName
 
 _EVENTS = ("engine_connect", "begin")
@@ -58,7 +57,7 @@ class AllEngines:
         for name in _EVENTS:
             event.remove(sa.Engine, name, self._meet)
         for engine in self.known:
-            capture_for(engine).set_fallback(self._before[engine])
+            capture_for(engine).sinks.set_fallback(self._before[engine])
         self._met.clear()
         self._before.clear()
 
@@ -71,7 +70,7 @@ class AllEngines:
             capture = capture_for(engine)
             capture.opened.add(connection)
             fallback = partial(self._fallback, weakref.ref(engine))
-            self._before[engine] = capture.set_fallback(fallback)
+            self._before[engine] = capture.sinks.set_fallback(fallback)
 
     def _fallback(self, reference: weakref.ref[sa.Engine]) -> Sink | None:
         engine = reference()
@@ -79,7 +78,7 @@ class AllEngines:
 
 
 class ObservingSink:
-    """Implements :class:`tidyrows.capture.sink.Sink`; a subclass records the changes."""
+    """Implements :class:`tidyrows.capture.changes.Sink`; a subclass records the changes."""
 
     active = True
     is_shared = True

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.capture.engine import capture_for, share_capture
-from tidyrows.capture.sink import INTERNAL
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.heartbeat import engine_over

@@ -6,7 +6,7 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import Inserted, Touched
-from tidyrows.capture.tracker_stack import TrackerStack
+from tidyrows.capture.ownership import TrackerStack
 from tidyrows.observe.all_engines import AllEngines
 from tidyrows.suite.spare_engine import usable_engine
 from tidyrows.tracking.tracker import ResourceTracker

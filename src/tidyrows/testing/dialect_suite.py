@@ -99,7 +99,7 @@ class DialectSuite(StatementTests):
             savepoint.rollback()
             connection.commit()
         left = tables.keys(PARENTS)
-        assert left == ([] if loss is Loss.EVERYTHING else [1]) or loss is Loss.DOUBT
+        assert left == ([] if loss is Loss.EVERYTHING else [1]) or loss is Loss.UNKNOWN
 
     # ----- sessions
 
@@ -159,7 +159,7 @@ class DialectSuite(StatementTests):
             if tables.dialect.in_transaction(connection.connection.dbapi_connection) is None:
                 pytest.skip("the driver does not know what a failed COMMIT left open")
             outcome = tables.dialect.commit_outcome(ValueError("a listener's"), connection)
-            assert outcome in {CommitOutcome.OPEN, CommitOutcome.DOUBT}
+            assert outcome in {CommitOutcome.OPEN, CommitOutcome.UNKNOWN}
             transaction = connection.get_transaction()
             assert transaction is not None
             transaction.is_active = False  # as SQLAlchemy has it after a COMMIT that raised

@@ -9,7 +9,7 @@ from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
 from tidyrows.capture.connections import open_connections
-from tidyrows.capture.tracker_stack import TrackerStack
+from tidyrows.capture.ownership import TrackerStack
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import (
     AsyncMaker,
@@ -141,9 +141,9 @@ class Binding:
         if isinstance(bind, TrackerStack):
             return [bind.push(engines.sink)]
         if isinstance(bind, sa.Engine):
-            return [engines.capture(bind).listen(engines.sink)]
+            return [engines.capture(bind).sinks.listen(engines.sink)]
         if isinstance(bind, sa.Connection):
-            engines.capture(bind.engine).attribute(bind, engines.sink)
+            engines.capture(bind.engine).sinks.attribute(bind, engines.sink)
             return []
         if isinstance(bind, (AsyncMaker, AsyncRegistry)):
             maker = bind.maker if isinstance(bind, AsyncRegistry) else bind
@@ -184,11 +184,11 @@ def listen_to_session(
     tracker = engines.sink  # which lives as long as it listens
 
     def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
-        engines.capture(connection.engine).attribute(connection, tracker)
+        engines.capture(connection.engine).sinks.attribute(connection, tracker)
 
     for session in _sessions_of(source):  # those that have begun already
         for connection in open_connections(session):
-            engines.capture(connection.engine).attribute(connection, tracker)
+            engines.capture(connection.engine).sinks.attribute(connection, tracker)
     event.listen(source, "after_begin", after_begin)  # last: what is refused leaves nothing behind
     return lambda: event.remove(source, "after_begin", after_begin)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from tidyrows.capture import ambient
+from tidyrows.capture.ownership import entered_sinks
 
 if TYPE_CHECKING:
     from tidyrows.tracking.tracker import ResourceTracker
@@ -15,7 +15,7 @@ def current_tracker() -> ResourceTracker | None:
 
     A forked child has none of its parent's.
     """
-    for sink in reversed(ambient.sinks()):
+    for sink in reversed(entered_sinks()):
         if sink.active:
             return cast("ResourceTracker", sink)  # nothing else is entered
     return None

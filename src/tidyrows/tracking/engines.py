@@ -14,8 +14,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.capture.changes import Change
-    from tidyrows.capture.sink import Sink
+    from tidyrows.capture.changes import Change, Sink
 
 
 class Engines:
@@ -39,9 +38,9 @@ class Engines:
         """The capture of an engine, which tells the tracker of its changes from now on."""
         self.refuse_production(engine)
         capture = capture_for(engine)
-        capture.add_sink(self.sink)
+        capture.sinks.add(self.sink)
         if capture not in self._captures:
-            self._captures[capture] = capture.schema_version
+            self._captures[capture] = capture.tables.schema_version
             self._by_database.setdefault(capture.database, root_engine(engine))
         return capture
 
@@ -64,7 +63,7 @@ class Engines:
 
     def saw_ddl(self, capture: Capture) -> bool:
         """Whether the schema was changed through an engine since its first use."""
-        return self._captures.get(capture) != capture.schema_version
+        return self._captures.get(capture) != capture.tables.schema_version
 
     def fault(self, error: BaseException) -> Fault:
         """What an error means, of whichever of the databases it is."""
@@ -83,7 +82,7 @@ class Engines:
     def pending_changes(self) -> Iterator[Change]:
         """What is inserted for the tracker and not committed."""
         for capture in list(self._captures):
-            yield from capture.pending(self.sink)
+            yield from capture.uncommitted(self.sink)
 
     def pending_keys(self, table: sa.Table) -> list[Any]:
         """Keys of a table that are inserted and not committed."""

@@ -6,12 +6,12 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.hashes import HASH
+from tidyrows.capture.fingerprints import HASH
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from tidyrows.capture.hashes import Hashes, Shape
+    from tidyrows.capture.changes import Hashes, Shape
 
 
 @dataclass(slots=True)

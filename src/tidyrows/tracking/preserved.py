@@ -18,10 +18,10 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.sql.dml import Delete, Update
 
-from tidyrows.capture import ambient
-from tidyrows.capture.pending_commits import driver_of
-from tidyrows.capture.sink import INTERNAL
-from tidyrows.capture.where_clause import matched_keys
+from tidyrows.capture.affected_rows import matched_keys
+from tidyrows.capture.changes import INTERNAL
+from tidyrows.capture.connections import driver_of
+from tidyrows.capture.ownership import entered_sinks
 from tidyrows.dialects.keys import plain_chunks, plain_condition
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
 from tidyrows.tracking import named_rows
@@ -29,8 +29,8 @@ from tidyrows.tracking import named_rows
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from tidyrows.capture.changes import Sink
     from tidyrows.capture.engine import Capture
-    from tidyrows.capture.sink import Sink
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.tracking.sessions import Sessions
     from tidyrows.tracking.store import Store
@@ -202,7 +202,7 @@ class Preserved:
     def writer(self, capture: Capture) -> Sink | None:
         """The tracker for which this context writes; None where that is not known."""
         sinks = capture.sinks
-        for sink in reversed(ambient.sinks()):
+        for sink in reversed(entered_sinks()):
             if sink.active and sink in sinks:
                 return sink
         own = self._sessions.engines.sink

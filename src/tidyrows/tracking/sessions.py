@@ -192,7 +192,7 @@ class Sessions:
                 f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
                 table=table,
             )
-        return capture.places.keyed(TableName(capture.database, real.schema, table.name), table)
+        return capture.tables.keyed(TableName(capture.database, real.schema, table.name), table)
 
 
 def refuse_keyless(table: sa.Table) -> None:

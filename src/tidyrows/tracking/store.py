@@ -12,6 +12,7 @@ from tidyrows.capture.changes import (
     Change,
     Deleted,
     DeletedWhole,
+    Hashes,
     Inserted,
     InsertedWhole,
     KeysChanged,
@@ -19,7 +20,7 @@ from tidyrows.capture.changes import (
     Touched,
     Updated,
 )
-from tidyrows.capture.hashes import HASH, Hashes
+from tidyrows.capture.fingerprints import HASH
 from tidyrows.tracking.fingerprints import RowHashes
 from tidyrows.tracking.keyset import KeySet
 

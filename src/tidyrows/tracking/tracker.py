@@ -7,7 +7,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-from tidyrows.capture import ambient
+from tidyrows.capture import ownership
 from tidyrows.errors import SessionStateError
 from tidyrows.external import Externals
 from tidyrows.greenlets import in_greenlet, spawn
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
     from sqlalchemy import orm
 
-    from tidyrows.capture.tracker_stack import TrackerStack
+    from tidyrows.capture.ownership import TrackerStack
     from tidyrows.external import ExternalResource
     from tidyrows.keys import RowKey
     from tidyrows.ledger.table import Ledger
@@ -150,7 +150,7 @@ class ResourceTracker(TrackerSink):
         self.sessions.begin()
         self.active = True
         if self._binding.is_ambient:
-            ambient.enter(self)
+            ownership.enter(self)
         return self
 
     def stop(self) -> None:
@@ -163,7 +163,7 @@ class ResourceTracker(TrackerSink):
                 self.journals.catch_up()
         finally:  # where warnings are errors, another tracker's late commit may be one here
             self.active = False
-            ambient.leave(self)
+            ownership.leave(self)
             self.sessions.end()
             self._warned.clear()
 

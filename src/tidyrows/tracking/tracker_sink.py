@@ -1,4 +1,4 @@
-"""What capture tells a tracker; see :class:`tidyrows.capture.sink.Sink`."""
+"""What capture tells a tracker; see :class:`tidyrows.capture.changes.Sink`."""
 
 from __future__ import annotations
 

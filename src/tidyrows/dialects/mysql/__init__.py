@@ -56,7 +56,7 @@ class MySQL(MySQLStatements, MySQLLocks, MySQLCatalogue):
         lost = code == _PACKET_TOO_BIG or self.fault(error) is Fault.LOST
         if lost or code in _ROLLED_BACK:
             return Loss.EVERYTHING
-        return Loss.DOUBT if code in _PERHAPS_ROLLED_BACK else Loss.NOTHING
+        return Loss.UNKNOWN if code in _PERHAPS_ROLLED_BACK else Loss.NOTHING
 
     # ----- sessions
 
@@ -84,7 +84,7 @@ class MySQL(MySQLStatements, MySQLLocks, MySQLCatalogue):
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """An error packet carries no transaction status, so only two codes are certain."""
-        return CommitOutcome.GONE if self.code(error) in _ROLLED_BACK else CommitOutcome.DOUBT
+        return CommitOutcome.GONE if self.code(error) in _ROLLED_BACK else CommitOutcome.UNKNOWN
 
     def begin_cleanup(
         self,

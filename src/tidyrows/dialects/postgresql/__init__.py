@@ -128,11 +128,11 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """A COMMIT that the server refused is rolled back; one without an answer is in doubt."""
         if connection.closed or connection.invalidated:
-            return CommitOutcome.DOUBT
+            return CommitOutcome.UNKNOWN
         if self.in_transaction(connection.connection.dbapi_connection):
             return CommitOutcome.OPEN
         refused = self.fault(error) is not Fault.LOST and self.code(error) is not None
-        return CommitOutcome.GONE if refused else CommitOutcome.DOUBT
+        return CommitOutcome.GONE if refused else CommitOutcome.UNKNOWN
 
     def begin_cleanup(
         self,

@@ -66,10 +66,10 @@ class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """BUSY and deferred foreign keys leave the transaction open."""
         if connection.closed or connection.invalidated:
-            return CommitOutcome.DOUBT
+            return CommitOutcome.UNKNOWN
         if self.in_transaction(connection.connection.dbapi_connection):
             return CommitOutcome.OPEN
-        return CommitOutcome.DOUBT if self.code(error) is None else CommitOutcome.GONE
+        return CommitOutcome.UNKNOWN if self.code(error) is None else CommitOutcome.GONE
 
     def begin_cleanup(
         self,
