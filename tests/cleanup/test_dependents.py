@@ -101,6 +101,21 @@ def test_the_schema_decides_what_becomes_of_a_row(database, ondelete, nullable, 
     scene.assert_left((children, kept))
 
 
+@everywhere
+def test_where_dependents_were_found_the_next_cleanup_looks_for_them_at_once(database):
+    metadata, parents, children = family(nullable=False)
+    scene = Scene(database, metadata)
+    rolled_back: list[sa.Connection] = []
+    sa.event.listen(scene.engine, "rollback", rolled_back.append)
+    for dependents, failures in ((1, True), (1, False), (0, False), (0, False), (1, True)):
+        tracker = scene.ours((parents, numbered(2)))
+        scene.application((children, links((2, 2))[:dependents]))
+        rolled_back.clear()
+        report = scene.clean(tracker)
+        assert sum(map(len, report.dependents.values())) == dependents
+        assert bool(rolled_back) is failures
+
+
 @on(*DEFERRING)  # the MySQL family has no SET DEFAULT
 @pytest.mark.parametrize("nullable", [True, False])
 def test_set_default_is_left_to_the_schema(database, nullable):

@@ -176,8 +176,9 @@ class Discovery:
             return []
         new = self._free(key, new, blocks)
         if fate is Fate.DELETED:
-            doomed.update(dict.fromkeys(new))
-            found.dependents[key.child].update(dict.fromkeys(new))
+            fresh = dict.fromkeys(new)
+            doomed.update(fresh)
+            found.dependents[key.child].update(fresh)
             return new
         found.detached[key].update(dict.fromkeys(new))
         return []

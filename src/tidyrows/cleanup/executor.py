@@ -2,7 +2,8 @@
 
 The first attempt asks as little as it can: an error of the database shows that untracked rows
 reference ours, and only foreign keys that would delete or change such rows silently are checked.
-After such an error the next attempt looks for all of them in the transaction that deletes.
+After such an error the next attempt looks for all of them in the transaction that deletes; so does
+the next cleanup of the same tables, until it finds none.
 """
 
 from __future__ import annotations
@@ -125,7 +126,9 @@ class Executor:
 
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
-        failure = self._failure_of(rows, steps, discover=False)
+        failure = self._failure_of(
+            rows, steps, discover=frozenset(rows) in self.view.with_dependents
+        )
         constraints = 0
         for number in range(_ROUNDS):
             if failure is None:
@@ -265,6 +268,10 @@ class Executor:
                 self._ledger.committed()
             unanswered, self._unanswered = self._unanswered, None
             self.outcome.add(done if unanswered is None or done else unanswered)
+            if discover:
+                known = self.view.with_dependents
+                found = done.dependents or done.detached
+                (known.add if found else known.discard)(frozenset(rows))
 
         try:
             with self._database.writing(

@@ -134,7 +134,7 @@ class CleanupRun:
                 theirs = other.held_keys(name, keys) if table.key_columns else keys
                 claims.update((key, f"{HERE}{other.context.tag}") for key in theirs)
         journal = self.tracker.journals.of(name.database)
-        rest = [key for key in keys if key not in claims]
+        rest = [key for key in keys if key not in claims] if claims else keys
         if journal is not None and rest:
             claims.update(claimed_by_others(connection, journal, table, rest))
         return claims

@@ -49,6 +49,8 @@ class SchemaView:
         self._nullable: dict[Place, frozenset[str]] = {}
         self._references: dict[ForeignKey, KeyedTable] = {}
         self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
+        # sets of tables whose rows had untracked dependents the last time
+        self.with_dependents: set[frozenset[Place]] = set()
 
     def incoming(self, place: Place) -> tuple[ForeignKey, ...]:
         """The keys by which the database lets rows reference this table's, each row once."""

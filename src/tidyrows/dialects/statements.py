@@ -20,8 +20,10 @@ from tidyrows.dialects.keys import (
     find_plainly,
     integer_runs,
     keys_found,
+    positions_of_bits,
     quoted_names,
     run,
+    select_bits,
     select_keys_plainly,
     set_null_plainly,
     typed_rows,
@@ -279,7 +281,7 @@ class Statements(DriverAccess):
                     self._exists_sql.clear()
                 sql = self._exists_sql[asked] = exists_sql(connection.dialect, asked)
             (row,) = self._execute(connection, sql, *chain(*(flat for *_rest, flat in part)))
-            found += [number for (number, *_rest), there in zip(part, row, strict=True) if there]
+            found += [part[at][0] for at in positions_of_bits(row)]
         return sorted(found)
 
     # ----- how a dialect makes the statements above faster than SQLAlchemy's own
@@ -354,10 +356,10 @@ class Statements(DriverAccess):
                 together += [(number, *each) for each in selects]
                 closer.discard(number)
         for part in chunks(together, _PROBES):
-            sql = ", ".join(f"EXISTS({select})" for _number, select, _values in part)
+            sql = select_bits([select for _number, select, _values in part])
             sent = (value for *_rest, values in part for value in values)
-            (row,) = self._execute(connection, f"SELECT {sql}", *sent)
-            closer |= {number for (number, *_rest), there in zip(part, row, strict=True) if there}
+            (row,) = self._execute(connection, sql, *sent)
+            closer |= {part[at][0] for at in positions_of_bits(row)}
         return [
             self.existing_keys(connection, table, keys) if keys and number in closer else []
             for number, (table, keys) in enumerate(tables)

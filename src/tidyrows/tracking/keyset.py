@@ -130,8 +130,10 @@ def _are_plain(keys: list[Any]) -> bool:
 
 def in_order(keys: Collection[Any]) -> list[Any]:
     """Different keys in the one global order."""
-    if set(map(type, keys)) == {int} and min(keys) >= _LOW and max(keys) <= _HIGH:
-        return sorted(keys)
+    if set(map(type, keys)) == {int}:
+        ordered = sorted(keys)
+        if ordered[0] >= _LOW and ordered[-1] <= _HIGH:
+            return ordered
     return KeySet(keys).in_order()
 
 
