@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from tidyrows.dialects.statements import KeysByTable, Proof, Select
     from tidyrows.keys import KeyedTable
 
-# Measured: from 500 to 30,000 keys the time is the same; every SQLite takes 999 variables.
-_KEYS = 500
+# Every SQLite takes 999 variables; more at once saves nothing.
+_KEYS = 999
 # An OR of more than 1000 terms is too deep a tree.
 _COMPOSITE_KEYS = 250
 # "+value" has no affinity, so that a column of text compares with it as text.
@@ -136,8 +136,8 @@ class SQLiteStatements(Dialect):
         place, names = quoted_names(connection.dialect, table)
         # No WITH: the driver counts rows only of statements that begin with DELETE.
         where = f" WHERE {marked_condition(names, len(keys), '?')}"
-        sent = tuple(chain.from_iterable(zip(*values, strict=True)))
-        return RowsByKey(place + where, place + where, (place, where), sent)
+        flat = chain.from_iterable(zip(*values, strict=True)) if len(values) > 1 else values[0]
+        return RowsByKey(place + where, place + where, (place, where), tuple(flat))
 
     def find(
         self,
