@@ -288,7 +288,7 @@ def test_each_engine_is_looked_at_once(tmp_path, monkeypatch):
     Base.metadata.create_all(engine)
     looks = []
     monkeypatch.setattr(
-        "tidyrows.tracking.engines.refuse_production", lambda *args: looks.append(args)
+        "tidyrows.tracking.binding.refuse_production", lambda *args: looks.append(args)
     )
     maker = sessionmaker(engine)
     tracker = ResourceTracker(maker).start()

@@ -85,7 +85,7 @@ def test_a_select_for_each_key_against_one_for_all(database, count):
     where = Database(engine, lock_timeout=5, statement_timeout=60)
     tracker = ResourceTracker(engine)
     tracker.track_rows(users, list(range(count)))
-    view = schema_of(where, [held.table for held in tracker.snapshot()])
+    view = schema_of(where, [held.table for held in tracker.store.snapshot()])
     keys = list(range(count))
 
     def asked(together):

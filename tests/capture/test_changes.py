@@ -130,7 +130,7 @@ def test_a_delete_that_returns_defaults_of_its_own(ours):
             sa.delete(table).where(table.c.name == "ours").return_defaults(table.c.name)
         )
         assert result.rowcount == 3
-    ours.tracker.store.forget(next(iter(ours.tracker.snapshot())).table, CODES)
+    ours.tracker.store.forget(next(iter(ours.tracker.store.snapshot())).table, CODES)
 
 
 def test_what_is_deleted_in_the_transaction_that_made_it_never_was(ours):

@@ -138,7 +138,8 @@ def test_keys_that_come_in_while_others_are_counted_are_not_lost(sqlite_engine):
     tracker = ResourceTracker(sqlite_engine)
     Org.__table__.create(sqlite_engine)
     with sqlite_engine.connect() as connection:
-        found = tracker.capture(sqlite_engine).tables.find(connection, {}, sa.insert(Org), {})
+        capture = tracker.engines.capture(sqlite_engine)
+        found = capture.tables.find(connection, {}, sa.insert(Org), {})
     assert found is not None
     done = threading.Event()
 

@@ -171,14 +171,14 @@ def test_several_databases_are_cleaned_in_one_order(world, tmp_path):
     profiles = table(metadata, "profiles")
     metadata.create_all(other)
     tracker = ResourceTracker(world.engine)
-    tracker.capture(other)
+    tracker.engines.capture(other)
     tracker.start()
     try:
         insert(world.engine, (world.orgs, [{"id": 1}]))
     finally:
         tracker.stop()
     second = tracked(other, (profiles, [{"id": 1}]))
-    (held,) = second.snapshot()
+    (held,) = second.store.snapshot()
     tracker.store.apply(Inserted(held.table, [1]))
     second.store.forget(held.table, [1])
     (org,) = (row for row in tracker.rows() if row.table.name == "orgs")

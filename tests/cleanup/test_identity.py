@@ -482,7 +482,7 @@ def test_a_database_that_gives_no_key_again_keeps_and_asks_nothing(database):
         session.commit()
     tracker.stop()
     reused = database.backend == "sqlite"
-    assert all((held.hashes is not None) is reused for held in tracker.snapshot())
+    assert all((held.hashes is not None) is reused for held in tracker.store.snapshot())
     with engine.begin() as connection:
         connection.exec_driver_sql("UPDATE members SET login = 'changed'")
     asked: list[str] = []

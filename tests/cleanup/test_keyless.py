@@ -462,7 +462,7 @@ def test_rows_of_a_table_that_was_dropped_are_gone_with_it(engine, log):
             connection.execute(some, [{"n": 1}, {"n": 7}])
         log.drop(engine)
     assert cleanup.report.leftovers == ()
-    assert not tracker.snapshot()
+    assert not tracker.store.snapshot()
 
 
 def test_what_the_orm_takes_from_an_association_table_is_known_row_by_row(engine):

@@ -77,16 +77,16 @@ def test_a_failure_in_the_body_surfaces_even_if_stopping_the_tracker_raises(sqli
     parent, _child = family(sqlite_engine)
     tracker = ResourceTracker(sqlite_engine)
     failure = AssertionError("the test's own")
-    settle = tracker.settle
+    resolve = tracker.engines.resolve
 
     def grumble():
-        settle()
+        resolve()
         warnings.warn("something about rows", UntrackedRowsWarning, stacklevel=1)
 
     def body():
         with CleanupManager(tracker):
             insert(sqlite_engine, (parent, [{"id": 2}]))
-            tracker.settle = grumble
+            tracker.engines.resolve = grumble
             raise failure
 
     with pytest.raises(AssertionError) as caught:
@@ -219,7 +219,9 @@ def test_a_key_that_its_own_type_refuses_is_a_leftover_of_its_own(zoo_or_empty, 
         session.add_all([Org(name="ours"), Ticket(title="ours"), Ticket(title="ours too")])
         session.commit()
     tracker.stop()
-    (table,) = (held.table for held in tracker.snapshot() if held.table.name.name == "tickets")
+    (table,) = (
+        held.table for held in tracker.store.snapshot() if held.table.name.name == "tickets"
+    )
     tracker.store.apply(Inserted(table, [17]))  # the database's value, where Python's is pub_17
     left = left_over(CleanupManager(tracker))
     assert set(left) == {("tickets", 17)}
@@ -332,7 +334,7 @@ def test_trouble_in_one_database_does_not_keep_the_other_from_being_cleaned(
 
 
 def manager_dialect(tracker, engine):
-    return tracker.capture(engine).dialect
+    return tracker.engines.capture(engine).dialect
 
 
 @enforced
@@ -392,7 +394,7 @@ def in_doubt(engine, model, key, *, generated, like=None):
     """A tracker that lost the answer to a COMMIT, whatever became of it."""
     tracker = ResourceTracker(engine)
     tracker.track_rows(model, [like or key])
-    (held,) = tracker.snapshot()
+    (held,) = tracker.store.snapshot()
     tracker.store.forget(held.table, [like or key])
     tracker.store.mark_uncertain(Inserted(held.table, [key], generated=generated))
     return tracker
@@ -476,7 +478,7 @@ def test_a_doubt_that_cannot_be_settled_keeps_nothing_else_from_being_cleaned(da
         else:
             assert set(left_over(cleanup)) == {("tickets", 17)}
             assert cleanup.report.total_deleted == 1
-            tracker.store.forget(tracker.snapshot()[0].table, [17])
+            tracker.store.forget(tracker.store.snapshot()[0].table, [17])
     assert len(tracker) == 0
     assert not any(snapshot(engine).values())
 

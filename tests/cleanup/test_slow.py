@@ -45,7 +45,7 @@ def family(engine, *extra, **options):
 def missing(engine, parent):
     """The statements for the keys to a table."""
     tracker = tracked(engine, (parent, [{"id": 71}]))
-    (held,) = tracker.snapshot()
+    (held,) = tracker.store.snapshot()
     with engine.begin() as connection:
         connection.execute(sa.delete(parent).where(parent.c.id == 71))
     database = Database(engine, lock_timeout=5.0, statement_timeout=30.0)

@@ -19,6 +19,7 @@ class SessionOnly:
 
     def __init__(self, session: Session, *, owns_session: bool = True, context: Any = None) -> None:
         self.session = session
+        self.engines = self.sessions = self.store = self
         self.owns_session = owns_session
         self.context = context or WorkerContext.current()
         self.active = True
@@ -32,7 +33,7 @@ class SessionOnly:
     def in_transaction(self) -> bool:
         return self.session.in_transaction()
 
-    def may_pass(self, error: BaseException) -> bool:
+    def is_transient(self, error: BaseException) -> bool:
         return False
 
     def uncertain_keys(self) -> set[Any]:

@@ -317,7 +317,7 @@ def test_a_commit_that_succeeded_without_an_answer_gives_its_objects(zoo_engine,
         assert user.org.name
         assert [order.user for order in user.orders] == [user, user]
         assert len(tracker) == sum(map(len, rows.values()))
-        assert tracker.uncertain_keys() == set()
+        assert tracker.store.uncertain_keys() == set()
         user.name = "changed"
         tracker.session.commit()
         OrgFactory()
@@ -350,7 +350,7 @@ def test_an_older_doubt_says_nothing_of_a_commit_that_was_lost_later(zoo_engine,
             session.add(Org(name="older"))
             with pytest.raises(sa.exc.OperationalError):
                 session.commit()
-        older = tracker.uncertain_keys()
+        older = tracker.store.uncertain_keys()
         assert len(older) == 1
         OrgFactory(name="newer")
         monkeypatch.undo()
@@ -359,7 +359,7 @@ def test_an_older_doubt_says_nothing_of_a_commit_that_was_lost_later(zoo_engine,
             "newer",
             "older",
         ]
-        assert tracker.uncertain_keys() == older
+        assert tracker.store.uncertain_keys() == older
     before.assert_untouched()
 
 

@@ -82,6 +82,10 @@ class Ambient:
     in_transaction = False
     context = CONTEXT
 
+    @property
+    def sessions(self):
+        return self
+
     def integer(self, start):
         return self.context.integer(start)
 

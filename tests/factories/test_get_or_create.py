@@ -60,8 +60,9 @@ class Ambient:
 
     def __init__(self, session):
         self.session = session
+        self.engines = self.sessions = self.store = self
 
-    def may_pass(self, error):
+    def is_transient(self, error):
         return False
 
     def uncertain_keys(self):

@@ -37,7 +37,7 @@ async def _round(marks: Any, reached: sa.Engine, acts: Callable[..., Any], limit
         maker = acts(tracker=tracker)
         made = await asyncio.gather(*(each(engine, maker) for each in ACTS), return_exceptions=True)
         for error in made:
-            if error is not None and tracker.fault(error) is not Fault.TRANSIENT:
+            if error is not None and tracker.engines.fault(error) is not Fault.TRANSIENT:
                 raise error
         marks.phase(b"k")
     maker.end()

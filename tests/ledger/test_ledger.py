@@ -571,7 +571,7 @@ def test_several_databases_have_a_ledger_each(database, outside, ledgers, tmp_pa
     session = orm.Session(aside)
     try:
         with CleanupManager(tracker) as manager:
-            tracker.watch(session)
+            tracker.sessions.watch(session)
             session.execute(sa.insert(parents).values(id=2))
             session.commit()
             tracker.session.execute(sa.insert(parents).values(id=1))
@@ -595,7 +595,7 @@ def test_a_database_without_its_ledger_is_said(database, outside, ledgers, tmp_p
     )
     try:
         with CleanupManager(tracker), orm.Session(aside) as session:
-            tracker.watch(session)
+            tracker.sessions.watch(session)
             session.execute(sa.insert(parents).values(id=2))
             with pytest.warns(UntrackedRowsWarning, match="no ledger"):
                 session.commit()
@@ -677,8 +677,8 @@ def test_a_transaction_of_very_many_keys_can_be_committed(worker, outside):
     count = most // 250
     with worker:
         insert(worker.engine, (table, [{"id": "first"}]))
-        worker.tracker.settle()
-        keyed = next(iter(worker.tracker.snapshot())).table
+        worker.tracker.engines.resolve()
+        keyed = next(iter(worker.tracker.store.snapshot())).table
         worker.tracker._selection.hold(keyed, [f"{n:0250d}" for n in range(count)])
     said = sum(len(json.loads(each["body"])["keys"]) for each in entries(outside))
     assert said == count + 1
@@ -688,18 +688,18 @@ def test_a_transaction_of_very_many_keys_can_be_committed(worker, outside):
 # --- what is played again is what is held
 
 
-def held_of(tracker):
-    """What a tracker holds, in words."""
+def held_of(store):
+    """What a store holds, in words."""
     return {
         held.table.name.name: (
             sorted(map(repr, held.keys.in_order())),
-            sorted(map(repr, held.told.in_order())),
-            sorted((repr(key), made) for key, made in held.doubtful.items()),
-            sorted(map(repr, held.whole)),
-            held.unkeyed,
-            held.unsure,
+            sorted(map(repr, held.named.in_order())),
+            sorted((repr(key), made) for key, made in held.in_doubt.items()),
+            sorted(map(repr, held.keyless_rows)),
+            held.keyless_unknown,
+            held.keyless_in_doubt,
         )
-        for held in tracker.snapshot()
+        for held in store.snapshot()
         if held
     }
 
@@ -804,9 +804,9 @@ def test_whoever_plays_the_entries_holds_what_the_tracker_holds(  # noqa: C901 -
                         step(connection, what)
                 connection.commit()
     tracker = worker.tracker
-    tracker.settle()
+    tracker.engines.resolve()
     heir = played(tracker, worker.ledger)
-    assert held_of(heir) == held_of(tracker), done
+    assert held_of(heir) == held_of(tracker.store), done
     assert CleanupManager(tracker).cleanup() is not None
     assert not entries(outside)
 

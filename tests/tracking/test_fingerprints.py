@@ -122,7 +122,7 @@ def test_each_row_has_its_own_hash(sqlite_engine, form):
                 rows = [row | {"id": 500 - n} for n, row in enumerate(rows)]
             connection.execute(table.insert(), rows)
     tracker.stop()
-    tracker.settle()
+    tracker.engines.resolve()
     with sa.create_engine(sqlite_engine.url, poolclass=sa.NullPool).begin() as app:
         keys = app.execute(sa.select(table.c.id).order_by(table.c.name)).scalars().all()
         swapped = {keys[3]: keys[4], keys[4]: keys[3]}

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from harness.bystanders import Bystanders, snapshot
 from harness.models import Currency, Org
 from tidyrows import CleanupManager, NoSessionError, ResourceTracker, TrackedFactory
-from tidyrows.tracking.current import current_tracker
+from tidyrows.tracking.tracker import current_tracker
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork"),

@@ -13,7 +13,7 @@ from harness.bystanders import snapshot
 from harness.models import Org
 from tidyrows import CleanupManager, ResourceTracker, SessionStateError
 from tidyrows.capture.ownership import entered_sinks
-from tidyrows.tracking.current import current_tracker
+from tidyrows.tracking.tracker import current_tracker
 
 
 def insert_one(engine: sa.Engine) -> None:

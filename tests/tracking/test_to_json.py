@@ -427,8 +427,8 @@ def test_rows_in_doubt_travel_as_rows_in_doubt(sqlite_engine):
     tracker.store.mark_uncertain(Inserted(held, [3]))
     twin = ResourceTracker.from_json(tracker.to_json(), sqlite_engine)
     assert twin.store.uncertain_keys() == tracker.store.uncertain_keys()
-    (one,), (other,) = tracker.snapshot(), twin.snapshot()
-    assert other.doubtful == one.doubtful == {1: True, 2: True, 3: False}
+    (one,), (other,) = tracker.store.snapshot(), twin.store.snapshot()
+    assert other.in_doubt == one.in_doubt == {1: True, 2: True, 3: False}
     assert not len(twin)
 
 

@@ -108,19 +108,19 @@ class DatabaseCleanup:
         for each in self._held:
             if len(each.keys):
                 self._keyed.append(each)
-            if each.doubtful:
+            if each.in_doubt:
                 self._in_doubt.append(each)
-            if each.whole or each.unkeyed or each.unsure:
+            if each.keyless_count:
                 self._keyless.append(each)
 
     def _all_left(self, reason: Reason) -> list[Leftover]:
         leftovers = []
         for held in self._held:
             name = held.table.name
-            keys = (*held.keys.in_order(), *held.doubtful)
+            keys = (*held.keys.in_order(), *held.in_doubt)
             leftovers += [Leftover(name, held.table.row(key), reason) for key in keys]
-            if held.whole:
-                leftovers.append(Leftover(name, None, reason, len(held.whole)))
+            if held.keyless_rows:
+                leftovers.append(Leftover(name, None, reason, len(held.keyless_rows)))
         return leftovers
 
     def _unnamed(self) -> list[Leftover]:
@@ -128,7 +128,10 @@ class DatabaseCleanup:
         leftovers: list[Leftover] = []
         self._set_held(self._run.held_in(self._database))
         for held in self._keyless:
-            counts = ((LeftoverKind.UNNAMED, held.unkeyed), (LeftoverKind.UNANSWERED, held.unsure))
+            counts = (
+                (LeftoverKind.UNNAMED, held.keyless_unknown),
+                (LeftoverKind.UNANSWERED, held.keyless_in_doubt),
+            )
             name = held.table.name
             found = [Leftover(name, None, Reason(kind), count) for kind, count in counts if count]
             if found and self._database.has_table(name):
@@ -159,7 +162,7 @@ class DatabaseCleanup:
         table, store = held.table, self._tracker.store
         ask = partial(resolve_doubts, self._database, held)
         ours, in_doubt = self._run.retry(self._database, ask)
-        store.forget(table, held.doubtful.keys() - in_doubt.keys())
+        store.forget(table, held.in_doubt.keys() - in_doubt.keys())
         store.resolve_keys(table, ours, committed=True)
         return [Leftover(table.name, table.row(key), in_doubt[key]) for key in in_doubt]
 
@@ -263,8 +266,11 @@ class KeylessDeletion:
     def delete(self, holdings: Iterable[TableHoldings]) -> None:
         """Delete what can go before the rows with keys, which such rows may reference."""
         for held in holdings:
-            if held.whole and self._delete_or_reason(held.table, held.whole) is not None:
-                self._pending.append((held.table, held.whole))
+            if (
+                held.keyless_rows
+                and self._delete_or_reason(held.table, held.keyless_rows) is not None
+            ):
+                self._pending.append((held.table, held.keyless_rows))
 
     def delete_refused(self) -> list[Leftover]:
         """Try once more what failed: rows with keys that referenced it are gone now."""
@@ -323,13 +329,13 @@ class KeylessDeletion:
             if self._ledger is not None:
                 self._ledger.unanswered()
                 self._ledger.begin()  # it is not tried again
-            tracker.store.forget_whole(table, rows, certain=False)
+            tracker.store.forget_keyless(table, rows, certain=False)
             if not isinstance(error, Exception) or isinstance(error, SessionStateError):
                 raise
             raise _UnansweredError from error
         if self._ledger is not None:
             self._ledger.committed()
-        tracker.store.forget_whole(table, gone)
+        tracker.store.forget_keyless(table, gone)
         return deleted, ignored
 
 

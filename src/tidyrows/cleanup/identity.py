@@ -54,7 +54,7 @@ class Identity:
                 continue
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
-                if key not in held.told:
+                if key not in held.named:
                     by_parent.setdefault(table.row(key).key[place], []).append(key)
             ours = [key for key in by_parent if key in parent.keys]
             for key in self.uncertain(connection, parent.table, ours):

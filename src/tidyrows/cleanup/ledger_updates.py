@@ -47,7 +47,7 @@ class LedgerUpdates:
 
     def count(self, held: Sequence[TableHoldings]) -> None:
         """How many rows are entered; unknown where there is more than rows with keys."""
-        others = any(each.doubtful or each.nameless for each in held)
+        others = any(each.in_doubt or each.keyless_count for each in held)
         self._left = None if others else sum([len(each.keys) for each in held])
 
     def begin(self) -> None:

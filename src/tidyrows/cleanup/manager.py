@@ -128,7 +128,7 @@ class CleanupManager:
         )
 
     def __enter__(self) -> Self:
-        self.tracker.refuse_blocking("async with CleanupManager(tracker): ...")
+        self.tracker.sessions.refuse_blocking("async with CleanupManager(tracker): ...")
         if not self.tracker.active:
             self.tracker.start()
         return self
@@ -164,12 +164,14 @@ class CleanupManager:
     ) -> None:
         try:
             try:
-                async with self.tracker.turn():  # what a task is creating yet, is seen
+                async with (
+                    self.tracker.sessions.exclusive()
+                ):  # what a task is creating yet, is seen
                     self.tracker.stop()
             finally:
                 self.tracker.stop()
             if error is not None and self.options.keep_on_failure:
-                async with self.tracker.turn():
+                async with self.tracker.sessions.exclusive():
                     add_note(error, await spawn(self.keep))
             else:
                 await self.cleanup_async()
@@ -186,8 +188,10 @@ class CleanupManager:
         Raises:
             sqlalchemy.exc.SQLAlchemyError, TidyRowsError: a query that was to be asked late failed.
         """
-        self.tracker.refuse_blocking("await tracker.run_sync(lambda _tracker: manager.plan())")
-        for failure in self.tracker.resolve_late(self.options.retry):
+        self.tracker.sessions.refuse_blocking(
+            "await tracker.run_sync(lambda _tracker: manager.plan())"
+        )
+        for failure in self.tracker.run_late_queries(self.options.retry):
             raise failure
         return Plan(
             tuple(
@@ -209,17 +213,17 @@ class CleanupManager:
                 block, or somebody is in one on the only connection that there is. Nothing is
                 deleted there, everything stays tracked.
         """
-        self.tracker.refuse_blocking("await manager.cleanup_async()")
+        self.tracker.sessions.refuse_blocking("await manager.cleanup_async()")
         run = self._new_run()
         self.report = report = run.report
         started = run.until - self.options.retry.deadline
         leftovers: list[Leftover] = []
         failures: list[Exception] = []
         if not self.tracker.is_foreign:
-            self.tracker.release_session()
-            failures = self.tracker.resolve_late(self.options.retry)
+            self.tracker.sessions.release()
+            failures = self.tracker.run_late_queries(self.options.retry)
             if self.options.on_progress is not None:
-                total = sum(map(len, self.tracker.snapshot()))
+                total = sum(map(len, self.tracker.store.snapshot()))
                 run.progress = ProgressListener(self.options.on_progress, total)
             preserved = PreservedRows(run) if self.tracker.preserved else None
             if preserved is not None:
@@ -273,17 +277,19 @@ class CleanupManager:
             Which they are, and what deletes them.
         """
         tracker = self.tracker
-        tracker.release_session()
-        tracker.settle()
-        held = tracker.snapshot()
+        tracker.sessions.release()
+        tracker.engines.resolve()
+        held = tracker.store.snapshot()
         things = [
             str(each.table.row(key))
             for each in held
-            for key in (*each.keys.in_order(), *each.doubtful)
+            for key in (*each.keys.in_order(), *each.in_doubt)
         ]
         resources = [str(resource) for resource in tracker.externals()]
-        count = len(things) + sum(each.nameless for each in held) + len(resources)
-        things += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
+        count = len(things) + sum(each.keyless_count for each in held) + len(resources)
+        things += [
+            f"{each.keyless_count} of {each.table.name}" for each in held if each.keyless_count
+        ]
         things += resources
         if not count:
             return "tidyrows: there are no rows to keep."
@@ -319,7 +325,9 @@ class CleanupManager:
         """
         if not self.tracker.is_async:
             return self.cleanup()
-        async with self.tracker.turn():  # a task may be creating yet, in the tracker's session
+        async with (
+            self.tracker.sessions.exclusive()
+        ):  # a task may be creating yet, in the tracker's session
             return await spawn(self.cleanup)
 
     def _delete(self, run: CleanupRun, phase: Phase | None) -> list[Leftover]:

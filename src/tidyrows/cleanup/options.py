@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.reasons import LeftoverKind
 from tidyrows.errors import UnknownTableError
 from tidyrows.retry import RetryPolicy
-from tidyrows.tracking.inheritance import mapper_of
+from tidyrows.tracking.named_rows import mapper_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -108,10 +108,10 @@ class Phase:
             part = replace(
                 each,
                 keys=KeySet(going),
-                doubtful=each.doubtful if self.doubts else {},
-                unkeyed=each.unkeyed if unnamed else 0,
-                whole=each.whole if unnamed else [],
-                unsure=each.unsure if unnamed else 0,
+                in_doubt=each.in_doubt if self.doubts else {},
+                keyless_unknown=each.keyless_unknown if unnamed else 0,
+                keyless_rows=each.keyless_rows if unnamed else [],
+                keyless_in_doubt=each.keyless_in_doubt if unnamed else 0,
             )
             if part:
                 parts.append(part)
@@ -151,7 +151,7 @@ class ResourceCleanup:
     def run(self, references: Sequence[tuple[TableName, TableName]]) -> list[Leftover]:
         """Delete the rows and remove the resources, as far as that can be done."""
         ties = {tie.resource: tie for tie in self._tracker.ties()}
-        tracked = [held.table.name for held in self._tracker.snapshot()]
+        tracked = [held.table.name for held in self._tracker.store.snapshot()]
         order = removal_order(list(ties.values()), references, tracked)
         leftovers: list[Leftover] = []
         for circle in order.circles:
@@ -194,12 +194,12 @@ class ResourceCleanup:
             if isinstance(row, RowKey) and reason.holder
         )
         phase = Phase(goes, doubts, held)
-        if not phase.of(self._tracker.snapshot()):
+        if not phase.of(self._tracker.store.snapshot()):
             return []
         leftovers = list(self._delete(phase))
-        for left in phase.of(self._tracker.snapshot()):
+        for left in phase.of(self._tracker.store.snapshot()):
             self._tried.update(map(left.table.row, left.keys))
-            if left.nameless:
+            if left.keyless_count:
                 self._tried.add(_unkeyed(left.table.name))
         return leftovers
 
@@ -209,7 +209,7 @@ class ResourceCleanup:
 
     def _untouched(self) -> list[Leftover]:
         leftovers = []
-        for held in self._tracker.snapshot():
+        for held in self._tracker.store.snapshot():
             name = held.table.name
             for row in map(held.table.row, held.keys.in_order()):
                 reason = self._reason(row)
@@ -219,8 +219,8 @@ class ResourceCleanup:
                     leftovers.append(Leftover(name, row, reason))
                 else:
                     self._run.report.held += (Held(row, reason.holder),)
-            if held.nameless and name in self._stay:
-                leftovers.append(Leftover(name, None, self._stay[name], held.nameless))
+            if held.keyless_count and name in self._stay:
+                leftovers.append(Leftover(name, None, self._stay[name], held.keyless_count))
         return leftovers
 
     # -- resources -----------------------------------------------------------------------------
@@ -242,7 +242,7 @@ class ResourceCleanup:
 
     def _needed(self, tie: Tie) -> Reason | None:
         """What needs this resource and is still there."""
-        there = {held.table.name: held for held in self._tracker.snapshot()}
+        there = {held.table.name: held for held in self._tracker.store.snapshot()}
         for item in tie.after:
             blocker = self._still(item, there)
             if blocker is None:
@@ -259,8 +259,8 @@ class ResourceCleanup:
             return None
         if isinstance(item, RowKey):
             key = stored(item.key)
-            return item if key in held.keys or key in held.doubtful else None
-        for key in (*held.keys.in_order(), *held.doubtful):
+            return item if key in held.keys or key in held.in_doubt else None
+        for key in (*held.keys.in_order(), *held.in_doubt):
             return held.table.row(key)
         return item
 

@@ -83,13 +83,13 @@ class CleanupRun:
 
     def held_in(self, database: Database) -> list[TableHoldings]:
         """What the tracker holds now in one database."""
-        return [e for e in self.tracker.snapshot() if e.table.name.database == database.name]
+        return [e for e in self.tracker.store.snapshot() if e.table.name.database == database.name]
 
     def held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
         """What the tracker holds now, by database."""
-        self.tracker.settle()
+        self.tracker.engines.resolve()
         by_database: dict[str, list[TableHoldings]] = {}
-        for held in self.tracker.snapshot():
+        for held in self.tracker.store.snapshot():
             by_database.setdefault(held.table.name.database, []).append(held)
         return [(self.database(name), by_database[name]) for name in sorted(by_database)]
 

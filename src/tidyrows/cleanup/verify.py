@@ -111,7 +111,7 @@ _SECONDS = 5.0
 def resolve_doubts(database: Database, held: TableHoldings) -> tuple[list[Any], dict[Any, Reason]]:
     """Of the rows in doubt of one table, those that are ours, and those that stay in doubt."""
     refuse_while_committing(database)
-    seen = existing_rows(database, [Batch(held.table, list(held.doubtful))])[held.table.name]
+    seen = existing_rows(database, [Batch(held.table, list(held.in_doubt))])[held.table.name]
     ours, in_doubt = [], dict(seen.unconfirmed)
     for key in seen.there:
         # Inserted again after the doubt and committed, or named by the user: then it is ours.
@@ -125,7 +125,7 @@ def resolve_doubts(database: Database, held: TableHoldings) -> tuple[list[Any], 
 def _is_proof(database: Database, held: TableHoldings, key: Any) -> bool:
     """Whether a row with this key can only be ours."""
     return only_ours_can_hold(
-        held.table.row(key).key, generated=held.doubtful[key], reused=database.dialect.reuses_keys
+        held.table.row(key).key, generated=held.in_doubt[key], reused=database.dialect.reuses_keys
     )
 
 
@@ -137,9 +137,9 @@ def was_committed(tracker: ResourceTracker, before: set[tuple[TableName, Any]]) 
     committed: bool | None = None
     unconfirmed = False
     tables = []
-    for held in tracker.snapshot():
+    for held in tracker.store.snapshot():
         table = held.table
-        doubtful = [key for key in held.doubtful if (table.name, key) not in before]
+        doubtful = [key for key in held.in_doubt if (table.name, key) not in before]
         tables.append((table, doubtful))
         database = _database(tracker, table.name.database)
         proving = [key for key in doubtful if _is_proof(database, held, key)]

@@ -87,7 +87,7 @@ class Call:
     def _commit(self, session: Session) -> None:
         session.flush()
         if self.began_transaction:
-            self.uncertain_before = self.tracker.uncertain_keys()
+            self.uncertain_before = self.tracker.store.uncertain_keys()
         if in_greenlet():
             _load_attributes(self.made)
             self.commit_sent = True
@@ -101,7 +101,7 @@ class Call:
     def _roll_back(self, session: Session, error: BaseException) -> None:
         # a hook may have committed the objects that were made before it
         self.is_alone &= session.get_transaction() is self.transaction
-        is_lost = self.may_run_again and self.tracker.may_pass(error)
+        is_lost = self.may_run_again and self.tracker.engines.is_transient(error)
         if not self.tracker.owns_session and not is_lost:
             return  # the caller may want to keep the earlier part of the transaction
         on_transient = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again

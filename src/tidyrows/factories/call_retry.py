@@ -76,14 +76,14 @@ def call_with_retries(
 def _is_committed(call: Call, error: BaseException) -> bool | None:
     """Whether the COMMIT succeeded; None where nobody can tell."""
     tracker = call.tracker
-    if tracker.uncertain_keys() - call.uncertain_before:
+    if tracker.store.uncertain_keys() - call.uncertain_before:
         return was_committed(tracker, call.uncertain_before)
-    return None if tracker.fault(error) is Fault.LOST else False
+    return None if tracker.engines.fault(error) is Fault.LOST else False
 
 
 def _is_transient(call: Call, error: BaseException) -> bool:
     """Whether another attempt may succeed, and only rows of this call are lost."""
-    if not call.tracker.may_pass(error):
+    if not call.tracker.engines.is_transient(error):
         return False
     is_lost = error is call.error and not (call.may_run_again or call.commit_sent)
     if is_lost and (call.session is not None or not call.is_alone):

@@ -12,7 +12,7 @@ from sqlalchemy.orm import ColumnProperty, Mapper
 
 from tidyrows.errors import ScopeError
 from tidyrows.template import TAG_WIDTH, check, escaped
-from tidyrows.tracking.current import current_tracker
+from tidyrows.tracking.tracker import current_tracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.options import TrackedOptions, watch
 from tidyrows.greenlets import spawn
-from tidyrows.tracking.current import current_tracker
+from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         if tracker is None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
         if tracker.is_async:
-            tracker.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
+            tracker.sessions.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
         create = super().create_batch
         return call_with_retries(tracker, lambda params: create(size, **params), kwargs)
 
@@ -130,7 +130,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         ):
             return generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         if tracker.is_async:
-            tracker.refuse_blocking(f"await {cls.__name__}.create_async()")
+            tracker.sessions.refuse_blocking(f"await {cls.__name__}.create_async()")
         return call_with_retries(tracker, partial(generate, strategy), params)
 
     @classmethod
@@ -215,5 +215,5 @@ async def _in_greenlet(create: Callable[[], T]) -> T:
     tracker = current_tracker()
     if tracker is None:
         return await spawn(create)
-    async with tracker.turn():
+    async with tracker.sessions.exclusive():
         return await spawn(create)

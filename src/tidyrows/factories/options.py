@@ -13,7 +13,7 @@ from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.call_retry import unkeyed_with
 from tidyrows.factories.declarations import active_context
 from tidyrows.factories.get_or_create import parameters
-from tidyrows.tracking.current import current_tracker
+from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
     from tidyrows.tracking.tracker import ResourceTracker
@@ -147,4 +147,4 @@ def watch(tracker: ResourceTracker, session: Any) -> None:
     """Have the tracker track what a named session writes."""
     real = session() if isinstance(session, orm.scoped_session) else session
     if isinstance(real, orm.Session):
-        tracker.watch(real)
+        tracker.sessions.watch(real)

@@ -82,7 +82,7 @@ class SuiteCleanups:
 
     def expect_commit(self, pending: PendingCleanup) -> None:
         """The test has left a transaction open: clean up again when that is committed."""
-        if any(pending.tracker.pending_changes()):
+        if any(pending.tracker.engines.pending_changes()):
             pending.reason = _LEFT_OPEN
             self._uncommitted.append(pending)
 
@@ -92,7 +92,7 @@ class SuiteCleanups:
         waiting, self._waiting = dict.fromkeys([*self._waiting, *late]), []
         for pending in waiting:
             pending.tracker.committed_late = False
-            pending.tracker.settle()
+            pending.tracker.engines.resolve()
             if self._is_busy(pending.tracker) or pending.held:
                 self._waiting.append(pending)
                 continue
@@ -133,7 +133,7 @@ class SuiteCleanups:
             tracker = pending.tracker
             if all(each.by.startswith(HERE) for each in pending.held):
                 stays.update(settled_counts(tracker))
-                for rows in tracker.snapshot():
+                for rows in tracker.store.snapshot():
                     tracker.store.forget(rows.table, rows.keys)
                 self._delete(pending, {})
         return stays
@@ -142,11 +142,11 @@ class SuiteCleanups:
 
     def _delete(self, pending: PendingCleanup, options: Mapping[str, Any]) -> None:
         tracker = pending.tracker
-        tracker.settle()
+        tracker.engines.resolve()
         for name in _databases(tracker):
             if has_vanished(tracker.own_engine_of(name)):
                 tracker.journals.release(name)
-        before = {held.table: held.keys for held in tracker.snapshot()}
+        before = {held.table: held.keys for held in tracker.store.snapshot()}
         created = dict(Counter(created_by(tracker)) - pending.reported)
         pending.held = ()
         if not (before or tracker.journals.has_entries):
@@ -162,7 +162,7 @@ class SuiteCleanups:
             elif not self._delete_as_other_roles(tracker, manager):
                 raise
         finally:
-            left = {held.table: held.keys for held in tracker.snapshot()}
+            left = {held.table: held.keys for held in tracker.store.snapshot()}
             gone = {
                 table: {key for key in keys if table not in left or key not in left[table]}
                 for table, keys in before.items()
@@ -197,7 +197,7 @@ class SuiteCleanups:
             except sa.exc.DBAPIError as error:
                 if dialect_for(engine).is_database_missing(error):
                     tracker.journals.release(name)
-        return not tracker.snapshot()
+        return not tracker.store.snapshot()
 
     def _delete_as_other_roles(self, tracker: SuiteTracker, manager: CleanupManager) -> bool:
         """Whether all rows go with the rights of other roles that the suite connects as."""
@@ -207,7 +207,7 @@ class SuiteCleanups:
                 continue
             if engine.url.username == tracker.own_engine_of(name).url.username:
                 continue
-            tracker.engines.set(name, engine)
+            tracker.engines.by_database[name] = engine
             self._add({**record_of(tracker.test, {}, manager.report), "whole_suite": True})
             try:
                 run_for([engine], manager.cleanup)
@@ -219,7 +219,7 @@ class SuiteCleanups:
 
 def settled_counts(tracker: SuiteTracker) -> dict[str, int]:
     """How many rows a tracker holds, by table, once every COMMIT under way is known."""
-    tracker.settle()
+    tracker.engines.resolve()
     return created_by(tracker)
 
 
@@ -235,7 +235,7 @@ def _connect(engine: sa.Engine) -> None:
 
 
 def _databases(tracker: SuiteTracker) -> list[str]:
-    return sorted({held.table.name.database for held in tracker.snapshot()})
+    return sorted({held.table.name.database for held in tracker.store.snapshot()})
 
 
 def _engines(tracker: SuiteTracker) -> Iterator[sa.Engine]:
@@ -244,7 +244,9 @@ def _engines(tracker: SuiteTracker) -> Iterator[sa.Engine]:
 
 def created_by(tracker: ResourceTracker) -> dict[str, int]:
     """How many rows a tracker holds, by table."""
-    return _summed((held.table.name, len(held.keys) + held.nameless) for held in tracker.snapshot())
+    return _summed(
+        (held.table.name, len(held.keys) + held.keyless_count) for held in tracker.store.snapshot()
+    )
 
 
 def _summed(counts: Iterable[tuple[TableName, int]]) -> dict[str, int]:

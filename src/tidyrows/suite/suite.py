@@ -104,7 +104,7 @@ class WholeSuite:
     def shared(self, name: str) -> SuiteTracker:
         """A tracker for rows of several tests, until :meth:`finish`; it is given no rows yet."""
         tracker = self._start_tracker(name, is_shared=True)
-        tracker.pause()
+        tracker.sessions.stop_listening()
         return tracker
 
     def _start_tracker(self, test: str, *, is_shared: bool, ledger: bool = True) -> SuiteTracker:
@@ -126,7 +126,7 @@ class WholeSuite:
         pending = PendingCleanup(tracker, options)
         self._cleanups.expect_commit(pending)
         try:
-            if show is not None and tracker.snapshot():
+            if show is not None and tracker.store.snapshot():
                 show(CleanupManager(tracker, **options).keep())
             else:
                 self._cleanups.clean(pending)

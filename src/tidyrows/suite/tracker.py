@@ -51,7 +51,7 @@ class SuiteEngines(TrackerStack[ResourceTracker]):
         if tracker is not None:
             captured = self._captured.get(engine)
             if captured is None or captured() is not tracker:
-                tracker.capture(engine)
+                tracker.engines.capture(engine)
                 self._captured[engine] = weakref.ref(tracker)
         return tracker
 

@@ -250,7 +250,7 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
         candidate.process.get("pid"),
         candidate.age,
         {
-            held.table.name: len(held.keys) + held.nameless + len(held.doubtful)
+            held.table.name: len(held.keys) + held.keyless_count + len(held.in_doubt)
             for held in entries.store.snapshot()
         },
         dict(kinds),

@@ -179,8 +179,8 @@ class Tidy:
 
     @property
     def _has_rows(self) -> bool:
-        self.tracker.settle()
-        return bool(self.tracker.snapshot() or self.tracker.externals())
+        self.tracker.engines.resolve()
+        return bool(self.tracker.store.snapshot() or self.tracker.externals())
 
     # -- as a block ------------------------------------------------------------------------------
 
@@ -313,7 +313,7 @@ class Shared:
         self._depth -= 1
         if not self._depth:
             self.tracker.stop()
-            self.tracker.release_session()  # tests must not wait for its locks
+            self.tracker.sessions.release()  # tests must not wait for its locks
 
     def once(self, name: str, make: Callable[[], T]) -> T:
         """The value that ``make`` returned when this name was first used.

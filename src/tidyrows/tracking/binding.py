@@ -1,7 +1,8 @@
-"""What a tracker is bound to: an engine, or the sessions of one session maker."""
+"""What a tracker is bound to, and the engines through which its rows are written."""
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -9,17 +10,15 @@ from sqlalchemy import event, orm
 from sqlalchemy.exc import UnboundExecutionError
 
 from tidyrows.capture.connections import open_connections
+from tidyrows.capture.engine import Capture, capture_for, root_engine
 from tidyrows.capture.ownership import TrackerStack
+from tidyrows.dialects import Fault
 from tidyrows.errors import NotBoundError, SessionStateError
-from tidyrows.greenlets import (
-    AsyncMaker,
-    AsyncRegistry,
-    is_async,
-    synchronous,
-)
+from tidyrows.greenlets import AsyncMaker, AsyncRegistry, is_async, synchronous
+from tidyrows.production import refuse_production
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterator
 
     from sqlalchemy.ext.asyncio import (
         AsyncConnection,
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
         async_sessionmaker,
     )
 
-    from tidyrows.tracking.engines import Engines
+    from tidyrows.capture.changes import Change, Sink
 
 Bind: TypeAlias = (
     "sa.Engine | sa.Connection | orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any]"
@@ -46,6 +45,71 @@ Synchronous: TypeAlias = (
     | AsyncRegistry
     | TrackerStack[Any]
 )
+
+
+class Engines:
+    """What is known of each engine that a tracker may hold rows of.
+
+    Attributes:
+        by_database: the engine that reaches a database.
+    """
+
+    def __init__(self, sink: Sink, allow_production: bool | Collection[str]) -> None:
+        self._sink = weakref.ref(sink)
+        self._allow_production = allow_production
+        self.by_database: dict[str, sa.Engine] = {}
+        self._captures: dict[Capture, int] = {}  # with the version of the schema at first use
+
+    @property
+    def sink(self) -> Sink:
+        """The tracker."""
+        sink = self._sink()
+        if sink is None:
+            raise ReferenceError("the tracker does not exist any more")
+        return sink
+
+    def capture(self, engine: sa.Engine) -> Capture:
+        """The capture of an engine, which tells the tracker of its changes from now on."""
+        if root_engine(engine) not in self.by_database.values():  # those have been looked at
+            refuse_production(engine.url, self._allow_production)
+        capture = capture_for(engine)
+        capture.sinks.add(self.sink)
+        if capture not in self._captures:
+            self._captures[capture] = capture.tables.schema_version
+            self.by_database.setdefault(capture.database, root_engine(engine))
+        return capture
+
+    def saw_ddl(self, capture: Capture) -> bool:
+        """Whether the schema was changed through an engine since its first use."""
+        return self._captures.get(capture) != capture.tables.schema_version
+
+    def fault(self, error: BaseException) -> Fault:
+        """What an error means, of whichever of the databases it is."""
+        faults = (capture.dialect.fault(error) for capture in self._captures)
+        return next((fault for fault in faults if fault is not Fault.OTHER), Fault.OTHER)
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether a transaction that failed so may succeed another time."""
+        return isinstance(error, Exception) and self.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+
+    def resolve(self) -> None:
+        """Apply the changes of every COMMIT that is over."""
+        for capture in list(self._captures):
+            capture.resolve()
+
+    def pending_changes(self) -> Iterator[Change]:
+        """What is inserted for the tracker and not committed."""
+        for capture in list(self._captures):
+            yield from capture.uncommitted(self.sink)
+
+    def pending_keys(self, table: sa.Table) -> list[Any]:
+        """Keys of a table that are inserted and not committed."""
+        return [
+            key
+            for change in self.pending_changes()
+            if change.table.table is table and change.table.key_columns
+            for key in change.keys
+        ]
 
 
 class Binding:
@@ -100,18 +164,17 @@ class Binding:
 
     def source(self) -> sa.Engine | sa.Connection | None:
         """The engine or connection behind it; None where a session has several (or none)."""
-        bind: Any = self.bind
+        bind: Any = self.bind.maker if isinstance(self.bind, AsyncRegistry) else self.bind
         if isinstance(bind, (orm.sessionmaker, AsyncMaker)):
             bind = bind.kw.get("bind")
-        elif isinstance(bind, AsyncRegistry):
-            bind = bind.maker.kw.get("bind")
         elif isinstance(bind, (orm.Session, orm.scoped_session)):
             bind = bind.bind
         return bind if isinstance(bind, (sa.Engine, sa.Connection)) else None
 
     def engine(self) -> sa.Engine | None:
         """The engine behind it, or None where a session has several (or none) to choose from."""
-        return engine_of(self.source())
+        source = self.source()
+        return None if source is None else source.engine
 
     def callers_session(self) -> orm.Session | None:
         """The caller's own session, if one is bound, and open in this thread's registry."""
@@ -127,12 +190,10 @@ class Binding:
                 "A tracker of whatever the process writes has no session of its own. Bind one to "
                 "an engine: ResourceTracker(engine)."
             )
-        if isinstance(bind, orm.Session):
-            return bind
-        if isinstance(bind, (orm.scoped_session, orm.sessionmaker, AsyncMaker, AsyncRegistry)):
-            session: orm.Session = bind()
-            return session
-        return orm.Session(bind, expire_on_commit=False)
+        if isinstance(bind, (sa.Engine, sa.Connection)):
+            return orm.Session(bind, expire_on_commit=False)
+        session: orm.Session = bind if isinstance(bind, orm.Session) else bind()
+        return session
 
     def listen(self, engines: Engines) -> list[Callable[[], None]]:
         """Let the tracker own what is inserted through the bind; returns what undoes it."""
@@ -167,20 +228,11 @@ def _finds_an_engine(bind: orm.Session | orm.sessionmaker[Any] | AsyncMaker) -> 
     return any(binds) or kind.get_bind is not orm.Session.get_bind
 
 
-def engine_of(bind: Any) -> sa.Engine | None:
-    """The engine of an engine or connection; None of anything else."""
-    return bind.engine if isinstance(bind, (sa.Engine, sa.Connection)) else None
-
-
 def listen_to_session(
     source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any] | type[orm.Session],
     engines: Engines,
 ) -> Callable[[], None]:
-    """Attribute to the tracker every connection that a session, or a maker's sessions, begins.
-
-    Returns:
-        What undoes it.
-    """
+    """Attribute to the tracker every connection that a session begins; returns what undoes it."""
     tracker = engines.sink  # which lives as long as it listens
 
     def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
@@ -210,6 +262,6 @@ def _sessions_of(source: Any) -> list[orm.Session]:
 def session_engine(session: orm.Session) -> sa.Engine | None:
     """The engine of a session that has just one."""
     try:
-        return engine_of(session.get_bind())
+        return session.get_bind().engine
     except UnboundExecutionError:
         return None

@@ -13,17 +13,16 @@ if TYPE_CHECKING:
 
     from tidyrows.capture.changes import Hashes, Shape
 
+NOT_COMPARED = 2**64 - 2
+"""A hash that stands for any values: a row with its key is not compared."""
+
 
 @dataclass(slots=True)
 class _Log:
-    """Rows of one shape, the latest last.
-
-    ``dropped`` has, by key, the place before which a row with this key is compared no longer.
-    """
+    """Keys and hashes of one shape, in order of time: the last hash of a key counts."""
 
     keys: array[int] | list[Any] = field(default_factory=lambda: array("q"))
     hashes: array[int] = field(default_factory=lambda: array(HASH))
-    dropped: dict[Any, int] = field(default_factory=dict)
 
     def add(self, keys: Sequence[Any], hashes: array[int]) -> None:
         try:
@@ -32,22 +31,9 @@ class _Log:
             self.keys = [*self.keys, *keys]
         self.hashes.extend(hashes)
 
-    def drop(self, keys: Iterable[Any]) -> None:
-        self.dropped.update(dict.fromkeys(keys, len(self.keys)))
-
-    def by_key(self) -> dict[Any, int]:
-        if not self.dropped:
-            return dict(zip(self.keys, self.hashes, strict=True))
-        last = {key: place for place, key in enumerate(self.keys)}
-        start = self.dropped.get
-        return {k: self.hashes[place] for k, place in last.items() if place >= start(k, 0)}
-
-    def copy(self) -> _Log:
-        return replace(self, keys=self.keys[:], hashes=self.hashes[:], dropped=dict(self.dropped))
-
 
 class RowHashes:
-    """The hashes of one table's rows; a row without one is ours whatever its values are.
+    """The hashes of the rows of one table, by key; a row without one is not compared.
 
     Attributes:
         generated: the database made the keys of all rows.
@@ -62,24 +48,24 @@ class RowHashes:
     def record(self, keys: Sequence[Any], hashes: Hashes, *, generated: bool = False) -> None:
         """Add inserted rows; earlier hashes under these keys end."""
         self.generated = self.generated and generated
-        for shape, log in self._logs.items():
-            if shape != hashes.shape:
-                log.drop(keys)
+        if self._logs.keys() - {hashes.shape}:
+            self.drop(keys)
         self._logs.setdefault(hashes.shape, _Log()).add(keys, hashes.values)
 
     def drop(self, keys: Iterable[Any]) -> None:
         """Compare these rows no longer."""
-        keys = list(keys)
-        for log in self._logs.values():
-            log.drop(keys)
+        self._drop(list(keys), self._logs)
 
     def drop_updated(self, keys: Collection[Any], columns: frozenset[str]) -> None:
         """Compare no longer the rows in which these columns were set: without keys, any row."""
-        for shape in [each for each in self._logs if not columns.isdisjoint(each.columns)]:
-            if keys:
-                self._logs[shape].drop(keys)
-            else:
-                del self._logs[shape]
+        shapes = [shape for shape in self._logs if not columns.isdisjoint(shape.columns)]
+        self._drop(list(keys), shapes)
+        for shape in () if keys else shapes:
+            del self._logs[shape]
+
+    def _drop(self, keys: list[Any], shapes: Iterable[Shape]) -> None:
+        for shape in shapes:
+            self._logs[shape].add(keys, array(HASH, [NOT_COMPARED]) * len(keys))
 
     def rename(self, old: Mapping[Any, Any]) -> None:
         """Keys of rows were changed; the hashes stay. ``old`` has the old keys by the new ones."""
@@ -92,7 +78,8 @@ class RowHashes:
     def by_shape(self) -> Iterator[tuple[Shape, dict[Any, int]]]:
         """For each shape the hashes by key."""
         for shape, log in self._logs.items():
-            hashes = log.by_key()
+            last = dict(zip(log.keys, log.hashes, strict=True))
+            hashes = {key: last[key] for key in last if last[key] != NOT_COMPARED}
             if hashes:
                 yield shape, hashes
 
@@ -100,5 +87,6 @@ class RowHashes:
         """A copy that no longer changes with this one."""
         twin = RowHashes()
         twin.generated = self.generated
-        twin._logs = {shape: log.copy() for shape, log in self._logs.items()}
+        for shape, log in self._logs.items():
+            twin._logs[shape] = replace(log, keys=log.keys[:], hashes=log.hashes[:])
         return twin

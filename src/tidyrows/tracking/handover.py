@@ -6,7 +6,7 @@ Rows and external resources are written as entries of a ledger are; see `tidyrow
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from tidyrows.dialects import database_name
 from tidyrows.errors import LedgerError, NotBoundError, TidyRowsError, UnknownTableError
@@ -22,12 +22,11 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
-    from tidyrows.external import Externals, Item
+    from tidyrows.external import Item
     from tidyrows.ledger.table import Ledger
     from tidyrows.tracking.binding import Bind
-    from tidyrows.tracking.engines import Engines
-    from tidyrows.tracking.journals import Journals
-    from tidyrows.tracking.store import Store, TableHoldings
+    from tidyrows.tracking.selection import Selection
+    from tidyrows.tracking.store import TableHoldings
 
 _VERSION = 2
 _CONTEXT = {
@@ -39,36 +38,15 @@ _CONTEXT = {
 }
 
 
-class Tracker(Protocol):
-    """What is handed over of a tracker."""
-
-    context: WorkerContext
-    engines: Engines
-    store: Store
-    journals: Journals
-    external_resources: Externals
-    ties: Callable[[], list[Tie]]
-
-    @property
-    def bound_engine(self) -> sa.Engine | None: ...  # noqa: D102
-
-    def engine_of(self, database: str) -> sa.Engine: ...  # noqa: D102
-
-    def externals(self) -> list[ExternalResource]: ...  # noqa: D102
-
-    def dismiss_leak_warning(self) -> None: ...  # noqa: D102
+T = TypeVar("T", bound="Selection")
 
 
-T = TypeVar("T", bound=Tracker)
-
-
-def dumps(tracker: Tracker) -> str:
+def dumps(tracker: Selection) -> str:
     """The rows and external resources of a tracker; keys as the database's driver takes them."""
     tracker.engines.resolve()
     tracker.journals.catch_up()
-    engine, recorded = tracker.bound_engine, None
-    if engine is not None:
-        recorded = tracker.journals.handed_on(database_name(engine), tracker.externals())
+    engine = tracker.bound_engine
+    journal = None if engine is None else tracker.journals.of(database_name(engine))
     held = {each.table.name: each for each in tracker.store.snapshot()}
     dialects = {name: tracker.engine_of(name.database).dialect for name in held}
     tables = {name: each.table for name, each in held.items()}
@@ -90,7 +68,7 @@ def dumps(tracker: Tracker) -> str:
                 }
                 for tie in ties
             ],
-            "ledger": recorded,
+            "ledger": None if journal is None else journal.export(tracker.externals()),
         }
     )
 
@@ -176,7 +154,7 @@ def _parsed(text: str) -> tuple[dict[str, Any], WorkerContext]:
 
 
 def _read(
-    tracker: Tracker, data: dict[str, Any], connection: sa.Connection, database: str
+    tracker: Selection, data: dict[str, Any], connection: sa.Connection, database: str
 ) -> list[Change]:
     """The changes of all entries; the resources are held at once."""
     reader = EntryReader(connection, database)

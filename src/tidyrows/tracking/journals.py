@@ -24,20 +24,12 @@ if TYPE_CHECKING:
     from tidyrows.worker import WorkerContext
 
 
-def ledgers_of(given: Any) -> tuple[Ledger, ...]:
-    """The ledgers that a tracker was given."""
-    ledgers = () if given is None else (given,) if isinstance(given, Ledger) else tuple(given)
-    for each in ledgers:
-        if not isinstance(each, Ledger):
-            raise LedgerError(
-                f"ledger={each!r} is no ledger. Write ResourceTracker(engine, "
-                f"ledger=Ledger(engine))."
-            )
-    return ledgers
-
-
 class Journals:
-    """Records what a tracker holds in its ledgers."""
+    """Records what a tracker holds in its ledgers.
+
+    Attributes:
+        ledgers: those of the tracker, private ones too.
+    """
 
     def __init__(
         self,
@@ -47,7 +39,14 @@ class Journals:
         externals: Externals,
         warn_once: Callable[[Any, str], None],
     ) -> None:
-        self._ledgers = ledgers_of(ledgers)
+        given = () if ledgers is None else (ledgers,) if isinstance(ledgers, Ledger) else ledgers
+        self.ledgers = tuple(given)
+        for each in self.ledgers:
+            if not isinstance(each, Ledger):
+                raise LedgerError(
+                    f"ledger={each!r} is no ledger. Write ResourceTracker(engine, "
+                    f"ledger=Ledger(engine))."
+                )
         self._context = context
         self._store = store
         self._externals = externals
@@ -59,12 +58,7 @@ class Journals:
 
     def __bool__(self) -> bool:
         """Whether rows are recorded in a ledger."""
-        return bool(self._journals) or any(not ledger.is_private for ledger in self._ledgers)
-
-    @property
-    def has_ledgers(self) -> bool:
-        """Whether the tracker was given a ledger, private ones too."""
-        return bool(self._ledgers)
+        return bool(self._journals) or any(not ledger.is_private for ledger in self.ledgers)
 
     @property
     def databases(self) -> list[str]:
@@ -84,7 +78,7 @@ class Journals:
 
     def open(self, engine: sa.Engine | None) -> None:
         """Open a journal in each ledger that other processes can see."""
-        for ledger in self._ledgers:
+        for ledger in self.ledgers:
             if ledger.is_private:
                 continue
             journal = self._journals.get(ledger.database)
@@ -97,12 +91,12 @@ class Journals:
             if not (ledger.dialect.has_row_locks or awaits):
                 # Its one writer may be the test itself when it needs them.
                 journal.process.integers.reserve_early(ledger)
-        if self._ledgers and engine is not None:
+        if self.ledgers and engine is not None:
             bound = database_name(engine)
-            if bound not in {ledger.database for ledger in self._ledgers}:
+            if bound not in {ledger.database for ledger in self.ledgers}:
                 raise LedgerError(
                     f"The tracker writes to {bound}, and its ledger is in "
-                    f"{self._ledgers[0].database}: rows and ledger must share transactions. Write "
+                    f"{self.ledgers[0].database}: rows and ledger must share transactions. Write "
                     f"ResourceTracker(engine, ledger=Ledger(engine)), with one engine."
                 )
         self._opened, self._engine = True, engine
@@ -118,13 +112,13 @@ class Journals:
 
     def add_ledger(self, ledger: Ledger) -> None:
         """Record what is committed in the ledger's database from now on."""
-        self._ledgers = (*self._ledgers, ledger)
+        self.ledgers = (*self.ledgers, ledger)
         if self._opened:
             self.open(self._engine)
 
     def drop_ledger(self, ledger: Ledger) -> None:
         """Record nothing there any more: its database is about to be dropped."""
-        self._ledgers = tuple(each for each in self._ledgers if each is not ledger)
+        self.ledgers = tuple(each for each in self.ledgers if each is not ledger)
         self._journals.pop(ledger.database, None)
 
     def forget_parent(self) -> None:
@@ -135,7 +129,7 @@ class Journals:
 
     def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
         """Record, in the transaction of the changes, those of them that concern the tracker."""
-        if not (self._ledgers or self._journals):
+        if not (self.ledgers or self._journals):
             return
         making = (Inserted, InsertedWhole)
         made = {change.table.name for change in changes if isinstance(change, making)}
@@ -159,7 +153,7 @@ class Journals:
 
     def add(self, change: Inserted) -> None:
         """Record rows that the user named, which are committed; at the latest at the start."""
-        if not self._ledgers or not change.keys:
+        if not self.ledgers or not change.keys:
             return
         if not (self._journals or self._opened):
             self._early.append(change)
@@ -176,7 +170,7 @@ class Journals:
     def _expected(self, database: str) -> Journal | None:
         """The journal of a database, with a warning where its ledger is missing."""
         journal = self._journals.get(database)
-        if journal is None and not all(each.is_private for each in self._ledgers):
+        if journal is None and not all(each.is_private for each in self.ledgers):
             self._warn_once(
                 ("no ledger", database),
                 f"Rows are written to {database}, for which the tracker has no ledger: a kill "
@@ -217,11 +211,6 @@ class Journals:
         if journal is not None:
             journal.committed, journal.uncertain, journal.is_log = set(), {}, False
             journal.unanswered = []
-
-    def handed_on(self, database: str, externals: Iterable[ExternalResource]) -> Any:
-        """Which entries name what the tracker holds in a database; None where there are none."""
-        journal = self._journals.get(database)
-        return None if journal is None else journal.export(externals)
 
     def adopt(
         self, entered: dict[str, Any], engine: sa.Engine, externals: Iterable[ExternalResource]

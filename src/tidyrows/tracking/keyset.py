@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left
 from heapq import merge
-from itertools import islice
+from itertools import groupby, islice
 from operator import lt
 from typing import TYPE_CHECKING, Any
 
@@ -144,18 +144,8 @@ def _ascending(keys: array[int]) -> array[int]:
     """
     if len(keys) <= _RUN:
         return array("q", sorted(set(keys)))
-    for start in range(0, len(keys), _RUN):
+    starts = range(0, len(keys), _RUN)
+    for start in starts:
         keys[start : start + _RUN] = array("q", sorted(keys[start : start + _RUN]))
-    ordered = array("q")
-    with memoryview(keys) as view:
-        runs = [view[start : start + _RUN] for start in range(0, len(keys), _RUN)]
-        try:
-            last = None
-            for key in merge(*runs):
-                if key != last:
-                    ordered.append(key)
-                    last = key
-        finally:
-            for run in runs:
-                run.release()
-    return ordered
+    runs = (map(keys.__getitem__, range(len(keys))[start : start + _RUN]) for start in starts)
+    return array("q", (key for key, _same in groupby(merge(*runs))))

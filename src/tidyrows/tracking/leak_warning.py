@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-import weakref
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tidyrows.external import Externals
     from tidyrows.tracking.store import Store
-
-Tracker = TypeVar("Tracker")
 
 _SHOWN = 5
 _LOOKED_UP = 12
@@ -31,50 +28,19 @@ def started_here() -> list[str]:
     return []
 
 
-def watch(
-    tracker: Tracker,
-    store: Store,
-    externals: Externals,
-    tag: str,
-    started: list[str],
-    *,
-    entered: bool,
-) -> weakref.finalize[..., Tracker]:
-    """Look at what a tracker holds once it is garbage, or the process ends.
-
-    Returns:
-        What undoes it.
-    """
-    return weakref.finalize(
-        tracker,
-        _say,
-        store,
-        externals,
-        tag,
-        started,
-        os.getpid(),
-        entered=entered,
-    )
-
-
-def _say(
-    store: Store,
-    externals: Externals,
-    tag: str,
-    started: list[str],
-    pid: int,
-    *,
-    entered: bool,
+def warn_of_leak(
+    store: Store, externals: Externals, tag: str, started: list[str], pid: int, *, entered: bool
 ) -> None:
+    """Warn of what a tracker held that is garbage now; ``entered``: in a ledger."""
     if pid != os.getpid():
         return  # a forked child owns nothing of its parent's
     held = store.snapshot()
-    count = sum(len(each.keys) + len(each.doubtful) + each.nameless for each in held)
+    count = sum(len(each.keys) + len(each.in_doubt) + each.keyless_count for each in held)
     count += len(externals)
     if not count:
         return
     rows = [str(each.table.row(key)) for each in held for key in each.keys.in_order()[:_SHOWN]]
-    rows += [f"{each.nameless} of {each.table.name}" for each in held if each.nameless]
+    rows += [f"{each.keyless_count} of {each.table.name}" for each in held if each.keyless_count]
     rows += [str(tie.resource) for tie in externals]
     named = ", ".join(rows[:_SHOWN]) + (", ..." if count > _SHOWN else "")
     remedy = (

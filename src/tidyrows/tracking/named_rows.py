@@ -1,20 +1,16 @@
-"""Rows that the user names: by key, by object, by a query."""
+"""Rows that the user names: by key, by object, by a query; in every table of a hierarchy."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.exc import NoInspectionAvailable
 
-from tidyrows.errors import (
-    KeyShapeError,
-    UnknownTableError,
-    UntrackableRowError,
-)
-from tidyrows.tracking.inheritance import mapper_of, parts_of, table_of
+from tidyrows.errors import KeyShapeError, UnknownTableError, UntrackableRowError
 from tidyrows.tracking.sessions import refuse_keyless
 
 if TYPE_CHECKING:
@@ -23,42 +19,45 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable
     from tidyrows.tracking.sessions import Sessions
 
+Found: TypeAlias = "tuple[list[tuple[KeyedTable, list[Any]]], int]"
+"""Rows by table, and how many the query found."""
+
 
 def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) -> list[Any]:
     """Keys in the stored form."""
     columns = table.key_columns
+
+    def refused(key: Any, text: str) -> KeyShapeError:
+        return KeyShapeError(text, table=str(table.name), key=key)
+
     if isinstance(keys, (str, bytes)) or not isinstance(keys, Iterable):
-        raise KeyShapeError(
+        raise refused(
+            keys,
             f"track_rows takes a list of keys of {table.name}, and {keys!r} is one value. Write "
             f"track_rows(model, [key]).",
-            table=str(table.name),
-            key=keys,
         )
     checked: list[Any] = []
     for key in keys:
         values = tuple(key) if isinstance(key, (tuple, list, sa.Row)) else (key,)
         names = ", ".join(column.name for column in columns)
         if len(values) != len(columns):
-            raise KeyShapeError(
+            raise refused(
+                key,
                 f"The primary key of {table.name} is ({names}), and {key!r} has {len(values)} "
                 f"value(s). Give one tuple of {len(columns)} per row.",
-                table=str(table.name),
-                key=key,
             )
         for column, value in zip(columns, values, strict=True):
             if value is None:
-                raise KeyShapeError(
+                raise refused(
+                    key,
                     f"{key!r} has NULL for {table.name}.{column.name}: such a row cannot be named.",
-                    table=str(table.name),
-                    key=key,
                 )
             if not _fits(column, value, dialect):
-                raise KeyShapeError(
+                raise refused(
+                    key,
                     f"{value!r} is no value of {table.name}.{column.name} "
                     f"({type(column.type).__name__}). Give the Python value that the model's "
                     f"attribute would have.",
-                    table=str(table.name),
-                    key=key,
                 )
         checked.append(values[0] if len(columns) == 1 else values)
     return checked
@@ -89,7 +88,7 @@ def named_rows(
     parts = parts_of(model)
     tables = [sessions.real_table(part.table) for part in parts]
     base = tables[0]  # whose key is the key of the class
-    checked = checked_keys(base, keys, sessions.engines.of(base.name.database).dialect)
+    checked = checked_keys(base, keys, sessions.engines.by_database[base.name.database].dialect)
     rows = [key if len(base.key_columns) > 1 else (key,) for key in checked]
     return [
         (table, [part.key(row) for row in rows]) for part, table in zip(parts, tables, strict=True)
@@ -134,8 +133,8 @@ def rows_of_query(
     select: sa.Select[Any],
     *,
     where: tuple[Any, Callable[[Any], bool]] | None = None,
-) -> tuple[list[tuple[KeyedTable, list[Any]]], int]:
-    """The rows that a query finds, committed ones only, and how many it found."""
+) -> Found:
+    """The rows that a query finds, committed ones only."""
     model = selected_model(select)
     mapper = mapper_of(model)
     columns = list(model.primary_key) if mapper is None else _attributes(mapper)
@@ -181,3 +180,84 @@ def _attributes(mapper: orm.Mapper[Any]) -> list[Any]:
 def _class_of(mapper: orm.Mapper[Any], row: tuple[Any, ...]) -> Any:
     kind = row[len(mapper.primary_key) :]
     return mapper.polymorphic_map.get(kind[0], mapper).class_ if kind else mapper.class_
+
+
+# -- the tables of a mapped class: joined inheritance -------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One table of a class.
+
+    Attributes:
+        table: the table.
+        places: where in the class's primary key the values of the table's own stand.
+    """
+
+    table: sa.Table
+    places: tuple[int, ...]
+
+    def key(self, values: tuple[Any, ...]) -> Any:
+        """The table's key, in the stored form, of a row with this primary key of the class."""
+        key = tuple(values[place] for place in self.places)
+        return key[0] if len(key) == 1 else key
+
+
+def mapper_of(model: Any) -> orm.Mapper[Any] | None:
+    """The mapper of a mapped class; None of anything else."""
+    mapper = sa.inspect(model, raiseerr=False) if isinstance(model, type) else None
+    return mapper if isinstance(mapper, orm.Mapper) else None
+
+
+def table_of(model: Any) -> sa.Table:
+    """The Table of a mapped class, or the Table itself."""
+    if isinstance(model, sa.Table):
+        return model
+    mapper = mapper_of(model)
+    if mapper is not None and isinstance(mapper.local_table, sa.Table):
+        return mapper.local_table
+    raise UnknownTableError(
+        f"{model!r} is neither a mapped class nor a Table. Pass the model, as in "
+        f"track_rows(User, [1, 2]).",
+        table=model,
+    )
+
+
+def parts_of(model: Any) -> list[Part]:
+    """The tables of a class, the one that its primary key is in first; or the one Table."""
+    mapper = mapper_of(model)
+    if mapper is not None and isinstance(mapper.local_table, sa.Table):
+        return sorted(
+            _parts(mapper), key=lambda part: part.table is not mapper.primary_key[0].table
+        )
+    table = table_of(model)
+    return [Part(table, tuple(range(len(table.primary_key))))]
+
+
+def _parts(mapper: orm.Mapper[Any]) -> Iterator[Part]:
+    identity = list(mapper.primary_key)
+    for table in mapper.tables:
+        if not isinstance(table, sa.Table):
+            continue
+        places = []
+        for column in table.primary_key:
+            same = _equated(mapper, column)
+            places += [place for place, other in enumerate(identity) if other in same][:1]
+        if len(places) != len(table.primary_key):
+            raise UnknownTableError(
+                f"{mapper.class_.__name__} has rows in {table.fullname}, whose primary key is not "
+                f"part of its own. Name them with track_rows({table.name}_table, keys).",
+                table=table,
+            )
+        yield Part(table, tuple(places))
+
+
+def _equated(mapper: orm.Mapper[Any], column: sa.Column[Any]) -> set[Any]:
+    """All columns that the join conditions of the hierarchy equate with one, and itself."""
+    equivalent = mapper._equivalent_columns  # noqa: SLF001 -- nothing public tells them
+    same: set[Any] = set()
+    new: set[Any] = {column}
+    while new:
+        same |= new
+        new = {other for one in new for other in equivalent.get(one, ())} - same
+    return same

@@ -12,7 +12,7 @@ import threading
 import warnings
 import weakref
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 from sqlalchemy import event
@@ -27,7 +27,7 @@ from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
 from tidyrows.tracking import named_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from tidyrows.capture.changes import Sink
     from tidyrows.capture.engine import Capture
@@ -42,10 +42,8 @@ _WRITES = re.compile(
 _QUOTES = str.maketrans("", "", '"`[]%\\')  # however a name is quoted and escaped
 _UPSERTS = re.compile(r"\b(conflict|duplicate|replace)\b", re.IGNORECASE)
 _STATES_KEPT = 2  # of our own, per row: where a COMMIT fails, the state before it holds
-_INTERNAL_READ = {
-    "schema_translate_map": None,
-    INTERNAL: True,
-}  # by real names; no sink hears of it
+# by real names; no sink is given what it does
+_INTERNAL_READ = {"schema_translate_map": None, INTERNAL: True}
 
 State = tuple[Any, ...] | None
 """The values of a row, column by column; None where there is no row."""
@@ -80,6 +78,11 @@ class PreservedTable:
     always: bool
     rows: dict[Any, PreservedRow] = field(default_factory=dict)
 
+    @property
+    def pattern(self) -> str:
+        """A regular expression for the table's name in SQL without quotes."""
+        return rf"(?<!\w){re.escape(self.table.name.name.translate(_QUOTES))}(?!\w)"
+
     def read(
         self, connection: sa.Connection, keys: Sequence[Any], *, lock: bool = False
     ) -> dict[Any, tuple[Any, ...]]:
@@ -95,6 +98,10 @@ class PreservedTable:
                 key = tuple(row[:width])
                 states[key[0] if width == 1 else key] = tuple(row[width:])
         return states
+
+
+_Look: TypeAlias = tuple[PreservedTable, dict[Any, PreservedRow], dict[Any, tuple[Any, ...]]]
+"""Rows of a table that a statement may write, and their values before it."""
 
 
 def is_same(one: State, other: State) -> bool:
@@ -121,6 +128,11 @@ class Preserved:
         self._tables: dict[TableName, PreservedTable] = {}
         self._observers: dict[str, _WriteObserver] = {}
         self._lock = threading.Lock()
+
+    @property
+    def tracker(self) -> Sink:
+        """The tracker that preserves the rows."""
+        return self._sessions.engines.sink
 
     def __bool__(self) -> bool:
         return bool(self._tables)
@@ -168,7 +180,7 @@ class Preserved:
             for key, values in then.items():
                 known.rows.setdefault(key, PreservedRow(values))
             if capture.database not in self._observers:
-                engine = engines.of(capture.database)
+                engine = engines.by_database[capture.database]
                 self._observers[capture.database] = _WriteObserver(self, capture, engine)
 
     def forget(self, table: PreservedTable, keys: Iterable[Any]) -> None:
@@ -181,36 +193,6 @@ class Preserved:
             if not self._tables:
                 while self._observers:
                     self._observers.popitem()[1].close()
-
-    def written_by(self, database: str, sql: str) -> list[PreservedTable]:
-        """The tables whose rows a statement may write."""
-        begins = _WRITES.match(sql)
-        if begins is None:
-            return []
-        if begins[1].lower() == "insert" and _UPSERTS.search(sql) is None:
-            return []
-        plain = sql.translate(_QUOTES)
-        return [
-            table
-            for name, table in list(self._tables.items())
-            if name.database == database
-            and re.search(
-                rf"(?<!\w){re.escape(name.name.translate(_QUOTES))}(?!\w)", plain, re.IGNORECASE
-            )
-        ]
-
-    def writer(self, capture: Capture) -> Sink | None:
-        """The tracker for which this context writes; None where that is not known."""
-        sinks = capture.sinks
-        for sink in reversed(entered_sinks()):
-            if sink.active and sink in sinks:
-                return sink
-        own = self._sessions.engines.sink
-        return None if any(each.active and each is not own for each in sinks) else own
-
-    def is_own(self, tracker: Sink) -> bool:
-        """Whether a tracker is the one that preserves these rows."""
-        return tracker is self._sessions.engines.sink
 
 
 def _columns(
@@ -243,16 +225,18 @@ class _WriteObserver:
         self._preserved = weakref.ref(preserved)
         self._capture = capture
         self._engine = engine
+        # by the context of a statement, its tables with the rows and their values before it
         self._before: weakref.WeakKeyDictionary[Any, list[_Look]] = weakref.WeakKeyDictionary()
-        self._pending: weakref.WeakKeyDictionary[sa.Connection, list[_Written]] = (
-            weakref.WeakKeyDictionary()
-        )
+        # by connection, what its transaction wrote: a row, its new values, who wrote if not we
+        self._pending: weakref.WeakKeyDictionary[
+            sa.Connection, list[tuple[PreservedRow, State, str | None]]
+        ] = weakref.WeakKeyDictionary()
         self._events = (
-            ("before_cursor_execute", self.before_cursor_execute),
-            ("after_cursor_execute", self.after_cursor_execute),
-            ("commit", self.commit),
-            ("commit_twophase", self.commit),
-            ("rollback", self.rollback),
+            ("before_cursor_execute", self._before_cursor_execute),
+            ("after_cursor_execute", self._after_cursor_execute),
+            ("commit", self._commit),
+            ("commit_twophase", self._commit),
+            ("rollback", self._rollback),
         )
         for name, listener in self._events:
             event.listen(engine, name, listener)
@@ -262,88 +246,81 @@ class _WriteObserver:
         for name, listener in self._events:
             event.remove(self._engine, name, listener)
 
-    def before_cursor_execute(
+    def _before_cursor_execute(
         self, connection: sa.Connection, _cursor: Any, sql: str, _given: Any, context: Any, _m: bool
     ) -> None:
         """Read the rows before the statement: somebody else may have changed what we wrote."""
         preserved = self._preserved()
         if preserved is None or context is None or INTERNAL in context.execution_options:
             return
+        if _verb(sql) is None:
+            return
+        plain = sql.translate(_QUOTES)
         looks = [
             _look(connection, table, context)
-            for table in preserved.written_by(self._capture.database, sql)
+            for table in preserved.tables()
+            if table.table.name.database == self._capture.database
+            and re.search(table.pattern, plain, re.IGNORECASE)
         ]
         if not looks:
             return
         self._before[context] = looks
         pending = self._pending.get(connection, ())
-        for look in looks:
-            for key, row in look.rows.items():
-                now = look.states.get(key)
-                own = [*row.own_states, *(each.state for each in pending if each.row is row)]
+        for _table, rows, states in looks:
+            for key, row in rows.items():
+                now = states.get(key)
+                own = [*row.own_states, *(state for each, state, _ in pending if each is row)]
                 if own and not any(is_same(now, state) for state in (row.original, *own)):
                     row.contested = True
 
-    def after_cursor_execute(
-        self,
-        connection: sa.Connection,
-        _cursor: Any,
-        sql: str,
-        _given: Any,
-        context: Any,
-        _m: bool,
+    def _after_cursor_execute(
+        self, connection: sa.Connection, _cursor: Any, sql: str, _given: Any, context: Any, _m: bool
     ) -> None:
         """Read the rows after the statement: it wrote what differs."""
         looks = self._before.pop(context, None) if context is not None else None
         preserved = self._preserved()
         if not looks or preserved is None:
             return
-        writer = preserved.writer(self._capture)
-        if writer is None:
-            other: str | None = "a thread that belongs to no tracker"
-        else:
-            other = None if preserved.is_own(writer) else f"the tracker {writer.context.tag}"
-        begins = _WRITES.match(sql)
-        renames = begins is not None and begins[1].lower() == "update"
-        for look in looks:
-            now = look.table.read(connection, list(look.rows))
-            changed = [
+        other = self._other_writer(preserved.tracker)
+        for table, rows, states in looks:
+            now = table.read(connection, list(rows))
+            for key, row in rows.items():
+                if is_same(now.get(key), states.get(key)):
+                    continue
                 # an UPDATE removes no row: this one has another key, and inserting it again would
                 # make a second one
-                _Written(row, now.get(key), "an UPDATE of its key" if lost else other)
-                for key, row in look.rows.items()
-                if not is_same(now.get(key), look.states.get(key))
-                for lost in (renames and key not in now,)
-            ]
-            self._pending.setdefault(connection, []).extend(changed)
+                renamed = _verb(sql) == "update" and key not in now
+                written = (row, now.get(key), "an UPDATE of its key" if renamed else other)
+                self._pending.setdefault(connection, []).append(written)
         if self._capture.dialect.in_transaction(driver_of(connection)) is False:
-            self.commit(connection)
+            self._commit(connection)
 
-    def commit(self, connection: sa.Connection, *_: Any) -> None:
-        """The transaction is about to be committed."""
-        for written in self._pending.pop(connection, ()):
-            if written.other is not None:
-                written.row.other_writer = written.other
+    def _commit(self, connection: sa.Connection, *_: Any) -> None:
+        for row, state, other in self._pending.pop(connection, ()):
+            if other is not None:
+                row.other_writer = other
             else:
-                written.row.own_states = [*written.row.own_states, written.state][-_STATES_KEPT:]
+                row.own_states = [*row.own_states, state][-_STATES_KEPT:]
 
-    def rollback(self, connection: sa.Connection) -> None:
-        """The transaction is rolled back."""
+    def _rollback(self, connection: sa.Connection) -> None:
         self._pending.pop(connection, None)
 
+    def _other_writer(self, own: Sink) -> str | None:
+        """Who writes in this context; None where it is the tracker that preserves."""
+        sinks = self._capture.sinks
+        for sink in reversed(entered_sinks()):
+            if sink.active and sink in sinks:
+                return None if sink is own else f"the tracker {sink.context.tag}"
+        alone = not any(sink.active and sink is not own for sink in sinks)
+        return None if alone else "a thread that belongs to no tracker"
 
-@dataclass(slots=True)
-class _Written:
-    row: PreservedRow
-    state: State
-    other: str | None
 
-
-@dataclass(slots=True)
-class _Look:
-    table: PreservedTable
-    rows: Mapping[Any, PreservedRow]
-    states: Mapping[Any, tuple[Any, ...]]
+def _verb(sql: str) -> str | None:
+    """The verb of a statement that may write rows which are there; None of any other."""
+    begins = _WRITES.match(sql)
+    if begins is None or (begins[1].lower() == "insert" and _UPSERTS.search(sql) is None):
+        return None
+    return begins[1].lower()
 
 
 def _look(connection: sa.Connection, table: PreservedTable, context: Any) -> _Look:
@@ -356,10 +333,9 @@ def _look(connection: sa.Connection, table: PreservedTable, context: Any) -> _Lo
         and isinstance(statement.table, sa.Table)
         and statement.table.name == table.table.name.name
     ):
-        keys = matched_keys(statement, context, table.table)
-        if keys is not None:
-            stored = [key[0] if len(key) == 1 else key for key in keys]
-            if all(key in rows for key in stored):
-                rows = {key: rows[key] for key in stored}
-                lock = isinstance(statement, Update)
-    return _Look(table, rows, table.read(connection, list(rows), lock=lock))
+        named = matched_keys(statement, context, table.table) or ()
+        keys = [key[0] if len(key) == 1 else key for key in named]
+        if keys and all(key in rows for key in keys):
+            rows = {key: rows[key] for key in keys}
+            lock = isinstance(statement, Update)
+    return table, rows, table.read(connection, list(rows), lock=lock)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from sqlalchemy.exc import UnboundExecutionError
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import orm
 
-    from tidyrows.tracking.binding import Binding
-    from tidyrows.tracking.engines import Engines
+    from tidyrows.tracking.binding import Binding, Engines
 
 
 class Sessions:
@@ -56,14 +55,10 @@ class Sessions:
             self._callers_transaction = session.get_transaction()
         self._undo = self.binding.listen(self.engines)
 
-    def pause(self) -> None:
+    def stop_listening(self) -> None:
         """Listen no more."""
         while self._undo:
             self._undo.pop()()
-
-    def end(self) -> None:
-        """The block ends."""
-        self.pause()
         self._watched.clear()
 
     def forget_parent(self) -> None:
@@ -124,7 +119,7 @@ class Sessions:
                 f"synchronous call cannot wait for it. Write {write}."
             )
 
-    def turn(self) -> asyncio.Lock:
+    def exclusive(self) -> asyncio.Lock:
         """For ``async with``: in the block no other task uses the session."""
         loop = asyncio.get_running_loop()
         lock = self._locks.get(loop)
@@ -138,29 +133,15 @@ class Sessions:
         return None if self.binding.owns_session else self.binding.open_session()
 
     @contextmanager
-    def connection(
-        self, table: sa.Table, near: orm.Session | None = None
-    ) -> Iterator[sa.Connection]:
-        """A connection that sees names as a session does: its own while in a transaction."""
-        session = near or self._callers()
-        if session is not None and session.in_transaction():
-            yield session.connection(bind_arguments={"clause": table})
-            return
-        with self.new_connection(table, session) as connection:
-            yield connection
-
-    @contextmanager
     def new_connection(
         self, table: sa.Table, session: orm.Session | None = None
     ) -> Iterator[sa.Connection]:
         """A connection of its own, which sees what is committed."""
         session = session or self._callers()
-        bind: Any = None
+        bind: sa.Engine | sa.Connection | None = None
         if session is not None:
-            try:
+            with suppress(UnboundExecutionError):
                 bind = session.get_bind(clause=table)
-            except UnboundExecutionError:
-                bind = None
         if bind is None:
             bind = self.binding.source()
         if bind is None:
@@ -175,9 +156,12 @@ class Sessions:
             yield connection
 
     def real_table(self, table: sa.Table, near: orm.Session | None = None) -> KeyedTable:
-        """The real table, as the database knows it now."""
+        """The real table, named as a session names it: on its connection if in a transaction."""
         refuse_keyless(table)
-        with self.connection(table, near) as connection:
+        session = near or self._callers()
+        if session is not None and session.in_transaction():
+            return self.real_table_on(session.connection(bind_arguments={"clause": table}), table)
+        with self.new_connection(table, session) as connection:
             return self.real_table_on(connection, table)
 
     def real_table_on(self, connection: sa.Connection, table: sa.Table) -> KeyedTable:

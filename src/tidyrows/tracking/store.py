@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,6 @@ from tidyrows.capture.changes import (
     InsertedWhole,
     KeysChanged,
     KeysLost,
-    Touched,
     Updated,
 )
 from tidyrows.capture.fingerprints import HASH
@@ -37,219 +37,63 @@ class TableHoldings:
     Attributes:
         table: the real table.
         keys: the rows that are ours.
-        doubtful: rows that may be ours; True where only ours can have this key.
-        told: those among ``keys`` that the user named.
-        unkeyed: how many rows were inserted that no DELETE can name.
-        whole: rows of a table without a primary key, as they were inserted.
-        unsure: how many such rows may be there or not, and nobody can find out.
+        in_doubt: rows that may be ours; True where only ours can have this key.
+        named: those among ``keys`` that the user named.
         hashes: hashes of the rows, where the database may give their keys to other rows.
+        keyless_rows: rows of a table without a primary key, as they were inserted.
+        keyless_unknown: how many such rows there are whose values are not known.
+        keyless_in_doubt: how many such rows may be there or not, and nobody can find out.
     """
 
     table: KeyedTable
     keys: KeySet = field(default_factory=KeySet)
-    doubtful: dict[Any, bool] = field(default_factory=dict)
-    told: KeySet = field(default_factory=KeySet)
-    unkeyed: int = 0
+    in_doubt: dict[Any, bool] = field(default_factory=dict)
+    named: KeySet = field(default_factory=KeySet)
     hashes: RowHashes | None = None
-    whole: list[tuple[Any, ...]] = field(default_factory=list)
-    unsure: int = 0
+    keyless_rows: list[tuple[Any, ...]] = field(default_factory=list)
+    keyless_unknown: int = 0
+    keyless_in_doubt: int = 0
 
     def __bool__(self) -> bool:
-        return bool(len(self.keys) or self.doubtful or self.nameless)
+        return bool(len(self.keys) or self.in_doubt or self.keyless_count)
 
     def __len__(self) -> int:
-        return len(self.keys) + len(self.whole)
+        return len(self.keys) + len(self.keyless_rows)
 
     @property
-    def nameless(self) -> int:
+    def keyless_count(self) -> int:
         """How many rows of a table without a primary key there are."""
-        return self.unkeyed + len(self.whole) + self.unsure
+        return len(self.keyless_rows) + self.keyless_unknown + self.keyless_in_doubt
 
     def copy(self) -> TableHoldings:
         """A copy that no longer changes."""
         return replace(
             self,
             keys=self.keys.copy(),
-            doubtful=dict(self.doubtful),
-            told=self.told.copy(),
-            whole=list(self.whole),
+            in_doubt=dict(self.in_doubt),
+            named=self.named.copy(),
             hashes=self.hashes and self.hashes.copy(),
+            keyless_rows=list(self.keyless_rows),
         )
 
     def changes(self) -> Iterator[Change]:
         """The changes that make these holdings."""
-        table = self.table
-        told = [key for key in self.keys.in_order() if key in self.told]
-        mine = [key for key in self.keys.in_order() if key not in self.told]
-        if mine:
-            yield from self._inserted(mine)
-        if told:
-            yield Inserted(table, told, named=True)
+        table, keys = self.table, self.keys.in_order()
+        inserted = [key for key in keys if key not in self.named]
+        named = [key for key in keys if key in self.named]
+        if inserted:
+            yield from self._inserted(inserted)
+        if named:
+            yield Inserted(table, named, named=True)
         for made in (True, False):
-            keys = [key for key, generated in self.doubtful.items() if generated is made]
+            keys = [key for key, generated in self.in_doubt.items() if generated is made]
             if keys:
                 yield Inserted(table, keys, generated=made, certain=False)
-        nameless: list[Any] = [*self.whole, *[None] * self.unkeyed]
-        if nameless:
-            yield InsertedWhole(table, nameless)
-        if self.unsure:
-            yield InsertedWhole(table, [()] * self.unsure, certain=False)
-
-    # -- what changes do to them ---------------------------------------------------------------
-
-    def apply(self, change: Change) -> Change | None:
-        """Carry out a change that has been committed, except an :class:`Inserted`.
-
-        Returns:
-            What is left of it for others; None where a row can no longer be followed.
-        """
-        match change:
-            case InsertedWhole():
-                self.insert_whole(change.keys, certain=True)
-            case Deleted():
-                self.delete(change.keys)
-            case DeletedWhole():
-                return self.delete_equal(change, certain=True)
-            case KeysChanged():
-                return None if self.change_keys(change.keys) else change
-            case KeysLost():
-                return None if self.doubt_all() else change
-            case Updated():
-                self.update(change)
-        return change
-
-    def mark_uncertain(self, change: Change) -> Change:
-        """Carry out a change that may have been committed."""
-        match change:
-            case Inserted():
-                self.insert(change, certain=False)
-            case InsertedWhole():
-                self.insert_whole(change.keys, certain=False)
-            case Deleted():
-                self.doubt(change.keys)
-            case DeletedWhole():
-                return self.delete_equal(change, certain=False)
-            case KeysChanged():
-                self.doubt([key for pair in change.keys for key in pair if key is not None])
-            case KeysLost():
-                self.doubt_all()
-            case Updated():
-                self.update(change)
-        return change
-
-    def insert(self, change: Inserted, *, certain: bool) -> None:
-        """Add rows, as ours or as doubtful."""
-        keys = change.keys
-        if certain:
-            self.keys.update(keys)
-        else:
-            self.doubtful.update(dict.fromkeys(keys, change.generated))
-        if change.named and certain:
-            self.told.update(keys)
-            self._trust(keys)
-        elif change.hashes is None:
-            self._trust(keys)
-        else:
-            self.hashes = self.hashes or RowHashes()
-            self.hashes.record(keys, change.hashes, generated=change.generated)
-
-    def insert_whole(self, rows: Sequence[Any], *, certain: bool) -> None:
-        """Add rows without a primary key; count those that are None."""
-        whole = [row for row in rows if row is not None]
-        self.unkeyed += len(rows) - len(whole)
-        if certain:
-            self.whole += whole
-        else:
-            self.unsure += len(whole)
-
-    def delete(self, keys: Iterable[Any]) -> None:
-        """Remove rows; those not held change nothing."""
-        keys = keys if isinstance(keys, list) else list(keys)
-        for kept in (self.keys, self.told) if self.told else (self.keys,):
-            if len(keys) == 1:
-                kept.discard(keys[0])
-            else:
-                kept.difference_update(keys)
-        if self.doubtful:
-            for key in keys:
-                self.doubtful.pop(key, None)
-
-    def delete_whole(self, rows: Iterable[tuple[Any, ...]], *, certain: bool = True) -> None:
-        """Remove rows without a primary key: these very objects, not equal ones."""
-        gone = {id(row) for row in rows}
-        before = len(self.whole)
-        self.whole = [row for row in self.whole if id(row) not in gone]
-        if not certain:
-            self.unsure += before - len(self.whole)
-
-    def delete_equal(self, change: DeletedWhole, *, certain: bool) -> Change:
-        """Remove a row for each equal one, and doubt all where None; returns the rest."""
-        if not self.whole:
-            return change
-        if None in change.keys:
-            self.delete_whole(self.whole, certain=False)
-            return change
-        ours: dict[str, list[tuple[Any, ...]]] = {}
-        for row in self.whole:
-            ours.setdefault(repr(row), []).append(row)
-        gone, others = [], []
-        for given in change.keys:
-            equal = ours.get(repr(given))
-            if equal:
-                gone.append(equal.pop())
-            else:
-                others.append(given)
-        self.delete_whole(gone, certain=certain)
-        return replace(change, keys=others)
-
-    def doubt(self, keys: Iterable[Any]) -> None:
-        """Move rows, where held, from ours to doubtful."""
-        for key in keys:
-            if key in self.keys:
-                self.keys.discard(key)
-                self.doubtful[key] = False
-
-    def doubt_all(self) -> bool:
-        """Move all rows from ours to doubtful; whether there were any."""
-        held = bool(len(self.keys))
-        self.doubtful.update(dict.fromkeys(self.keys, False))
-        self.keys = KeySet()
-        return held
-
-    def change_keys(self, pairs: Iterable[tuple[Any, Any]]) -> bool:
-        """Follow changed keys; whether the new key of a held row is not known."""
-        unknown = False
-        first: dict[Any, Any] = {}  # by a new key the row's key before all of these changes
-        for old, new in pairs:
-            if old not in self.keys:
-                continue
-            self.keys.discard(old)
-            origin = first.pop(old, old)
-            if new is None:
-                unknown = True
-                continue
-            first[new] = origin
-            self.keys.update([new])
-        if self.hashes is not None:
-            self.hashes.rename(first)
-        return unknown
-
-    def update(self, change: Updated) -> None:
-        """Columns were set in these rows, or without keys in any row."""
-        if self.hashes is not None:
-            self.hashes.drop_updated(change.keys, change.columns)
-
-    def resolve(self, change: Change) -> None:
-        """End the doubt of a change."""
-        keys = change.keys
-        if isinstance(change, InsertedWhole):
-            self.unsure = max(self.unsure - len(keys), 0)
-        elif isinstance(change, Inserted):
-            for key in keys:
-                self.doubtful.pop(key, None)
-        elif isinstance(change, (Deleted, KeysChanged)):
-            old = [pair[0] for pair in keys] if isinstance(change, KeysChanged) else keys
-            self.keys.update([key for key in old if self.doubtful.pop(key, None) is not None])
+        rows: list[Any] = [*self.keyless_rows, *[None] * self.keyless_unknown]
+        if rows:
+            yield InsertedWhole(table, rows)
+        if self.keyless_in_doubt:
+            yield InsertedWhole(table, [()] * self.keyless_in_doubt, certain=False)
 
     def _inserted(self, keys: Sequence[Any]) -> Iterator[Inserted]:
         """These keys as inserted rows, with their hashes."""
@@ -263,10 +107,124 @@ class TableHoldings:
             without = [key for key in keys if key in rest]
             yield Inserted(self.table, without, generated=made)
 
-    def _trust(self, keys: Iterable[Any]) -> None:
-        """Rows with these keys are ours whatever their values are."""
-        if self.hashes is not None:
+    def insert(self, change: Inserted, *, certain: bool) -> None:
+        """Add rows, as ours or as in doubt."""
+        keys = change.keys
+        if certain:
+            self.keys.update(keys)
+        else:
+            self.in_doubt.update(dict.fromkeys(keys, change.generated))
+        if change.named and certain:
+            self.named.update(keys)
+        if change.hashes is not None and not (change.named and certain):
+            self.hashes = self.hashes or RowHashes()
+            self.hashes.record(keys, change.hashes, generated=change.generated)
+        elif self.hashes is not None:  # these rows are ours whatever their values are
             self.hashes.drop(keys)
+
+    def apply(self, change: Change, *, certain: bool) -> Change | None:
+        """As :meth:`Store.apply`; None where a row can no longer be followed."""
+        keys = change.keys
+        match change:
+            case InsertedWhole():
+                rows = [row for row in keys if row is not None]
+                self.keyless_unknown += len(keys) - len(rows)
+                if certain:
+                    self.keyless_rows += rows
+                else:
+                    self.keyless_in_doubt += len(rows)
+            case Deleted() if certain:
+                self._delete(keys)
+            case Deleted():
+                self._doubt(keys)
+            case DeletedWhole():
+                return self._delete_equal(change, certain=certain)
+            case KeysChanged() if certain:
+                return change if self._change_keys(keys) else None
+            case KeysChanged():
+                self._doubt([key for pair in keys for key in pair])
+            case KeysLost():
+                held = self.keys.in_order()
+                self._doubt(held)
+                return None if held and certain else change
+            case Updated() if self.hashes is not None:
+                self.hashes.drop_updated(keys, change.columns)
+        return change
+
+    def resolve(self, change: Change) -> None:
+        """End the doubt of a change."""
+        if isinstance(change, InsertedWhole):
+            self.keyless_in_doubt = max(self.keyless_in_doubt - len(change.keys), 0)
+        elif isinstance(change, Inserted):
+            for key in change.keys:
+                self.in_doubt.pop(key, None)
+        elif isinstance(change, (Deleted, KeysChanged)):
+            old = (
+                [key[0] for key in change.keys] if isinstance(change, KeysChanged) else change.keys
+            )
+            self.keys.update([key for key in old if self.in_doubt.pop(key, None) is not None])
+
+    def delete_keyless(self, rows: Iterable[tuple[Any, ...]], *, certain: bool) -> None:
+        """Remove rows without a primary key: these very objects, not equal ones."""
+        gone = set(map(id, rows))
+        left = [row for row in self.keyless_rows if id(row) not in gone]
+        if not certain:
+            self.keyless_in_doubt += len(self.keyless_rows) - len(left)
+        self.keyless_rows = left
+
+    def _delete_equal(self, change: DeletedWhole, *, certain: bool) -> Change:
+        """Remove a row for each equal one, and doubt all where None; returns the rest."""
+        if not self.keyless_rows:
+            return change
+        if None in change.keys:
+            self.delete_keyless(self.keyless_rows, certain=False)
+            return change
+        ours: dict[str, list[tuple[Any, ...]]] = {}
+        for row in self.keyless_rows:
+            ours.setdefault(repr(row), []).append(row)
+        gone, others = [], []
+        for given in change.keys:
+            equal = ours.get(repr(given))
+            if equal:
+                gone.append(equal.pop())
+            else:
+                others.append(given)
+        self.delete_keyless(gone, certain=certain)
+        return replace(change, keys=others)
+
+    def _delete(self, keys: Sequence[Any]) -> None:
+        for kept in (self.keys, self.named) if self.named else (self.keys,):
+            if len(keys) == 1:
+                kept.discard(keys[0])
+            else:
+                kept.difference_update(keys)
+        if self.in_doubt:
+            for key in keys:
+                self.in_doubt.pop(key, None)
+
+    def _doubt(self, keys: Sequence[Any]) -> None:
+        """Rows that are ours, from now on in doubt."""
+        ours = [key for key in keys if key in self.keys]
+        self.keys.difference_update(ours)
+        self.in_doubt.update(dict.fromkeys(ours, False))
+
+    def _change_keys(self, pairs: Sequence[tuple[Any, Any]]) -> bool:
+        """Follow changed keys; whether the new key of each row that is ours is known."""
+        known = True
+        first: dict[Any, Any] = {}  # by a new key the row's key before all of these changes
+        for old, new in pairs:
+            if old not in self.keys:
+                continue
+            self.keys.discard(old)
+            origin = first.pop(old, old)
+            if new is None:
+                known = False
+                continue
+            first[new] = origin
+            self.keys.update([new])
+        if self.hashes is not None:
+            self.hashes.rename(first)
+        return known
 
 
 class Store:
@@ -277,114 +235,89 @@ class Store:
     """
 
     def __init__(self) -> None:
+        self.forget_parent()
+
+    def forget_parent(self) -> None:
+        """Begin without rows, as a forked child does."""
         self._tables: dict[TableName, TableHoldings] = {}
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._pid = os.getpid()
         self.lost: list[KeyedTable] = []
 
-    def forget_parent(self) -> None:
-        """In a forked child: begin anew."""
-        self._tables, self._pid, self.lost = {}, os.getpid(), []
-        self._lock = threading.RLock()  # another thread of the parent may have held it
-
     # -- changes -------------------------------------------------------------------------------
 
-    def apply(self, change: Change) -> Change:
-        """Carry out a change that has been committed.
+    def apply(self, change: Change, *, certain: bool = True) -> Change:
+        """Carry out a change that has been committed: certainly, or perhaps.
 
         Returns:
             What is left of it for other stores: of equal rows without a key each one counts once.
         """
-        if not change.certain:
-            return self.mark_uncertain(change)
+        certain = certain and change.certain
         with self._lock:
             held = self._tables.get(change.table.name)
+            if held is None:
+                if not isinstance(change, (Inserted, InsertedWhole)):
+                    return change
+                held = self._tables[change.table.name] = TableHoldings(change.table)
             if isinstance(change, Inserted):
-                if held is None:
-                    held = self._tables[change.table.name] = TableHoldings(change.table)
-                held.insert(change, certain=True)
+                held.insert(change, certain=certain)
                 return change
-            held = held or self._of(change)
-            rest = change if held is None else held.apply(change)
+            rest = held.apply(change, certain=certain)
             if rest is None:
                 self.lost.append(change.table)
-            self._drop_if_empty(held)
+            if not held:
+                del self._tables[change.table.name]
         return change if rest is None else rest
 
     def mark_uncertain(self, change: Change) -> Change:
         """Carry out a change that may have been committed, as far as that can be; as `apply`."""
-        with self._lock:
-            held = self._of(change)
-            rest = change if held is None else held.mark_uncertain(change)
-            self._drop_if_empty(held)
-        return rest
+        return self.apply(change, certain=False)
 
     def resolve(self, change: Change, *, committed: bool) -> None:
         """It is known by now whether an uncertain change was committed."""
-        with self._lock:
-            held = self._tables.get(change.table.name)
-            if held is not None:
-                held.resolve(change)
-                self._drop_if_empty(held)
-            if committed:
-                self.apply(change)
+        with self._changed(change.table) as held:
+            held.resolve(change)
+        if committed:
+            self.apply(change)
 
     def resolve_keys(self, table: KeyedTable, keys: Iterable[Any], *, committed: bool) -> None:
         """It is known by now whether rows with these keys are ours."""
-        with self._lock:
-            held = self._tables.setdefault(table.name, TableHoldings(table))
+        with self._changed(table) as held:
             for key in list(keys):
-                held.doubtful.pop(key, None)
+                held.in_doubt.pop(key, None)
                 if committed:
                     held.keys.update([key])
-            self._drop_if_empty(held)
-
-    def changes(self, database: str) -> Iterator[Change]:
-        """The changes that make what is held in a database now."""
-        for held in self.snapshot():
-            if held.table.name.database == database:
-                yield from held.changes()
-
-    def _of(self, change: Change) -> TableHoldings | None:
-        name = change.table.name
-        held = self._tables.get(name)
-        if held is None and isinstance(change, (Inserted, InsertedWhole)):
-            held = self._tables[name] = TableHoldings(change.table)
-        return None if isinstance(change, Touched) else held
-
-    def _drop_if_empty(self, held: TableHoldings | None) -> None:
-        if held is not None and not held:
-            self._tables.pop(held.table.name, None)
-
-    # -- rows that are gone --------------------------------------------------------------------
 
     def forget(self, table: KeyedTable, keys: Iterable[Any]) -> None:
         """Remove rows; those not held change nothing."""
         self.apply(Deleted(table, list(keys)))
 
-    def forget_whole(
+    def forget_keyless(
         self, table: KeyedTable, rows: Iterable[tuple[Any, ...]], *, certain: bool = True
     ) -> None:
         """Remove rows of a table without a primary key: these very objects, not equal ones."""
-        with self._lock:
-            held = self._tables.get(table.name)
-            if held is not None:
-                held.delete_whole(rows, certain=certain)
-                self._drop_if_empty(held)
+        with self._changed(table) as held:
+            held.delete_keyless(rows, certain=certain)
 
     def forget_counted(self, table: KeyedTable) -> None:
         """Remove the rows of a table of which only the number is known."""
-        with self._lock:
-            held = self._tables.get(table.name)
-            if held is not None:
-                held.unkeyed = held.unsure = 0
-                self._drop_if_empty(held)
+        with self._changed(table) as held:
+            held.keyless_unknown = held.keyless_in_doubt = 0
 
     def forget_database(self, database: str) -> None:
         """Remove everything of a database."""
         with self._lock:
             for name in [name for name in self._tables if name.database == database]:
                 del self._tables[name]
+
+    @contextmanager
+    def _changed(self, table: KeyedTable) -> Iterator[TableHoldings]:
+        """The rows of a table, to be changed in the block."""
+        with self._lock:
+            held = self._tables.setdefault(table.name, TableHoldings(table))
+            yield held
+            if not held:
+                self._tables.pop(table.name)
 
     # -- what is held --------------------------------------------------------------------------
 
@@ -402,7 +335,13 @@ class Store:
         """How many rows of a table are held, those without a primary key too."""
         with self._lock:
             held = self._tables.get(name)
-            return 0 if held is None else len(held.keys) + held.nameless
+            return 0 if held is None else len(held.keys) + held.keyless_count
+
+    def changes(self, database: str) -> Iterator[Change]:
+        """The changes that make what is held in a database now."""
+        for held in self.snapshot():
+            if held.table.name.database == database:
+                yield from held.changes()
 
     def keys_by_table(self) -> list[tuple[KeyedTable, list[Any]]]:
         """All keys that are held."""
@@ -413,7 +352,7 @@ class Store:
         with self._lock:
             uncertain = set()
             for name, held in self._tables.items():
-                for key in held.doubtful:
+                for key in held.in_doubt:
                     uncertain.add((name, key))
             return uncertain
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import sqlalchemy as sa
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tidyrows.keys import KeyedTable
+    from tidyrows.tracking.named_rows import Found
     from tidyrows.tracking.sessions import Sessions
 
-Whose: TypeAlias = Literal["test", "worker", "run", "any"]
+TagOwner: TypeAlias = Literal["test", "worker", "run", "any"]
 
 _KNOWN = {"test": 3, "worker": 2, "run": 1, "any": 0}
 """How many of run, worker and test are known."""
@@ -42,7 +44,9 @@ class Pattern:
     whole: re.Pattern[str]
 
 
-def patterns(template: str, length: int | None, parts: Sequence[str], whose: Whose) -> set[Pattern]:
+def patterns(
+    template: str, length: int | None, parts: Sequence[str], whose: TagOwner
+) -> set[Pattern]:
     """What ``Scoped(template)`` and ``ScopedEmail`` make for a column of this length."""
     found = {_pattern(fitted(template, length), parts, whose)}
     with suppress(ScopeError):  # an address that does not fit, nobody made
@@ -50,7 +54,7 @@ def patterns(template: str, length: int | None, parts: Sequence[str], whose: Who
     return found
 
 
-def _pattern(template: str, parts: Sequence[str], whose: Whose) -> Pattern:
+def _pattern(template: str, parts: Sequence[str], whose: TagOwner) -> Pattern:
     known = _KNOWN[whose]
     widths = (RUN_WIDTH, WORKER_WIDTH, TEST_WIDTH)
     pieces: list[tuple[str, str | None]] = [
@@ -65,43 +69,16 @@ def _pattern(template: str, parts: Sequence[str], whose: Whose) -> Pattern:
         "n": [counter],
         "tag": [*pieces, counter],
     }
-    expression, prefix, open_ = "", "", True
+    made: list[tuple[str, str | None]] = []  # expressions, and the text where it is known
     for literal, field in check(template):
-        here: list[tuple[str, str | None]] = [(re.escape(literal), literal)]
-        for part, text in here + (fields[field] if field else []):
-            expression += part
-            open_ = open_ and text is not None
-            prefix += text or "" if open_ else ""
-    return Pattern(prefix, re.compile(expression))
+        made += [(re.escape(literal), literal), *(fields[field] if field else ())]
+    beginning = takewhile(lambda text: text is not None, (text for _expression, text in made))
+    expression = "".join(expression for expression, _text in made)
+    return Pattern("".join(filter(None, beginning)), re.compile(expression))
 
 
-def rows_of_tag(
-    sessions: Sessions, tag: str, column: Any, template: str, whose: Whose
-) -> list[tuple[KeyedTable, list[Any]]]:
-    """The committed rows whose value in a column has a tag in the template's place."""
-    model, own, wanted = _wanted(tag, column, template, whose)
-    found: dict[KeyedTable, list[Any]] = {}
-    for pattern in wanted:
-        query = sa.select(model).where(_range(sessions, own, column, pattern.prefix))
-
-        def is_tagged(value: str, whole: re.Pattern[str] = pattern.whole) -> bool:
-            # blanks at the end are what CHAR pads with
-            return whole.fullmatch(value.rstrip(" ")) is not None
-
-        rows, _count = named_rows.rows_of_query(sessions, query, where=(column, is_tagged))
-        for table, keys in rows:
-            found.setdefault(table, []).extend(keys)
-    return [(table, _nobody_elses(sessions, table, keys)) for table, keys in found.items()]
-
-
-def refuse_unusable(tag: str, column: Any, template: str, whose: Whose) -> None:
-    """Raise now what :func:`rows_of_tag` would raise later."""
-    _wanted(tag, column, template, whose)
-
-
-def _wanted(
-    tag: str, column: Any, template: str, whose: Whose
-) -> tuple[Any, sa.Column[Any], list[Pattern]]:
+def patterns_of_owner(tag: str, column: Any, template: str, whose: TagOwner) -> list[Pattern]:
+    """The values of one owner in a column, checked."""
     if whose not in _KNOWN:
         raise ScopeError(f"whose={whose!r} is nobody; write 'test', 'worker', 'run' or 'any'.")
     model, own = _owner(column)
@@ -120,7 +97,25 @@ def _wanted(
             f"whose='run'.",
             column=str(own),
         )
-    return model, own, wanted
+    return wanted
+
+
+def rows_of_tag(sessions: Sessions, column: Any, wanted: Sequence[Pattern]) -> Found:
+    """The committed rows whose value in a column matches a pattern."""
+    model, own = _owner(column)
+    found: dict[KeyedTable, list[Any]] = {}
+    for pattern in wanted:
+        query = sa.select(model).where(_range(sessions, own, column, pattern.prefix))
+
+        def is_tagged(value: str, whole: re.Pattern[str] = pattern.whole) -> bool:
+            # blanks at the end are what CHAR pads with
+            return whole.fullmatch(value.rstrip(" ")) is not None
+
+        rows, _count = named_rows.rows_of_query(sessions, query, where=(column, is_tagged))
+        for table, keys in rows:
+            found.setdefault(table, []).extend(keys)
+    ours = [(table, _nobody_elses(sessions, table, keys)) for table, keys in found.items()]
+    return ours, max((len(keys) for _table, keys in ours), default=0)
 
 
 def _owner(column: Any) -> tuple[Any, sa.Column[Any]]:
@@ -166,7 +161,7 @@ def _nobody_elses(sessions: Sessions, table: KeyedTable, keys: list[Any]) -> lis
     """Leave out rows that another tracker of this process is going to delete."""
     taken: set[Any] = set()
     engines = sessions.engines
-    for other in engines.capture(engines.of(table.name.database)).sinks:
+    for other in engines.capture(engines.by_database[table.name.database]).sinks:
         if other is not engines.sink:
             taken.update(other.held_keys(table.name, keys))
     return [key for key in dict.fromkeys(keys) if key not in taken]
