@@ -11,7 +11,7 @@ import math
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
 
 import tenacity
 
@@ -31,6 +31,17 @@ logger = logging.getLogger("tidyrows")
 # Not the global generator: where a suite gives it the same seed in every worker, all workers would
 # wait equally long and collide again, and our draws would shift the suite's numbers.
 _jitter = random.SystemRandom().uniform
+
+
+_CALLABLES = {
+    "sleep": ("callable", "leave sleep out"),
+    "clock": ("callable", "leave clock out"),
+    "uniform": ("callable", "leave uniform out"),
+    "wait": ("callable, or None", "wait=tenacity.wait_fixed(1)"),
+    "stop": ("callable, or None", "stop=tenacity.stop_after_delay(10)"),
+    "retry": ("callable, or None", "retry=tenacity.retry_if_exception_type(ConnectionResetError)"),
+    "on_attempt": ("callable, or None", "on_attempt=print"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +110,26 @@ class RetryPolicy:
     uniform: Callable[[float, float], float] = field(default=_jitter, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self._refuse_numbers()
-        for name in ("sleep", "clock", "uniform"):
-            if not callable(getattr(self, name)):
-                _refuse(name, getattr(self, name), "callable", f"leave {name} out")
-        for name in ("wait", "stop", "retry", "on_attempt"):
-            value = getattr(self, name)
-            if value is not None and not callable(value):
-                _refuse(name, value, "callable, or None", _EXAMPLES[name])
-
-    def _refuse_numbers(self) -> None:
         if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            _refuse("attempts", self.attempts, "a whole number", "attempts=20")
+            self._refuse("attempts", "a whole number", "attempts=20")
         if self.attempts < 1:
-            _refuse("attempts", self.attempts, "at least 1", "attempts=1 for no retry")
+            self._refuse("attempts", "at least 1", "attempts=1 for no retry")
         for name in ("base", "max_wait", "deadline"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                _refuse(name, value, "a number of seconds", f"{name}=2.0")
+                self._refuse(name, "a number of seconds", f"{name}=2.0")
             if not math.isfinite(value) or value < 0:
-                _refuse(name, value, "finite and not negative", f"{name}=2.0")
+                self._refuse(name, "finite and not negative", f"{name}=2.0")
         if self.max_wait < self.base:
-            _refuse("max_wait", self.max_wait, f"at least base ({self.base})", "max_wait=2.0")
+            self._refuse("max_wait", f"at least base ({self.base})", "max_wait=2.0")
+        for name, (need, example) in _CALLABLES.items():
+            value = getattr(self, name)
+            if not callable(value) and (value is not None or need == "callable"):
+                self._refuse(name, need, example)
+
+    def _refuse(self, name: str, need: str, example: str) -> NoReturn:
+        value = getattr(self, name)
+        raise ValueError(f"RetryPolicy({name}={value!r}): {name} must be {need}; write {example}")
 
     def run(
         self,
@@ -208,16 +217,3 @@ def _log_retry(attempt: int, error: BaseException) -> None:
 
 def _error_of(state: tenacity.RetryCallState) -> BaseException:
     return cast("BaseException", cast("tenacity.Future", state.outcome).exception())
-
-
-_EXAMPLES = {
-    "wait": "wait=tenacity.wait_fixed(1)",
-    "stop": "stop=tenacity.stop_after_delay(10)",
-    "retry": "retry=tenacity.retry_if_exception_type(ConnectionResetError)",
-    "on_attempt": "on_attempt=print",
-}
-
-
-def _refuse(name: str, value: object, need: str, example: str) -> None:
-    message = f"RetryPolicy({name}={value!r}): {name} must be {need}; write {example}"
-    raise ValueError(message)

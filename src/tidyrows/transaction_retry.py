@@ -7,8 +7,7 @@ again: it is a function that can be called twice.
 from __future__ import annotations
 
 import inspect
-import weakref
-from functools import partial, wraps
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -111,32 +110,51 @@ def _refuse_function(fn: Any, *, asynchronous: bool) -> None:
             f"{fn!r} is asynchronous and the session is not: give with_retries() an AsyncSession, "
             f"async_sessionmaker or AsyncEngine, or write a plain def."
         )
-    if asynchronous and inspect.isfunction(fn) and not _may_be_awaited(fn):
+    may_be_awaited = (  # what a lambda or a decorator returns
+        not inspect.isfunction(fn)
+        or inspect.iscoroutinefunction(fn)
+        or fn.__name__ == "<lambda>"
+        or hasattr(fn, "__wrapped__")
+    )
+    if asynchronous and not may_be_awaited:
         raise TypeError(
             f"{fn!r} is not asynchronous and the session is: write async def, and await what it "
             f"does with the session."
         )
 
 
-def _may_be_awaited(fn: Any) -> bool:
-    """Whether a call may return an awaitable: a call of a lambda may."""
-    return (
-        inspect.iscoroutinefunction(fn) or fn.__name__ == "<lambda>" or hasattr(fn, "__wrapped__")
-    )
-
-
 def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
     source, asynchronous = _synchronous(bind)
-    if isinstance(source, sa.Engine):
-        databases = _Databases(source)
-        attempt = partial(_on_connection, source, fn, databases, asynchronous)
-    elif isinstance(source, orm.Session):
-        _refuse_transaction(source)
+
+    def connection_of(session: orm.Session) -> Any:
+        connection = session.connection()
+        if not asynchronous:
+            return connection
+        from sqlalchemy.ext.asyncio import AsyncConnection  # noqa: PLC0415 -- needs the greenlet package
+
+        return AsyncConnection._retrieve_proxy_for_target(connection)  # noqa: SLF001 -- how a listener gets it too
+
+    def attempt() -> Any:
+        if isinstance(source, orm.Session):
+            given = bind if asynchronous else source
+            return databases.transaction(source, lambda: fn(given))
+        if isinstance(source, sa.Engine):
+            with orm.Session(source) as session:
+                return databases.transaction(session, lambda: fn(connection_of(session)))
+        given = source()
+        with getattr(given, "sync_session", given) as session:
+            return databases.transaction(session, lambda: fn(given))
+
+    if isinstance(source, orm.Session):
+        if source.in_transaction():
+            raise SessionStateError(
+                f"{source!r} is in a transaction already (adding an object begins one). Its "
+                f"changes would be lost with the first attempt that fails: write session.commit() "
+                f"or session.rollback() before with_retries(), or make the changes inside of it."
+            )
         databases = _Databases(session_engine(source))
-        attempt = partial(_on_session, source, bind if asynchronous else source, fn, databases)
     else:
-        databases = _Databases(None)
-        attempt = partial(_on_new_session, source, fn, databases)
+        databases = _Databases(source if isinstance(source, sa.Engine) else None)
     return policy.run(attempt, is_transient=databases.is_transient)
 
 
@@ -149,15 +167,6 @@ def _synchronous(bind: Any) -> tuple[Any, bool]:
         if isinstance(underneath, (sa.Engine, orm.Session)):
             return underneath, True
     return bind, False  # a session maker
-
-
-def _refuse_transaction(session: orm.Session) -> None:
-    if session.in_transaction():
-        raise SessionStateError(
-            f"{session!r} is in a transaction already (adding an object begins one). Its changes "
-            f"would be lost with the first attempt that fails: write session.commit() or "
-            f"session.rollback() before with_retries(), or make the changes inside of it."
-        )
 
 
 class _Databases:
@@ -176,101 +185,47 @@ class _Databases:
         faults = [dialect_for(engine).fault(error) for engine in self._engines]
         return next((fault for fault in faults if fault is not Fault.OTHER), Fault.OTHER)
 
-    def after_begin(self, _session: Any, _transaction: Any, connection: sa.Connection) -> None:
-        """Add the database on which a session has begun a transaction."""
+    def transaction(self, session: orm.Session, call: Callable[[], Any]) -> Any:
+        """Call the function and commit; no retry if a part of it may be committed."""
+        event.listen(session, "after_begin", self._after_begin)
+        try:
+            result = call()
+            session.flush()
+            connections = open_connections(session)
+            for connection in connections:
+                _raise_if_lost(connection)
+            try:
+                session.commit()
+            except Exception as error:
+                in_one = len(connections) == 1
+                if not in_one or self._fault(error) is Fault.LOST:
+                    self._may_have_committed = True
+                    add_note(error, _NO_ANSWER if in_one else _COMMITTED_IN_PART)
+                raise
+        except BaseException as error:
+            try:
+                session.rollback()
+            except Exception as failure:  # noqa: BLE001 -- the function's own error must surface
+                text = text_of(failure, repr)
+                add_note(error, f"Afterwards the session could not be rolled back: {text}")
+            raise
+        finally:
+            event.remove(session, "after_begin", self._after_begin)
+        return result
+
+    def _after_begin(self, _session: Any, _transaction: Any, connection: sa.Connection) -> None:
         self._engines.add(connection.engine)
-        _record_lost_transactions(connection.engine)
+        engine = root_engine(connection.engine)
+        if not event.contains(engine, "handle_error", _record_lost_transaction):
+            event.listen(engine, "handle_error", _record_lost_transaction)
         connection.info.pop(_LOST_TRANSACTION, None)
-
-    def commit(self, commit: Callable[[], None], *, in_one: bool = True) -> None:
-        """Send the COMMIT; no retry if its answer is lost, or if only a part may have succeeded."""
-        try:
-            commit()
-        except Exception as error:
-            if not in_one or self._fault(error) is Fault.LOST:
-                self._may_have_committed = True
-                add_note(error, _NO_ANSWER if in_one else _COMMITTED_IN_PART)
-            raise
-
-
-def _on_session(
-    session: orm.Session, given: Any, fn: Callable[[Any], Any], databases: _Databases
-) -> Any:
-    event.listen(session, "after_begin", databases.after_begin)
-    try:
-        result = fn(given)
-        session.flush()
-        connections = open_connections(session)
-        for connection in connections:
-            _raise_if_lost(connection)
-        databases.commit(session.commit, in_one=len(connections) == 1)
-    except BaseException as error:
-        try:
-            session.rollback()
-        except Exception as failure:  # noqa: BLE001 -- the function's own error must surface
-            text = text_of(failure, repr)
-            add_note(error, f"Afterwards the session could not be rolled back: {text}")
-        raise
-    finally:
-        event.remove(session, "after_begin", databases.after_begin)
-    return result
-
-
-def _on_new_session(maker: Any, fn: Callable[[Any], Any], databases: _Databases) -> Any:
-    given = maker()
-    session = getattr(given, "sync_session", given)
-    try:
-        return _on_session(session, given, fn, databases)
-    finally:
-        session.close()
-
-
-def _on_connection(
-    engine: sa.Engine, fn: Callable[[Any], Any], databases: _Databases, asynchronous: bool
-) -> Any:
-    with engine.connect() as connection:
-        connection.begin()
-        databases.after_begin(None, None, connection)
-        try:
-            result = fn(_async_connection(connection) if asynchronous else connection)
-            _raise_if_lost(connection)
-            databases.commit(connection.commit)
-        except BaseException:
-            _roll_back(connection)
-            raise
-    return result
-
-
-def _async_connection(connection: sa.Connection) -> Any:
-    from sqlalchemy.ext.asyncio import AsyncConnection  # noqa: PLC0415 -- needs the greenlet package
-
-    return AsyncConnection._retrieve_proxy_for_target(connection)  # noqa: SLF001 -- how a listener gets it too
-
-
-def _roll_back(connection: sa.Connection) -> None:
-    """Roll back on the driver too: SQLite's transaction is still open after a failed COMMIT."""
-    try:
-        connection.rollback()
-        if not (connection.invalidated or connection.closed):
-            connection.connection.rollback()
-    except (sa.exc.DBAPIError, connection.dialect.loaded_dbapi.Error):
-        connection.invalidate()
 
 
 # -- errors that the function has caught -----------------------------------------------------------
 
-_listening: weakref.WeakSet[sa.Engine] = weakref.WeakSet()
-
-
-def _record_lost_transactions(engine: sa.Engine) -> None:
-    """Record each error that undid a whole transaction on its connection."""
-    engine = root_engine(engine)
-    if engine not in _listening:
-        _listening.add(engine)
-        event.listen(engine, "handle_error", _record_lost_transaction)
-
 
 def _record_lost_transaction(context: Any) -> None:
+    """Record an error that undid a whole transaction on its connection."""
     connection = context.connection
     if connection is None or connection.invalidated or connection.closed:
         return

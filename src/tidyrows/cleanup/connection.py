@@ -208,11 +208,16 @@ class LockMonitor:
         if waiting is None:
             yield
             return
-        poll = _Poll(self._engine, self._capture, connection, waiting)
+        driver = driver_of(connection)
+        # A connection besides the cleanup's, opened at the first poll; its pool may be exhausted.
+        pool = self._engine.pool.recreate()
+        opened: list[sa.PoolProxiedConnection] = []
 
-        def again() -> None:
+        def poll() -> None:
             try:
-                found = poll.blockers()
+                if self._capture.dialect.blockers_need_cursor and not opened:
+                    opened.append(pool.connect())
+                found = self._blockers(driver, waiting, *opened)
             except Exception as error:  # noqa: BLE001 -- a listener of the user's may raise anything; it is reported with the blockers
                 self.trouble = error
                 return
@@ -227,49 +232,31 @@ class LockMonitor:
         # In SQLAlchemy's greenlet a task of the running loop, since the connections of an
         # asynchronous driver work nowhere else.
         repeating = _task if in_greenlet() else _thread
-        with closing(poll), repeating(again, every):
-            yield
+        try:
+            with repeating(poll, every):
+                yield
+        finally:
+            for each in opened:
+                each.invalidate()
+            pool.dispose()
 
-
-class _Poll:
-    """A connection besides the cleanup's, opened at the first poll; the pool may be exhausted."""
-
-    def __init__(
-        self, engine: sa.Engine, capture: Capture, connection: sa.Connection, waiting: Any
-    ) -> None:
-        self._engine = engine
-        self._capture = capture
-        self._driver = driver_of(connection)
-        self._waiting = waiting
-        self._pool: sa.Pool | None = None
-        self._opened: Any = None
-
-    def blockers(self) -> list[Blocker]:
+    def _blockers(
+        self, driver: Any, waiting: Any, opened: sa.PoolProxiedConnection | None = None
+    ) -> list[Blocker]:
         dialect = self._capture.dialect
-        if not dialect.blockers_need_cursor:
-            found = dialect.blockers(None, self._waiting)
-            # asked last: a lock that was found may be the cleanup's own by now
-            if dialect.in_transaction(self._driver):
-                return []
+        if opened is not None:
+            with closing(opened.cursor()) as cursor:
+                found = dialect.blockers(cursor, waiting)
+            opened.rollback()
         else:
-            if self._opened is None:
-                self._pool = self._engine.pool.recreate()
-                self._opened = self._pool.connect()
-            with closing(self._opened.cursor()) as cursor:
-                found = dialect.blockers(cursor, self._waiting)
-            self._opened.rollback()
-        if not found:
-            return found
-        own = self._capture.opened.by_id(self._driver)
-        if not dialect.blockers_need_cursor:  # whatever else locks its files from here
+            found = dialect.blockers(None, waiting)
+            # asked last: a lock that was found may be the cleanup's own by now
+            if dialect.in_transaction(driver):
+                return []
+        own = self._capture.opened.by_id(driver) if found else {}
+        if opened is None:  # whatever else locks its files from here
             own.setdefault(os.getpid(), "another connection")
         return [replace(each, own=own.get(each.pid)) for each in found]
-
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened.invalidate()
-        if self._pool is not None:
-            self._pool.dispose()
 
 
 @contextmanager

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 from tidyrows.cleanup.diagnosis import SLOW, add_details, advice
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
-from tidyrows.cleanup.ledger_updates import LedgerUpdates
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.report import Held, Leftover, add_rows, count_in
+from tidyrows.cleanup.report import Held, Leftover, count_in
+from tidyrows.cleanup.run import LedgerUpdates, Outcome, Scope
 from tidyrows.cleanup.verify import (
     NOTHING,
     existing_rows,
@@ -25,6 +25,7 @@ from tidyrows.cleanup.verify import (
 )
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
+from tidyrows.keys import TableName
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.resources import Phase
     from tidyrows.cleanup.run import CleanupRun
     from tidyrows.cleanup.verify import Seen
-    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.keys import KeyedTable
     from tidyrows.tracking.store import TableHoldings
 
 logger = logging.getLogger("tidyrows")
@@ -58,19 +59,17 @@ class DatabaseCleanup:
         self._ledger = LedgerUpdates.of(run.tracker, database)
         # rows of an entry that is in the journal are held by now
         self._set_held(held if self._ledger is None else run.held_in(database))
-        self._executor = Executor(
-            run,
-            database,
-            self._ledger,
-            identity=None if run.options.trust_keys else identity_of(self._all),
-            others=None if phase is None else phase.others(self._all),
-            stay=None if phase is None else phase.kept(self._all),
-        )
+        self._outcome = Outcome(dependents=self._report.dependents, detached=self._report.detached)
+        self._scope = Scope(run, database, self._ledger, self._outcome)
+        if not run.options.trust_keys:
+            self._scope.identity = identity_of(self._all)
+        if phase is not None:
+            self._scope.tracked = phase.others(self._all)
+            self._scope.stay = phase.kept(self._all)
 
     def run(self) -> list[Leftover]:
         """Delete everything that can be deleted."""
         leftovers: list[Leftover] = []
-        outcome = self._executor.outcome
         try:
             if self._tracker.engines.saw_ddl(self._database.capture):
                 self._forget_dropped()
@@ -90,11 +89,7 @@ class DatabaseCleanup:
             self._run.fail(error)
             self._set_held(self._run.held_in(self._database))
             leftovers = self._all_left(self._database.reason(error))
-        finally:
-            for rows in outcome.dependents.values():
-                add_rows(self._report.dependents, rows)
-            for rows in outcome.detached.values():
-                add_rows(self._report.detached, rows)
+        outcome = self._outcome
         if outcome.seconds and max(outcome.seconds.values()) > SLOW:
             self._advise()
         return leftovers + self._unnamed() if self._keyless else leftovers
@@ -142,12 +137,11 @@ class DatabaseCleanup:
 
     def _advise(self) -> None:
         """Where deletes were slow, name the index that would have helped."""
-        outcome = self._executor.outcome
+        outcome = self._outcome
         for place, seconds in outcome.seconds.items():
-            dependents = [r for t, r in outcome.dependents.items() if t.place == place]
-            rows = outcome.deleted[place] + sum(map(len, dependents))
-            view = self._executor.view
-            found = advice(self._database, view, place, rows=rows, seconds=seconds)
+            dependents = outcome.dependents.get(TableName(self._database.name, *place), ())
+            rows = outcome.deleted[place] + len(dependents)
+            found = advice(self._database, self._scope.view, place, rows=rows, seconds=seconds)
             self._report.advice += tuple(found)
 
     def _forget_dropped(self) -> None:
@@ -179,9 +173,9 @@ class DatabaseCleanup:
     def _delete(self) -> list[Leftover]:
         if self._ledger is not None:
             self._ledger.count(self._all)
-        outcome = self._executor.outcome
+        outcome = self._outcome
         try:
-            batches = looked_at = self._executor.delete(self._keyed)
+            batches = looked_at = Executor(self._scope).delete(self._keyed)
             if not self._run.options.verify:
                 looked_at = [b for b in batches if outcome.deleted[b.table.place] < len(b.keys)]
             seen = self._look(looked_at) if looked_at else {}
@@ -206,7 +200,7 @@ class DatabaseCleanup:
 
     def _account(self, batch: Batch, seen: Seen) -> list[Leftover]:
         """Report one table's rows as deleted, gone or left over, and forget what is gone."""
-        outcome, place, name = self._executor.outcome, batch.table.place, batch.table.name
+        outcome, place, name = self._outcome, batch.table.place, batch.table.name
         deleted = outcome.deleted[place]
         refused, kept = outcome.refused.get(place, {}), outcome.kept.get(place, {})
         reasons: dict[Any, Reason] = {}

@@ -13,8 +13,7 @@ from tidyrows.cleanup.dependents import Discovery, acts_unseen, keys_in_use
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.plan import steps_of
 from tidyrows.cleanup.report import TableRows, add_rows
-from tidyrows.cleanup.run import Outcome
-from tidyrows.cleanup.schema_view import SILENT_ACTIONS
+from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_columns
 from tidyrows.dialects import CycleForm
 from tidyrows.errors import TidyRowsError
 from tidyrows.tracking.keyset import in_order
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.dependents import Found
     from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.plan import Rows, Step
-    from tidyrows.cleanup.run import Scope
+    from tidyrows.cleanup.run import Outcome, Scope
     from tidyrows.keys import TableName
     from tidyrows.schema.graph import Place
 
@@ -51,15 +50,15 @@ class IgnoredDeleteError(TidyRowsError):
 
 
 class Deletion:
-    """One transaction; ``outcome`` is what it did, if it is committed."""
+    """One transaction; ``outcome`` becomes what it did, if it is committed."""
 
-    def __init__(self, scope: Scope, connection: sa.Connection) -> None:
+    def __init__(self, scope: Scope, connection: sa.Connection, outcome: Outcome) -> None:
         self._scope = scope
         self._view = scope.view
         self._database = scope.database
         self._dialect = scope.database.dialect
         self._connection = connection
-        self.outcome = Outcome()
+        self.outcome = outcome
 
     def run(
         self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
@@ -115,7 +114,7 @@ class Deletion:
     def _certain(self, rows: Rows, identity: Identity) -> Rows:
         certain = rows
         for place, (table, keys) in rows.items():
-            unsure = identity.uncertain(self._connection, table, keys)
+            unsure = identity.uncertain(self._connection, self._view.graph, table, keys)
             if unsure:
                 self.outcome.kept[place] = dict(unsure)
                 certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
@@ -142,14 +141,6 @@ class Deletion:
                 kept = kept_here[place]
                 kept_here[place] = {key: kept[key] for key in kept if key not in others}
         self._detach(discovery, found)
-        for key, (values, count) in found.unnamed.items():
-            reference = self._view.reference(self._connection, key)
-            if self._dialect.delete_by_keys(self._connection, reference, values) < count:
-                raise TidyRowsError(
-                    f"rows of {reference.name} that reference it would not go: DELETE removed "
-                    f"nothing and raised nothing"
-                )
-            add_rows(self.outcome.dependents, TableRows(reference, (), count))
         going: Rows = {}
         for place, doomed in found.doomed.items():
             known = rows.get(place)
@@ -160,22 +151,31 @@ class Deletion:
         return going, found.dependents
 
     def _detach(self, discovery: Discovery, found: Found) -> None:
-        connection, detached = self._connection, self.outcome.detached
+        """Detach what may stay, and delete rows that have no key."""
+        connection, view, outcome = self._connection, self._view, self.outcome
         for key, rows in found.detached.items():
             doomed = found.doomed.get(key.child, {})
             keys = [each for each in in_order(rows) if each not in doomed]
             if not keys:
                 continue
-            child = self._view.table(connection, key.child)
+            child = view.table(connection, key.child)
             if discovery.fate(key) is Fate.DETACHED:
-                wide = self._view.with_columns(connection, key)
+                wide = with_columns(child, key.child_columns)
                 self._dialect.set_null(connection, wide, keys, discovery.nulled(key))
-            add_rows(detached, TableRows(child, keys))
-        for key, (values, count) in found.detached_unnamed.items():
-            reference = self._view.reference(connection, key)
-            if discovery.fate(key) is Fate.DETACHED:
+            add_rows(outcome.detached, TableRows(child, keys))
+        for key, (values, count) in found.unnamed.items():
+            reference, fate = view.reference(connection, key), discovery.fate(key)
+            into = outcome.detached
+            if fate is Fate.DETACHED:
                 self._dialect.set_null(connection, reference, values, discovery.nulled(key))
-            add_rows(detached, TableRows(reference, (), count))
+            elif fate is Fate.DELETED:
+                into = outcome.dependents
+                if self._dialect.delete_by_keys(connection, reference, values) < count:
+                    raise TidyRowsError(
+                        f"rows of {reference.name} that reference it would not go: DELETE removed "
+                        f"nothing and raised nothing"
+                    )
+            add_rows(into, TableRows(reference, (), count))
 
     def _log(self, found: Found, discovery: Discovery) -> None:
         """DEBUG of each decision: tables, foreign keys and counts, never a key."""
@@ -186,7 +186,6 @@ class Deletion:
                 len(rows),
             )
         counts = {key: len(rows) for key, rows in found.detached.items() if rows}
-        counts |= {key: n for key, (_values, n) in found.detached_unnamed.items()}
         counts |= {key: n for key, (_values, n) in found.unnamed.items()}
         for key, count in counts.items():
             logger.debug(

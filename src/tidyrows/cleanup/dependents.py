@@ -36,24 +36,12 @@ class Found:
     Those without a primary key are unnamed: the values that they reference, and their number.
     """
 
-    doomed: dict[Place, dict[Any, None]] = field(default_factory=dict)  # with the dependents
+    doomed: dict[Place, dict[Any, None]]  # with the dependents
     dependents: dict[Place, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
-    unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)  # to delete
     # by us or by the schema
     detached: dict[ForeignKey, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
-    detached_unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
-    # with references that the role of the cleanup may not see
-    hidden: list[tuple[Place, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
-class _Block:
-    """Rows of the child table of a key that keep ours; all that reference ours if not named."""
-
-    key: ForeignKey
-    children: Sequence[Any] | None
-    kind: LeftoverKind
-    holders: Mapping[Any, str | None] = field(default_factory=dict)
+    # to delete or to detach, as is the fate of the key
+    unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
 
 
 class Discovery:
@@ -81,6 +69,7 @@ class Discovery:
         self._limit = limit
         self._enforced = self._dialect.enforces_foreign_keys(connection)
         self._before = scope.outcome.kept
+        self._again = False  # rows were kept that were to go
         self.kept: Kept = {place: dict(kept) for place, kept in scope.stay.items()}
 
     def fate(self, key: ForeignKey) -> Fate:
@@ -106,23 +95,19 @@ class Discovery:
         """Find what goes with these rows; rows that must stay are put into :attr:`kept`."""
         if sum(map(len, roots.values())) == 1:
             self._limit = sys.maxsize
-        self._keep_referenced(roots, [(place, key) for place, m in self.kept.items() for key in m])
         while True:
             doomed = {
                 place: dict.fromkeys(key for key in keys if key not in self.kept.get(place, ()))
                 for place, keys in roots.items()
             }
-            found = Found(doomed=doomed)
-            blocks = self._spread(found)
-            stay = [row for block in blocks for row in self._blocked(block, found)] + found.hidden
-            if not stay:
+            found, self._again = Found(doomed), False
+            self._spread(found)
+            if not self._again:
                 return found
-            self._keep_referenced(found.doomed, stay)
 
     # -- downwards: what references the rows that go -------------------------------------------
 
-    def _spread(self, found: Found) -> list[_Block]:
-        blocks: list[_Block] = []
+    def _spread(self, found: Found) -> None:
         frontier = {place: list(keys) for place, keys in found.doomed.items() if keys}
         while frontier:
             place = max(frontier, key=lambda place: (self._view.graph.rank(place), place))
@@ -132,7 +117,11 @@ class Discovery:
                 continue
             hidden = [key for key in incoming if acts_unseen(self._view, key)]
             if hidden:
-                self._keep_all(place, keys, hidden[0], found)
+                child = self._view.table(self._connection, hidden[0].child).name
+                columns = hidden[0].child_columns
+                reason = Reason(LeftoverKind.HIDDEN, item=child, columns=columns)
+                self.kept.setdefault(place, {}).update(dict.fromkeys(keys, reason))
+                self._again = True
                 continue
             held = found.dependents.get(place, ())  # which were locked when they were found
             roots: Sequence[Any] = keys
@@ -145,16 +134,13 @@ class Discovery:
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
             for key, values in used:
-                new = self._children(key, values, found, blocks)
+                new = self._children(key, values, found)
                 if new:
                     frontier.setdefault(key.child, []).extend(new)
                     if sum(map(len, found.dependents.values())) > self._limit:
                         raise TooManyError
-        return blocks
 
-    def _children(
-        self, key: ForeignKey, values: Sequence[Any], found: Found, blocks: list[_Block]
-    ) -> list[Any]:
+    def _children(self, key: ForeignKey, values: Sequence[Any], found: Found) -> list[Any]:
         """Sort the rows that reference these values; those to be deleted are returned."""
         child = self._view.table(self._connection, key.child)
         reference = self._view.reference(self._connection, key)
@@ -164,17 +150,26 @@ class Discovery:
         rows = self._dialect.find(self._connection, reference, values, columns, lock=True)
         if not rows:
             return []
-        if not child.key_columns:
-            self._unnamed(key, values, len(rows), found, blocks)
-            return []
         fate = self.fate(key)
+        if not child.key_columns:
+            holder = None
+            if fate is not Fate.BLOCKS:
+                holder = self._claimed(self._connection, child, [()]).get(())
+            if holder is None and fate is not Fate.BLOCKS:
+                before, count = found.unnamed.get(key, ([], 0))
+                found.unnamed[key] = [*before, *values], count + len(rows)
+            else:
+                kind = LeftoverKind.HELD if holder else self._rules.kind_of_block(key)
+                self._keep(key, None, kind, {None: holder}, found)
+            return []
         doomed = found.doomed.setdefault(key.child, {})
         single = len(names) == 1
         new = [each for row in rows if (each := row[0] if single else row) not in doomed]
-        if fate is Fate.BLOCKS and new:
-            blocks.append(_Block(key, new, self._rules.kind_of_block(key)))
+        if fate is Fate.BLOCKS:
+            if new:
+                self._keep(key, new, self._rules.kind_of_block(key), {}, found)
             return []
-        new = self._free(key, new, blocks)
+        new = self._free(key, new, found)
         if fate is Fate.DELETED:
             fresh = dict.fromkeys(new)
             doomed.update(fresh)
@@ -183,109 +178,64 @@ class Discovery:
         found.detached[key].update(dict.fromkeys(new))
         return []
 
-    def _unnamed(
-        self, key: ForeignKey, values: Sequence[Any], count: int, found: Found, blocks: list[_Block]
-    ) -> None:
-        """Sort rows without a primary key that reference these values."""
-        child, fate = self._view.table(self._connection, key.child), self.fate(key)
-        if fate is Fate.BLOCKS:
-            blocks.append(_Block(key, None, self._rules.kind_of_block(key)))
-            return
-        holder = self._claimed(self._connection, child, [()]).get(())
-        if holder is not None:
-            blocks.append(_Block(key, None, LeftoverKind.HELD, {None: holder}))
-            return
-        into = found.unnamed if fate is Fate.DELETED else found.detached_unnamed
-        before, counted = into.get(key, ([], 0))
-        into[key] = ([*before, *values], counted + count)
-
-    def _free(self, key: ForeignKey, rows: list[Any], blocks: list[_Block]) -> list[Any]:
-        """Leave out rows that stay, and note that they keep ours."""
-        kept = self.kept.get(key.child)
-        if kept:
-            stay = {row: kept[row].holder for row in rows if row in kept}
-            if stay:
-                blocks.append(_Block(key, list(stay), LeftoverKind.REFERENCED, stay))
-            rows = [row for row in rows if row not in kept]
-        tracked = self._tracked.get(key.child)
-        if tracked is not None:
-            before = self._before.get(key.child, {})
-            ours = {r: before[r].holder if r in before else None for r in rows if r in tracked}
-            if ours:
-                blocks.append(_Block(key, list(ours), LeftoverKind.REFERENCED, ours))
-                rows = [row for row in rows if row not in ours]
-        if not rows:
-            return rows
+    def _free(self, key: ForeignKey, rows: list[Any], found: Found) -> list[Any]:
+        """Leave out rows that stay; they keep ours."""
+        kept, tracked = self.kept.get(key.child, {}), self._tracked.get(key.child, ())
+        before = self._before.get(key.child, {})
+        stay = {
+            row: reason.holder if (reason := kept.get(row, before.get(row))) else None
+            for row in rows
+            if row in kept or row in tracked
+        }
+        if stay:
+            self._keep(key, list(stay), LeftoverKind.REFERENCED, stay, found)
+            rows = [row for row in rows if row not in stay]
         table = self._view.table(self._connection, key.child)
-        claims = self._claimed(self._connection, table, rows)
+        claims = self._claimed(self._connection, table, rows) if rows else {}
         if not claims:
             return rows
-        blocks.append(_Block(key, list(claims), LeftoverKind.HELD, claims))
+        self._keep(key, list(claims), LeftoverKind.HELD, claims, found)
         return [row for row in rows if row not in claims]
 
-    def _keep_all(self, place: Place, rows: Sequence[Any], key: ForeignKey, found: Found) -> None:
-        child = self._view.table(self._connection, key.child).name
-        reason = Reason(LeftoverKind.HIDDEN, item=child, columns=key.child_columns)
-        self.kept.setdefault(place, {}).update(dict.fromkeys(rows, reason))
-        found.hidden += [(place, row) for row in rows]
-
     # -- upwards: what a row that stays needs ---------------------------------------------------
-
-    def _blocked(self, block: _Block, found: Found) -> list[tuple[Place, Any]]:
-        """Rows that were to go and that the rows of a block reference."""
-        key = block.key
-        doomed = found.doomed.get(key.parent, {})
-        if block.children is not None:
-            pairs = self._pairs(key, block.children)
-        else:
-            parent = self._view.with_referenced(self._connection, key.parent)
-            pairs = [(None, row) for row in referenced(self._connection, key, parent, list(doomed))]
-        return self._keep(key, pairs, doomed, block.kind, block.holders)
-
-    def _keep_referenced(
-        self, doomed: Mapping[Place, Iterable[Any]], stay: list[tuple[Place, Any]]
-    ) -> None:
-        """Keep every row that was to go and that a row which stays references, and so on."""
-        going = {place: set(keys) for place, keys in doomed.items()} if stay else {}
-        while stay:
-            by_place: dict[Place, list[Any]] = defaultdict(list)
-            for place, row in stay:
-                by_place[place].append(row)
-            stay = []
-            for place, rows in by_place.items():
-                holders = {row: self.kept[place][row].holder for row in rows}
-                for key in self._view.graph.outgoing(place):
-                    doomed_there = going.get(key.parent)
-                    if key.source == "database" and doomed_there:
-                        pairs = self._pairs(key, rows)
-                        kind = LeftoverKind.REFERENCED
-                        stay += self._keep(key, pairs, doomed_there, kind, holders)
-
-    def _pairs(self, key: ForeignKey, children: Sequence[Any]) -> list[tuple[Any, Any]]:
-        """Each of these rows that references a parent by this key, with the parent's key."""
-        child = self._view.table(self._connection, key.child)
-        parent = self._view.with_referenced(self._connection, key.parent)
-        return list(referencing_pairs(self._connection, key, child, children, parent))
 
     def _keep(
         self,
         key: ForeignKey,
-        pairs: Iterable[tuple[Any, Any]],
-        going: Container[Any],
+        children: Sequence[Any] | None,
         kind: LeftoverKind,
         holders: Mapping[Any, str | None],
-    ) -> list[tuple[Place, Any]]:
-        """Keep the referenced rows of these pairs that were to go; returns the new ones."""
-        child = self._view.table(self._connection, key.child)
-        kept = self.kept.setdefault(key.parent, {})
-        new: list[tuple[Place, Any]] = []
-        for child_key, row in pairs:
-            if row in going and row not in kept:
-                item = child.name if child_key is None else child.row(child_key)
-                holder = holders.get(child_key)
-                kept[row] = Reason(kind, item=item, columns=key.child_columns, holder=holder)
-                new.append((key.parent, row))
-        return new
+        found: Found,
+    ) -> None:
+        """Keep the rows that were to go and that these children reference, and so on upwards.
+
+        Without children: all rows that are referenced by this key.
+        """
+        todo = [(key, children, holders)]
+        for key, children, holders in todo:  # noqa: PLR1704 -- it grows
+            child = self._view.table(self._connection, key.child)
+            parent = self._view.with_referenced(self._connection, key.parent)
+            doomed = found.doomed.get(key.parent, {})
+            pairs: Iterable[tuple[Any, Any]]
+            if children is None:
+                rows = referenced(self._connection, key, parent, list(doomed))
+                pairs = [(None, row) for row in rows]
+            else:
+                pairs = referencing_pairs(self._connection, key, child, children, parent)
+            kept = self.kept.setdefault(key.parent, {})
+            new: dict[Any, str | None] = {}
+            for child_key, row in pairs:
+                if row in doomed and row not in kept:
+                    item = child.name if child_key is None else child.row(child_key)
+                    new[row] = holders.get(child_key)
+                    kept[row] = Reason(kind, item=item, columns=key.child_columns, holder=new[row])
+                    self._again = True
+            kind = LeftoverKind.REFERENCED
+            todo += [
+                (each, list(new), new)
+                for each in self._view.graph.outgoing(key.parent)
+                if new and each.source == "database" and found.doomed.get(each.parent)
+            ]
 
 
 def acts_unseen(view: SchemaView, key: ForeignKey) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.cycles import RowLoopError, row_order
@@ -23,20 +22,16 @@ from tidyrows.cleanup.deletion import (
 from tidyrows.cleanup.dependents import TooManyError
 from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.cleanup.run import Outcome, Scope
+from tidyrows.cleanup.run import Outcome
 from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
-from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.cleanup.connection import Database
-    from tidyrows.cleanup.identity import Identity
-    from tidyrows.cleanup.ledger_updates import LedgerUpdates
     from tidyrows.cleanup.plan import Batch, Rows
-    from tidyrows.cleanup.run import CleanupRun, Kept
+    from tidyrows.cleanup.run import Scope
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import Place, RowOrder
@@ -55,61 +50,33 @@ _LATE = Reason(LeftoverKind.LATE)
 class Executor:
     """Deletes tracked rows, and what references them, from one database."""
 
-    def __init__(
-        self,
-        run: CleanupRun,
-        database: Database,
-        ledger: LedgerUpdates | None,
-        *,
-        identity: Identity | None = None,
-        others: Mapping[Place, KeySet] | None = None,
-        stay: Kept | None = None,
-    ) -> None:
-        self._run = run
-        self._database = database
-        self._dialect = database.dialect
-        self._policy = run.options.retry
-        self._limit = run.options.rows_per_transaction
-        self._ledger = ledger
-        self._identity = identity
-        self._others = others  # tracked, and not to be deleted now: what they reference stays
-        self._stay: Kept = stay or {}  # those of them that stay for a reason of their own
-        self._unanswered: Outcome | None = None
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._run = scope.run
+        self._database = scope.database
+        self._dialect = scope.database.dialect
+        self._ledger = scope.ledger
+        self._outcome = scope.outcome
+        self._policy = scope.run.options.retry
+        self._limit = scope.run.options.rows_per_transaction
         self._tables: Sequence[KeyedTable] = ()
-        self._scope: Scope
-        self.outcome = Outcome()
-
-    @property
-    def view(self) -> SchemaView:
-        """The schema, once something was deleted."""
-        return self._scope.view
 
     def delete(self, holdings: Iterable[TableHoldings]) -> list[Batch]:
-        """Delete everything that can be deleted; what came of it is in :attr:`outcome`."""
+        """Delete everything that can be deleted; what came of it is in the scope's outcome."""
+        scope, size = self._scope, 0
         rows: Rows = {}
-        tracked: dict[Place, KeySet] = {}
-        size = 0
         for held in holdings:
-            keys = held.keys.in_order()
-            rows[held.table.place] = held.table, keys
-            tracked[held.table.place] = held.keys
+            place, keys = held.table.place, held.keys.in_order()
+            rows[place] = held.table, keys
+            others = scope.tracked.get(place)
+            scope.tracked[place] = held.keys
+            if others is not None:
+                held.keys.update(others)
             size += len(keys)
-        if self._others is not None:
-            for place, others in self._others.items():
-                tracked.setdefault(place, KeySet()).update(others)
         self._tables = [table for table, _keys in rows.values()]
-        database, options = self._database, self._run.options
-        default = database.engine.dialect.default_schema_name or ""
-        self._scope = Scope(
-            self._run,
-            database,
-            known_schema(database, self._tables) or self._read_schema(),
-            options.rules(self._tables, default),
-            tracked,
-            self._stay,
-            self._identity,
-            self.outcome,
-        )
+        default = self._database.engine.dialect.default_schema_name or ""
+        scope.view = known_schema(self._database, self._tables) or self._read_schema()
+        scope.rules = self._run.options.rules(self._tables, default)
         steps = steps_of(self._scope.view.graph, rows)
         if size <= self._limit:
             self._delete(rows, steps)
@@ -127,7 +94,7 @@ class Executor:
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
         failure = self._failure_of(
-            rows, steps, discover=frozenset(rows) in self.view.with_dependents
+            rows, steps, discover=frozenset(rows) in self._scope.view.with_dependents
         )
         constraints = 0
         for number in range(_ROUNDS):
@@ -150,7 +117,9 @@ class Executor:
     def _delete_in_halves(self, rows: Rows) -> None:
         """Delete half of the rows at a time: too many untracked rows reference them all."""
         half = (_size(rows) + 1) // 2
-        halves = list(transactions_of(steps_of(self.view.graph, rows), half, apart=self._apart))
+        halves = list(
+            transactions_of(steps_of(self._scope.view.graph, rows), half, apart=self._apart)
+        )
         if len(halves) == 1:  # a circle of rows, which only go together
             self._delete_one_by_one(rows)
             return
@@ -160,7 +129,7 @@ class Executor:
     def _apart(self, step: Step) -> Iterator[Step]:
         """A step of a cycle in smaller ones: rows that go one after the other, and circles."""
 
-        def read() -> RowOrder[tuple[int, Any]]:
+        def read() -> RowOrder[tuple[Place, Any]]:
             with self._database.reading() as connection:
                 return row_order(connection, step)
 
@@ -193,9 +162,9 @@ class Executor:
     def _schema_has_changed(self) -> bool:
         """Read the schema again; whether it has changed."""
         forget_schema(self._database.engine)
-        before = self.view.graph.foreign_keys
+        before = self._scope.view.graph.foreign_keys
         self._scope.view = self._read_schema()
-        return self.view.graph.foreign_keys != before
+        return self._scope.view.graph.foreign_keys != before
 
     def _only_we_enforce(self) -> bool:
         """Whether the database enforces foreign keys on our connection only."""
@@ -242,60 +211,57 @@ class Executor:
         rows: Rows,
         steps: Sequence[Step] | None = None,
         *,
-        discover: bool,
-        limit: int,
-        waits: int,
+        discover: bool = True,
+        limit: int = sys.maxsize,
+        waits: int = sys.maxsize,
     ) -> None:
         """Run one transaction, again where that may help."""
-        self._unanswered = None
-        if self._ledger is not None:
-            self._ledger.begin()
+        ledger = self._ledger
+        unanswered: Outcome | None = None
+        if ledger is not None:
+            ledger.begin()
         self._database.monitor.begin()
-        attempt = partial(self._attempt, rows, steps, discover=discover, limit=limit)
+
+        def attempt() -> None:
+            nonlocal unanswered
+            done, sent = Outcome(), False
+
+            def committed() -> None:
+                nonlocal sent, unanswered
+                sent = False
+                # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
+                if ledger is not None:
+                    ledger.committed()
+                before, unanswered = unanswered, None
+                self._outcome.add(done if before is None or done else before)
+                if discover:
+                    known = self._scope.view.with_dependents
+                    found = done.dependents or done.detached
+                    (known.add if found else known.discard)(frozenset(rows))
+
+            seconds = self._run.remaining()
+            try:
+                with self._database.writing(seconds=seconds, committed=committed) as connection:
+                    deletion = Deletion(self._scope, connection, done)
+                    deletion.run(rows, steps, discover=discover, limit=limit)
+                    if ledger is not None:
+                        ledger.record(connection, rows, done)
+                    sent = True
+            except Exception as error:
+                if sent and self._dialect.fault(error) is Fault.LOST:
+                    # what found nothing undoes no count
+                    unanswered = done if done or unanswered is None else unanswered
+                    if ledger is not None:
+                        ledger.unanswered()
+                raise
+
         self._run.retry(self._database, attempt, waits=waits, policy=self._policy)
-
-    def _attempt(
-        self, rows: Rows, steps: Sequence[Step] | None, *, discover: bool, limit: int
-    ) -> None:
-        done = Outcome()
-        sent = False
-
-        def committed() -> None:
-            nonlocal sent
-            sent = False
-            # Run again after a COMMIT without an answer it finds nothing: that had succeeded.
-            if self._ledger is not None:
-                self._ledger.committed()
-            unanswered, self._unanswered = self._unanswered, None
-            self.outcome.add(done if unanswered is None or done else unanswered)
-            if discover:
-                known = self.view.with_dependents
-                found = done.dependents or done.detached
-                (known.add if found else known.discard)(frozenset(rows))
-
-        try:
-            with self._database.writing(
-                seconds=self._run.remaining(), committed=committed
-            ) as connection:
-                deletion = Deletion(self._scope, connection)
-                done = deletion.outcome
-                deletion.run(rows, steps, discover=discover, limit=limit)
-                if self._ledger is not None:
-                    self._ledger.record(connection, rows, done)
-                sent = True
-        except Exception as error:
-            if sent and self._dialect.fault(error) is Fault.LOST:
-                if done or self._unanswered is None:  # what found nothing undoes no count
-                    self._unanswered = done
-                if self._ledger is not None:
-                    self._ledger.unanswered()
-            raise
 
     # -- around a failure ----------------------------------------------------------------------
 
     def _delete_unlocked_first(self, rows: Rows) -> None:
         """Delete the rows that are not locked, then wait for the others alone."""
-        outcome, policy = self.outcome, self._policy
+        outcome, policy = self._outcome, self._policy
         refused, kept = outcome.refused, outcome.kept
         outcome.refused, outcome.kept = {}, {}
         self._policy = replace(policy, attempts=1)
@@ -316,7 +282,7 @@ class Executor:
 
     def _delete_one_by_one(self, rows: Rows) -> None:
         """Delete all rows that can go, in transactions of their own."""
-        for step in steps_of(self.view.graph, rows):
+        for step in steps_of(self._scope.view.graph, rows):
             if step.cycle:
                 self._delete_cycle(step)
             else:
@@ -365,7 +331,7 @@ class Executor:
             return _LATE
         for _round in range(_ROUNDS):
             try:
-                self._transact(rows, discover=True, limit=sys.maxsize, waits=sys.maxsize)
+                self._transact(rows)
             except SessionStateError:
                 raise
             except IgnoredDeleteError as error:
@@ -379,11 +345,11 @@ class Executor:
     def _note_ignored(self, error: IgnoredDeleteError) -> None:
         reason = Reason(LeftoverKind.IGNORED)
         for place, keys in error.rows.items():
-            self._stay.setdefault(place, {}).update(dict.fromkeys(keys, reason))
+            self._scope.stay.setdefault(place, {}).update(dict.fromkeys(keys, reason))
 
     def _refuse(self, rows: Rows, reason: Reason) -> None:
         for place, (_table, keys) in rows.items():
-            self.outcome.refused.setdefault(place, {}).update(dict.fromkeys(keys, reason))
+            self._outcome.refused.setdefault(place, {}).update(dict.fromkeys(keys, reason))
 
 
 def _size(rows: Rows) -> int:

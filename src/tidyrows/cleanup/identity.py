@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.capture.changes import Shape
-    from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import ForeignKeyGraph, Place
     from tidyrows.tracking.fingerprints import RowHashes
     from tidyrows.tracking.store import TableHoldings
 
@@ -31,65 +32,57 @@ class Identity:
     """Tells whether rows are still those that a tracker held at the beginning of the cleanup."""
 
     def __init__(self, held: Iterable[TableHoldings]) -> None:
-        self._held: dict[TableName, TableHoldings] = {each.table.name: each for each in held}
-        self._hashes: dict[TableName, list[tuple[Shape, dict[Any, int]]]] = {}
+        self._held: dict[Place, TableHoldings] = {each.table.place: each for each in held}
+        self._hashes: dict[Place, list[tuple[Shape, dict[Any, int]]]] = {}
 
     def uncertain(
-        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+        self,
+        connection: sa.Connection,
+        graph: ForeignKeyGraph,
+        table: KeyedTable,
+        keys: Sequence[Any],
     ) -> Mapping[Any, Reason]:
         """Of rows with these keys, those that may not be ours, and why.
 
         So are rows whose key contains that of such a row: joined inheritance, association tables.
         """
-        held = self._held.get(table.name)
+        place, held = table.place, self._held.get(table.place)
         unsure: dict[Any, Reason] = {}
         if held is None or not keys:
             return unsure
         if held.hashes is not None and not _are_final(connection, table, keys, held.hashes):
-            for shape, hashes in self._hashes_of(held):
+            if place not in self._hashes:
+                self._hashes[place] = list(held.hashes.by_shape())
+            for shape, hashes in self._hashes[place]:
                 for asked in chunks([key for key in keys if key in hashes], _ROWS_AT_ONCE):
                     unsure |= uncertain_keys(connection, table, asked, shape, hashes)
-        for parent, place in self._parents(table):
-            if parent.hashes is None or parent.table.name == table.name:
-                continue
+        for parent, at in self._parents(graph, table):
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
                 if key not in held.named:
-                    by_parent.setdefault(table.row(key).key[place], []).append(key)
+                    by_parent.setdefault(table.row(key).key[at], []).append(key)
             ours = [key for key in by_parent if key in parent.keys]
-            for key in self.uncertain(connection, parent.table, ours):
+            for key in self.uncertain(connection, graph, parent.table, ours):
                 reason = Reason(LeftoverKind.UNCERTAIN, item=parent.table.row(key))
                 unsure.update((child, reason) for child in by_parent[key] if child not in unsure)
         return unsure
 
-    def _hashes_of(self, held: TableHoldings) -> list[tuple[Shape, dict[Any, int]]]:
-        name = held.table.name
-        if name not in self._hashes and held.hashes is not None:
-            self._hashes[name] = list(held.hashes.by_shape())
-        return self._hashes[name]
-
-    def _parents(self, table: KeyedTable) -> Iterable[tuple[TableHoldings, int]]:
+    def _parents(
+        self, graph: ForeignKeyGraph, table: KeyedTable
+    ) -> Iterable[tuple[TableHoldings, int]]:
         """What each column of the primary key references, with the column's number in the key."""
-        for place, column in enumerate(table.key_columns):
-            for reference in column.foreign_keys:
-                constraint = reference.constraint
-                alone = constraint is None or len(constraint.elements) == 1
-                parent = self._holdings_of(reference) if alone else None
-                if parent is not None:
-                    yield parent, place
-
-    def _holdings_of(self, reference: sa.ForeignKey) -> TableHoldings | None:
-        target = reference.target_fullname.rpartition(".")
-        for held in self._held.values():
-            key = held.table.key_columns
+        names = [column.name for column in table.key_columns]
+        for key in graph.outgoing(table.place):
+            parent = self._held.get(key.parent)
             if (
-                len(key) == 1
-                and held.hashes is not None
-                and held.table.name.name == target[0].rpartition(".")[2]
-                and key[0].key == target[2]
+                parent is not None
+                and parent.hashes is not None
+                and not key.is_self_reference
+                and len(key.child_columns) == 1
+                and key.child_columns[0] in names
+                and key.parent_columns == tuple(c.name for c in parent.table.key_columns)
             ):
-                return held
-        return None
+                yield parent, names.index(key.child_columns[0])
 
 
 def identity_of(held: Sequence[TableHoldings]) -> Identity | None:

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from tidyrows.cleanup.database_cleanup import DatabaseCleanup
-from tidyrows.cleanup.ledger_updates import LedgerUpdates
 from tidyrows.cleanup.options import CleanupOptions, Dependents, named_tables, written_names
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.cleanup.report import CleanupReport, ProgressListener, describe_leftovers
 from tidyrows.cleanup.resources import ResourceCleanup
 from tidyrows.cleanup.restore import PreservedRows
-from tidyrows.cleanup.run import CleanupRun
+from tidyrows.cleanup.run import CleanupRun, LedgerUpdates
 from tidyrows.cleanup.schema_view import schema_of
 from tidyrows.errors import (
     CleanupError,

@@ -198,19 +198,18 @@ def _add(rows: Rows, table: KeyedTable, keys: Sequence[Any]) -> int:
     return len(keys) - before
 
 
-def by_batch(rows: Iterable[tuple[int, Any]]) -> dict[int, list[Any]]:
-    """The keys of rows of a step, by the number of their batch, in order."""
-    keys_of: dict[int, list[Any]] = {}
-    for number, key in rows:
-        keys_of.setdefault(number, []).append(key)
+def by_place(rows: Iterable[tuple[Place, Any]]) -> dict[Place, list[Any]]:
+    """The keys of rows, given as (place, key), by place."""
+    keys_of: dict[Place, list[Any]] = {}
+    for place, key in rows:
+        keys_of.setdefault(place, []).append(key)
     return dict(sorted(keys_of.items()))
 
 
-def part_of(step: Step, rows: Iterable[tuple[int, Any]]) -> Step:
-    """Some rows of a step, given as (number of the batch, key)."""
-    keys_of = by_batch(rows)
-    places = {step.batches[number].table.place for number in keys_of}
+def part_of(step: Step, rows: Iterable[tuple[Place, Any]]) -> Step:
+    """Some rows of a step, given as (place, key)."""
+    keys_of, tables = by_place(rows), step.rows
     return Step(
-        tuple(Batch(step.batches[number].table, keys) for number, keys in keys_of.items()),
-        tuple(key for key in step.cycle if {key.child, key.parent} <= places),
+        tuple(Batch(tables[place][0], keys) for place, keys in keys_of.items()),
+        tuple(key for key in step.cycle if {key.child, key.parent} <= keys_of.keys()),
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.keys import chunks
+from tidyrows.dialects.keys import chunks, run
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
 from tidyrows.schema.reflect import model_foreign_keys, nullable_columns
@@ -83,11 +83,8 @@ class SchemaView:
         """The table there, with every column that is referenced though no model knows it."""
         table = self._wide.get(place)
         if table is None:
-            table = self.table(connection, place)
-            known = {column.name for column in table.table.columns}
-            extra = {name for key in self.incoming(place) for name in key.parent_columns} - known
-            if extra:
-                table = with_key(table, table.key_columns, sorted(extra))
+            names = {name for key in self.incoming(place) for name in key.parent_columns}
+            table = with_columns(self.table(connection, place), names)
             self._wide[place] = table
         return table
 
@@ -106,12 +103,6 @@ class SchemaView:
             others = [c for c in child.key_columns if c.name not in key.child_columns]
             table = self._references[key] = with_key(child, looked_by, others)
         return table
-
-    def with_columns(self, connection: sa.Connection, key: ForeignKey) -> KeyedTable:
-        """The child's table, with the key's columns though no model knows them."""
-        child = self.table(connection, key.child)
-        extra = set(key.child_columns) - {column.name for column in child.table.columns}
-        return with_key(child, child.key_columns, sorted(extra)) if extra else child
 
     def nullable(self, connection: sa.Connection, place: Place) -> frozenset[str]:
         """The columns that a row of this table can lose to NULL and still be the same row."""
@@ -132,6 +123,15 @@ def with_key(
     ]
     made = sa.Table(table.table.name, sa.MetaData(), *columns, schema=table.table.schema)
     return KeyedTable(table.name, made)
+
+
+def with_columns(table: KeyedTable, names: Iterable[str]) -> KeyedTable:
+    """The table, with these columns though no model knows them."""
+    extra = sorted(set(names) - {column.name for column in table.table.columns})
+    if not extra:
+        return table
+    others = [each for each in table.table.columns if not each.primary_key]
+    return with_key(table, table.key_columns, [*others, *extra])
 
 
 _Views: TypeAlias = "OrderedDict[frozenset[_Part], tuple[int, SchemaView]]"
@@ -243,15 +243,15 @@ def referencing_pairs(
 ) -> Iterator[tuple[Any, Any]]:
     """Of these child rows, each one that references a parent, with the parent's key."""
     # Both have an alias: that of one alone may be the other's own name.
-    children = with_columns(child, key.child_columns).alias()
-    parents = with_columns(parent, key.parent_columns).alias()
+    children = with_columns(child, key.child_columns).clause.alias()
+    parents = with_columns(parent, key.parent_columns).clause.alias()
     width = len(child.key_columns)
     query = sa.select(
         *(children.c[column.name] for column in child.key_columns),
         *(parents.c[column.name] for column in parent.key_columns),
     ).select_from(children.join(parents, _join(children, parents, key)))
     for chunk in chunks(child_keys, CHUNK):
-        for row in connection.execute(query.where(is_one_of(child, chunk, children))):
+        for row in run(connection, query.where(is_one_of(child, chunk, children))):
             yield stored(tuple(row[:width])), stored(tuple(row[width:]))
 
 
@@ -268,8 +268,8 @@ def referenced(
         schema, name = key.child
         children = sa.table(name, *map(sa.column, key.child_columns), schema=schema).alias()
     else:
-        children = with_columns(but_for[0], key.child_columns).alias()
-    parents = with_columns(parent, key.parent_columns).alias()
+        children = with_columns(but_for[0], key.child_columns).clause.alias()
+    parents = with_columns(parent, key.parent_columns).clause.alias()
     query = (
         sa.select(*(parents.c[column.name] for column in parent.key_columns))
         .distinct()
@@ -279,7 +279,7 @@ def referenced(
         query = query.where(sa.not_(is_one_of(*but_for, children)))
     found: set[Any] = set()
     for chunk in chunks(parent_keys, CHUNK):
-        rows = connection.execute(query.where(is_one_of(parent, chunk, parents)))
+        rows = run(connection, query.where(is_one_of(parent, chunk, parents)))
         found.update(stored(tuple(row)) for row in rows)
     return found
 
@@ -287,17 +287,6 @@ def referenced(
 def _join(child: Any, parent: Any, key: ForeignKey) -> sa.ColumnElement[bool]:
     pairs = zip(key.child_columns, key.parent_columns, strict=True)
     return sa.and_(*(child.c[c] == parent.c[p] for c, p in pairs))
-
-
-def with_columns(table: KeyedTable, names: Iterable[str]) -> sa.TableClause:
-    """The table with these columns too, which the project's own Table may not know."""
-    known = {column.name: column.type for column in table.table.columns}
-    columns = {**known, **{name: known.get(name) for name in names}}
-    return sa.table(
-        table.clause.name,
-        *(sa.column(name, type_) for name, type_ in columns.items()),
-        schema=table.clause.schema,
-    )
 
 
 def is_one_of(
