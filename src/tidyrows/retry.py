@@ -160,9 +160,7 @@ class RetryPolicy:
         began = self.clock()
         deadline = self.deadline if deadline is None else min(deadline, self.deadline)
         gave_up = False
-        stop = tenacity.stop_any(
-            tenacity.stop_after_attempt(self.attempts), self.stop or tenacity.stop_never
-        )
+        stop = tenacity.stop_after_attempt(self.attempts) | (self.stop or tenacity.stop_never)
         retry = tenacity.retry_any(
             tenacity.retry_if_exception(is_transient), self.retry or tenacity.retry_never
         )
@@ -170,14 +168,18 @@ class RetryPolicy:
         def seconds() -> float:
             return self.clock() - began
 
+        def report(state: tenacity.RetryCallState, wait: float | None) -> None:
+            if self.on_attempt is not None:
+                self.on_attempt(Attempt(state.attempt_number, _error_of(state), seconds(), wait))
+
         def before_sleep(state: tenacity.RetryCallState) -> None:
             (on_retry or _log_retry)(state.attempt_number, _error_of(state))
-            self._report(state, seconds(), state.upcoming_sleep)
+            report(state, state.upcoming_sleep)
 
         def give_up(state: tenacity.RetryCallState) -> None:
             nonlocal gave_up
             gave_up = True
-            self._report(state, seconds(), None)
+            report(state, None)
             raise _error_of(state)
 
         retrying = tenacity.Retrying(
@@ -203,10 +205,6 @@ class RetryPolicy:
         backoff = tenacity.wait_exponential(multiplier=self.base, max=self.max_wait)(state)
         # Cut before the draw: the last attempts spread over the time that is left.
         return self.uniform(0.0, min(backoff, left))
-
-    def _report(self, state: tenacity.RetryCallState, seconds: float, wait: float | None) -> None:
-        if self.on_attempt is not None:
-            self.on_attempt(Attempt(state.attempt_number, _error_of(state), seconds, wait))
 
 
 def _log_retry(attempt: int, error: BaseException) -> None:

@@ -64,39 +64,36 @@ def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None)
         ...     account.balance -= 10
         >>> with_retries(Session(engine), pay)
     """
-    if isinstance(bind, (sa.Engine, orm.Session, orm.scoped_session, orm.sessionmaker)):
-        asynchronous = False
-    elif is_async(bind) and not hasattr(bind, "sync_connection"):
-        asynchronous = True
-    else:
+    kinds = (sa.Engine, orm.Session, orm.scoped_session, orm.sessionmaker)
+    asynchronous = is_async(bind) and not hasattr(bind, "sync_connection")
+    if not (asynchronous or isinstance(bind, kinds)):
         raise NotBoundError(
             f"with_retries() needs a transaction of its own, and a {type(bind).__name__} gives "
             f"none. Write with_retries(session, fn), with a Session, scoped_session, sessionmaker "
             f"or Engine, or an asynchronous one of these."
         )
     policy = retry or RetryPolicy()
-    if fn is None:
-        return lambda function: _decorated(bind, function, policy, asynchronous=asynchronous)
-    return _decorated(bind, fn, policy, asynchronous=asynchronous)()
 
+    def decorated(function: Any) -> Any:
+        _refuse_function(function, asynchronous=asynchronous)
+        if asynchronous:
 
-def _decorated(bind: Any, fn: Any, policy: RetryPolicy, *, asynchronous: bool) -> Any:
-    _refuse_function(fn, asynchronous=asynchronous)
-    if asynchronous:
+            @wraps(function)
+            async def awaited(*args: Any, **kwargs: Any) -> Any:
+                def call(source: Any) -> Any:
+                    return wait_for(function(source, *args, **kwargs))
 
-        @wraps(fn)
-        async def awaited(*args: Any, **kwargs: Any) -> Any:
-            return await spawn(
-                _run, bind, lambda source: wait_for(fn(source, *args, **kwargs)), policy
-            )
+                return await spawn(_run, bind, call, policy)
 
-        return awaited
+            return awaited
 
-    @wraps(fn)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return _run(bind, lambda source: fn(source, *args, **kwargs), policy)
+        @wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            return _run(bind, lambda source: function(source, *args, **kwargs), policy)
 
-    return called
+        return called
+
+    return decorated if fn is None else decorated(fn)()
 
 
 def _refuse_function(fn: Any, *, asynchronous: bool) -> None:

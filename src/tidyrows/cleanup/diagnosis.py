@@ -45,21 +45,16 @@ def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any,
         if reason.kind is LeftoverKind.IGNORED or key in seen.unconfirmed
     ]
     if ignored:
-        try:
-            with database.reading() as connection:
-                names = tuple(database.dialect.delete_suppressors(connection, batch.table))
-        except (sa.exc.SQLAlchemyError, SessionStateError):
-            names = ()
+        names: tuple[str, ...] = ()
+        with suppress(sa.exc.SQLAlchemyError, SessionStateError), database.reading() as connection:
+            names = tuple(database.dialect.delete_suppressors(connection, batch.table))
         for key in ignored if names else ():
             reason, also = reasons[key], reasons[key].also
             named = {"names": names} if also is None else {"also": replace(also, names=names)}
             reasons[key] = replace(reason, **named)
     refused = [key for key in seen.there if key in reasons and reasons[key].kind in _BY_OTHERS]
-    if refused:
-        try:
-            tables = _referencing_tables(database, batch, refused)
-        except sa.exc.SQLAlchemyError:
-            return
+    with suppress(sa.exc.SQLAlchemyError):
+        tables = _referencing_tables(database, batch, refused) if refused else {}
         for key, names in tables.items():
             reasons[key] = replace(reasons[key], names=names)
 
@@ -76,10 +71,9 @@ def _referencing_tables(
         for key in graph.incoming(batch.table.place):
             if key.source == "database" and key.on_delete not in SILENT_ACTIONS:
                 name = f"{'.'.join(key.child)} ({', '.join(key.child_columns)})"
-                for row in referenced(connection, key, batch.table, keys):
+                for row in referenced(connection, key, batch.table, keys).intersection(keys):
                     found[row] = (*found.get(row, ()), name)
-    wanted = set(keys)
-    return {row: names for row, names in found.items() if row in wanted}
+    return found
 
 
 SLOW = 0.5

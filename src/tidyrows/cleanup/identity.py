@@ -71,18 +71,14 @@ class Identity:
         self, graph: ForeignKeyGraph, table: KeyedTable
     ) -> Iterable[tuple[TableHoldings, int]]:
         """What each column of the primary key references, with the column's number in the key."""
-        names = [column.name for column in table.key_columns]
         for key in graph.outgoing(table.place):
             parent = self._held.get(key.parent)
-            if (
-                parent is not None
-                and parent.hashes is not None
-                and not key.is_self_reference
-                and len(key.child_columns) == 1
-                and key.child_columns[0] in names
-                and key.parent_columns == tuple(c.name for c in parent.table.key_columns)
-            ):
-                yield parent, names.index(key.child_columns[0])
+            if parent is None or parent.hashes is None or key.is_self_reference:
+                continue
+            names, theirs = ([c.name for c in t.key_columns] for t in (table, parent.table))
+            column, *others = key.child_columns
+            if column in names and not others and theirs == [*key.parent_columns]:
+                yield parent, names.index(column)
 
 
 def identity_of(held: Sequence[TableHoldings]) -> Identity | None:

@@ -48,7 +48,7 @@ class PreservedRows:
     def __init__(self, run: CleanupRun) -> None:
         self._run = run
         self._preserved = run.tracker.preserved
-        self._later: list[_Row] = []
+        self._later: list[tuple[_Row, Exception | None]] = []  # what no try has refused yet: None
         self._leftovers: list[Leftover] = []
 
     def before_deletes(self) -> None:
@@ -62,9 +62,9 @@ class PreservedRows:
         waiting = self._later
         while waiting:
             self._later = []
-            errors = self._try_all(waiting)
+            self._try_all([row for row, _error in waiting])
             if len(self._later) == len(waiting):
-                self._leftovers += [_leftover(row, errors[id(row)]) for row in waiting]
+                self._leftovers += [_leftover(row, error) for row, error in self._later]
                 break
             waiting = self._later
         return self._leftovers
@@ -94,16 +94,15 @@ class PreservedRows:
         held = set(self._run.tracker.held_keys(table.table.name, keys))
         for key, preserved in list(table.rows.items()):
             if key in held:
-                self._later.append(_Row(database, table, key, preserved))
+                self._later.append((_Row(database, table, key, preserved), None))
             elif is_same(now.get(key), preserved.original):
                 self._preserved.forget(table, [key])
             else:
                 changed.append(_Row(database, table, key, preserved))
         return changed
 
-    def _try_all(self, rows: list[_Row]) -> dict[int, Exception]:
-        """Put rows back, each in its own transaction; the errors of those that wait."""
-        errors: dict[int, Exception] = {}
+    def _try_all(self, rows: list[_Row]) -> None:
+        """Put rows back, each in its own transaction."""
         for row in rows:
             try:
                 written = self._run.retry(row.database, partial(_put_back, row))
@@ -113,15 +112,13 @@ class PreservedRows:
                 self._leftovers.append(_leftover(row, error))
             except Exception as error:  # noqa: BLE001 -- as above
                 if row.database.dialect.fault(error) is Fault.CONSTRAINT:
-                    errors[id(row)] = error
-                    self._later.append(row)
+                    self._later.append((row, error))
                 else:
                     self._run.fail(error)
                     self._leftovers.append(_leftover(row, error))
             else:
                 count_in(self._run.report.restored, row.table.table.name, int(written))
                 self._preserved.forget(row.table, [row.key])
-        return errors
 
 
 def _put_back(row: _Row) -> bool:
@@ -221,9 +218,8 @@ def _clause(table: PreservedTable) -> sa.TableClause:
     return sa.table(table.table.name.name, *columns, schema=schema)
 
 
-def _leftover(row: _Row, error: Exception) -> Leftover:
+def _leftover(row: _Row, error: Exception | None) -> Leftover:
     table = row.table.table
-    kind = LeftoverKind.NOT_RESTORED
-    if isinstance(error, _ConflictError):
-        kind = LeftoverKind.CHANGED
+    changed = isinstance(error, _ConflictError)
+    kind = LeftoverKind.CHANGED if changed else LeftoverKind.NOT_RESTORED
     return Leftover(table.name, table.row(row.key), Reason(kind, error))

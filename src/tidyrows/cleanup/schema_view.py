@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -54,51 +53,41 @@ class SchemaView:
 
     def incoming(self, place: Place) -> tuple[ForeignKey, ...]:
         """The keys by which the database lets rows reference this table's, each row once."""
-        found = self._incoming.get(place)
-        if found is None:
-            found = self._incoming[place] = tuple(
+        if place not in self._incoming:
+            self._incoming[place] = tuple(
                 key
                 for key in self.graph.incoming(place)
                 if key.source == "database" and not key.inherited
             )
-        return found
+        return self._incoming[place]
 
     def table(self, connection: sa.Connection, place: Place) -> KeyedTable:
         """The table there: the project's own, or a reflected one."""
-        table = self._tables.get(place)
-        if table is None:
-            own = self._declared.get(place)
+        if place not in self._tables:
+            (schema, name), own = place, self._declared.get(place)
             if own is None:
                 own = sa.Table(
-                    place[1],
-                    sa.MetaData(),
-                    schema=place[0],
-                    autoload_with=connection,
-                    resolve_fks=False,
+                    name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
                 )
-            table = self._tables[place] = KeyedTable(TableName(self._database, *place), own)
-        return table
+            self._tables[place] = KeyedTable(TableName(self._database, *place), own)
+        return self._tables[place]
 
     def with_referenced(self, connection: sa.Connection, place: Place) -> KeyedTable:
         """The table there, with every column that is referenced though no model knows it."""
-        table = self._wide.get(place)
-        if table is None:
+        if place not in self._wide:
             names = {name for key in self.incoming(place) for name in key.parent_columns}
-            table = with_columns(self.table(connection, place), names)
-            self._wide[place] = table
-        return table
+            self._wide[place] = with_columns(self.table(connection, place), names)
+        return self._wide[place]
 
     def reference(self, connection: sa.Connection, key: ForeignKey) -> KeyedTable:
         """The child's table, as if the foreign key were its primary key: to look by it."""
-        table = self._references.get(key)
+        table = self._references.get(key)  # one hash of the key
         if table is None:
-            child = self.table(connection, key.child)
-            types = {
-                column.name: column.type for column in self.table(connection, key.parent).table.c
-            }
+            child, parent = (self.table(connection, place) for place in (key.child, key.parent))
+            types = {column.name: column.type for column in parent.table.columns}
             looked_by = [
-                sa.Column(name, types.get(parent, sa.types.NullType()))
-                for name, parent in zip(key.child_columns, key.parent_columns, strict=True)
+                sa.Column(name, types.get(referenced, sa.types.NullType()))
+                for name, referenced in zip(key.child_columns, key.parent_columns, strict=True)
             ]
             others = [c for c in child.key_columns if c.name not in key.child_columns]
             table = self._references[key] = with_key(child, looked_by, others)
@@ -106,10 +95,9 @@ class SchemaView:
 
     def nullable(self, connection: sa.Connection, place: Place) -> frozenset[str]:
         """The columns that a row of this table can lose to NULL and still be the same row."""
-        found = self._nullable.get(place)
-        if found is None:
-            found = self._nullable[place] = nullable_columns(connection, place)
-        return found
+        if place not in self._nullable:
+            self._nullable[place] = nullable_columns(connection, place)
+        return self._nullable[place]
 
 
 def with_key(
@@ -134,7 +122,7 @@ def with_columns(table: KeyedTable, names: Iterable[str]) -> KeyedTable:
     return with_key(table, table.key_columns, [*others, *extra])
 
 
-_Views: TypeAlias = "OrderedDict[frozenset[_Part], tuple[int, SchemaView]]"
+_Views: TypeAlias = dict[frozenset[_Part], tuple[int, SchemaView]]
 _views: weakref.WeakKeyDictionary[sa.Engine, _Views] = weakref.WeakKeyDictionary()
 _lock = threading.Lock()
 
@@ -153,10 +141,10 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
         graph = ForeignKeyGraph(merge(found, _declared(parts)))
         view = SchemaView(database.name, graph, _models(parts), hidden)
         with _lock:
-            views = _views.setdefault(database.engine, OrderedDict())
+            views = _views.setdefault(database.engine, {})
             views[parts] = (version, view)
             while len(views) > _CACHED:
-                views.popitem(last=False)
+                del views[next(iter(views))]
     return view
 
 
