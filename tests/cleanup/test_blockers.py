@@ -353,16 +353,16 @@ def test_a_blocker_that_waits_itself_is_said_to_wait(database, engine, parent):
 def told_when_seen(monkeypatch):
     """An event that is set once the cleanup has seen a blocker."""
     seen = threading.Event()
-    look = cleanup_connection._Poll.blockers
+    look = cleanup_connection.LockMonitor._blockers
 
-    def looked(self):
-        found = look(self)
+    def looked(self, *given):
+        found = look(self, *given)
         if found:
             seen.set()
         return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(cleanup_connection._Poll, "blockers", looked)
+        patch.setattr(cleanup_connection.LockMonitor, "_blockers", looked)
         yield seen
 
 

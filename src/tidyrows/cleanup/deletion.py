@@ -44,9 +44,7 @@ class DeadlineError(TidyRowsError):
 class IgnoredDeleteError(TidyRowsError):
     """A DELETE removed nothing and raised nothing, and what these rows reference was to go too."""
 
-    def __init__(self, rows: Mapping[Place, Sequence[Any]]) -> None:
-        super().__init__("DELETE removed nothing and raised nothing")
-        self.rows = rows
+    rows: Mapping[Place, Sequence[Any]]
 
 
 class Deletion:
@@ -236,7 +234,7 @@ class Deletion:
                 if keys:
                     stay[place] = keys
         if stay:
-            raise IgnoredDeleteError(stay)
+            raise IgnoredDeleteError("DELETE removed nothing and raised nothing", rows=stay)
 
     def _delete(self, step: Step) -> dict[TableName, int]:
         connection, dialect = self._connection, self._dialect
