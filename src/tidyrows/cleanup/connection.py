@@ -65,7 +65,7 @@ class Database:
 
     @contextmanager
     def without_waiting(self) -> Iterator[None]:
-        """In the block no transaction waits for a lock."""
+        """In the block no transaction waits for a lock, and none is tried again."""
         usual, self.lock_timeout = self.lock_timeout, 0.0
         try:
             yield

@@ -57,7 +57,6 @@ class Executor:
         self._dialect = scope.database.dialect
         self._ledger = scope.ledger
         self._outcome = scope.outcome
-        self._policy = scope.run.options.retry
         self._limit = scope.run.options.rows_per_transaction
         self._tables: Sequence[KeyedTable] = ()
 
@@ -133,7 +132,7 @@ class Executor:
             with self._database.reading() as connection:
                 return row_order(connection, step)
 
-        for rows in self._run.retry(self._database, read, policy=self._policy).steps:
+        for rows in self._run.retry(self._database, read).steps:
             if rows.loops:
                 yield from (part_of(step, loop) for loop in rows.loops)
             else:
@@ -155,9 +154,7 @@ class Executor:
         return self._schema_has_changed()
 
     def _read_schema(self) -> SchemaView:
-        return self._run.retry(
-            self._database, lambda: schema_of(self._database, self._tables), policy=self._policy
-        )
+        return self._run.retry(self._database, lambda: schema_of(self._database, self._tables))
 
     def _schema_has_changed(self) -> bool:
         """Read the schema again; whether it has changed."""
@@ -173,7 +170,7 @@ class Executor:
             with self._database.reading() as connection:
                 return not self._dialect.enforces_foreign_keys(connection)
 
-        return self._run.retry(self._database, ask, policy=self._policy)
+        return self._run.retry(self._database, ask)
 
     # -- one transaction -----------------------------------------------------------------------
 
@@ -255,28 +252,23 @@ class Executor:
                         ledger.unanswered()
                 raise
 
-        self._run.retry(self._database, attempt, waits=waits, policy=self._policy)
+        self._run.retry(self._database, attempt, waits=waits)
 
     # -- around a failure ----------------------------------------------------------------------
 
     def _delete_unlocked_first(self, rows: Rows) -> None:
         """Delete the rows that are not locked, then wait for the others alone."""
-        outcome, policy = self._outcome, self._policy
-        refused, kept = outcome.refused, outcome.kept
-        outcome.refused, outcome.kept = {}, {}
-        self._policy = replace(policy, attempts=1)
-        try:
-            with self._database.without_waiting():
-                self._delete_one_by_one(rows)
-        finally:
-            self._policy = policy
-            locked, outcome.refused = outcome.refused, refused
-            needed, outcome.kept = outcome.kept, kept
+        with self._database.without_waiting():
+            self._delete_one_by_one(rows)
         rest: Rows = {}
         for place, (table, keys) in rows.items():
-            stay = locked.get(place, {}).keys() | needed.get(place, {}).keys()
-            if stay:
-                rest[place] = table, [key for key in keys if key in stay]
+            staying = [each.get(place, {}) for each in (self._outcome.refused, self._outcome.kept)]
+            locked = [key for key in keys if any(key in each for each in staying)]
+            if locked:
+                rest[place] = table, locked
+            for each in staying:
+                for key in locked:
+                    each.pop(key, None)
         if rest and self._failure_of(rest, discover=True, around=False) is not None:
             self._delete_one_by_one(rest)
 

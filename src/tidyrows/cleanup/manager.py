@@ -368,15 +368,11 @@ class CleanupManager:
         for database, holdings in run.held_by_database():
             tables = [held.table for held in holdings]
             try:
-                view = self.options.retry.run(
-                    partial(schema_of, database, tables), is_transient=database.is_transient
-                )
+                graph = run.retry(database, partial(schema_of, database, tables)).graph
             except (SessionStateError, sa.exc.SQLAlchemyError):
                 continue  # nor can its rows be deleted, and that is reported then
-            for key in view.graph.foreign_keys:
-                child, parent = (
-                    TableName(database.name, *each) for each in (key.child, key.parent)
-                )
+            for key in graph.foreign_keys:
+                child, parent = (TableName(database.name, *p) for p in (key.child, key.parent))
                 found[child, parent] = None
         return list(found)
 

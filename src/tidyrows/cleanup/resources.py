@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import Held, Leftover, count_in
@@ -17,7 +16,7 @@ from tidyrows.schema.graph import PrecedenceGraph
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tidyrows.cleanup.run import CleanupRun, Kept
     from tidyrows.external import Item, Tie
@@ -97,7 +96,7 @@ class Phase:
 
     goes: Callable[[RowKey], bool]  # whether a row goes now
     doubts: bool  # whether rows in doubt are resolved now, which is done once
-    held: Mapping[RowKey, Reason]  # rows that a row of another tracker needs
+    held: Mapping[Item, Reason]  # what a row of another tracker needs
 
     def of(self, held: Iterable[TableHoldings]) -> list[TableHoldings]:
         """What is held, without the rows of other phases."""
@@ -129,19 +128,18 @@ class Phase:
         tables = {each.table.name for each in held}
         kept: Kept = {}
         for row, reason in self.held.items():
-            if row.table in tables:
+            if isinstance(row, RowKey) and row.table in tables:
                 kept.setdefault(row.table.place, {})[stored(row.key)] = reason
         return kept
 
 
-Delete: TypeAlias = Callable[[Phase], Sequence[Leftover]]
-"""Deletes the rows of a phase in every database; what is left over of them."""
-
-
 class ResourceCleanup:
-    """One cleanup of rows and external resources."""
+    """One cleanup of rows and external resources.
 
-    def __init__(self, run: CleanupRun, delete: Delete) -> None:
+    ``delete`` deletes the rows of a phase in every database, and returns what is left over.
+    """
+
+    def __init__(self, run: CleanupRun, delete: Callable[[Phase], Sequence[Leftover]]) -> None:
         self._run = run
         self._tracker = run.tracker
         self._delete = delete
@@ -183,16 +181,11 @@ class ResourceCleanup:
                 return False
             return order.node(row) not in later
 
-        held = {
-            each.row: Reason(LeftoverKind.HELD, item=each.row, holder=each.by)
-            for each in self._run.report.held
-            if each.row is not None
-        }
-        held.update(
-            (row, reason)
-            for row, reason in self._stay.items()
-            if isinstance(row, RowKey) and reason.holder
-        )
+        for each in self._run.report.held:
+            if each.row is not None:
+                reason = Reason(LeftoverKind.HELD, item=each.row, holder=each.by)
+                self._stay.setdefault(each.row, reason)
+        held = {row: reason for row, reason in self._stay.items() if reason.holder}
         phase = Phase(goes, doubts, held)
         if not phase.of(self._tracker.store.snapshot()):
             return []

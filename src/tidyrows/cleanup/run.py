@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tidyrows.errors import SessionStateError
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.journal import Journal
-    from tidyrows.retry import RetryPolicy
     from tidyrows.schema.graph import Place
     from tidyrows.tracking.keyset import KeySet
     from tidyrows.tracking.store import TableHoldings
@@ -104,7 +103,6 @@ class CleanupRun:
         transaction: Callable[[], T],
         *,
         waits: int = sys.maxsize,
-        policy: RetryPolicy | None = None,
     ) -> T:
         """Run a whole transaction, again where that may help, until the cleanup's deadline."""
         dialect = database.dialect
@@ -121,7 +119,10 @@ class CleanupRun:
             if dialect.is_timeout(error):
                 monitor.armed = True  # find the blockers of the next attempt
 
-        return (policy or self.options.retry).run(
+        policy = self.options.retry
+        if not database.lock_timeout:
+            policy = replace(policy, attempts=1)
+        return policy.run(
             transaction,
             is_transient=is_transient,
             on_retry=on_retry,
