@@ -7,6 +7,7 @@ again: it is a function that can be called twice.
 from __future__ import annotations
 
 import inspect
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -194,6 +195,11 @@ class _Databases:
             try:
                 session.commit()
             except Exception as error:
+                for connection in connections:
+                    # SQLite's transaction is still open, and a pool may reset nothing.
+                    if not (connection.invalidated or connection.closed):
+                        with suppress(connection.dialect.loaded_dbapi.Error):
+                            connection.connection.rollback()
                 in_one = len(connections) == 1
                 if not in_one or self._fault(error) is Fault.LOST:
                     self._may_have_committed = True
