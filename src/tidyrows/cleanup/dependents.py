@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.options import Fate
@@ -258,21 +259,16 @@ def keys_in_use(
     """
     table = view.with_referenced(connection, place)
     names = tuple(column.name for column in table.key_columns)
-    choices = dict.fromkeys(key.parent_columns for key in incoming)
-    extra = sorted({name for choice in choices for name in choice} - set(names))
-    values: dict[tuple[str, ...], Sequence[Any]] = {}
-    if any(choice != names for choice in choices):
-        listed = [*names, *extra]
+    choices = dict.fromkeys([key.parent_columns for key in incoming])
+    choices.pop(names, None)
+    values: dict[tuple[str, ...], Sequence[Any]] = {names: keys}
+    if choices:
+        listed = list(dict.fromkeys(name for choice in (names, *choices) for name in choice))
         rows = dialect.find(connection, table, keys, [table.clause.c[name] for name in listed])
     for choice in choices:
-        at = [listed.index(name) for name in choice] if choice != names else []
-        if not at:
-            values[choice] = keys
-        elif len(at) == 1:
-            values[choice] = [row[at[0]] for row in rows if row[at[0]] is not None]
-        else:
-            picked = (tuple(row[number] for number in at) for row in rows)
-            values[choice] = [each for each in picked if None not in each]
+        picked = map(itemgetter(*map(listed.index, choice)), rows)
+        single = len(choice) == 1
+        values[choice] = [each for each in picked if None not in ((each,) if single else each)]
         if set(choice) - set(names) and values[choice]:
             # An INSERT that references another unique key locks that key's own index entry.
             by_choice = with_key(table, [table.table.c[name] for name in choice], ())

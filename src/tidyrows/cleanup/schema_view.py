@@ -138,8 +138,8 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
     if view is None:
         parts, version = _parts(tables), database.capture.tables.schema_version
         found, hidden = _found(database, parts)
-        graph = ForeignKeyGraph(merge(found, _declared(parts)))
-        view = SchemaView(database.name, graph, _models(parts), hidden)
+        declared, models = _models(parts)
+        view = SchemaView(database.name, ForeignKeyGraph(merge(found, declared)), models, hidden)
         with _lock:
             views = _views.setdefault(database.engine, {})
             views[parts] = (version, view)
@@ -187,36 +187,25 @@ def _found(database: Database, parts: frozenset[_Part]) -> tuple[list[ForeignKey
     return found, hidden
 
 
-def _real_schemas(parts: frozenset[_Part]) -> dict[str | None, set[str]]:
+def _models(parts: frozenset[_Part]) -> tuple[list[ForeignKey], dict[Place, sa.Table]]:
+    """The foreign keys of the project's tables; the tables at every place they may stand for."""
     reals: dict[str | None, set[str]] = {}
     for _metadata, schema, real in parts:
         reals.setdefault(schema, set()).add(real)
-    return reals
-
-
-def _declared(parts: frozenset[_Part]) -> list[ForeignKey]:
-    reals = _real_schemas(parts)
-    declared: list[ForeignKey] = []
+    keys: list[ForeignKey] = []
+    places: dict[Place, sa.Table] = {}
     for metadata in {metadata for metadata, _schema, _real in parts}:
+        tables = metadata.tables.values()
+        for table in tables:
+            found = reals.get(table.schema, {table.schema} if table.schema else set())
+            places.update(((real, str(table.name)), table) for real in found)
         for default in sorted(reals.get(None, {""})):
 
             def real_schema(schema: str | None, default: str = default) -> str:
                 return default if schema is None else min(reals.get(schema, {schema}))
 
-            declared.extend(model_foreign_keys(metadata.tables.values(), real_schema))
-    return declared
-
-
-def _models(parts: frozenset[_Part]) -> dict[Place, sa.Table]:
-    """The project's tables at every place that they may stand for."""
-    reals = _real_schemas(parts)
-    return {
-        (real, str(table.name)): table
-        for metadata in {metadata for metadata, _schema, _real in parts}
-        for table in metadata.tables.values()
-        for real in reals.get(table.schema, {table.schema} if table.schema else ())
-        if real is not None
-    }
+            keys.extend(model_foreign_keys(tables, real_schema))
+    return keys, places
 
 
 # -- which rows reference which --------------------------------------------------------------------
