@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
-from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
+from tidyrows.dialects.sqlite import pragma_foreign_keys
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph
 from tidyrows.schema.reflect import nullable_columns, reflect_foreign_keys
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from harness.models import zoo_metadata
 from harness.targets import on
-from tidyrows.dialects.sqlite.catalogue import pragma_foreign_keys
+from tidyrows.dialects.sqlite import pragma_foreign_keys
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
 from tidyrows.schema.reflect import model_foreign_keys, nullable_columns, reflect_foreign_keys
 

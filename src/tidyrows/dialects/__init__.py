@@ -13,7 +13,13 @@ from weakref import WeakKeyDictionary
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, database_name
-from tidyrows.dialects.locks import Blocker, DriverSocket, LivenessLock, connect_within
+from tidyrows.dialects.locks import (
+    Blocker,
+    DriverSocket,
+    LivenessLock,
+    LockStatements,
+    connect_within,
+)
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sessions import CommitOutcome
@@ -32,6 +38,7 @@ __all__ = [
     "DriverSocket",
     "Fault",
     "LivenessLock",
+    "LockStatements",
     "Loss",
     "RealTable",
     "connect_within",

@@ -1,4 +1,4 @@
-"""What the other rooms may ask of a database: one :class:`Dialect`, made of six roles."""
+"""What the other rooms may ask of a database: one :class:`Dialect`, made of roles."""
 
 from __future__ import annotations
 
@@ -18,23 +18,10 @@ if TYPE_CHECKING:
 class Dialect(Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, Catalogue):
     """A database as tidyrows needs it. Subclass it for another database.
 
-    A dialect MUST have (abstract here):
-
-    - ``name``;
-    - ``driver_code`` and the sets of codes, above all ``transient_codes``: without them no
-      transaction is retried;
-    - ``in_transaction``: it may answer None, at the price of rows in doubt;
-    - ``begin_cleanup``: READ COMMITTED, read and write, with a lock timeout;
-    - ``resolve``: the real table of a name.
-
-    It MAY have everything else; each default is right for any database, only slower or more
-    careful: a key may be used again (``reuses_keys``), an upsert proves nothing
-    (``inserted_proof``), an error or a failed COMMIT leaves rows in doubt (``loss``,
-    ``commit_outcome``), rows without a key cannot be deleted (``deletes_keyless_rows``), it is
-    unknown whether a worker is alive (``liveness_lock``, ``is_alive``), deletes are SQLAlchemy's
-    own statements (``delete_by_keys``), a cycle is deleted level by level (``cycle_form``).
-
-    ``tidyrows.testing.dialect_suite`` has the tests that every dialect must pass.
+    It must have what is abstract, and ``name``; docs/dialects.md lists what it may have. Each
+    default is right for any database, only slower or more careful: an error leaves rows in doubt,
+    a key may be used again, a cycle is deleted level by level. ``tidyrows.testing.dialect_suite``
+    has the tests that every dialect must pass.
     """
 
 
@@ -51,14 +38,7 @@ class UnknownDialect(Dialect):
         """Nobody knows."""
         return None
 
-    def begin_cleanup(
-        self,
-        connection: sa.Connection,
-        *,
-        lock_timeout: float,
-        statement_timeout: float | None = None,
-        foreign_keys: bool = True,
-    ) -> None:
+    def begin_cleanup(self, connection: sa.Connection, **limits: Any) -> None:
         """A transaction as the driver begins it, without a bound for waits."""
         self.refuse_open_transaction(connection)
         connection.begin()

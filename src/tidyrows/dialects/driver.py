@@ -35,6 +35,11 @@ def _elsewhere(url: sa.URL, *names: str) -> str:
     return ""
 
 
+def raw_connection(dbapi_connection: Any) -> Any:
+    """The driver's own connection, also under SQLAlchemy's adapter of an asynchronous driver."""
+    return getattr(dbapi_connection, "driver_connection", dbapi_connection)
+
+
 class DriverAccess(ABC):
     """One object per engine.
 
@@ -66,9 +71,8 @@ class DriverAccess(ABC):
 
         A dialect overrides :meth:`driver_server_id`.
         """
-        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         try:
-            return self.driver_server_id(raw)
+            return self.driver_server_id(raw_connection(dbapi_connection))
         except (AttributeError, TypeError, self._dbapi.Error):  # closed already, or never begun
             return None
 
@@ -79,10 +83,7 @@ class DriverAccess(ABC):
     def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """All rows, without SQLAlchemy's events: on a cursor of the driver."""
         with closing(connection.connection.cursor()) as cursor:
-            if values:
-                cursor.execute(sql, values)
-            else:
-                cursor.execute(sql)
+            cursor.execute(self._marked(sql), *([values] if values else []))
             return list(cursor.fetchall())
 
     def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
@@ -93,7 +94,11 @@ class DriverAccess(ABC):
         self, connection: sa.Connection, sql: str, values: tuple[Any, ...]
     ) -> sa.CursorResult[Any]:
         """The result of SQL in the driver's own parameter style."""
-        return connection.exec_driver_sql(sql, values)
+        return connection.exec_driver_sql(self._marked(sql), values)
+
+    def _marked(self, sql: str) -> str:
+        """SQL whose parameters are marked ``%s``, or ``?`` on SQLite, as the driver has it."""
+        return sql
 
 
 class Fault(Enum):

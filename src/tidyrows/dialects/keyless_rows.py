@@ -36,16 +36,13 @@ _EXACT = (
 
 def stored_type(column: Any, dialect: sa.Dialect) -> TypeEngine[Any]:
     """The type under a project's own ones."""
-    kind: Any = _variant(column.type, dialect)
-    while isinstance(kind, sa.types.TypeDecorator):
-        kind = _variant(kind.load_dialect_impl(dialect), dialect)
-    found: TypeEngine[Any] = kind
-    return found
-
-
-def _variant(kind: Any, dialect: sa.Dialect) -> Any:
-    """By with_variant(); dialect_impl() would lose that a Float is one."""
-    return kind._variant_mapping.get(dialect.name, kind)  # noqa: SLF001 -- nothing public has it
+    kind: Any = column.type
+    while True:
+        # By with_variant(); dialect_impl() would lose that a Float is one.
+        kind = kind._variant_mapping.get(dialect.name, kind)  # noqa: SLF001 -- nothing public has it
+        if not isinstance(kind, sa.types.TypeDecorator):
+            return kind  # type: ignore[no-any-return]
+        kind = kind.load_dialect_impl(dialect)
 
 
 def is_exact(kind: TypeEngine[Any]) -> bool:
@@ -65,7 +62,7 @@ class KeylessStatements(DriverAccess):
     deletes_keyless_rows: ClassVar[bool] = False
     """Whether ``delete_equal_rows`` compares exactly, and deletes no more rows than asked."""
 
-    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    def read_exactly(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """What to read of a column so that ``delete_equal_rows`` can find the row by it."""
         return column
 
@@ -100,4 +97,5 @@ class KeylessStatements(DriverAccess):
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
         """Whether a column holds exactly this value, as ``read_exactly`` read it; NULL too."""
-        return column.is_not_distinct_from(value)
+        exact = self.read_exactly(column)
+        return exact.is_not_distinct_from(sa.bindparam(None, value, type_=exact.type))

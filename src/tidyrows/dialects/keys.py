@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import islice
+from contextlib import suppress
+from itertools import chain, islice, pairwise
 from operator import lt
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
 
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from tidyrows.keys import KeyedTable
+
+    Look = Callable[[Sequence[Any]], tuple[Sequence[Any], Sequence[Any]]]
 
 # The names that generated SQL gives, none of which can be a table of the project. A statement knows
 # a table that has an alias by that alias alone. So either *all* tables have one (``parent_1``, the
@@ -33,8 +36,13 @@ _LONG = 100
 _NUMBERS = (sa.Integer, sa.types.NullType)
 _PLAIN_CHUNK = 500
 _PLAIN_COMPOSITE_CHUNK = 100
+_INTEGERS = 5000
 # An engine may carry a schema_translate_map; real schema names must not go through it again.
 _AS_WRITTEN = {"schema_translate_map": None}
+
+
+Select: TypeAlias = "tuple[str, tuple[Any, ...]]"
+"""A SELECT in the driver's own parameter style, and its parameters."""
 
 
 class RowsByKey(NamedTuple):
@@ -42,7 +50,6 @@ class RowsByKey(NamedTuple):
 
     select: str  # after SELECT ... FROM
     delete: str  # after DELETE FROM
-    update: tuple[str, str] | None  # after UPDATE, and after SET ...; None: by SQLAlchemy
     sent: tuple[Any, ...]
 
 
@@ -76,7 +83,9 @@ def driver_values(
 ) -> list[list[Any]] | None:
     """The keys as the driver gets them, one list per key column; None for ``bind_expression``."""
     columns = table.key_clauses
-    split = [list(column) for column in zip(*keys, strict=True)] if len(columns) > 1 else [keys]
+    split: Any = [keys]
+    if len(columns) > 1:
+        split = list(zip(*keys, strict=True)) or [()] * len(columns)
     out = []
     for column, values in zip(columns, split, strict=True):
         if column.type.bind_expression(sa.bindparam("x", type_=column.type)) is not None:
@@ -127,30 +136,14 @@ def integer_runs(table: KeyedTable, keys: Sequence[Any]) -> list[tuple[int, int]
 
 def runs_of(keys: Sequence[Any], *, most: int | None = None) -> list[tuple[int, int]] | None:
     """First and last of each run of sorted integers; None for other keys, or more runs."""
-    if set(map(type, keys)) != {int}:
+    if set(map(type, keys)) != {int} or not all(map(lt, keys, islice(keys, 1, None))):
         return None
-    if keys[-1] - keys[0] + 1 == len(keys) and all(map(lt, keys, islice(keys, 1, None))):
-        return [(keys[0], keys[-1])]
-    runs: list[tuple[int, int]] = []
-    first = last = keys[0]
-    for key in islice(keys, 1, None):
-        if key == last + 1:
-            last = key
-        elif key > last and (most is None or len(runs) + 1 < most):
-            runs.append((first, last))
-            first = last = key
-        else:
-            return None
-    return [*runs, (first, last)]
-
-
-def set_null_plainly(
-    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], names: Sequence[str]
-) -> None:
-    """Set columns to NULL with SQLAlchemy's own statements."""
-    update = sa.update(table.clause).values({table.clause.c[name]: sa.null() for name in names})
-    for part in plain_chunks(table, keys):
-        run(connection, update.where(plain_condition(table, part)))
+    gaps = (at for at, (one, two) in enumerate(pairwise(keys), 1) if two > one + 1)
+    starts = [0] if keys[-1] - keys[0] < len(keys) else [0, *islice(gaps, most)]
+    if most is not None and len(starts) > most:
+        return None
+    ends = [*starts[1:], len(keys)]
+    return [(keys[start], keys[end - 1]) for start, end in zip(starts, ends, strict=True)]
 
 
 def find_plainly(
@@ -181,16 +174,6 @@ def marked_condition(names: Sequence[str], count: int, mark: str) -> str:
     return " OR ".join([" AND ".join(f"{name} = {mark}" for name in names)] * count)
 
 
-def exists_sql(dialect: sa.Dialect, tables: Sequence[tuple[KeyedTable, int]]) -> str:
-    """SQL for the driver, as :func:`select_bits`: which tables have one of so many keys."""
-    mark = "?" if dialect.paramstyle == "qmark" else "%s"
-    parts = []
-    for table, count in tables:
-        place, names = quoted_names(dialect, table)
-        parts.append(f"SELECT 1 FROM {place} WHERE {marked_condition(names, count, mark)}")
-    return select_bits(parts)
-
-
 _BITS = 30
 
 
@@ -211,6 +194,30 @@ def positions_of_bits(row: Sequence[int]) -> list[int]:
         if bits
         for at in range(_BITS)
         if bits >> at & 1
+    ]
+
+
+def selects_of_keys(
+    dialect: sa.Dialect, table: KeyedTable, sent: Sequence[Any], mark: str
+) -> list[Select]:
+    """SQL for the driver: the keys that are there, in parts that a database handles well."""
+    place, names = quoted_names(dialect, table)
+    head = f"SELECT {', '.join(names)} FROM {place} WHERE "
+    if len(names) > 1:
+        # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
+        equal = f"({' AND '.join(f'{name} = {mark}' for name in names)})"
+        return [
+            (head + " OR ".join([equal] * len(part)), tuple(chain.from_iterable(part)))
+            for part in chunks(sent, _PLAIN_COMPOSITE_CHUNK)
+        ]
+    if set(map(type, sent)) == {int}:
+        parts = chunks(sent, _INTEGERS)
+        return [(f"{head}{names[0]} IN ({', '.join(map(str, part))})", ()) for part in parts]
+    # From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own,
+    # which integers alone survive for sure.
+    return [
+        (f"{head}{names[0]} IN ({', '.join([mark] * len(part))})", tuple(part))
+        for part in chunks(sent, _PLAIN_CHUNK)
     ]
 
 
@@ -236,57 +243,19 @@ def typed_rows(
     ]
 
 
-def select_keys_plainly(
-    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-) -> list[tuple[Any, ...]]:
-    """The keys that are there, as rows, with SQLAlchemy's own statements."""
-    found: list[tuple[Any, ...]] = []
-    for part in plain_chunks(table, keys):
-        statement = sa.select(*table.key_clauses).where(plain_condition(table, part))
-        found.extend(tuple(row) for row in run(connection, statement))
-    return found
-
-
-def keys_found(
-    keys: Sequence[Any],
-    sent: Sequence[Any],
-    look: Callable[[Sequence[Any]], Sequence[tuple[Any, ...]]],
-) -> list[Any]:
+def keys_found(keys: Sequence[Any], look: Look) -> list[Any]:
     """Which keys name a row, where the database alone knows when two keys are equal.
 
-    ``look`` gives the rows for a part of ``sent`` (a scalar or tuple per key). A row that comes
-    back under another value ('ABC' asked, 'abc' stored) is found by halving.
+    ``look`` gives the values that were sent for some keys, and the rows that came back. A row that
+    comes back under another value ('ABC' asked, 'abc' stored) is found by halving.
     """
-    found: set[int] = set()
-    asked: list[Sequence[int]] = [range(len(keys))] if keys else []
-    while asked:
-        positions = asked.pop()
-        whole = len(positions) == len(keys)
-        part = sent if whole else [sent[position] for position in positions]
-        rows = [tuple(row) if len(row) > 1 else row[0] for row in look(part)]
-        if not rows:
-            continue
-        if len(positions) == 1:
-            found.update(positions)
-            continue
-        equal, strange = _matched(rows, sent, positions)
-        found.update(equal)
-        if strange:
-            rest = [position for position in positions if position not in equal]
-            middle = (len(rest) + 1) // 2
-            asked.extend(half for half in (rest[:middle], rest[middle:]) if half)
-    return [keys[position] for position in sorted(found)] if found else []
-
-
-def _matched(
-    rows: list[Any], sent: Sequence[Any], positions: Sequence[int]
-) -> tuple[set[int], bool]:
-    """Positions whose value came back as it is, and whether other values came back too."""
-    try:
-        by_value: dict[Any, list[int]] = {}
-        for position in positions:
-            by_value.setdefault(sent[position], []).append(position)
-        equal = {position for row in rows for position in by_value.get(row, ())}
-        return equal, any(row not in by_value for row in rows)
-    except TypeError:  # a value without a hash: halving finds it
-        return set(), True
+    sent, rows = look(keys) if keys else ((), ())
+    if not rows or len(keys) == 1:
+        return list(keys) if rows else []
+    values = [tuple(row) if len(row) > 1 else row[0] for row in rows]
+    with suppress(TypeError):  # a value without a hash: halving finds it
+        there = set(values)
+        if there <= set(sent):
+            return [key for key, value in zip(keys, sent, strict=True) if value in there]
+    middle = len(keys) // 2
+    return keys_found(keys[:middle], look) + keys_found(keys[middle:], look)

@@ -46,6 +46,12 @@ class LivenessLock:
 
     alone: bool = False
 
+    def __init__(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> None:
+        self._engine = ref(engine)
+        self._where = repr(engine.url)
+        self._number = number
+        self._patience = patience
+
     def acquire(self) -> None:
         """Acquire the lock.
 
@@ -67,16 +73,42 @@ class LivenessLock:
     def abandon(self) -> None:
         """In a forked child: forget everything, and leave the parent's lock as it is."""
 
+    def _try_within_patience(self, attempt: Callable[[], bool]) -> None:
+        for _try in range(1 + round(self._patience / PAUSE)):
+            if attempt():
+                return
+            sleep(PAUSE)
+        raise LivenessLockError(self._number, self._where)
 
-@dataclass(frozen=True, slots=True)
+    def _living_engine(self) -> sa.Engine:
+        engine = self._engine()
+        if engine is None:
+            raise SessionStateError(
+                f"The engine for {self._where} is gone, so this worker can no longer show that it "
+                f"is alive. Keep a reference to the engine for as long as its rows are tracked."
+            )
+        return engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LockStatements:
-    """How one kind of server holds a lock for the length of a connection."""
+    """How one kind of server holds a lock for the length of a connection.
+
+    Attributes:
+        isolation: of the connection that holds the lock.
+        begin: sent first on a new connection; its answer does not matter.
+        acquire: a SELECT that is true where the lock is ours now; it never waits.
+        is_held: a SELECT on the same connection, true where the lock is still ours.
+        is_alive: a SELECT on any connection, true where anybody holds the lock.
+        release: where a rollback would not release it.
+    """
 
     isolation: Literal["READ COMMITTED", "AUTOCOMMIT"]
-    begin: str | None  # sent first on a new connection; its answer does not matter
-    acquire: str  # a SELECT that is true where the lock is ours now; it never waits
-    is_held: str  # a SELECT that is true where the lock is still ours
-    release: str | None  # where a rollback would not release it
+    begin: str | None = None
+    acquire: str
+    is_held: str
+    is_alive: str
+    release: str | None = None
 
 
 class ConnectionLock(LivenessLock):
@@ -91,11 +123,8 @@ class ConnectionLock(LivenessLock):
         patience: float = PATIENCE,
         bound: float = _BOUND,
     ) -> None:
-        self._engine = ref(engine)
-        self._where = repr(engine.url)
-        self._number = number
+        super().__init__(engine, number, patience=patience)
         self._statements = statements
-        self._patience = patience
         self._bound = bound
         self._driver: Any = None
         self._socket = DriverSocket(None)
@@ -104,26 +133,16 @@ class ConnectionLock(LivenessLock):
         """On a new connection, unless there is one."""
         if self._driver is None:
             self._connect()
-        acquired = False
-        try:
-            acquired = self._try_to_acquire()
-        finally:
-            if not acquired:
-                self._drop()
-        if not acquired:
-            raise LivenessLockError(self._number, self._where)
+        with self._dropped_on_error():
+            self._try_within_patience(lambda: self._ask(self._statements.acquire))
 
     def renew(self) -> None:
         """By a SELECT on the connection that holds it."""
         if self._driver is not None:
-            try:
+            # Whatever it is, a new connection is the answer.
+            with suppress(Exception), self._dropped_on_error():
                 if self._ask(self._statements.is_held):
                     return
-            except Exception:  # noqa: BLE001, S110 -- whatever it is, a new connection is the answer
-                pass
-            except BaseException:
-                self._drop()
-                raise
             self._drop()
         self.acquire()
 
@@ -131,20 +150,15 @@ class ConnectionLock(LivenessLock):
         """At once: when this returns, the server knows."""
         if self._driver is None:
             return
-        try:
-            with self._socket.bounded(self._bound):
-                if self._statements.release is not None:
-                    self._run(self._statements.release)
-                self._driver.rollback()
-        except Exception:  # noqa: BLE001 -- a connection that is dead holds no lock
-            self._drop()
-            return
-        except BaseException:
-            self._drop()
-            raise
+        # A connection that is dead holds no lock.
+        with suppress(Exception), self._dropped_on_error(), self._socket.bounded(self._bound):
+            if self._statements.release is not None:
+                self._run(self._statements.release)
+            self._driver.rollback()
         driver, self._driver = self._driver, None
-        with closing(self._socket), suppress(Exception), self._socket.bounded(self._bound):
-            driver.close()
+        if driver is not None:
+            with closing(self._socket), suppress(Exception), self._socket.bounded(self._bound):
+                driver.close()
 
     def abandon(self) -> None:
         """Put nothing in the place of the socket, so that the parent's end is its end."""
@@ -155,35 +169,28 @@ class ConnectionLock(LivenessLock):
         self._socket.redirect_to_null()
 
     def _connect(self) -> None:
-        engine = self._engine()
-        if engine is None:
-            raise SessionStateError(
-                f"The engine for {self._where} is gone, so this worker can no longer show that it "
-                f"is alive. Keep a reference to the engine for as long as its rows are tracked."
-            )
+        engine = self._living_engine()
         # The pool's listeners prepare the connection like the project's own. Detached, it holds
         # neither the pool nor the engine.
         pool = engine.pool.recreate()
         proxied = connect_within(pool.connect, self._bound, late=lambda late: late.invalidate())
         self._driver = proxied.dbapi_connection
         self._socket = DriverSocket(self._driver)
-        try:
+        with self._dropped_on_error():
             proxied.detach()
             with self._socket.bounded(self._bound):
                 self._driver.rollback()
                 engine.dialect.set_isolation_level(self._driver, self._statements.isolation)
                 if self._statements.begin is not None:
                     self._run(self._statements.begin)
+
+    @contextmanager
+    def _dropped_on_error(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             self._drop()
             raise
-
-    def _try_to_acquire(self) -> bool:
-        for _try in range(1 + round(self._patience / PAUSE)):
-            if self._ask(self._statements.acquire):
-                return True
-            sleep(PAUSE)
-        return False
 
     def _ask(self, question: str) -> bool:
         with self._socket.bounded(self._bound):
@@ -213,11 +220,15 @@ def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T],
     if in_greenlet():  # the task can be cancelled
         return make()
     made: Future[T] = Future()
-    thread = threading.Thread(
-        target=_make, args=(make, made), name="tidyrows: connect", daemon=True
-    )
+
+    def connect() -> None:
+        try:
+            made.set_result(make())
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the connection is waited for
+            made.set_exception(error)
+
     try:
-        thread.start()
+        threading.Thread(target=connect, name="tidyrows: connect", daemon=True).start()
     except RuntimeError:  # as below
         return make()
     try:
@@ -228,13 +239,6 @@ def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T],
         if made.done() and isinstance(made.exception(), TimeoutError):
             raise
         raise TimeoutError(f"the database took no connection within {seconds:g} s") from None
-
-
-def _make(make: Callable[[], T], made: Future[T]) -> None:
-    try:
-        made.set_result(make())
-    except BaseException as error:  # noqa: BLE001 -- it is raised where the connection is waited for
-        made.set_exception(error)
 
 
 class DriverSocket:
@@ -343,13 +347,9 @@ class Blocker:
     certain: bool = True
 
     def __str__(self) -> str:
-        parts = [f"pid {self.pid}"]
-        if self.user:
-            parts.append(f"user {self.user}")
-        if self.application:
-            parts.append(f"application {self.application!r}")
-        if self.host:
-            parts.append(f"from {self.host}")
+        application = self.application and repr(self.application)
+        facts = {"user": self.user, "application": application, "from": self.host}
+        parts = [f"pid {self.pid}", *(f"{word} {fact}" for word, fact in facts.items() if fact)]
         state = self.state or ""
         if self.seconds is not None:
             state = f"{state or 'transaction open'} for {self.seconds:.1f} s"
@@ -394,6 +394,13 @@ class Locks(DriverAccess):
 
     # ----- liveness
 
+    def lock_statements(self, number: int) -> LockStatements | None:
+        """SQL for a lock that a server holds for the length of a connection; None if it has none.
+
+        It makes :meth:`liveness_lock` and :meth:`is_alive`.
+        """
+        return None
+
     def liveness_lock(
         self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
     ) -> LivenessLock:
@@ -404,14 +411,20 @@ class Locks(DriverAccess):
             number: the worker's own, random, from 1 to 2**63 - 1.
             patience: how long to wait for the lock where it is not free, in seconds.
         """
-        return LivenessLock()
+        statements = self.lock_statements(number)
+        if statements is None:
+            return LivenessLock(engine, number)
+        return ConnectionLock(engine, number, statements, patience=patience)
 
     def is_alive(self, connection: sa.Connection, number: int) -> bool | None:
         """Whether anybody holds this worker's lock now; None where the database does not know.
 
         The lock is not touched. A lost connection is no death: look at the heartbeats too.
         """
-        return None
+        statements = self.lock_statements(number)
+        return (
+            None if statements is None else bool(self._query(connection, statements.is_alive)[0][0])
+        )
 
     def heartbeat_file_age(self, connection: sa.Connection, number: int) -> float | None:
         """How many seconds ago this worker's file was touched; None where there is no file.

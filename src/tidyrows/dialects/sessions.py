@@ -49,6 +49,8 @@ class Sessions(DriverAccess):
     """Whether the RELEASE of an outermost savepoint may be a COMMIT."""
     clock: ClassVar[str] = "EXTRACT(EPOCH FROM CURRENT_TIMESTAMP)"
     """SQL for the server's time in seconds since 1970, with fractions, in any time zone."""
+    _busy: ClassVar[str | None] = None
+    """SQL that finds a row where the session of this number works."""
 
     # ----- the user's transaction
 
@@ -99,7 +101,9 @@ class Sessions(DriverAccess):
 
     def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
         """Whether the server still works for a connection although its client is gone."""
-        return False
+        return self._busy is not None and bool(
+            self._query(connection, self._busy.format(server_id))
+        )
 
     # ----- the cleanup's connection
 
@@ -128,17 +132,14 @@ class Sessions(DriverAccess):
             SessionStateError: a transaction is open on the connection.
         """
 
-    def begin_reading(
-        self,
-        connection: sa.Connection,
-        *,
-        lock_timeout: float,
-        statement_timeout: float | None = None,
-    ) -> None:
-        """As ``begin_cleanup``, for a transaction that only reads and acquires no write lock."""
-        self.begin_cleanup(
-            connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
-        )
+    def begin_reading(self, connection: sa.Connection, **limits: Any) -> None:
+        """As ``begin_cleanup``, for a transaction that only reads and acquires no write lock.
+
+        Args:
+            connection: as there.
+            limits: ``lock_timeout`` and perhaps ``statement_timeout``.
+        """
+        self.begin_cleanup(connection, **limits)
 
     def end_cleanup(self, connection: sa.Connection) -> None:
         """Restore the session, after commit or rollback; the connection may be broken."""

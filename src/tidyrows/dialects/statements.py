@@ -16,23 +16,24 @@ from tidyrows.dialects.keys import (
     chunks,
     delete_plainly,
     driver_values,
-    exists_sql,
     find_plainly,
     integer_runs,
     keys_found,
+    marked_condition,
+    plain_chunks,
+    plain_condition,
     positions_of_bits,
     quoted_names,
     run,
     select_bits,
-    select_keys_plainly,
-    set_null_plainly,
     typed_rows,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
+    from tidyrows.dialects.keys import RowsByKey, Select
     from tidyrows.keys import KeyedTable
 
 _COMMENT = re.compile(r"/\*.*?\*/", re.DOTALL)
@@ -48,15 +49,12 @@ RETURNING, is true."""
 class Inserts(DriverAccess):
     """INSERT statements, and the keys that the database generates for them."""
 
+    counts_when_closed: bool = True
+    """Whether a cursor still has its row count once SQLAlchemy has closed it."""
     reuses_keys: ClassVar[bool] = True
     """Whether a generated key may come again after its row is gone."""
     explicit_zero_is_generated: ClassVar[bool] = False
     """Whether a key 0 in an INSERT is replaced by the next number."""
-
-    @property
-    def counts_when_closed(self) -> bool:
-        """Whether a cursor still has its row count once SQLAlchemy has closed it."""
-        return True
 
     @property
     def returning(self) -> bool:
@@ -103,8 +101,6 @@ _PROBES = 100
 _MANY = 500
 """Keys from which one look at their whole range comes first."""
 _INT64 = 2**63
-Select = tuple[str, tuple[Any, ...]]
-"""A SELECT in the driver's own parameter style, and its parameters."""
 KeysByTable: TypeAlias = "Sequence[tuple[KeyedTable, Sequence[Any]]]"
 
 
@@ -131,12 +127,8 @@ class Statements(DriverAccess):
     """Up to how many keys all tables that may reference them are asked in one statement."""
     verified_at_once: ClassVar[int] = 50_000
     """How many keys of one table are verified at once."""
-    verified_together: ClassVar[int] = 500
+    verified_together: ClassVar[int] = 100
     """Up to how many keys several tables are verified in one statement."""
-
-    def __init__(self, dialect: sa.Dialect) -> None:
-        super().__init__(dialect)
-        self._exists_sql: dict[tuple[tuple[KeyedTable, int], ...], str] = {}
 
     # ----- changes
 
@@ -145,20 +137,16 @@ class Statements(DriverAccess):
     ) -> int:
         """Delete the rows of these keys, in the order given; the number of rows deleted."""
         runs = integer_runs(table, keys)
-        if runs is not None:
-            guards = self.guards_of_range(connection, table)
-            if guards is not None:
-                delete, column = sa.delete(table.clause).where(*guards), table.key_clauses[0]
-                ranges = (delete.where(column.between(*each)) for each in runs)
-                return sum(run(connection, each).rowcount for each in ranges)
-        deleted = 0
-        for part in chunks(keys, self.keys_at_once(table)):
-            rows = self.rows_by_key(connection, table, part)
-            if rows is None:
-                deleted += delete_plainly(connection, table, part)
-            else:
-                deleted += self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount
-        return deleted
+        guards = None if runs is None else self.guards_of_range(connection, table)
+        if runs is not None and guards is not None:
+            delete, column = sa.delete(table.clause).where(*guards), table.key_clauses[0]
+            ranges = (delete.where(column.between(*each)) for each in runs)
+            return sum(run(connection, each).rowcount for each in ranges)
+        parts = self.rows_by_key(connection, table, keys)
+        if parts is None:
+            return delete_plainly(connection, table, keys)
+        deletes = ((f"DELETE FROM {rows.delete}", rows.sent) for rows in parts)
+        return sum(self._run(connection, *each).rowcount for each in deletes)
 
     def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """Delete rows whose tables, or table, form a cycle; counts in the order given.
@@ -175,15 +163,9 @@ class Statements(DriverAccess):
         names: Sequence[str],
     ) -> None:
         """Set these columns of the rows to NULL."""
-        quote = connection.dialect.identifier_preparer.quote
-        nulls = ", ".join(f"{quote(name)} = NULL" for name in names)
-        for part in chunks(keys, self.keys_at_once(table)):
-            rows = self.rows_by_key(connection, table, part)
-            if rows is None or rows.update is None:
-                set_null_plainly(connection, table, part, names)
-            else:
-                before, after = rows.update
-                self._run(connection, f"UPDATE {before} SET {nulls}{after}", rows.sent)
+        update = sa.update(table.clause).values({table.clause.c[name]: sa.null() for name in names})
+        for part in plain_chunks(table, keys):
+            run(connection, update.where(plain_condition(table, part)))
 
     def insert_exactly(
         self,
@@ -226,63 +208,60 @@ class Statements(DriverAccess):
                 is afterwards.
             first: any one row is enough.
         """
+        raw = all(column.type.column_expression(column) is None for column in columns)
+        parts = self.rows_by_key(connection, table, keys) if raw else None
+        if parts is None:
+            return find_plainly(connection, table, keys, columns, lock=lock, first=first)
         quote = connection.dialect.identifier_preparer.quote
         place, _names = quoted_names(connection.dialect, table)
         listed = ", ".join(f"{place}.{quote(str(column.key))}" for column in columns)
         tail = (" LIMIT 1" if first else "") + (self._for_update if lock else "")
-        raw = all(column.type.column_expression(column) is None for column in columns)
         found: list[tuple[Any, ...]] = []
-        for part in chunks(keys, self.keys_at_once(table)):
-            rows = self.rows_by_key(connection, table, part) if raw else None
-            if rows is None:
-                found += find_plainly(connection, table, part, columns, lock=lock, first=first)
-            else:
-                sql = f"SELECT {listed} FROM {rows.select}{tail}"
-                result = self._run(connection, sql, rows.sent)
-                found += typed_rows(result, columns, connection.dialect)
+        for rows in parts:
+            result = self._run(connection, f"SELECT {listed} FROM {rows.select}{tail}", rows.sent)
+            found += typed_rows(result, columns, connection.dialect)
             if first and found:
                 break
         return found
 
     def lock(self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> None:
         """Lock the rows of these keys against change, and against new rows that reference them."""
-        for part in chunks(keys, self.keys_at_once(table)):
-            rows = self.rows_by_key(connection, table, part)
-            if rows is None:
-                find_plainly(connection, table, part, table.key_clauses, lock=True)
-            else:
-                self._run(connection, self._count_locked.format(rows.select), rows.sent).one()
+        parts = self.rows_by_key(connection, table, keys)
+        if parts is None:
+            find_plainly(connection, table, keys, table.key_clauses, lock=True)
+            return
+        for rows in parts:
+            self._run(connection, self._count_locked.format(rows.select), rows.sent).one()
 
     def tables_with_rows(self, connection: sa.Connection, tables: KeysByTable) -> list[int]:
         """Which of these tables hold a row of one of their keys: positions in ``tables``."""
-        found: list[int] = []
-        few: list[tuple[int, KeyedTable, int, list[Any]]] = []
-        sent: dict[Any, list[Any] | None] = {}  # foreign keys of one parent share their values
+        found: set[int] = set()
+        together: list[tuple[int, Select]] = []
+        mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
         for number, (table, keys) in enumerate(tables):
-            if not keys:
-                continue
-            if len(keys) > self.probed_together:
-                flat = None
-            else:
-                same = (id(keys), *(id(column.type) for column in table.key_clauses))
-                if same not in sent:
-                    values = driver_values(table, connection.dialect, keys)
-                    sent[same] = values and list(chain.from_iterable(zip(*values, strict=True)))
-                flat = sent[same]
-            if flat is not None:
-                few.append((number, table, len(keys), flat))
-            elif self.find(connection, table, keys, table.key_clauses, first=True):
-                found.append(number)
-        for part in chunks(few, _PROBES):
-            asked = tuple((table, count) for _number, table, count, _values in part)
-            sql = self._exists_sql.get(asked)
-            if sql is None:
-                if len(self._exists_sql) >= _PROBES:
-                    self._exists_sql.clear()
-                sql = self._exists_sql[asked] = exists_sql(connection.dialect, asked)
-            (row,) = self._execute(connection, sql, *chain(*(flat for *_rest, flat in part)))
-            found += [part[at][0] for at in positions_of_bits(row)]
-        return sorted(found)
+            few = len(keys) <= self.probed_together
+            values = driver_values(table, connection.dialect, keys) if few else None
+            if values is not None and keys:
+                place, names = quoted_names(connection.dialect, table)
+                condition = marked_condition(names, len(keys), mark)
+                select = f"SELECT 1 FROM {place} WHERE {condition}"
+                sent = tuple(chain.from_iterable(zip(*values, strict=True)))
+                together.append((number, (select, sent)))
+            elif keys and self.find(connection, table, keys, table.key_clauses, first=True):
+                found.add(number)
+        return sorted(found | self._which_find(connection, together))
+
+    def _which_find(
+        self, connection: sa.Connection, selects: Sequence[tuple[int, Select]]
+    ) -> set[int]:
+        """The numbers of the SELECTs that find a row; one statement asks for many."""
+        found: set[int] = set()
+        for part in chunks(selects, _PROBES):
+            sql = select_bits([select for _number, (select, _sent) in part])
+            sent = chain.from_iterable(sent for _number, (_select, sent) in part)
+            (row,) = self._execute(connection, sql, *sent)
+            found |= {part[at][0] for at in positions_of_bits(row)}
+        return found
 
     # ----- how a dialect makes the statements above faster than SQLAlchemy's own
 
@@ -292,13 +271,12 @@ class Statements(DriverAccess):
 
     def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> RowsByKey | None:
-        """SQL text that names the rows of these keys; None: SQLAlchemy's own statements."""
-        return None
+    ) -> Sequence[RowsByKey] | None:
+        """SQL text that names the rows of these keys, in parts that the database handles well.
 
-    def keys_at_once(self, table: KeyedTable) -> int:
-        """For how many keys ``rows_by_key`` is asked at once."""
-        return 500
+        None: SQLAlchemy's own statements.
+        """
+        return None
 
     def guards_of_range(
         self, connection: sa.Connection, table: KeyedTable
@@ -312,25 +290,24 @@ class Statements(DriverAccess):
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
     ) -> list[Any]:
         """Which of these keys still name a row, by the database's own comparison."""
-        found: list[Any] = []
         (types,) = self.verification_types(connection, [table])
 
-        def rows(few: Sequence[Any]) -> list[tuple[Any, ...]]:
-            there: list[tuple[Any, ...]] = []
-            for sql, sent in self.select_keys(connection, table, types, few):
-                there += self._execute(connection, sql, *sent)
-            return there
+        def look(few: Sequence[Any]) -> tuple[Sequence[Any], list[Any]]:
+            values = driver_values(table, connection.dialect, few)
+            if values is None:
+                return few, find_plainly(connection, table, few, table.key_clauses)
+            sent = as_sent(values)
+            if len(few) >= _MANY and self._range_is_empty(connection, table, types, values):
+                return sent, []
+            selects = self.select_keys(connection, table, types, sent)
+            if selects is None:
+                return few, find_plainly(connection, table, few, table.key_clauses)
+            return sent, [
+                row for each in selects for row in self._execute(connection, each[0], *each[1])
+            ]
 
-        for part in chunks(keys, self.verified_at_once):
-            values = driver_values(table, connection.dialect, part)
-            if values is not None and self.can_select(types, values):
-                if len(part) < _MANY or not self._range_is_empty(connection, table, types, values):
-                    found += keys_found(part, as_sent(values), rows)
-            else:
-                found += keys_found(
-                    part, part, lambda few: select_keys_plainly(connection, table, few)
-                )
-        return found
+        parts = (keys_found(part, look) for part in chunks(keys, self.verified_at_once))
+        return list(chain.from_iterable(parts))
 
     def existing_keys_of_each(
         self, connection: sa.Connection, tables: KeysByTable
@@ -342,26 +319,23 @@ class Statements(DriverAccess):
         if len(tables) == 1:
             return [self.existing_keys(connection, *tables[0])]
         few = [
-            (number, table, keys)
-            for number, (table, keys) in enumerate(tables)
-            if 0 < len(keys) <= self.verified_together
+            n for n, (_table, keys) in enumerate(tables) if 0 < len(keys) <= self.verified_together
         ]
-        closer = set(range(len(tables)))
-        together: list[tuple[int, str, tuple[Any, ...]]] = []
-        known = self.verification_types(connection, [table for _n, table, _keys in few])
-        for (number, table, keys), types in zip(few, known, strict=True):
+        known = self.verification_types(connection, [tables[n][0] for n in few])
+        closer = {n for n, (_table, keys) in enumerate(tables) if keys}
+        together: list[tuple[int, Select]] = []
+        for number, types in zip(few, known, strict=True):
+            table, keys = tables[number]
             values = driver_values(table, connection.dialect, keys)
-            if values is not None and self.can_select(types, values):
-                selects = self.select_keys(connection, table, types, as_sent(values))
-                together += [(number, *each) for each in selects]
+            if values is None:
+                continue
+            selects = self.select_keys(connection, table, types, as_sent(values))
+            if selects is not None:
+                together += [(number, each) for each in selects]
                 closer.discard(number)
-        for part in chunks(together, _PROBES):
-            sql = select_bits([select for _number, select, _values in part])
-            sent = (value for *_rest, values in part for value in values)
-            (row,) = self._execute(connection, sql, *sent)
-            closer |= {part[at][0] for at in positions_of_bits(row)}
+        closer |= self._which_find(connection, together)
         return [
-            self.existing_keys(connection, table, keys) if keys and number in closer else []
+            self.existing_keys(connection, table, keys) if number in closer else []
             for number, (table, keys) in enumerate(tables)
         ]
 
@@ -391,12 +365,11 @@ class Statements(DriverAccess):
         """For each table, what ``select_keys`` must know of its key columns."""
         return [None] * len(tables)
 
-    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
-        """Whether ``select_keys`` is exact for these driver values, one list per key column."""
-        return False
-
     def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
-    ) -> Iterable[Select]:
-        """SELECTs that find these keys: driver values, as one scalar or tuple per key."""
-        raise NotImplementedError
+    ) -> Sequence[Select] | None:
+        """SELECTs that find these keys: driver values, as one scalar or tuple per key.
+
+        None where that would not be exact: SQLAlchemy's own statements then look.
+        """
+        return None

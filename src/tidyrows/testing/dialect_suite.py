@@ -1,27 +1,14 @@
 """The tests that every dialect must pass, for the three of tidyrows and for yours.
 
-Subclass :class:`DialectSuite` in a test module, with an engine on a database where tables may be
-created and dropped. So that a failure shows its values, register the module first::
-
-    # conftest.py
-    import pytest
-    pytest.register_assert_rewrite("tidyrows.testing.dialect_suite")
-
-    # test_dialect.py
-    from tidyrows.testing.dialect_suite import DialectSuite
-
-    class TestMyDatabase(DialectSuite):
-        @pytest.fixture
-        def engine(self):
-            engine = sa.create_engine("mydatabase://localhost/test")
-            yield engine
-            engine.dispose()
+Subclass :class:`DialectSuite` in a test module, with a fixture ``engine`` on a database where
+tables may be created and dropped: docs/dialects.md shows it.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -36,6 +23,7 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
 
 _NUMBER = 0x7469647900000000
+_INSERT = PARENTS.insert().values({"id": 1, "name": "a"})
 
 
 class DialectSuite(StatementTests):
@@ -46,14 +34,13 @@ class DialectSuite(StatementTests):
     def test_the_database_has_a_dialect_of_its_own(self, dialect: Dialect) -> None:
         assert not isinstance(dialect, UnknownDialect)
 
-    def test_an_error_that_no_retry_mends_is_raised(
-        self, engine: sa.Engine, dialect: Dialect
-    ) -> None:
+    def test_an_error_that_no_retry_mends_is_raised(self, tables: SuiteTables) -> None:
+        dialect = tables.dialect
         for error in (ValueError("no code"), KeyError(), LookupError("x", 1)):
             assert dialect.fault(error) is Fault.OTHER
             assert not dialect.is_timeout(error)
             assert not dialect.is_permission_denied(error)
-        with engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
+        with tables.engine.connect() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
             connection.exec_driver_sql("SELEKT 1")
         assert dialect.fault(caught.value) is Fault.OTHER
 
@@ -65,8 +52,8 @@ class DialectSuite(StatementTests):
     def test_a_broken_foreign_key_is_a_constraint(self, tables: SuiteTables) -> None:
         tables.insert(PARENTS, [(1, "a")])
         tables.insert(CHILDREN, [(1, 1)])
-        with tables.cleanup() as connection, pytest.raises(sa.exc.DBAPIError) as caught:
-            tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            tables.delete(PARENTS, [1])
         assert tables.dialect.fault(caught.value) is Fault.CONSTRAINT
         assert tables.keys(PARENTS) == [1]
 
@@ -76,25 +63,22 @@ class DialectSuite(StatementTests):
         with tables.cleanup() as holder:
             tables.dialect.delete_by_keys(holder, tables.real(PARENTS), [1])
             began = time.monotonic()
-            with pytest.raises(sa.exc.DBAPIError) as caught, tables.cleanup(1) as connection:
-                tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+            with pytest.raises(sa.exc.DBAPIError) as caught:
+                tables.delete(PARENTS, [1], lock_timeout=1)
             assert time.monotonic() - began < 10
             assert tables.dialect.fault(caught.value) is Fault.TRANSIENT
             assert tables.dialect.is_timeout(caught.value)
             if tables.dialect.has_row_locks:
-                with tables.cleanup(1) as connection:
-                    tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [2])
+                assert tables.delete(PARENTS, [2], lock_timeout=1) == 1
 
     def test_a_failed_statement_does_not_lose_rows_silently(self, tables: SuiteTables) -> None:
         """``loss`` NOTHING is only right if the earlier rows can still be committed."""
-        engine = tables.engine
-        with engine.connect() as connection:
-            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+        with tables.engine.connect() as connection:
+            connection.execute(_INSERT)
             tables.dialect.before_savepoint(connection)
             savepoint = connection.begin_nested()
-            twice = PARENTS.insert().values({"id": 1, "name": "b"})
             with pytest.raises(sa.exc.DBAPIError) as caught:
-                connection.execute(twice)
+                connection.execute(_INSERT)
             loss = tables.dialect.loss(caught.value, connection.connection.dbapi_connection)
             savepoint.rollback()
             connection.commit()
@@ -109,7 +93,7 @@ class DialectSuite(StatementTests):
         with tables.engine.connect() as connection:
             raw = connection.connection.dbapi_connection
             assert tables.dialect.in_transaction(raw) in {False, None}
-            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            connection.execute(_INSERT)
             assert tables.dialect.in_transaction(raw) in {True, None}
             assert not tables.dialect.is_autocommit(connection)
             assert not tables.dialect.commit_is_void(connection)
@@ -125,8 +109,7 @@ class DialectSuite(StatementTests):
             tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
             raise LookupError
         assert tables.keys(PARENTS) == [1, 2]
-        with tables.cleanup() as connection:
-            tables.dialect.delete_by_keys(connection, tables.real(PARENTS), [1])
+        tables.delete(PARENTS, [1])
         assert tables.keys(PARENTS) == [2]
         with tables.engine.connect() as connection:
             tables.dialect.begin_reading(connection, lock_timeout=1)
@@ -155,14 +138,13 @@ class DialectSuite(StatementTests):
     ) -> None:
         tables.dialect.guard_pool(tables.engine)
         with tables.engine.connect() as connection:
-            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            connection.execute(_INSERT)
             if tables.dialect.in_transaction(connection.connection.dbapi_connection) is None:
                 pytest.skip("the driver does not know what a failed COMMIT left open")
             outcome = tables.dialect.commit_outcome(ValueError("a listener's"), connection)
             assert outcome in {CommitOutcome.OPEN, CommitOutcome.UNKNOWN}
-            transaction = connection.get_transaction()
-            assert transaction is not None
-            transaction.is_active = False  # as SQLAlchemy has it after a COMMIT that raised
+            # As SQLAlchemy has it after a COMMIT that raised.
+            connection.get_transaction().is_active = False  # type: ignore[union-attr]
         with tables.engine.connect() as connection:
             assert connection.execute(sa.select(PARENTS.c.id)).all() == []
 
@@ -175,18 +157,15 @@ class DialectSuite(StatementTests):
 
     def test_a_blocker_is_named_where_the_database_knows_it(self, tables: SuiteTables) -> None:
         with tables.engine.connect() as first, tables.engine.connect() as second:
-            ids = [tables.dialect.server_id(c.connection.dbapi_connection) for c in (first, second)]
+            ids = {tables.dialect.server_id(c.connection.dbapi_connection) for c in (first, second)}
             waiter = tables.dialect.waiter(first)
             first.rollback()
             if waiter is None or not tables.dialect.blockers_need_cursor:
                 return
-            assert ids[0] != ids[1]
-            raw = second.connection.cursor()
-            try:
-                assert tables.dialect.blockers(raw, waiter) == []  # it does not wait
-            finally:
-                raw.close()
-                second.invalidate()
+            assert len(ids) == 2
+            with closing(second.connection.cursor()) as cursor:
+                assert tables.dialect.blockers(cursor, waiter) == []  # it does not wait
+            second.invalidate()
 
     def test_a_live_worker_is_seen_and_an_ended_one_is_not(
         self, engine: sa.Engine, dialect: Dialect
@@ -222,7 +201,7 @@ class DialectSuite(StatementTests):
 
     def test_a_name_means_the_real_table(self, tables: SuiteTables, dialect: Dialect) -> None:
         with tables.engine.connect() as connection:
-            connection.execute(PARENTS.insert(), [{"id": 1, "name": "a"}])
+            connection.execute(_INSERT)
             real = dialect.resolve(connection, None, PARENTS.name)
             assert real is not None
             assert (real.schema, real.kind) == (tables.schema, "table")
@@ -246,30 +225,25 @@ class DialectSuite(StatementTests):
                 connection.exec_driver_sql(f"DROP VIEW {name}")
 
     def test_foreign_keys_are_read(self, tables: SuiteTables, dialect: Dialect) -> None:
+        schema = tables.schema
         with tables.engine.connect() as connection:
-            keys = dialect.foreign_keys(connection, [tables.schema])
-            schemas = dialect.schemas_that_reference(connection, [tables.schema])
-            listed = dialect.application_schemas(connection)
+            keys = dialect.foreign_keys(connection, [schema])
+            assert schema in dialect.schemas_that_reference(connection, [schema])
+            assert schema in dialect.application_schemas(connection)
             assert dialect.enforces_foreign_keys(connection) in {True, False}
             assert dialect.delete_suppressors(connection, tables.real(PARENTS)) == []
-            assert dialect.hidden_tables(connection, [tables.schema]) == set()
-            assert dialect.invalid_indexes(connection, tables.schema, CHILDREN.name) == set()
-            assert PARENTS.name not in dialect.storage_tables(connection, tables.schema)
-        found = {
-            (key.child, key.child_columns, key.parent, key.parent_columns, key.on_delete)
-            for key in keys
-        }
-        child, parent = (tables.schema, CHILDREN.name), (tables.schema, PARENTS.name)
-        assert (child, ("parent_id",), parent, ("id",), "NO ACTION") in found
-        assert schemas >= {tables.schema}
-        assert tables.schema in listed
-        assert dialect.default_schema(tables.engine) == tables.schema
+            assert dialect.hidden_tables(connection, [schema]) == set()
+            assert dialect.invalid_indexes(connection, schema, CHILDREN.name) == set()
+            assert PARENTS.name not in dialect.storage_tables(connection, schema)
+        assert dialect.default_schema(tables.engine) == schema
+        (key,) = (key for key in keys if key.child == (schema, CHILDREN.name))
+        assert (key.parent, key.on_delete) == ((schema, PARENTS.name), "NO ACTION")
+        assert (key.child_columns, key.parent_columns) == (("parent_id",), ("id",))
 
     def test_two_engines_on_one_database_have_one_identity(
         self, engine: sa.Engine, dialect: Dialect
     ) -> None:
-        with engine.connect():
-            pass
+        engine.connect().close()
         other = sa.create_engine(engine.url)
         try:
             if not dialect.is_private(engine):
@@ -288,26 +262,20 @@ class DialectSuite(StatementTests):
             tables.insert(PARENTS, [(1, "a")])
             assert dialect.change_mark(connection, lock_timeout=1) != before
 
-    def test_the_ledgers_text_is_long_and_takes_any_character(
-        self, engine: sa.Engine, dialect: Dialect
-    ) -> None:
-        options: dict[str, Any] = dict(dialect.table_options)
+    def test_the_ledgers_text_is_long_and_takes_any_character(self, tables: SuiteTables) -> None:
+        dialect, engine = tables.dialect, tables.engine
         table = sa.Table(
             "tidyrows_suite_ledger",
             sa.MetaData(),
-            sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
             sa.Column("name", sa.String(40)),
             sa.Column("entry", dialect.long_text),
-            **options,
+            **dict[str, Any](dialect.table_options),
         )
-        with engine.begin() as connection:
-            table.create(connection)
+        table.create(engine)
         try:
-            text, entry = "né 鍵 🔑", "x" * 200_000
+            row = ("né 鍵 🔑", "x" * 200_000)
             with engine.begin() as connection:
-                connection.execute(table.insert(), [{"id": 1, "name": text, "entry": entry}])
-                (row,) = connection.execute(sa.select(table))
-            assert tuple(row) == (1, text, entry)
+                connection.execute(table.insert().values(row))
+                assert tuple(connection.execute(sa.select(table)).one()) == row
         finally:
-            with engine.begin() as connection:
-                table.drop(connection)
+            table.drop(engine)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import weakref
 from dataclasses import dataclass
-from datetime import date, datetime, time
-from decimal import Decimal
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -18,18 +17,18 @@ from tidyrows.dialects.keys import (
     RowsByKey,
     chunks,
     driver_values,
-    find_plainly,
     keys_beside,
-    marked_condition,
     quoted_names,
     run,
+    selects_of_keys,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import Proof, Select
+    from tidyrows.dialects.keys import Select
+    from tidyrows.dialects.statements import Proof
     from tidyrows.keys import KeyedTable
 
 
@@ -37,7 +36,6 @@ _COLUMNS = """
 SELECT column_name, data_type, character_set_name, collation_name
 FROM information_schema.columns WHERE table_schema = %s AND table_name = %s"""
 _LONGEST = 4000  # characters; beyond that plain IN does
-_DIGITS, _SCALE = 65, 30  # the most that DECIMAL has on MySQL; MariaDB has some more
 _Form = tuple[str, "Callable[[Any], Any]", str]
 """JSON_TABLE's column type, how a value is written, and what the real column is compared to."""
 
@@ -101,27 +99,8 @@ def _binary(real: RealType, values: Sequence[bytes]) -> _Form | None:
     return (type_name, lambda value: value.hex(), "UNHEX({})") if size <= _LONGEST else None
 
 
-def _uuid(real: RealType, values: Sequence[Any]) -> _Form | None:
-    return "VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"
-
-
-def _decimal(real: RealType, values: Sequence[Decimal]) -> _Form | None:
-    for value in values:
-        exponent = value.as_tuple().exponent
-        if not isinstance(exponent, int) or exponent < -_SCALE:  # NaN and infinity have none
-            return None
-        if value.adjusted() >= _DIGITS - _SCALE:
-            return None
-    return f"DECIMAL({_DIGITS}, {_SCALE})", "{:f}".format, "{}"
-
-
-def _date(real: RealType, values: Sequence[date]) -> _Form | None:
-    return "DATE", str, "{}"
-
-
-def _moment(real: RealType, values: Sequence[datetime | time]) -> _Form | None:
-    type_name = "TIME(6)" if real.name == "time" else "DATETIME(6)"
-    return None if any(value.tzinfo for value in values) else (type_name, str, "{}")
+def _moment(real: RealType, values: Sequence[datetime]) -> _Form | None:
+    return None if any(value.tzinfo for value in values) else ("DATETIME(6)", str, "{}")
 
 
 _INTEGER_TYPES = frozenset({"tinyint", "smallint", "mediumint", "int", "bigint"})
@@ -130,18 +109,16 @@ _FORMS: dict[str, tuple[frozenset[type], Callable[[RealType, Any], _Form | None]
     **dict.fromkeys(("char", "varchar", "enum"), (frozenset({str}), _text)),
     **dict.fromkeys(("binary", "varbinary"), (frozenset({bytes, bytearray}), _binary)),
     **dict.fromkeys(("datetime", "timestamp"), (frozenset({datetime}), _moment)),
-    "uuid": (frozenset({str, UUID}), _uuid),
-    "decimal": (frozenset({Decimal}), _decimal),
-    "date": (frozenset({date}), _date),
-    "time": (frozenset({time}), _moment),
+    "uuid": (
+        frozenset({str, UUID}),
+        lambda _real, _values: ("VARCHAR(36) CHARACTER SET ascii", str, "CAST({} AS UUID)"),
+    ),
+    "date": (frozenset({date}), lambda _real, _values: ("DATE", str, "{}")),
 }
-"""By real type: the Python types that fit, and how they travel."""
+"""By real type: the Python types that fit, and how they travel. Rarer types go by IN."""
 
 
 _JSON_KEYS = 20_000
-# From 1000 constants on MariaDB turns IN into a derived table, with conversions of its own, which
-# integers alone survive for sure. An OR gets slower with its length.
-_IN_KEYS, _OR_KEYS, _INTEGERS = 900, 100, 5000
 
 
 class MySQLStatements(Dialect):
@@ -150,7 +127,6 @@ class MySQLStatements(Dialect):
     reuses_keys = False
     explicit_zero_is_generated = True
     deletes_keyless_rows = True
-    verified_together = _OR_KEYS
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
@@ -168,38 +144,16 @@ class MySQLStatements(Dialect):
         self._refuse_temporary(connection, table)
         return super().delete_by_keys(connection, table, keys)
 
-    def insert_exactly(
-        self,
-        connection: sa.Connection,
-        table: sa.TableClause,
-        values: Mapping[str, Any],
-        *,
-        always: bool,
-    ) -> None:
+    def insert_exactly(self, connection: sa.Connection, *row: Any, **options: Any) -> None:
         """NO_AUTO_VALUE_ON_ZERO, or a key 0 would become the next number."""
         before = str(self._query(connection, "SELECT @@SESSION.sql_mode")[0][0])
         wanted = ",".join(filter(None, (before, "NO_AUTO_VALUE_ON_ZERO")))
         connection.exec_driver_sql("SET SESSION sql_mode = %s", (wanted,))
         try:
-            super().insert_exactly(connection, table, values, always=always)
+            super().insert_exactly(connection, *row, **options)
         finally:
             if not connection.invalidated:
                 connection.exec_driver_sql("SET SESSION sql_mode = %s", (before,))
-
-    def find(
-        self,
-        connection: sa.Connection,
-        table: KeyedTable,
-        keys: Sequence[Any],
-        columns: Sequence[sa.ColumnElement[Any]],
-        *,
-        lock: bool = False,
-        first: bool = False,
-    ) -> list[tuple[Any, ...]]:
-        """IN for few keys; else, and to lock no other rows, a join with JSON_TABLE."""
-        if len(keys) <= _OR_KEYS and not lock:
-            return find_plainly(connection, table, keys, columns, first=first)
-        return super().find(connection, table, keys, columns, lock=lock, first=first)
 
     def _real_types(self, connection: sa.Connection, table: KeyedTable) -> list[RealType] | None:
         """The key columns' types; None where JSON_TABLE or the table's description is missing."""
@@ -225,30 +179,28 @@ class MySQLStatements(Dialect):
     ) -> Sequence[sa.ColumnElement[bool]] | None:
         return () if self.holds_integers(connection, table, None) else None
 
-    def keys_at_once(self, table: KeyedTable) -> int:
-        return _JSON_KEYS
-
     def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> RowsByKey | None:
+    ) -> list[RowsByKey] | None:
         """A join with JSON_TABLE."""
-        values = driver_values(table, connection.dialect, keys)
-        types = None if values is None else self._real_types(connection, table)
-        if values is None or types is None:
-            return None
+        types = self._real_types(connection, table)
         # MariaDB looks for the alias of a DELETE in the current database, if there is one: only
         # the keys have an alias.
         alias = keys_beside(table)
-        sent = json_rows(types, values, alias)
-        if sent is None:
-            return None
-        text, columns, expressions = sent
         place, names = quoted_names(connection.dialect, table)
-        pairs = zip(names, expressions, strict=True)
-        equal = " AND ".join(f"{place}.{name} = {value}" for name, value in pairs)
-        source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({columns})) AS {alias}"
-        source = f"{source} STRAIGHT_JOIN {place} ON {equal}"
-        return RowsByKey(source, f"{place} USING {source}", None, (text,))
+        parts = []
+        for part in chunks(keys, _JSON_KEYS):
+            values = driver_values(table, connection.dialect, part)
+            sent = json_rows(types, values, alias) if types and values else None
+            if sent is None:
+                return None
+            text, columns, expressions = sent
+            pairs = zip(names, expressions, strict=True)
+            equal = " AND ".join(f"{place}.{name} = {value}" for name, value in pairs)
+            source = f"JSON_TABLE(%s, '$[*]' COLUMNS ({columns})) AS {alias}"
+            source = f"{source} STRAIGHT_JOIN {place} ON {equal}"
+            parts.append(RowsByKey(source, f"{place} USING {source}", (text,)))
+        return parts
 
     def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
         """Drop the connection if a temporary table of an earlier user hides the real one."""
@@ -262,7 +214,7 @@ class MySQLStatements(Dialect):
 
     # ----- rows without a key
 
-    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    def read_exactly(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """A FLOAT as the double that it is, not the six digits that are shown; else as text."""
         kind = stored_type(column, self._dialect())
         if isinstance(kind, sa.Float):
@@ -282,15 +234,12 @@ class MySQLStatements(Dialect):
         return run(connection, delete).rowcount
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
-        kind = stored_type(column, self._dialect())
-        if isinstance(kind, sa.Float):
-            exact = column.op("+")(sa.literal_column("0e0"))
-            return _equal(exact, sa.bindparam(None, value, type_=sa.Double()))
-        if is_exact(kind) and not isinstance(kind, sa.Interval):
-            return _equal(column, sa.bindparam(None, value, type_=kind))
+        exact = self.read_exactly(column)
+        if not isinstance(exact.type, sa.CHAR):
+            return super()._equals(column, value)
         # Bytes of one character set: by a collation a and A, or a and "a ", may be equal.
         text: Any = sa.bindparam(None, value, type_=sa.String())
-        return _equal(_octets(sa.cast(column, sa.CHAR())), _octets(text))
+        return _octets(exact).is_not_distinct_from(_octets(text))
 
     # ----- verification, which shares nothing with the statements above
 
@@ -302,31 +251,11 @@ class MySQLStatements(Dialect):
             self._refuse_temporary(connection, table)
         return [None] * len(tables)
 
-    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
-        return True
-
     def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
-    ) -> Iterator[Select]:
-        """By IN and the driver's own values, in parts that the database handles well."""
-        place, names = quoted_names(connection.dialect, table)
-        head = f"SELECT {', '.join(names)} FROM {place} WHERE "
-        if len(names) > 1:
-            # No tuple IN: MariaDB then compares 'é' to a latin1 column in the wrong character set.
-            for part in chunks(sent, _OR_KEYS):
-                condition = marked_condition(names, len(part), "%s")
-                yield head + condition, tuple(value for row in part for value in row)
-        elif set(map(type, sent)) == {int}:
-            for part in chunks(sent, _INTEGERS):
-                yield f"{head}{names[0]} IN ({', '.join(map(str, part))})", ()
-        else:
-            for part in chunks(sent, _IN_KEYS):
-                yield head + marked_condition(names, len(part), "%s"), tuple(part)
+    ) -> list[Select]:
+        return selects_of_keys(connection.dialect, table, sent, "%s")
 
 
 def _octets(text: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
     return sa.func.hex(sa.func.convert(text.op("USING")(sa.literal_column("utf8mb4"))))
-
-
-def _equal(column: sa.ColumnElement[Any], value: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    return column.op("<=>", is_comparison=True, return_type=sa.Boolean())(value)

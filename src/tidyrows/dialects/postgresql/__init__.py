@@ -1,23 +1,25 @@
-"""PostgreSQL, with psycopg, psycopg2 and asyncpg: errors, sessions, and the dialect.
-
-Drivers that are not known are handled with care.
-"""
+"""PostgreSQL, with psycopg, psycopg2 and asyncpg; other drivers are handled with care."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.dialects.driver import Fault, Loss
-from tidyrows.dialects.postgresql.catalogue import PostgreSQLCatalogue, PostgreSQLLocks
+from tidyrows.dialects.catalogue import RealTable
+from tidyrows.dialects.driver import Fault, Loss, raw_connection
+from tidyrows.dialects.locks import Blocker, LockStatements
 from tidyrows.dialects.postgresql.statements import PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import sqlalchemy as sa
+
+    from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import ForeignKey
 
 _NO_DATABASE = "3D000"
 _NO_DATABASE_TEXT = re.compile(r'FATAL: +database ".*" does not exist')
@@ -40,8 +42,109 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 # These send several statements without parameters in one go.
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
+# pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
+_RESOLVE = """
+SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS pg_catalog.text),
+       pg_catalog.has_table_privilege(c.oid, 'SELECT')
+       AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite w
+                       WHERE w.ev_class = c.oid AND w.ev_type IN ('3', '4'))
+       AND (NOT pg_catalog.row_security_active(c.oid)
+            OR EXISTS (SELECT FROM pg_catalog.pg_policy p
+                       WHERE p.polrelid = c.oid AND p.polcmd IN ('r', '*')))
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
+_VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
+_IN_SCHEMA = (
+    "n.oid = CASE CAST(%s AS pg_catalog.text) WHEN 'pg_temp' "
+    "THEN pg_catalog.pg_my_temp_schema() ELSE "
+    "(SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = CAST(%s AS pg_catalog.name)) END"
+)
 
-class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
+_REFERENCING = """
+SELECT DISTINCT n.nspname FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
+JOIN pg_catalog.pg_namespace m ON m.oid = p.relnamespace
+WHERE k.contype = 'f' AND m.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
+
+_INHERITED = """
+SELECT n.nspname, c.relname, k.conname FROM pg_catalog.pg_constraint k
+JOIN pg_catalog.pg_constraint o ON o.oid = k.conparentid AND o.conrelid <> k.conrelid
+JOIN pg_catalog.pg_class c ON c.oid = k.conrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE k.contype = 'f' AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
+
+_HIDDEN = """
+SELECT n.nspname, c.relname FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relrowsecurity AND pg_catalog.row_security_active(c.oid)
+      AND n.nspname = ANY(CAST(%s AS pg_catalog.text[]))"""
+
+_INVALID = """
+SELECT i.relname FROM pg_catalog.pg_index x
+JOIN pg_catalog.pg_class i ON i.oid = x.indexrelid
+JOIN pg_catalog.pg_class c ON c.oid = x.indrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE NOT x.indisvalid AND n.nspname = %s AND c.relname = %s"""
+
+# Of a trigger's type, 2 is BEFORE and 8 is DELETE; '4' is the DELETE of a rule.
+_SUPPRESSORS = """
+WITH t AS (SELECT c.oid FROM pg_catalog.pg_class c
+           JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+           WHERE n.nspname = %s AND c.relname = %s)
+SELECT 'trigger "' || tgname || '"' FROM pg_catalog.pg_trigger JOIN t ON t.oid = tgrelid
+WHERE NOT tgisinternal AND tgtype & 10 = 10
+UNION ALL
+SELECT 'rule "' || rulename || '"' FROM pg_catalog.pg_rewrite JOIN t ON t.oid = ev_class
+WHERE ev_type = '4'
+UNION ALL
+SELECT 'row-level security policy "' || polname || '"' FROM pg_catalog.pg_policy
+JOIN t ON t.oid = polrelid
+WHERE polcmd IN ('d', 'r', '*') AND pg_catalog.row_security_active(polrelid)
+ORDER BY 1"""
+
+# Its older name, which all versions know.
+_SNAPSHOT = "SELECT CAST(pg_catalog.txid_current_snapshot() AS pg_catalog.text)"
+_OWN_SCHEMAS = """
+SELECT nspname FROM pg_catalog.pg_namespace
+WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'
+      AND pg_catalog.has_schema_privilege(oid, 'USAGE')
+ORDER BY nspname"""
+_PARTITIONS = """
+SELECT relname FROM pg_catalog.pg_class
+WHERE relispartition AND relnamespace = (
+    SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)"""
+
+# Process 0 is a prepared transaction, which no session holds any more.
+_BLOCKERS = """
+SELECT b.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr), a.state,
+       extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start)::float8, a.query,
+       pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(b.pid), ', ')
+FROM (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids({waiter})) AS pid) b
+LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY 1"""
+_PREPARED = """
+SELECT gid, owner, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8
+FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"""
+
+# For this transaction only: a pooler shares sessions. From no table, which would be
+# locked for as long. PostgreSQL 17 is the first that ends long transactions.
+_BEGIN_LIVENESS = """
+SELECT pg_catalog.set_config('application_name', 'tidyrows: a worker is alive', true),
+       pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
+       pg_catalog.set_config('statement_timeout', '0', true),
+       CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
+            THEN pg_catalog.set_config('transaction_timeout', '0', true) END"""
+# The halves of a lock's number are listed apart, with 1 for a number in one piece.
+_ALIVE = """
+SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
+               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
+                     AND l.classid = CAST('{high}' AS pg_catalog.oid)
+                     AND l.objid = CAST('{low}' AS pg_catalog.oid)
+                     AND d.datname = pg_catalog.current_database())"""
+
+
+class PostgreSQL(PostgreSQLStatements):
     """A transaction that saw an error persists nothing, and its COMMIT raises nothing.
 
     Settings of the cleanup are for its transaction only: a pooler shares sessions.
@@ -52,10 +155,14 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
     permission_codes = frozenset({"42501"})
+    _busy = (
+        "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {} AND state IS DISTINCT FROM 'idle'"
+    )
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
         self._status = _STATUS.get(self.driver)
+        self.counts_when_closed = self.driver != "psycopg"
 
     def driver_code(self, error: BaseException) -> str | None:
         """``sqlstate`` of psycopg and asyncpg, ``pgcode`` of psycopg2."""
@@ -94,7 +201,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
         """The transaction status of libpq; None on a broken connection and for other drivers."""
         if self._status is None:
             return None
-        status = self._status(getattr(dbapi_connection, "driver_connection", dbapi_connection))
+        status = self._status(raw_connection(dbapi_connection))
         return None if status == _UNKNOWN else bool(status != _IDLE)
 
     def driver_server_id(self, raw: Any) -> int | None:
@@ -102,14 +209,6 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
             return int(raw.pgconn.backend_pid) or None
         ask = getattr(raw, "get_backend_pid", None) or raw.get_server_pid
         return int(ask())
-
-    def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
-        """Whether its session exists, in the middle of a statement or a transaction."""
-        sql = (
-            "SELECT 1 FROM pg_catalog.pg_stat_activity "
-            f"WHERE pid = {int(server_id)} AND state IS DISTINCT FROM 'idle'"
-        )
-        return bool(self._query(connection, sql))
 
     def session_setting(self, sql: str) -> bool:
         """SET, RESET and the like, DDL, and ``SELECT set_config(...)``."""
@@ -156,15 +255,109 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCatalogue):
             given = None if statement is None else str(statement)
             self._execute(connection, _SETTINGS, str(lock), given)
 
-    def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
-        marked = _numbered(sql) if self.driver == "asyncpg" else sql
-        return super()._query(connection, marked, *values)
+    def _marked(self, sql: str) -> str:
+        """With asyncpg's parameter marks, ``$1``, in place of ``%s``."""
+        return _numbered(sql) if self.driver == "asyncpg" else sql
 
-    def _run(
-        self, connection: sa.Connection, sql: str, values: tuple[Any, ...]
-    ) -> sa.CursorResult[Any]:
-        marked = _numbered(sql) if self.driver == "asyncpg" else sql
-        return connection.exec_driver_sql(marked, values)
+    # ----- catalogue
+
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """The table behind the name, by the search_path of this transaction."""
+        if schema is None:
+            rows = self._query(connection, _RESOLVE + _VISIBLE, name)
+        else:
+            rows = self._query(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
+        if not rows:
+            return None
+        real_schema, kind, persistence, returns = rows[0]
+        if kind not in {"r", "p"}:
+            return RealTable(real_schema, "other", plain=False, returns=returns)
+        temporary = persistence == "t"
+        return RealTable(
+            real_schema,
+            "temporary" if temporary else "table",
+            plain=kind == "r",  # the root of a partitioned table has no system columns to return
+            returns=returns,
+        )
+
+    def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
+        return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}
+
+    def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers before a DELETE, rules, and the policies of row-level security."""
+        place = (table.name.schema, table.table.name)
+        return [row[0] for row in self._execute(connection, _SUPPRESSORS, *place)]
+
+    def foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> tuple[ForeignKey, ...]:
+        """With those marked that a partition has from its partitioned table."""
+        schemas = list(schemas)
+        keys = super().foreign_keys(connection, schemas)
+        inherited = {tuple(row) for row in self._execute(connection, _INHERITED, schemas)}
+        return tuple(
+            replace(key, inherited=True) if (*key.child, key.name) in inherited else key
+            for key in keys
+        )
+
+    def hidden_tables(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> set[tuple[str, str]]:
+        """Those with row-level security, unless this role is above it."""
+        return {(row[0], row[1]) for row in self._execute(connection, _HIDDEN, list(schemas))}
+
+    def invalid_indexes(self, connection: sa.Connection, schema: str, table: str) -> set[str]:
+        """What a CREATE INDEX CONCURRENTLY that failed leaves behind."""
+        return {row[0] for row in self._execute(connection, _INVALID, schema, table)}
+
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
+        """Which transactions are over: whoever changes anything, in any database, has a number."""
+        return self._query(connection, _SNAPSHOT)
+
+    def application_schemas(self, connection: sa.Connection) -> list[str]:
+        """All but the system's own."""
+        return [name for (name,) in self._query(connection, _OWN_SCHEMAS)]
+
+    def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
+        """Partitions: their rows are the partitioned table's."""
+        return {name for (name,) in self._query(connection, _PARTITIONS, schema)}
+
+    # ----- locks
+
+    def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
+        cursor.execute("SET statement_timeout = 1500")
+        cursor.execute(_BLOCKERS.format(waiter=int(waiter)))
+        found = []
+        for pid, user, name, host, state, age, query, waits_for in cursor.fetchall():
+            waiting = f"{state or 'waiting'}, itself waiting for pid {waits_for},"
+            doing = waiting if waits_for else state
+            session = Blocker(pid, user, name or None, host, doing, age, query or None)
+            found += [session] if pid else _prepared(cursor)
+        return found
+
+    def lock_statements(self, number: int) -> LockStatements:
+        """An advisory lock of a transaction that stays open; it holds no snapshot meanwhile."""
+        # Not a session's lock: behind a pooler sessions belong to nobody, while an open transaction
+        # keeps its server connection, and ends with its client.
+        acquire = f"SELECT pg_catalog.pg_try_advisory_xact_lock({int(number)})"
+        high, low = divmod(int(number), 2**32)
+        return LockStatements(
+            isolation="READ COMMITTED",
+            begin=_BEGIN_LIVENESS,
+            acquire=acquire,
+            is_held=acquire,  # acquired again where it is held already: as good a proof as any
+            is_alive=_ALIVE.format(high=high, low=low),  # the list that everybody may read
+        )
+
+
+def _prepared(cursor: Any) -> list[Blocker]:
+    cursor.execute(_PREPARED)
+    rows = cursor.fetchall()
+    one = len(rows) == 1
+    return [
+        Blocker(0, owner, state=f"prepared transaction {gid!r}", seconds=float(age), certain=one)
+        for gid, owner, age in rows
+    ]
 
 
 def _numbered(sql: str) -> str:

@@ -26,10 +26,11 @@ from tidyrows.dialects.keys import (
 from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import KeysByTable, Proof, Select
+    from tidyrows.dialects.keys import Select
+    from tidyrows.dialects.statements import KeysByTable, Proof
     from tidyrows.keys import KeyedTable
 
 
@@ -39,7 +40,7 @@ def rows_in_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[Any]
     if len(names) == 1:
         # PostgreSQL gives the parameter the column's own type (citext, enum, CHAR(n)).
         where = f" WHERE {place}.{names[0]} = ANY(%s)"
-        return RowsByKey(place + where, place + where, (place, where), tuple(arrays))
+        return RowsByKey(place + where, place + where, tuple(arrays))
     # unnest cannot infer a type, so an array of no rows lends it the column's. This also hides the
     # length from the planner, which then walks the index in the order of the keys: three times as
     # fast as its hash join, and two cleanups cannot meet crosswise.
@@ -49,8 +50,7 @@ def rows_in_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[Any]
     listed = ", ".join(f"k{number}" for number in range(len(names)))
     equal = " AND ".join(f"{place}.{name} = {alias}.k{n}" for n, name in enumerate(names))
     keys = f"unnest({typed}) AS {alias}({listed}) WHERE {equal}"
-    update = (place, f" FROM {keys}")
-    return RowsByKey(f"{place}, {keys}", f"{place} USING {keys}", update, tuple(arrays))
+    return RowsByKey(f"{place}, {keys}", f"{place} USING {keys}", tuple(arrays))
 
 
 def select_by_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[str]) -> str:
@@ -87,23 +87,15 @@ def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _moment(value: datetime) -> str | None:
-    # A timestamp column would ignore the offset in text, but not in a typed value.
-    return _quoted(value.isoformat(" ")) if value.tzinfo is None else None
-
-
-def _bytes(value: bytes) -> str:
-    return f'"\\\\x{value.hex()}"'
-
-
 _WRITERS: dict[type, Callable[[Any], str | None]] = {
     int: str,
     str: _quoted,
     UUID: str,
     Decimal: lambda value: str(value) if value.is_finite() else None,
     date: lambda value: value.isoformat(),
-    datetime: _moment,
-    bytes: _bytes,
+    # A timestamp column would ignore the offset in text, but not in a typed value.
+    datetime: lambda value: None if value.tzinfo else _quoted(value.isoformat(" ")),
+    bytes: lambda value: f'"\\\\x{value.hex()}"',
     bool: lambda value: "t" if value else "f",
 }
 
@@ -133,11 +125,6 @@ class PostgreSQLStatements(Dialect):
 
     # ----- inserts
 
-    @property
-    def counts_when_closed(self) -> bool:
-        """Only psycopg's forgets."""
-        return self.driver != "psycopg"
-
     def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
         """DO NOTHING returns what it inserted; after DO UPDATE only a new row has no xmax."""
         if self._prefixes(insert):
@@ -164,41 +151,31 @@ class PostgreSQLStatements(Dialect):
         if not always:
             super().insert_exactly(connection, table, values, always=always)
             return
-        # sa.text() takes a colon for a parameter, and doubles percent signs itself
-        names = (str(table.schema), table.name, *values)
-        quoted = ['"' + name.replace('"', '""').replace(":", "\\:") + '"' for name in names]
-        place, columns = ".".join(quoted[:2]), ", ".join(quoted[2:])
-        binds, marks = [], []
+        marks, binds = [], []
         for number, (name, value) in enumerate(values.items()):
             if isinstance(value, sa.Null):
                 marks.append("NULL")
             else:
                 marks.append(f":v{number}")
                 binds.append(sa.bindparam(f"v{number}", value, type_=table.c[name].type))
-        insert = f"INSERT INTO {place} ({columns}) OVERRIDING SYSTEM VALUE"
-        run(connection, sa.text(f"{insert} VALUES ({', '.join(marks)})").bindparams(*binds))
+        source = sa.text(f"OVERRIDING SYSTEM VALUE VALUES ({', '.join(marks)})")
+        insert = sa.insert(table).from_select(list(values), source.bindparams(*binds).columns())
+        run(connection, insert)
 
     def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """One statement: constraints, RESTRICT too, are checked after its last delete."""
-        if len(batch) == 1 and batch[0][1]:
-            rows = self.rows_by_key(connection, *batch[0])
-            if rows is not None:
-                return [self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount]
-        wanted = [(number, *part) for number, part in enumerate(batch) if part[1]]
-        sent: list[Any] = []
-        deletes: dict[int, str] = {}
-        for number, table, keys in wanted:
-            rows = self.rows_by_key(connection, table, keys)
-            if rows is None:
+        deletes, counts = [], []
+        sent: tuple[Any, ...] = ()
+        for number, (table, keys) in enumerate(batch):
+            parts = self.rows_by_key(connection, table, keys) if keys else []
+            if parts is None:
                 return self._delete_cycle_plainly(connection, batch)
-            deletes[number] = f"deleted_{number} AS (DELETE FROM {rows.delete} RETURNING 1)"
-            sent += rows.sent
-        counts = (
-            f"(SELECT count(*) FROM deleted_{number})" if number in deletes else "0"
-            for number in range(len(batch))
-        )
-        sql = f"WITH {', '.join(deletes.values())} SELECT {', '.join(counts)}"
-        return list(self._run(connection, sql, tuple(sent)).one())
+            for rows in parts:
+                deletes.append(f"deleted_{number} AS (DELETE FROM {rows.delete} RETURNING 1)")
+                sent += rows.sent
+            counts.append(f"(SELECT count(*) FROM deleted_{number})" if parts else "0")
+        sql = f"WITH {', '.join(deletes)} SELECT {', '.join(counts)}"
+        return list(self._run(connection, sql, sent).one())
 
     def _delete_cycle_plainly(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         one: sa.Label[int] = sa.literal_column("1").label(None)
@@ -213,7 +190,7 @@ class PostgreSQLStatements(Dialect):
 
     def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> RowsByKey | None:
+    ) -> list[RowsByKey] | None:
         """By one array per key column; None where a value cannot stand in an array."""
         values: list[Any] | None = driver_values(table, connection.dialect, keys)
         # asyncpg encodes a list by the type that the server names; the others send text.
@@ -221,10 +198,7 @@ class PostgreSQLStatements(Dialect):
             values = list(map(array_literal, values))
         if values is None or None in values:
             return None
-        return rows_in_arrays(connection.dialect, table, values)
-
-    def keys_at_once(self, table: KeyedTable) -> int:
-        return _ARRAY_KEYS
+        return [rows_in_arrays(connection.dialect, table, values)]
 
     def guards_of_range(
         self, connection: sa.Connection, table: KeyedTable
@@ -235,14 +209,14 @@ class PostgreSQLStatements(Dialect):
 
     # ----- rows without a key
 
-    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    def read_exactly(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """As text, unless its type compares exactly: json and point have no equality."""
         kind = stored_type(column, self._dialect())
         if isinstance(kind, sa.Float):
             return sa.cast(column, sa.Double())  # a real is shown as another double than it is
         if is_exact(kind):
             return sa.type_coerce(column, kind)
-        return sa.cast(column, sa.Text())
+        return sa.cast(column, sa.Text()).collate("C")
 
     def delete_equal_rows(
         self, connection: sa.Connection, table: KeyedTable, row: Sequence[Any], count: int
@@ -270,16 +244,9 @@ class PostgreSQLStatements(Dialect):
         return deleted
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
-        kind = stored_type(column, self._dialect())
-        if isinstance(kind, sa.Float):
-            double: sa.Double[float] = sa.Double()
-            sent = sa.cast(sa.bindparam(None, value, type_=double), double)
-            return sa.cast(column, double).is_not_distinct_from(sent)
-        if is_exact(kind):
-            sent = sa.cast(sa.bindparam(None, value, type_=kind), kind)
-            return sa.type_coerce(column, kind).is_not_distinct_from(sent)
-        shown = sa.cast(sa.bindparam(None, value, type_=sa.Text()), sa.Text())
-        return sa.cast(column, sa.Text()).collate("C").is_not_distinct_from(shown)
+        exact = self.read_exactly(column)
+        sent = sa.cast(sa.bindparam(None, value, type_=exact.type), exact.type)
+        return exact.is_not_distinct_from(sent)
 
     # ----- verification, which shares nothing with the statements above
 
@@ -306,16 +273,15 @@ class PostgreSQLStatements(Dialect):
     ) -> bool:
         return types[0] in {"smallint", "integer", "bigint"}
 
-    def can_select(self, types: list[str | None], values: list[list[Any]]) -> bool:
-        return None not in types
-
     def select_keys(
         self,
         connection: sa.Connection,
         table: KeyedTable,
         types: list[str | None],
         sent: Sequence[Any],
-    ) -> Iterable[Select]:
+    ) -> list[Select] | None:
+        if None in types:
+            return None
         columns = [sent] if len(types) == 1 else zip(*sent, strict=True)
         arrays, params = zip(*map(self._cast_array, types, map(list, columns)), strict=True)
         return [(select_by_arrays(connection.dialect, table, arrays), params)]

@@ -1,26 +1,82 @@
-"""SQLite, with the driver of the standard library and aiosqlite: errors, sessions, the dialect."""
+"""SQLite, with the driver of the standard library and aiosqlite."""
 
 from __future__ import annotations
 
 import os
-from contextlib import closing
+import re
+from contextlib import closing, suppress
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.dialects.driver import Loss
+from tidyrows.dialects.catalogue import RealTable
+from tidyrows.dialects.driver import Loss, database_name, raw_connection
 from tidyrows.dialects.sessions import CommitOutcome
-from tidyrows.dialects.sqlite.catalogue import SQLiteCatalogue
-from tidyrows.dialects.sqlite.locks import SQLiteLocks
-from tidyrows.dialects.sqlite.statements import SQLiteStatements
+from tidyrows.dialects.sqlite.locks import SQLiteLocks, is_in_memory, named_files
+from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
+from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import sqlalchemy as sa
+    from sqlalchemy.engine.interfaces import ReflectedForeignKeyConstraint
+
+    from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import ForeignKey
+    from tidyrows.schema.reflect import ReflectedKeys
 
 _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
 _SAVED = "tidyrows.sqlite.session"
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, the only way there was before Python 3.12
+# Of CREATE TRIGGER; AFTER and UPDATE suppress nothing. BEFORE is the default.
+_BEFORE_DELETE = re.compile(r"(?<!AFTER)\s+DELETE\s+ON\b", re.IGNORECASE)
 
 
-class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
+# A virtual table has no page; it holds no key, and asking for its columns needs its module. NOCASE
+# folds ASCII letters only, as SQLite does where it compares names. A key that names no columns
+# means the parent's primary key, in its order.
+_TABLES = """
+SELECT name FROM {0}.sqlite_master
+WHERE type = 'table' AND rootpage > 0 AND name NOT LIKE 'sqlite!_%' ESCAPE '!' ORDER BY name"""
+_FOREIGN_KEYS = """
+SELECT m.name, f.id, coalesce(p.name, f."table"), f."from", coalesce(c.name, f."to"), f.on_delete
+FROM {0}.sqlite_master AS m JOIN pragma_foreign_key_list(m.name, ?) AS f
+LEFT JOIN {0}.sqlite_master AS p
+    ON p.type = 'table' AND p.rootpage > 0 AND p.name = f."table" COLLATE NOCASE
+LEFT JOIN pragma_table_info(p.name, ?) AS c
+    ON CASE WHEN f."to" IS NULL THEN c.pk = f.seq + 1 ELSE c.name = f."to" COLLATE NOCASE END
+WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq"""
+
+
+def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
+    """One schema's foreign keys by table, as ``PRAGMA foreign_key_list`` lists them.
+
+    The Inspector finds no ON DELETE where a column says ``REFERENCES parent ON DELETE CASCADE`` by
+    itself. The PRAGMA lacks names and deferral, which are not needed. A parent's name and columns
+    come back as the parent itself spells them.
+    """
+    place = quoted(schema)
+    names = connection.exec_driver_sql(_TABLES.format(place)).scalars()
+    tables: dict[str, list[ReflectedForeignKeyConstraint]] = {name: [] for name in names}
+    rows = connection.exec_driver_sql(_FOREIGN_KEYS.format(place), (schema, schema))
+    for (table, _id, parent, on_delete), columns in groupby(rows, itemgetter(0, 1, 2, 5)):
+        pairs = [(row[3], row[4]) for row in columns]
+        tables[table].append(
+            {
+                "name": None,
+                "constrained_columns": [child for child, _parent in pairs],
+                "referred_schema": schema,
+                "referred_table": parent,
+                "referred_columns": [named for _child, named in pairs if named is not None],
+                "options": {"ondelete": on_delete},
+            }
+        )
+    return tables
+
+
+class SQLite(SQLiteStatements, SQLiteLocks):
     """One writer at a time; a failed COMMIT leaves its transaction open."""
 
     name = "sqlite"
@@ -42,12 +98,12 @@ class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
     # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        raw = raw_connection(dbapi_connection)
         return bool(raw.in_transaction)
 
     def is_begun(self, dbapi_connection: Any) -> bool:
         """False with ``autocommit=False``, where a transaction is always open."""
-        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        raw = raw_connection(dbapi_connection)
         always = getattr(raw, "autocommit", _LEGACY) is False
         return not always and super().is_begun(raw)
 
@@ -77,31 +133,10 @@ class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
         *,
         lock_timeout: float,
         statement_timeout: float | None = None,
-        foreign_keys: bool = True,
+        foreign_keys: bool | None = True,
+        begin: str = "BEGIN IMMEDIATE",
     ) -> None:
         """BEGIN IMMEDIATE: never a deadlock, whatever the driver or a begin listener does."""
-        # Foreign keys are enforced although the connection's user has not switched them on: the
-        # schema says what may happen to rows that reference ours.
-        self._begin(connection, "BEGIN IMMEDIATE", lock_timeout, foreign_keys=foreign_keys)
-
-    def begin_reading(
-        self,
-        connection: sa.Connection,
-        *,
-        lock_timeout: float,
-        statement_timeout: float | None = None,
-    ) -> None:
-        """BEGIN: no lock before the first look, and then a shared one."""
-        self._begin(connection, "BEGIN", lock_timeout)
-
-    def _begin(
-        self,
-        connection: sa.Connection,
-        begin: str,
-        lock_timeout: float,
-        *,
-        foreign_keys: bool | None = None,
-    ) -> None:
         raw: Any = connection.connection.dbapi_connection
         mode = getattr(raw, "autocommit", _LEGACY)
         if mode is not False:  # in that mode of Python 3.12 a transaction is always open
@@ -113,12 +148,18 @@ class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
             raw.autocommit = _LEGACY
             raw.rollback()
         self._query(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
+        # Enforced although the connection's user has not switched them on: the schema says what may
+        # happen to rows that reference ours.
         if foreign_keys is not None and enforced != [(int(foreign_keys),)]:
             self._query(connection, f"PRAGMA foreign_keys = {int(foreign_keys)}")
         connection.begin()
         if self.in_transaction(raw):  # a begin listener, as SQLAlchemy's recipe has it
             self._query(connection, "ROLLBACK")
         connection.exec_driver_sql(begin)
+
+    def begin_reading(self, connection: sa.Connection, **limits: Any) -> None:
+        """BEGIN: no lock before the first look, and then a shared one."""
+        self.begin_cleanup(connection, **limits, foreign_keys=None, begin="BEGIN")
 
     def end_cleanup(self, connection: sa.Connection) -> None:
         """Also rolls back what a failed COMMIT left open."""
@@ -136,3 +177,95 @@ class SQLite(SQLiteStatements, SQLiteLocks, SQLiteCatalogue):
 
     def enforces_foreign_keys(self, connection: sa.Connection) -> bool:
         return self._query(connection, "PRAGMA foreign_keys") == [(1,)]
+
+    # ----- catalogue
+
+    def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
+        """An unqualified name means temp, then main, then what is attached, in that order."""
+        attached = [row[1] for row in self._query(connection, "PRAGMA database_list")]
+        # temp is listed only once it has been used
+        places = ["temp", *(place for place in attached if place != "temp")]
+        if schema is not None:
+            places = [place for place in places if place.lower() == schema.lower()]
+        for place in places:
+            master = f"{quoted(place)}.sqlite_{'temp_' if place == 'temp' else ''}master"
+            rows = self._query(
+                connection,
+                f"SELECT type, sql FROM {master} "
+                "WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')",
+                name,
+            )
+            if rows:
+                kind, sql = rows[0]
+                if kind == "view" or str(sql).upper().startswith("CREATE VIRTUAL"):
+                    return RealTable(place, "other", plain=False)
+                return RealTable(place, "temporary" if place == "temp" else "table", plain=False)
+        return None
+
+    def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
+        """Triggers before a DELETE: RAISE(IGNORE) skips the row."""
+        rows = self._query(
+            connection,
+            f"SELECT name, sql FROM {quoted(table.name.schema)}.sqlite_master "
+            "WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE ORDER BY name",
+            table.name.name,
+        )
+        return [f'trigger "{name}"' for name, sql in rows if _BEFORE_DELETE.search(str(sql))]
+
+    def foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> tuple[ForeignKey, ...]:
+        return reflect_foreign_keys(connection, schemas, read=pragma_foreign_keys)
+
+    def is_private(self, engine: sa.Engine) -> bool:
+        return is_in_memory(engine.url)
+
+    def missing_file(self, engine: sa.Engine) -> str | None:
+        """By the URL, since a look through a connection would be too late."""
+        if engine.url.host or self.is_private(engine):
+            return None
+        named = named_files(engine.url)
+        try:
+            return None if any(Path(each).exists() for each in named) else named[-1]
+        except OSError:  # no right to look: connecting gives the reason
+            return None
+
+    def identity(self, engine: sa.Engine) -> tuple[Any, ...] | None:
+        """The file and its inode: a file that was deleted and made anew is another database."""
+        if self.is_private(engine):
+            return (database_name(engine),)
+        for each in named_files(engine.url):
+            with suppress(OSError):
+                found = Path(each).stat()
+                return str(Path(each).absolute()), found.st_dev, found.st_ino
+        return None
+
+    def change_mark(self, connection: sa.Connection, *, lock_timeout: float) -> Any | None:
+        """Counts the commits of other connections, and the changes of this one."""
+        (busy,) = self._query(connection, "PRAGMA busy_timeout")[0]
+        self._query(connection, f"PRAGMA busy_timeout = {max(1, round(lock_timeout * 1000))}")
+        try:
+            attached = [
+                name for _n, name, path in self._query(connection, "PRAGMA database_list") if path
+            ]
+            versions = [
+                self._query(connection, f"PRAGMA {quoted(each)}.data_version") for each in attached
+            ]
+        finally:
+            self._query(connection, f"PRAGMA busy_timeout = {busy}")
+        raw: Any = connection.connection.driver_connection
+        return versions, getattr(raw, "total_changes", 0)
+
+    def default_schema(self, bind: sa.Engine | sa.Connection) -> str:
+        """The file that was opened, not one that was attached."""
+        return "main"
+
+    def application_schemas(self, connection: sa.Connection) -> list[str]:
+        """What is attached, too."""
+        listed = self._query(connection, "PRAGMA database_list")
+        return [name for _number, name, _path in listed if name != "temp"]
+
+    def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
+        """The tables in which a virtual table keeps its rows; unknown before SQLite 3.37."""
+        listed = self._query(connection, "PRAGMA table_list")
+        return {name for place, name, kind, *_ in listed if (place, kind) == (schema, "shadow")}

@@ -7,15 +7,13 @@ import os
 import re
 import time
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
-from weakref import ref
 
 from tidyrows.dialects.base import Dialect
-from tidyrows.dialects.locks import PATIENCE, PAUSE, Blocker, LivenessLock
-from tidyrows.errors import LivenessLockError, SessionStateError
-from tidyrows.greenlets import sleep
+from tidyrows.dialects.locks import PATIENCE, Blocker, LivenessLock
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -34,10 +32,7 @@ class FileLock(LivenessLock):
     """The lock of a file; the file's time of change is the worker's last heartbeat."""
 
     def __init__(self, engine: sa.Engine, number: int, *, patience: float = PATIENCE) -> None:
-        self._engine = ref(engine)
-        self._where = repr(engine.url)
-        self._number = number
-        self._patience = patience
+        super().__init__(engine, number, patience=patience)
         self._path: Path | None = None
         self._descriptor: int | None = None
 
@@ -52,17 +47,16 @@ class FileLock(LivenessLock):
             if database is not None:
                 self._path = lock_file(database, self._number)
         if self._path is not None:
-            self._hold(self._path)
+            self._try_within_patience(partial(self._try_to_hold, self._path))
 
     def renew(self) -> None:
         """Set its time, and make it again if it was deleted."""
-        if self._path is None or self._descriptor is None:
-            self.acquire()
-        elif _is_there(self._path, self._descriptor):
-            _beat(self._path, self._descriptor)
-        else:
+        if self._path is not None and self._descriptor is not None:
+            if _is_there(self._path, self._descriptor):
+                _beat(self._path, self._descriptor)
+                return
             self._close()
-            self._hold(self._path)
+        self.acquire()
 
     def release(self) -> None:
         """Delete it."""
@@ -80,19 +74,16 @@ class FileLock(LivenessLock):
         """Close it: the parent's descriptor still holds the lock."""
         self._close()
 
-    def _hold(self, path: Path) -> None:
-        for _try in range(1 + round(self._patience / PAUSE)):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                if _lock(descriptor, path):
-                    _beat(path, descriptor)
-                    self._descriptor = descriptor
-                    return
-            finally:
-                if self._descriptor != descriptor:
-                    os.close(descriptor)
-            sleep(PAUSE)
-        raise LivenessLockError(self._number, self._where)
+    def _try_to_hold(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if _lock(descriptor, path):
+                _beat(path, descriptor)
+                self._descriptor = descriptor
+        finally:
+            if self._descriptor != descriptor:
+                os.close(descriptor)
+        return self._descriptor == descriptor
 
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, None
@@ -101,12 +92,7 @@ class FileLock(LivenessLock):
                 os.close(descriptor)
 
     def _database(self) -> str | None:
-        engine = self._engine()
-        if engine is None:
-            raise SessionStateError(
-                f"The engine for {self._where} is gone, so this worker cannot show that it is "
-                f"alive. Keep a reference to the engine for as long as its rows are tracked."
-            )
+        engine = self._living_engine()
         if is_in_memory(engine.url):
             return None
         pool = engine.pool.recreate()
@@ -153,25 +139,19 @@ def lock_file(database: str, number: int) -> Path:
 def is_held(path: Path) -> bool | None:
     """Whether a living process holds the lock; None where the system does not know."""
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        with path.open("rb") as file:
+            if flock is None:
+                return None
+            # Shared, so that two processes that look do not see each other.
+            flock(file.fileno(), LOCK_SH | LOCK_NB)
+            flock(file.fileno(), LOCK_UN)
     except FileNotFoundError:
         return False
-    except OSError:
-        return None
-    try:
-        if flock is None:
-            return None
-        # Shared, so that two processes that look do not see each other.
-        flock(descriptor, LOCK_SH | LOCK_NB)
-        flock(descriptor, LOCK_UN)
     except BlockingIOError:
         return True
     except OSError:
         return None
-    else:
-        return False
-    finally:
-        os.close(descriptor)
+    return False
 
 
 def _lock(descriptor: int, path: Path) -> bool:
@@ -197,7 +177,8 @@ def _beat(path: Path, descriptor: int) -> None:
 
 
 _LOCKS = Path("/proc/locks")
-_LOCK = re.compile(r"\d+: +\w+ +\w+ +(\w+) +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.ASCII)
+# Such as "1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF"; not of one that waits, nor without a file.
+_LOCK = re.compile(r"\d+: +\w+ +\w+ +WRITE +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.ASCII)
 
 
 class SQLiteLocks(Dialect):
@@ -224,10 +205,12 @@ class SQLiteLocks(Dialect):
             lines = _LOCKS.read_text(errors="replace").splitlines()
         except OSError:
             return []
-        pids = dict.fromkeys(
-            pid for kind, pid, file in map(_lock_of, lines) if kind == "WRITE" and file in wanted
+        held = (
+            (int(pid), (int(major, 16), int(minor, 16), int(inode)))
+            for pid, major, minor, inode in (m.groups() for m in map(_LOCK.match, lines) if m)
         )
-        return [Blocker(pid, application=_command(pid)) for pid in pids if pid > 0]
+        pids = dict.fromkeys(pid for pid, file in held if pid > 0 and file in wanted)
+        return [Blocker(pid, application=_command(pid)) for pid in pids]
 
     def liveness_lock(
         self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
@@ -269,15 +252,6 @@ class SQLiteLocks(Dialect):
             return None
         with closing(connection.connection.cursor()) as cursor:
             return database_file(cursor)
-
-
-def _lock_of(line: str) -> tuple[str, int, tuple[int, int, int]]:
-    """The kind, holder and file of a line such as ``1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF``."""
-    match = _LOCK.match(line)  # not of one that waits, nor of one without a file
-    if match is None:
-        return "", 0, (0, 0, 0)
-    kind, pid, major, minor, inode = match.groups()
-    return kind, int(pid), (int(major, 16), int(minor, 16), int(inode))
 
 
 def _command(pid: int) -> str | None:

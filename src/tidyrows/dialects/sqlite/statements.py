@@ -1,10 +1,9 @@
-"""SQLite's statements by key: native values in IN, OR of ANDs or BETWEEN; JSON to look."""
+"""SQLite's statements by key: native values in IN, OR of ANDs or BETWEEN; JSON to find."""
 
 from __future__ import annotations
 
 import json
 import weakref
-from enum import Enum, auto
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import sqlalchemy as sa
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keys import (
-    KEYS,
     ROW,
     RowsByKey,
     chunks,
@@ -21,16 +19,17 @@ from tidyrows.dialects.keys import (
     marked_condition,
     quoted_names,
     run,
+    selects_of_keys,
     typed_rows,
 )
-from tidyrows.dialects.sqlite.catalogue import quoted
 from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from tidyrows.dialects.catalogue import RealTable
-    from tidyrows.dialects.statements import KeysByTable, Proof, Select
+    from tidyrows.dialects.keys import Select
+    from tidyrows.dialects.statements import KeysByTable, Proof
     from tidyrows.keys import KeyedTable
 
 # Every SQLite takes 999 variables; more at once saves nothing.
@@ -39,23 +38,7 @@ _KEYS = 999
 _COMPOSITE_KEYS = 250
 # "+value" has no affinity, so that a column of text compares with it as text.
 _JSON_KEYS = 50_000
-
-
-# The row id has no index of its own: not INTEGER PRIMARY KEY DESC, nor one of WITHOUT ROWID.
-_KEY_KIND = """
-SELECT c.type, c.pk, (SELECT count(*) FROM pragma_index_list(?, ?) WHERE origin = 'pk')
-FROM pragma_table_info(?, ?) AS c WHERE c.name = ? COLLATE NOCASE"""
-
-
-class _KeyKind(Enum):
-    """What a key column may hold."""
-
-    ROWID = auto()
-    """Integers only."""
-    INTEGER = auto()
-    """Anything, but an integer compares with an integer."""
-    OTHER = auto()
-    """Text, which compares with an integer as text."""
+_KEY_TYPE = "SELECT type FROM pragma_table_info(?, ?) WHERE name = ? COLLATE NOCASE"
 
 
 class SQLiteStatements(Dialect):
@@ -64,15 +47,12 @@ class SQLiteStatements(Dialect):
     cycle_form = CycleForm.DEFERRED
     _for_update = ""
     deletes_keyless_rows = True
-    verified_at_once = _JSON_KEYS
-    verified_together = _KEYS
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
         self._conflicts: weakref.WeakKeyDictionary[Any, frozenset[str]]
         self._conflicts = weakref.WeakKeyDictionary()
-        self._key_kinds: weakref.WeakKeyDictionary[KeyedTable, _KeyKind]
-        self._key_kinds = weakref.WeakKeyDictionary()
+        self._of_integers: weakref.WeakKeyDictionary[KeyedTable, bool] = weakref.WeakKeyDictionary()
 
     def upsert(self, insert: sa.Insert) -> bool:
         """ON CONFLICT, OR IGNORE and the like, and conflict clauses of the table itself."""
@@ -118,26 +98,26 @@ class SQLiteStatements(Dialect):
     def guards_of_range(
         self, connection: sa.Connection, table: KeyedTable
     ) -> Sequence[sa.ColumnElement[bool]]:
-        if self._key_kind(connection, table) is _KeyKind.ROWID:
-            return ()
-        # Any other column may hold any type: another row's 5.5 between 5 and 6.
+        # Any column but the row id may hold any type: another row's 5.5 between 5 and 6.
         return [sa.func.typeof(table.key_clauses[0]) == "integer"]
-
-    def keys_at_once(self, table: KeyedTable) -> int:
-        return _KEYS if len(table.key_columns) == 1 else _COMPOSITE_KEYS
 
     def rows_by_key(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
-    ) -> RowsByKey | None:
+    ) -> list[RowsByKey] | None:
         """IN or OR of ANDs, with native values: as fast as JSON, right for every type."""
         values = driver_values(table, connection.dialect, keys)
         if values is None:
             return None
         place, names = quoted_names(connection.dialect, table)
-        # No WITH: the driver counts rows only of statements that begin with DELETE.
-        where = f" WHERE {marked_condition(names, len(keys), '?')}"
-        flat = chain.from_iterable(zip(*values, strict=True)) if len(values) > 1 else values[0]
-        return RowsByKey(place + where, place + where, (place, where), tuple(flat))
+        parts = []
+        for part in chunks(
+            list(zip(*values, strict=True)), _KEYS if len(names) == 1 else _COMPOSITE_KEYS
+        ):
+            # No WITH: the driver counts rows only of statements that begin with DELETE.
+            where = f" WHERE {marked_condition(names, len(part), '?')}"
+            sent = tuple(chain.from_iterable(part))
+            parts.append(RowsByKey(place + where, place + where, sent))
+        return parts
 
     def find(
         self,
@@ -158,14 +138,11 @@ class SQLiteStatements(Dialect):
         quote = connection.dialect.identifier_preparer.quote
         listed = ", ".join(f"{ROW}.{quote(str(column.key))}" for column in columns)
         sent: Sequence[tuple[Any, ...]] | None = integer_runs(table, keys)
-        kind = _KeyKind.OTHER if sent is None else self._key_kind(connection, table)
-        if sent is None or kind is _KeyKind.OTHER:
+        if sent is None or not self.holds_integers(connection, table, None):
             sent = [(json.dumps(part),) for part in chunks(values[0], _JSON_KEYS)]
             wanted = f"{ROW}.{name} IN (SELECT +value FROM json_each(?))"
         else:
-            wanted = f"{ROW}.{name} BETWEEN ? AND ?"
-            if kind is _KeyKind.INTEGER:
-                wanted += f" AND typeof({ROW}.{name}) = 'integer'"
+            wanted = f"{ROW}.{name} BETWEEN ? AND ? AND typeof({ROW}.{name}) = 'integer'"
         sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}{' LIMIT 1' if first else ''}"
         found: list[tuple[Any, ...]] = []
         for part in sent:
@@ -185,7 +162,7 @@ class SQLiteStatements(Dialect):
 
     # ----- rows without a key
 
-    def read_exactly(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+    def read_exactly(self, column: sa.ColumnElement[Any]) -> sa.ColumnElement[Any]:
         """As it is stored, whatever the column's type makes of it."""
         return sa.type_coerce(column, sa.types.NullType())
 
@@ -205,51 +182,31 @@ class SQLiteStatements(Dialect):
 
     def _equals(self, column: sa.ColumnElement[Any], value: Any) -> sa.ColumnElement[bool]:
         sent: Any = sa.bindparam(None, value, type_=sa.types.NullType())
-        raw = sa.type_coerce(column, sa.types.NullType())
-        return raw.op("COLLATE")(sa.literal_column("BINARY")).op("IS")(sent)
+        return self.read_exactly(column).collate("BINARY").is_not_distinct_from(sent)
 
     # ----- verification, which shares nothing with the statements above
 
     def holds_integers(self, connection: sa.Connection, table: KeyedTable, types: Any) -> bool:
-        return self._key_kind(connection, table) is not _KeyKind.OTHER
-
-    def _key_kind(self, connection: sa.Connection, table: KeyedTable) -> _KeyKind:
-        """How SQLite compares the one key column."""
-        kind = self._key_kinds.get(table)
-        if kind is None:
+        """Where the column has the affinity: text would compare with an integer as text."""
+        known = self._of_integers.get(table)
+        if known is None:
             place = (table.name.name, table.name.schema)
-            rows = self._query(connection, _KEY_KIND, *place, *place, table.key_columns[0].name)
-            kind = _KeyKind.OTHER
-            for declared, position, indexes in rows:
-                if "INT" in declared.upper():
-                    is_rowid = declared.upper() == "INTEGER" and position == 1 and not indexes
-                    kind = _KeyKind.ROWID if is_rowid else _KeyKind.INTEGER
-            self._key_kinds[table] = kind
-        return kind
-
-    def can_select(self, types: Any, values: list[list[Any]]) -> bool:
-        return all(map(_fits_json, values))
+            rows = self._query(connection, _KEY_TYPE, *place, table.key_columns[0].name)
+            known = self._of_integers[table] = any("INT" in row[0].upper() for row in rows)
+        return known
 
     def select_keys(
         self, connection: sa.Connection, table: KeyedTable, types: Any, sent: Sequence[Any]
-    ) -> Iterator[Select]:
-        place, names = quoted_names(connection.dialect, table)
-        listed = ", ".join(f"{ROW}.{name}" for name in names)
-        if len(names) == 1:
-            wanted = f"{listed} IN (SELECT +value FROM json_each(?))"
-            sql = f"SELECT {listed} FROM {place} AS {ROW} WHERE {wanted}"
-        else:
-            # CROSS JOIN holds the order: for each key one look into the index.
-            equal = " AND ".join(
-                f"{ROW}.{name} = json_extract({KEYS}.value, '$[{i}]')"
-                for i, name in enumerate(names)
-            )
-            source = f"json_each(?) AS {KEYS} CROSS JOIN {place} AS {ROW}"
-            sql = f"SELECT {listed} FROM {source} ON {equal}"
-        yield sql, (json.dumps(sent),)
+    ) -> list[Select]:
+        return selects_of_keys(connection.dialect, table, sent, "?")
 
 
 def _fits_json(values: list[Any]) -> bool:
     """JSON has no bytes, and SQLite's JSON neither exact floats nor NUL."""
     kinds = set(map(type, values))
     return kinds <= {int} or (kinds == {str} and "\0" not in "".join(values))
+
+
+def quoted(name: str) -> str:
+    """A name for SQL text."""
+    return '"' + name.replace('"', '""') + '"'
