@@ -679,7 +679,7 @@ def test_a_transaction_of_very_many_keys_can_be_committed(worker, outside):
         insert(worker.engine, (table, [{"id": "first"}]))
         worker.tracker.engines.resolve()
         keyed = next(iter(worker.tracker.store.snapshot())).table
-        worker.tracker._selection.hold(keyed, [f"{n:0250d}" for n in range(count)])
+        worker.tracker._hold(keyed, [f"{n:0250d}" for n in range(count)])
     said = sum(len(json.loads(each["body"])["keys"]) for each in entries(outside))
     assert said == count + 1
     worker.tracker.dismiss_leak_warning()
