@@ -49,6 +49,20 @@ YES = [
     "ShopProduction",
     "ProdSettings",
     "config.LiveConfig",
+    "proddb",
+    "PRODDB",
+    "prodserver1",
+    "ProdUsers",
+    "myprod",
+    "myPROD",
+    "dbprod",
+    "shopprd",
+    "prddb",
+    "productiondb",
+    "shopproduction",
+    "livedb",
+    "LIVEDB",
+    "mylive",
 ]
 NO = [
     "product_catalog",
@@ -57,6 +71,28 @@ NO = [
     "producer",
     "deliver",
     "reproduction",
+    "reprod",
+    "coproduction",
+    "preproduction",
+    "nonproduction",
+    "non-prod",
+    "pre_prod",
+    "PreProd",
+    "productivity",
+    "Productivity",
+    "PRODUCTS",
+    "ProductDB",
+    "product-db",
+    "byproducts",
+    "prodigy",
+    "prodromal",
+    "delivery",
+    "livestream",
+    "livestock",
+    "lively",
+    "clive",
+    "relive",
+    "believe",
     "alive",
     "olive",
     "Livery",
@@ -81,6 +117,29 @@ def test_a_word_for_production_is_refused_in_a_host_a_database_and_an_environmen
 @pytest.mark.parametrize("name", NO)
 def test_a_word_that_only_resembles_production_is_none(name):
     assert not refused(f"postgresql+psycopg://{name}/{name}", APP_ENV=name, ENV=name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["22_live_server", "live_server", "LiveServer", "shop_live_view", "live-stream", "livetests"],
+)
+def test_another_thing_that_is_called_live_is_none_except_in_a_hosts_name(name):
+    assert not refused(f"postgresql+psycopg://db/{name}", APP_ENV=name)
+    assert not refused(f"sqlite:////srv/{name}.db")
+    if name != "livetests":
+        assert refused(f"postgresql+psycopg://{name}/app") == (("host", name.lower()),) or refused(
+            sa.URL.create("postgresql", host=name, database="app")
+        ) == (("host", name),)
+
+
+def test_each_of_several_environments_of_one_variable_counts():
+    profiles = {"SPRING_PROFILES_ACTIVE": "eu,prod,prod-eu"}
+    assert refused(SAFE, **profiles) == (
+        ("SPRING_PROFILES_ACTIVE", "prod"),
+        ("SPRING_PROFILES_ACTIVE", "prod-eu"),
+    )
+    allow = "prod,SPRING_PROFILES_ACTIVE=prod-eu"
+    assert not refused(SAFE, **profiles, **{ALLOW: allow})
 
 
 @pytest.mark.parametrize(

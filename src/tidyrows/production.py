@@ -27,13 +27,64 @@ ENVIRONMENT_VARIABLES = (
     "DJANGO_ENV",
     "DJANGO_SETTINGS_MODULE",  # shop.settings.production
     "DJANGO_CONFIGURATION",  # ShopProduction
+    "DJANGO_ENVIRONMENT",
+    "FASTAPI_ENV",
+    "QUART_ENV",
+    "LITESTAR_ENV",
+    "ENV_FOR_DYNACONF",
+    "FLASK_CONFIG",
+    "APP_SETTINGS",  # config.ProductionConfig
+    "APP_ENVIRONMENT",
+    "APPLICATION_ENV",
+    "DEPLOY_ENV",
+    "DEPLOYMENT_ENVIRONMENT",
     "NODE_ENV",  # of an application under test that is not in Python, as the next
     "RAILS_ENV",
+    "RACK_ENV",
+    "HANAMI_ENV",
+    "MIX_ENV",
+    "GO_ENV",
+    "RUST_ENV",
+    "SYMFONY_ENV",
+    "YII_ENV",
+    "CI_ENVIRONMENT",
+    "WP_ENV",
+    "WP_ENVIRONMENT_TYPE",
+    "ASPNETCORE_ENVIRONMENT",
+    "DOTNET_ENVIRONMENT",
+    "SPRING_PROFILES_ACTIVE",  # several, with commas
+    "QUARKUS_PROFILE",
+    "MICRONAUT_ENVIRONMENTS",
 )
 """Variables that name the environment of a program. Those of one hosting company are not here: they
 say where a program runs, not for what purpose."""
 
-_WORD = re.compile(r"(?<![a-z])(production|prod|prd|live)(?![a-z])", re.IGNORECASE)
+_WORD = re.compile(
+    r"""
+    (?<![a-z]) (production(?!s|al|i[sz])
+        | prod(?!uc|ig|rom|ded|der|ding|s(?![a-z])) | prd(?!s(?![a-z])))
+    | (production|prod|prd) (?![a-z])
+    | (?<![a-z]) (?:my|app|db|site|web)? (live) (?:db|database|env|sql|pg|site)? (?![a-z])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""The first word begins a longer one (proddb, but not product), the second ends one (myprod)."""
+_HARMLESS = re.compile(
+    r"""
+    (?:pre|non|not) [-_ ]? (?:production|prod|prd) (?![a-z])
+    | (?<![a-z]) (?:re|co|over|under|post) prod(?:uction)? (?![a-z])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+_FEATURE = re.compile(
+    r"""
+    live [-_ ]? (?:servers?|views?|streams?|streaming|chats?|scores?|events?|feeds?|blogs?|reload
+    |search|updates?|tests?|testing|demo|coding|video|music|shows?|class|classes|sessions?)
+    (?![a-z])
+    """,
+    re.IGNORECASE | re.VERBOSE,
+)
+"""What else is called live. In the name of a host it may be production all the same."""
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _CONNECTION_STRING = re.compile(r"[=@\s]|://")
 _HOSTS = ("host", "hostaddr")
@@ -115,20 +166,24 @@ def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
         places += [(part, value) for value in ([given] if isinstance(given, str) else given)]
     for where, value in places:
         for name in value.split(",") if where in _HOSTS else [value]:
-            word = _word_in(name)
+            word = _word_in(name, is_host=where in _HOSTS)
             if word:  # a whole connection string may contain a password
                 yield where, word if _CONNECTION_STRING.search(name) else name, word
 
 
 def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
     for variable in ENVIRONMENT_VARIABLES:
-        value = environ.get(variable, "")
-        word = _word_in(value)
-        if word:
-            yield variable, value, word
+        for value in environ.get(variable, "").split(","):
+            word = _word_in(value)
+            if word:
+                yield variable, value, word
 
 
-def _word_in(name: str) -> str | None:
-    """The word for production in a name: between dots, dashes, digits, or in camel case."""
-    match = _WORD.search(name) or _WORD.search(_CAMEL_CASE.sub(" ", name))
-    return match.group() if match else None
+def _word_in(name: str, *, is_host: bool = False) -> str | None:
+    """The word for production in a name, by itself or joined with other letters."""
+    for written in (name, _CAMEL_CASE.sub(" ", name)):
+        rest = _HARMLESS.sub(" ", written)
+        match = _WORD.search(rest if is_host else _FEATURE.sub(" ", rest))
+        if match is not None:
+            return match[match.lastindex or 0]
+    return None
