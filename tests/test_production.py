@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
+import uuid
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
-from tidyrows import ProductionDatabaseError, ResourceTracker
+from tidyrows import CleanupManager, Ledger, ProductionDatabaseError, ResourceTracker
 from tidyrows.production import ENVIRONMENT_VARIABLES, refuse_production
 
 SAFE = sa.make_url("postgresql+psycopg://db.example/app_test")
@@ -359,3 +361,165 @@ def test_each_engine_is_looked_at_once(tmp_path, monkeypatch):
         tracker.stop()
     assert len(looks) == 1
     engine.dispose()
+
+
+# --- another door
+
+
+def wrote(engine, base=Base, table=Org, **options):
+    """What is refused at the latest when the first row is written; nothing is left of it then."""
+    try:
+        tracker = ResourceTracker(engine, **options)
+        with CleanupManager(tracker), Session(engine) as session:
+            session.add(table())
+            session.commit()
+    except ProductionDatabaseError as error:
+        return error.found
+    return ()
+
+
+def test_the_file_behind_a_symbolic_link_counts(tmp_path):
+    real, link = tmp_path / "shop_prod.db", tmp_path / "test.db"
+    Base.metadata.create_all(sa.create_engine(f"sqlite:///{real}"))
+    link.symlink_to(real)
+    with pytest.raises(ProductionDatabaseError, match=r"'shop_prod\.db'"):
+        ResourceTracker(sa.create_engine(f"sqlite:///{link}"))
+    with pytest.raises(ProductionDatabaseError, match=r"'shop_prod\.db'"):
+        Ledger(sa.create_engine(f"sqlite:///{link}"))
+
+
+def test_the_file_that_a_creator_opens_counts(tmp_path):
+    path = tmp_path / "shop_prod.db"
+    Base.metadata.create_all(sa.create_engine(f"sqlite:///{path}"))
+    engine = sa.create_engine("sqlite:///test.db", creator=lambda: sqlite3.connect(path))
+    assert wrote(engine) == (("database", "shop_prod.db"),)
+    assert not wrote(engine, allow_production=["shop_prod.db"])
+    with pytest.raises(ProductionDatabaseError):  # the engine is known now
+        ResourceTracker(engine)
+    with pytest.raises(ProductionDatabaseError):
+        Ledger(engine).install()
+    engine.dispose()
+
+
+def test_a_row_in_an_attached_file_counts(tmp_path):
+    for name in ("shop_prod", "other"):
+        engine = sa.create_engine(f"sqlite:///{tmp_path / 'test.db'}")
+        sa.event.listen(
+            engine,
+            "connect",
+            lambda driver, _record, name=name: driver.execute(
+                f"ATTACH '{tmp_path / name}.db' AS elsewhere"
+            ),
+        )
+        things = sa.Table(
+            "things", sa.MetaData(schema="elsewhere"), sa.Column("id", sa.Integer, primary_key=True)
+        )
+        things.metadata.create_all(engine)
+        assert bool(wrote_into(engine, things)) is (name == "shop_prod")
+        engine.dispose()
+
+
+def wrote_into(engine, table, before=()):
+    tracker = ResourceTracker(engine)
+    try:
+        with CleanupManager(tracker), engine.begin() as connection:
+            for statement in before:
+                connection.exec_driver_sql(statement)
+            connection.execute(sa.insert(table), [{"id": 1}])
+    except ProductionDatabaseError as error:
+        with engine.connect() as connection:
+            for statement in before:
+                connection.exec_driver_sql(statement)
+            assert connection.scalar(sa.select(sa.func.count()).select_from(table)) == 0
+        return error.found
+    return ()
+
+
+@pytest.mark.parametrize("variable", ["PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"])
+def test_what_the_driver_takes_from_the_environment_counts(variable, monkeypatch):
+    for each in ("PGHOST", "PGHOSTADDR", "PGDATABASE", "PGSERVICE"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(variable, "shop_prod")
+    for name in ("psycopg", "psycopg2", "asyncpg"):
+        engine = sa.create_engine(f"postgresql+{name}://")
+        with pytest.raises(ProductionDatabaseError, match=f"{variable}='shop_prod'"):
+            ResourceTracker(engine)
+        ResourceTracker(engine, allow_production=["shop_prod"])
+        ResourceTracker(engine, allow_production=[f"{variable}=shop_prod"])
+    if variable != "PGSERVICE":
+        ResourceTracker(sa.create_engine("postgresql+psycopg://db/app"))
+
+
+@pytest.fixture
+def production(request, any_driver_engine):
+    """The URL of a database on the same server that looks like production."""
+    name = f"shop_prod_{uuid.uuid4().hex[:8]}"
+    engine = any_driver_engine
+    if engine.dialect.name == "sqlite":
+        pytest.skip("the others have databases")
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    url = engine.url.set(database=name)
+    made = sa.create_engine(url)
+    Base.metadata.create_all(made)
+    made.dispose()
+    yield url
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(f"DROP DATABASE {name}")
+
+
+def test_the_database_that_the_connection_leads_to_counts(any_driver_engine, production):
+    doors = [sa.create_engine(any_driver_engine.url) for _ in range(2)]
+    keywords = any_driver_engine.dialect.create_connect_args(production)[1]
+    doors += [
+        sa.create_engine(any_driver_engine.url, connect_args={key: production.database})
+        for key in keywords.keys() & {"dbname", "database", "db"}
+    ]
+
+    @sa.event.listens_for(doors[0], "do_connect")
+    def do_connect(dialect, _record, cargs, cparams):
+        cparams.update(keywords)
+
+    made = sa.create_engine(production)
+    doors[1] = sa.create_engine(any_driver_engine.url, creator=made.pool._creator)
+    for engine in doors:
+        with engine.connect():  # the pool has one already
+            pass
+        assert wrote(engine) == (("database", production.database),), engine
+        with made.connect() as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(Org)) == 0
+        with pytest.raises(ProductionDatabaseError):
+            ResourceTracker(engine)
+        assert not wrote(engine, allow_production=[production.database])
+    for engine in (*doors, made):
+        engine.dispose()
+
+
+def test_a_connection_older_than_the_tracker_counts(any_driver_engine, production):
+    made = sa.create_engine(production)
+    engine = sa.create_engine(any_driver_engine.url, creator=made.pool._creator)
+    with engine.connect() as connection:
+        connection.rollback()
+        tracker = ResourceTracker(engine)
+        with pytest.raises(ProductionDatabaseError), CleanupManager(tracker):
+            connection.execute(sa.insert(Org))
+        connection.rollback()
+        assert connection.scalar(sa.select(sa.func.count()).select_from(Org)) == 0
+    engine.dispose()
+    made.dispose()
+
+
+def test_a_row_in_another_database_of_the_server_counts(any_driver_engine, production):
+    if any_driver_engine.dialect.name not in {"mysql", "mariadb"}:
+        pytest.skip("a schema is no database there")
+    columns = sa.Column("id", sa.Integer, primary_key=True)
+    there = sa.Table("orgs", sa.MetaData(schema=production.database), columns)
+    found = (("database", production.database),)
+    assert wrote_into(any_driver_engine, there) == found
+    assert wrote_into(any_driver_engine, there) == found  # not only once
+    unnamed = sa.Table("orgs", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    assert wrote_into(any_driver_engine, unnamed, [f"USE {production.database}"]) == found
+    tracker = ResourceTracker(any_driver_engine)
+    with pytest.raises(ProductionDatabaseError):
+        tracker.track_rows(there, [1])
+    ResourceTracker(any_driver_engine, allow_production=[production.database]).track_rows(there, [])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from tidyrows.errors import ProductionDatabaseError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     import sqlalchemy as sa
 
@@ -87,8 +87,8 @@ _FEATURE = re.compile(
 """What else is called live. In the name of a host it may be production all the same."""
 _CAMEL_CASE = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _CONNECTION_STRING = re.compile(r"[=@\s]|://")
-_HOSTS = ("host", "hostaddr")
-_ELSEWHERE = (*_HOSTS, "dbname", "database", "service", "unix_socket")
+_HOSTS = ("host", "hostaddr", "PGHOST", "PGHOSTADDR")
+_ELSEWHERE = ("host", "hostaddr", "dbname", "database", "service", "unix_socket")
 """Parameters of a URL that name hosts and databases."""
 
 
@@ -120,6 +120,27 @@ def refuse_production(
     its file), or the value of an environment variable, as ``production`` or, for one variable only,
     ``APP_ENV=production``. User, password and other parameters of the URL are not read or shown.
     """
+    _refuse((*_of_url(url), *_of_environment(environ)), allowed, environ)
+
+
+def refuse_places(
+    places: Iterable[tuple[str, str]],
+    allowed: bool | Collection[str] = False,
+    environ: Mapping[str, str] = os.environ,
+) -> None:
+    """As ``refuse_production``, of the hosts and databases to which a connection leads.
+
+    Raises:
+        ProductionDatabaseError: the name of a host, database, or file looks like production.
+    """
+    _refuse(tuple(_of_places(places)), allowed, environ)
+
+
+def _refuse(
+    suspects: Iterable[tuple[str, str, str]],
+    allowed: bool | Collection[str],
+    environ: Mapping[str, str],
+) -> None:
     allowed = checked_permission(allowed)
     if allowed is True:
         return
@@ -127,7 +148,7 @@ def refuse_production(
     names = {name.strip() for name in listed} | set(allowed or ())
     found = [
         (where, value, word)
-        for where, value, word in (*_of_url(url), *_of_environment(environ))
+        for where, value, word in suspects
         if names.isdisjoint({value, _permission(where, value)})
     ]
     if not found:
@@ -147,25 +168,32 @@ def refuse_production(
 
 
 def _shown(where: str, value: str) -> str:
-    if where in ENVIRONMENT_VARIABLES:
+    if where.isupper():
         return f"environment variable {where}={value!r}"
     return f"{where} {value!r}"
 
 
 def _permission(where: str, value: str) -> str:
     """The narrowest name that allows this."""
-    return f"{where}={value}" if where in ENVIRONMENT_VARIABLES else value
+    return f"{where}={value}" if where.isupper() else value
 
 
 def _of_url(url: sa.URL) -> Iterator[tuple[str, str, str]]:
     # The name of a file, without its folders and the parameters of a URI.
-    named = [("database", re.split(r"[/\\]", (url.database or "").partition("?")[0])[-1])]
-    places = [("host", url.host or ""), *named]
+    places = [("host", url.host or ""), ("database", (url.database or "").partition("?")[0])]
     for part in _ELSEWHERE:  # postgresql://user@/?host=...&dbname=...
         given = url.query.get(part, ())
         places += [(part, value) for value in ([given] if isinstance(given, str) else given)]
+    return _of_places(places)
+
+
+def _of_places(places: Iterable[tuple[str, str]]) -> Iterator[tuple[str, str, str]]:
     for where, value in places:
-        for name in value.split(",") if where in _HOSTS else [value]:
+        if where == "database":
+            names = [re.split(r"[/\\]", value)[-1]]  # a file without its folders
+        else:
+            names = value.split(",") if where in _HOSTS else [value]
+        for name in names:
             word = _word_in(name, is_host=where in _HOSTS)
             if word:  # a whole connection string may contain a password
                 yield where, word if _CONNECTION_STRING.search(name) else name, word
@@ -187,3 +215,8 @@ def _word_in(name: str, *, is_host: bool = False) -> str | None:
         if match is not None:
             return match[match.lastindex or 0]
     return None
+
+
+def looks_like_production(name: str) -> bool:
+    """Whether the name of a database, or of its file, has a word for production."""
+    return any(_of_places([("database", name)]))

@@ -10,6 +10,7 @@ from sqlalchemy import event, orm
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tidyrows.capture.destination import Destination
     from tidyrows.dialects import Dialect
 
 
@@ -21,17 +22,20 @@ def driver_of(connection: sa.Connection) -> Any:
 class OpenConnections:
     """The connections of one engine that are checked out of its pool."""
 
-    def __init__(self, engine: sa.Engine, dialect: Dialect) -> None:
+    def __init__(self, engine: sa.Engine, dialect: Dialect, destination: Destination) -> None:
         self._dialect = dialect
+        self._destination = destination
         self._url = engine.url
         self._out: set[Any] = set()
         event.listen(engine, "checkout", self.checkout)
         event.listen(engine, "checkin", self._checkin)
         event.listen(engine, "detach", self._checkin)
 
-    def checkout(self, _driver: Any, record: Any, _fairy: Any) -> None:
+    def checkout(self, driver: Any, record: Any, _fairy: Any) -> None:
         """A connection leaves the pool."""
         self._out.add(record)
+        if not self._destination.is_settled:
+            self._destination.look(driver, is_new=True)
 
     def add(self, connection: sa.Connection) -> None:
         """A connection was checked out before the listeners were there."""

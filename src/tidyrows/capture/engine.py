@@ -23,6 +23,7 @@ from sqlalchemy.sql.elements import ReleaseSavepointClause
 from tidyrows.capture import affected_rows, returning
 from tidyrows.capture.changes import INTERNAL, Change, Inserted, InsertedWhole
 from tidyrows.capture.connections import OpenConnections
+from tidyrows.capture.destination import Destination
 from tidyrows.capture.fingerprints import Recorder
 from tidyrows.capture.ownership import EngineSinks
 from tidyrows.capture.raw_sql import EVENTS as CURSOR_EVENTS
@@ -80,13 +81,17 @@ class Capture:
         resolve: applies the changes of every COMMIT that is over.
         uncommitted: yields what has been done for a sink and is not committed.
         unanswered: server ids of connections that were lost with a COMMIT, which may go on yet.
+        destination: where the engine's connections lead.
         opened: the engine's connections that are in use.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = dialect_for(engine)
-        self.opened = OpenConnections(engine, self.dialect)
-        self.tables = RealTables(engine, self.dialect, self.opened.checkout)
+        self.destination = Destination(self.dialect)
+        self.opened = OpenConnections(engine, self.dialect, self.destination)
+        self.tables = RealTables(
+            engine, self.dialect, self.opened.checkout, self.destination.refuse_schema
+        )
         self.sinks = EngineSinks()
         self.database = self.tables.database
         self._transactions = Transactions(self.dialect, self.sinks)

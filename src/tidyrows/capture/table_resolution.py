@@ -30,11 +30,18 @@ class RealTables:
         schema_version: counts the DDL that was seen; what is known of the schema may be stale.
     """
 
-    def __init__(self, engine: sa.Engine, dialect: Dialect, harmless: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        dialect: Dialect,
+        harmless: Callable[..., None],
+        refuse: Callable[[sa.Connection, str], bool],
+    ) -> None:
         self.database = database_name(engine)
         self.schema_version = 0
         self._dialect = dialect
         self._harmless = harmless
+        self._refuse = refuse
         self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
 
     def find(
@@ -71,7 +78,8 @@ class RealTables:
                 found = self._resolved(connection, statement, table, schema)
                 if isinstance(found, str):
                     return found
-                if found is not None:
+                # Not kept where it looks like production: another tracker may refuse it.
+                if found is not None and not self._refuse(connection, found[1].schema):
                     cache[place] = found
             known[place] = found
         return known[place]  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -101,6 +102,41 @@ class Catalogue(DriverAccess):
     def is_private(self, engine: sa.Engine) -> bool:
         """Whether no other process can ever see the database."""
         return False
+
+    def places_by_url(self, engine: sa.Engine) -> list[tuple[str, str]]:
+        """What is known without a connection of where one would lead, beside the URL's own words.
+
+        Pairs as of :meth:`places_of`, or the name of an environment variable and its value.
+        """
+        return []
+
+    def places_of(
+        self, dbapi_connection: Any, *, rollback: bool = False
+    ) -> list[tuple[str, str]] | None:
+        """Where a connection leads, as driver and server say: pairs such as ``("host", "db-1")``.
+
+        A connection that was made past the URL (by a ``creator``, a listener, an environment
+        variable) leads elsewhere. It is called once per engine, in the user's transaction or
+        before it; then ``rollback`` ends the transaction that the question has begun. None where
+        the question failed. A dialect overrides :meth:`driver_places`.
+        """
+        raw = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        try:
+            with closing(dbapi_connection.cursor()) as cursor:
+                found = self.driver_places(raw, cursor)
+            if rollback and found:
+                dbapi_connection.rollback()
+        except self._dbapi.Error:
+            return None
+        return [(where, str(name)) for where, name in found if name]
+
+    def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
+        """As :meth:`places_of`, of the driver's own connection; may raise its errors."""
+        return []
+
+    def places_of_schema(self, connection: sa.Connection, schema: str) -> list[tuple[str, str]]:
+        """The database or the file that a schema is by itself, as of :meth:`places_of`."""
+        return []
 
     def missing_file(self, engine: sa.Engine) -> str | None:
         """The database's file, where it does not exist and connecting would make an empty one."""

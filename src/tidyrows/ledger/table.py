@@ -13,11 +13,12 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from tidyrows.dialects import dialect_for
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import is_async, spawn, synchronous
 from tidyrows.ledger.entry_table import LEDGER, OPTIONS, VERSION, EntryTable
 from tidyrows.ledger.process import LedgerProcess
-from tidyrows.production import refuse_production
+from tidyrows.production import refuse_places, refuse_production
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -74,8 +75,17 @@ class Ledger(EntryTable):
         if beat <= 0:
             raise ValueError(f"beat={beat!r} is no time between heartbeats; give seconds, as 2.0.")
         refuse_production(bind.url, allow_production)
+        refuse_places(dialect_for(bind).places_by_url(bind), allow_production)
+        self._allow_production = allow_production
         super().__init__(bind, name, schema)
         self.beat = beat
+
+    def check(self, connection: sa.Connection) -> None:
+        """Also raise ProductionDatabaseError where the connection leads to production."""
+        if self._allow_production is not True:
+            driver = connection.connection.dbapi_connection
+            refuse_places(self.dialect.places_of(driver) or (), self._allow_production)
+        super().check(connection)
 
     def install(self) -> None:
         """Create the table where it does not exist; safe when several workers do so at once.

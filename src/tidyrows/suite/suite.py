@@ -18,7 +18,7 @@ from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
 from tidyrows.ledger.table import Ledger
-from tidyrows.production import refuse_production
+from tidyrows.production import refuse_places, refuse_production
 from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
 from tidyrows.suite.tracker import DeletedRows, SuiteEngines, SuiteTracker
@@ -143,6 +143,7 @@ class WholeSuite:
         """An engine connects for the first time: whether its rows are tracked."""
         try:
             refuse_production(engine.url)
+            refuse_places(dialect_for(engine).places_by_url(engine))
         except ProductionDatabaseError as error:
             self._refused.append(str(error))
             return False

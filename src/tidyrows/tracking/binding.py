@@ -12,10 +12,10 @@ from sqlalchemy.exc import UnboundExecutionError
 from tidyrows.capture.connections import open_connections
 from tidyrows.capture.engine import Capture, capture_for, root_engine
 from tidyrows.capture.ownership import TrackerStack
-from tidyrows.dialects import Fault
+from tidyrows.dialects import Fault, dialect_for
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import AsyncMaker, AsyncRegistry, is_async, synchronous
-from tidyrows.production import refuse_production
+from tidyrows.production import refuse_places, refuse_production
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -72,12 +72,30 @@ class Engines:
         """The capture of an engine, which tells the tracker of its changes from now on."""
         if root_engine(engine) not in self.by_database.values():  # those have been looked at
             refuse_production(engine.url, self._allow_production)
+            self.refuse_places(dialect_for(engine).places_by_url(engine))
         capture = capture_for(engine)
         capture.sinks.add(self.sink)
         if capture not in self._captures:
+            self.refuse_places(capture.destination.places)
             self._captures[capture] = capture.tables.schema_version
             self.by_database.setdefault(capture.database, root_engine(engine))
+            if self._allow_production is not True:
+                capture.destination.refuse_with(self._refuse_in_use)
         return capture
+
+    def refuse_places(self, places: list[tuple[str, str]]) -> None:
+        """Raise if a place looks like production and nobody allowed it."""
+        refuse_places(places, self._allow_production)
+
+    def refuse_known(self) -> None:
+        """As ``refuse_places``, of all that connections have said by now."""
+        for capture in self._captures:
+            self.refuse_places(capture.destination.places)
+
+    def _refuse_in_use(self, places: list[tuple[str, str]]) -> None:
+        sink = self._sink()
+        if sink is not None and sink.active:
+            self.refuse_places(places)
 
     def saw_ddl(self, capture: Capture) -> bool:
         """Whether the schema was changed through an engine since its first use."""

@@ -50,6 +50,7 @@ class Sessions:
 
     def begin(self) -> None:
         """A block begins: listen; a transaction that is open now is the caller's to end."""
+        self.engines.refuse_known()
         session = self.binding.callers_session()
         if session is not None:
             self._callers_transaction = session.get_transaction()
@@ -176,6 +177,8 @@ class Sessions:
                 f"(metadata.create_all(engine)), or bind the tracker to the database that has it.",
                 table=table,
             )
+        self.engines.refuse_known()
+        self.engines.refuse_places(capture.dialect.places_of_schema(connection, real.schema))
         return capture.tables.keyed(TableName(capture.database, real.schema, table.name), table)
 
 

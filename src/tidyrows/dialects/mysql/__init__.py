@@ -206,6 +206,25 @@ class MySQL(MySQLStatements):
         is_table = definition.startswith("CREATE TABLE")
         return RealTable(schema, "table" if is_table else "other", plain=False)
 
+    def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
+        """The machine is known to the server only; a proxy or a tunnel may stand before it."""
+        cursor.execute("SELECT DATABASE(), @@hostname")
+        database, machine = cursor.fetchone()
+        host = getattr(raw, "host", None) or getattr(raw, "server_host", None)
+        if host is None and hasattr(raw, "get_host_info"):
+            host = raw.get_host_info().partition(" via ")[0]
+        socket = getattr(raw, "unix_socket", None)
+        return [
+            ("database", database),
+            ("host", host),
+            ("unix_socket", socket),
+            ("host", machine),
+        ]
+
+    def places_of_schema(self, connection: sa.Connection, schema: str) -> list[tuple[str, str]]:
+        """A schema is a database, whichever was connected to."""
+        return [("database", schema)]
+
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """Databases of the whole server: a foreign key may stand in any of them."""
         wanted = [str(schema) for schema in schemas]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import replace
 from operator import attrgetter, methodcaller
@@ -213,6 +214,27 @@ class PostgreSQL(PostgreSQLStatements):
     def session_setting(self, sql: str) -> bool:
         """SET, RESET and the like, DDL, and ``SELECT set_config(...)``."""
         return super().session_setting(sql) or "set_config" in sql
+
+    def places_by_url(self, engine: sa.Engine) -> list[tuple[str, str]]:
+        """The drivers take from the environment what the URL does not say."""
+        url, given = engine.url, engine.url.query
+        wanted = ["PGSERVICE"]
+        if not (url.host or {"host", "hostaddr"} & given.keys()):
+            wanted += ["PGHOST", "PGHOSTADDR"]
+        if not (url.database or {"dbname", "database"} & given.keys()):
+            wanted.append("PGDATABASE")
+        return [(name, os.environ[name]) for name in wanted if os.environ.get(name)]
+
+    def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
+        """The host by the driver; the database by the server, since a pooler may rename it."""
+        cursor.execute("SELECT pg_catalog.current_database()")
+        (database,) = cursor.fetchone()
+        info = getattr(raw, "info", None)
+        host = getattr(info, "host", None)
+        if self.driver == "asyncpg":
+            address = getattr(raw, "_addr", None)  # no public name
+            host = address[0] if isinstance(address, tuple) else address
+        return [("database", database), ("host", host)]
 
     def commit_is_void(self, connection: sa.Connection) -> bool:
         """True in an aborted transaction: its COMMIT is a silent ROLLBACK."""

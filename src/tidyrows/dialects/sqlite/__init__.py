@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Loss, database_name, raw_connection
 from tidyrows.dialects.sessions import CommitOutcome
-from tidyrows.dialects.sqlite.locks import SQLiteLocks, is_in_memory, named_files
+from tidyrows.dialects.sqlite.locks import (
+    SQLiteLocks,
+    database_file,
+    is_in_memory,
+    named_files,
+)
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
 from tidyrows.schema.reflect import reflect_foreign_keys
 
@@ -219,6 +224,26 @@ class SQLite(SQLiteStatements, SQLiteLocks):
 
     def is_private(self, engine: sa.Engine) -> bool:
         return is_in_memory(engine.url)
+
+    def places_by_url(self, engine: sa.Engine) -> list[tuple[str, str]]:
+        """The file behind a symbolic link."""
+        if engine.url.host or self.is_private(engine):
+            return []
+        return [("database", os.path.realpath(each)) for each in named_files(engine.url)]
+
+    def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
+        """The file of ``main``."""
+        path = database_file(cursor)
+        return [("database", os.path.realpath(path))] if path else []
+
+    def places_of_schema(self, connection: sa.Connection, schema: str) -> list[tuple[str, str]]:
+        """The file that was attached under this name."""
+        listed = self._query(connection, "PRAGMA database_list")
+        return [
+            ("database", os.path.realpath(path))
+            for _number, name, path in listed
+            if path and name.lower() == schema.lower()
+        ]
 
     def missing_file(self, engine: sa.Engine) -> str | None:
         """By the URL, since a look through a connection would be too late."""
