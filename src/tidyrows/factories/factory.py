@@ -13,9 +13,10 @@ from tidyrows.capture.ownership import entered
 from tidyrows.errors import NoSessionError
 from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries
+from tidyrows.factories.coroutines import AwaitingBuilder
 from tidyrows.factories.get_or_create import get_or_create
 from tidyrows.factories.options import TrackedOptions, watch
-from tidyrows.greenlets import spawn
+from tidyrows.greenlets import in_greenlet, spawn
 from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
@@ -98,8 +99,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     async def create_async(cls, **kwargs: Any) -> T:
         """An object and its row, through an asynchronous engine or session.
 
-        Every declaration works, and loaded attributes stay loaded: no attribute of the new objects
-        needs the database afterwards.
+        Every declaration works, and attributes and hooks may be ``async def``. Loaded attributes
+        stay loaded: no attribute of the new objects needs the database afterwards.
 
         Example:
             >>> user = await UserFactory.create_async()
@@ -122,16 +123,20 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
 
     @classmethod
     def _generate(cls, strategy: str, params: dict[str, Any]) -> Any:
-        generate = super()._generate
-        if (
-            strategy != CREATE_STRATEGY
-            or (tracker := current_tracker()) is None
-            or running_call(tracker) is not None
-        ):
-            return generate(strategy, params)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        if tracker.is_async:
+        generate = cls._generate_awaiting if in_greenlet() else super()._generate
+        if strategy != CREATE_STRATEGY or (tracker := current_tracker()) is None:
+            return generate(strategy, params)
+        if tracker.is_async:  # a hook that is a coroutine runs outside of the greenlet
             tracker.sessions.refuse_blocking(f"await {cls.__name__}.create_async()")
+        if running_call(tracker) is not None:
+            return generate(strategy, params)
         return call_with_retries(tracker, partial(generate, strategy), params)
+
+    @classmethod
+    def _generate_awaiting(cls, strategy: str, params: dict[str, Any]) -> Any:
+        if cls._meta.abstract:
+            return super()._generate(strategy, params)  # type: ignore[no-untyped-call]  # which raises
+        return AwaitingBuilder(cls._meta, params, strategy).build()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:

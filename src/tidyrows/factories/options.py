@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+from inspect import iscoroutinefunction
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from factory.alchemy import SQLAlchemyOptions
 from factory.base import OptionDefault
 from factory.enums import CREATE_STRATEGY
+from factory.errors import InvalidDeclarationError
 from sqlalchemy import orm
 
 from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.call_retry import unkeyed_with
+from tidyrows.factories.coroutines import refuse_coroutines, result_of
 from tidyrows.factories.declarations import active_context
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.tracking.tracker import current_tracker
@@ -35,8 +40,10 @@ class TrackedOptions(SQLAlchemyOptions):
 
     Attributes:
         named_session: the session that Meta names, or that its session factory returned, or None.
+        creates_in_coroutine: whether the factory's ``_create`` or ``_build`` is ``async def``.
     """
 
+    factory: Any
     named_session: Any
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
@@ -79,9 +86,28 @@ class TrackedOptions(SQLAlchemyOptions):
         counter.seq += context.stride
         return number
 
+    def contribute_to_class(self, factory: Any, *args: Any, **kwargs: Any) -> None:
+        """Read the factory's Meta and declarations."""
+        super().contribute_to_class(factory, *args, **kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        makers = factory._create, factory._build  # noqa: SLF001 -- extension points of factory_boy
+        self.creates_in_coroutine = any(map(iscoroutinefunction, makers))
+        if iscoroutinefunction(factory._adjust_kwargs):  # noqa: SLF001 -- as above
+            raise InvalidDeclarationError(
+                f"{factory.__name__}._adjust_kwargs is async def, and factory_boy needs its result "
+                f"at once. Make it a plain def, and what it awaits an attribute: "
+                f"@factory.lazy_attribute on an async def."
+            )
+
+    def prepare_arguments(self, attributes: dict[str, Any]) -> Any:
+        """The arguments of the model."""
+        if CoroutineType in map(type, attributes.values()):
+            refuse_coroutines(attributes, self.factory)
+        return super().prepare_arguments(attributes)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+
     def instantiate(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make the object; if it is created in the tracker's session, flush it."""
-        make = self._with_parameters if self.sqlalchemy_get_or_create else super().instantiate
+        is_plain = not (self.sqlalchemy_get_or_create or self.creates_in_coroutine)
+        make = super().instantiate if is_plain else self._with_parameters
         if step.builder.strategy != CREATE_STRATEGY or (tracker := current_tracker()) is None:
             return make(step, args, kwargs)
         if not self._commits_at_the_end:
@@ -110,13 +136,19 @@ class TrackedOptions(SQLAlchemyOptions):
 
     def use_postgeneration_results(self, step: Any, instance: Any, results: dict[str, Any]) -> None:
         """Call the factory's last hook; commit if the call that flushed the object has ended."""
-        finish = super().use_postgeneration_results
+        factory = self.factory
+        if CoroutineType in map(type, results.values()):
+            refuse_coroutines(results, factory)
+        is_created = step.builder.strategy == CREATE_STRATEGY
+        finish = partial(factory._after_postgeneration, instance, is_created, results)  # noqa: SLF001 -- an extension point of factory_boy
         call = getattr(step, "tidyrows_call", None)
         if call is None or call.running:
-            finish(step, instance, results)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            last = finish()
+            if last is not None:
+                result_of(last, factory, "_after_postgeneration")
         else:
             again = Call(call.tracker, session=call.tracker.session)
-            again.run(finish, step, instance, results)
+            again.run(lambda: result_of(finish(), factory, "_after_postgeneration"))
 
     @property
     def _commits_at_the_end(self) -> bool:
@@ -130,7 +162,8 @@ class TrackedOptions(SQLAlchemyOptions):
     def _with_parameters(self, step: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         token = parameters.set((self, step.builder.extras))
         try:
-            return super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            made = super().instantiate(step, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            return result_of(made, self.factory, f"_{step.builder.strategy}")
         finally:
             parameters.reset(token)
 

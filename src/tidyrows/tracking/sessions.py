@@ -6,7 +6,8 @@ import asyncio
 import threading
 import weakref
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.exc import UnboundExecutionError
@@ -24,11 +25,65 @@ from tidyrows.keys import KeyedTable, TableName
 from tidyrows.tracking.binding import listen_to_session, session_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from sqlalchemy import orm
 
     from tidyrows.tracking.binding import Binding, Engines
+
+
+T = TypeVar("T")
+
+
+class Exclusive:
+    """A block in which no other task uses a session.
+
+    A hook that is a coroutine runs inside of such a block and may enter it again, in tasks too:
+    :meth:`lend` lets them, one after the other, until the hook has ended.
+    """
+
+    _entered: ContextVar[tuple[Exclusive, ...]] = ContextVar("tidyrows_exclusive", default=())
+
+    def __init__(self, lock: asyncio.Lock) -> None:
+        self.lock = lock  # the session's
+        self.inner = asyncio.Lock()  # for blocks of a hook; held here except while it is lent
+        self.is_lent = False
+        self.is_over = False
+        self._held = lock  # the session's, or the inner one of an outer block
+
+    async def __aenter__(self) -> None:
+        for outer in reversed(self._entered.get()):
+            if outer.lock is self.lock and not outer.is_over:
+                await outer.inner.acquire()
+                if not outer.is_over:  # else it has ended while this task waited
+                    self._held = outer.inner
+                    break
+                outer.inner.release()
+        else:
+            await self.lock.acquire()
+        await self.inner.acquire()
+        self._token = self._entered.set((*self._entered.get(), self))
+
+    async def __aexit__(self, *_error: object) -> None:
+        self._entered.reset(self._token)
+        self.is_over = True
+        if not self.is_lent:  # else this task was cancelled, and another one has it
+            self.inner.release()
+        self._held.release()
+
+    @classmethod
+    async def lend(cls, awaitable: Awaitable[T]) -> T:
+        """Await, in the innermost block of this context, which its result may enter again."""
+        block = next(reversed(cls._entered.get()), None)
+        if block is None or block.is_lent or block.is_over:  # not this task's own
+            return await awaitable
+        block.is_lent = True
+        block.inner.release()
+        try:
+            return await awaitable
+        finally:
+            await block.inner.acquire()
+            block.is_lent = False
 
 
 class Sessions:
@@ -120,13 +175,16 @@ class Sessions:
                 f"synchronous call cannot wait for it. Write {write}."
             )
 
-    def exclusive(self) -> asyncio.Lock:
-        """For ``async with``: in the block no other task uses the session."""
+    def exclusive(self) -> Exclusive:
+        """For ``async with``: in the block no other task uses the session.
+
+        A hook that is a coroutine asks for this inside of its factory's block, and gets it.
+        """
         loop = asyncio.get_running_loop()
         lock = self._locks.get(loop)
         if lock is None:
             lock = self._locks[loop] = asyncio.Lock()
-        return lock
+        return Exclusive(lock)
 
     # -- connections ---------------------------------------------------------------------------
 
