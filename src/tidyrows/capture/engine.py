@@ -100,6 +100,7 @@ class Capture:
         self.unanswered = self._transactions.unanswered
         self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._plain_version = 0
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
         self._cursor_events = CursorEvents(
@@ -144,12 +145,10 @@ class Capture:
         """Whether SQLAlchemy will tell the key of its one row by itself; most inserts are such."""
         if len(multiparams) > 1 or not returning.is_plain(insert):
             return False
-        table = table_of(insert)
-        if table not in self._plain_tables:
-            if not tuple(getattr(table, "primary_key", ())) or self.dialect.upsert(insert):
-                return False
-            self._plain_tables.add(table)
-        return True
+        if self._plain_version != self.tables.schema_version:  # a trigger may have come
+            self._plain_version = self.tables.schema_version
+            self._plain_tables.clear()
+        return table_of(insert) in self._plain_tables
 
     def _rewritten(
         self,
@@ -167,6 +166,9 @@ class Capture:
             return statement
         if isinstance(statement, Insert):
             rewrite = returning.rewrite_insert(statement, parameters, *found, self.dialect)
+            plain = found[0].key_columns and not found[1].alters_keys
+            if plain and not self.dialect.upsert(statement):
+                self._plain_tables.add(table_of(statement))
         elif self._must_tell(statement, found[0], log):
             rewrite = returning.rewrite_delete(statement, parameters, *found, self.dialect)
         else:

@@ -35,6 +35,7 @@ class Rewrite:
         added: how many columns stand behind those that the caller asked for.
         proof: the last column tells whether the row was inserted.
         asked: the caller has a RETURNING of its own.
+        defaults: the keys stand behind the defaults that SQLAlchemy fetches for its own use.
         generated: the database makes the keys of inserted rows.
         refusal: why no row of this statement can be tracked, or None.
     """
@@ -44,6 +45,7 @@ class Rewrite:
     added: int = 0
     proof: bool = False
     asked: bool = False
+    defaults: bool = False
     generated: bool = False
     refusal: str | None = None
 
@@ -71,9 +73,11 @@ def rewrite_insert(
     keyed = bool(target.key_columns)
     upsert = dialect.upsert(insert)
     if keyed:
-        needless = not upsert and len(parameters) <= 1 and is_plain(insert)
+        simple = not upsert and len(parameters) <= 1 and is_plain(insert)
+        needless = simple and not real.alters_keys
     else:
         # Its rows will be counted.
+        simple = False
         needless = real.kind == "other" or not dialect.deletes_keyless_rows
     if needless:
         return None
@@ -85,16 +89,17 @@ def rewrite_insert(
                 insert,
                 refusal="an upsert on this database does not tell a new row from one it found",
             )
-    elif keyed and (
-        _reports_keys(insert)
-        or (not insert._returning and _parameters_hold_key(insert, parameters, target, dialect))
-    ):
+    told = keyed and not upsert and _is_told(insert, parameters, target, dialect)
+    if told and not real.alters_keys:
         return None
-    refusal = _why_not(insert, parameters, real, dialect)
-    if refusal is not None:
-        return Rewrite(insert, refusal=refusal)
     generated = makes_key(insert, parameters, target)
-    return _with_returning(insert, target, dialect, proof, generated=generated)
+    refusal = _why_not(insert, parameters, real, dialect)
+    if refusal is None:
+        return _with_returning(insert, target, dialect, proof, generated=generated)
+    if told or simple:  # by the keys as they were sent, unless SQLAlchemy asks for its own use
+        fetches = insert._return_defaults and not insert._returning and real.returns
+        return _with_defaults(insert, target, dialect, generated=generated) if fetches else None
+    return Rewrite(insert, refusal=refusal)
 
 
 def _why_not(
@@ -143,8 +148,8 @@ def _with_returning(
     generated: bool = False,
 ) -> Rewrite:
     """Add the key to RETURNING; without one every column, read so that it finds the row again."""
-    wanted: list[Any] = [target.table.c[column.key] for column in target.key_columns]
-    names: list[Any] = wanted
+    wanted = _exact_keys(target, dialect)
+    names: list[Any] = [key if isinstance(key, sa.Column) else key.name for key in wanted]
     places: list[int | None]
     if wanted:
         own = [each for element in statement._returning for each in element._select_iterable]
@@ -174,6 +179,38 @@ def _with_returning(
         proof=proof is not None,
         asked=bool(statement._returning),
         generated=generated,
+    )
+
+
+def _with_defaults(
+    insert: sa.Insert, target: KeyedTable, dialect: Dialect, *, generated: bool
+) -> Rewrite:
+    """Add the stored key to the defaults that SQLAlchemy fetches, as in a flush."""
+    keys = _exact_keys(target, dialect, labelled=True)
+    changed: Any = insert._generate()
+    changed._supplemental_returning = (*(insert._supplemental_returning or ()), *keys)
+    names = tuple(key.name for key in keys)
+    return Rewrite(changed, columns=names, defaults=True, generated=generated)
+
+
+def _exact_keys(target: KeyedTable, dialect: Dialect, *, labelled: bool = False) -> list[Any]:
+    """What to read of the key columns so that the row is found by it: labels, or the columns."""
+    keys: list[Any] = []
+    for number, column in enumerate(target.key_columns):
+        key = dialect.read_key(target.table.c[column.key])
+        keys.append(key.label(f"{_WHOLE}{number}") if labelled or key is not column else key)
+    return keys
+
+
+def _is_told(
+    insert: sa.Insert,
+    parameters: Sequence[Mapping[str, Any]],
+    target: KeyedTable,
+    dialect: Dialect,
+) -> bool:
+    """Whether the result of an INSERT as it is, or its parameters, have the keys."""
+    return _reports_keys(insert) or (
+        not insert._returning and _parameters_hold_key(insert, parameters, target, dialect)
     )
 
 
@@ -254,6 +291,9 @@ def makes_key(
 
 def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[tuple[Any, ...]]:
     """Read the keys that were asked for behind the caller's back, and hide them from the caller."""
+    if rewrite.defaults:
+        fetched = result.context.returned_default_rows or ()
+        return [tuple(row._mapping[name] for name in rewrite.columns) for row in fetched]
     rows = result.all()
     context: Any = result.context
     metadata: Any = result._metadata

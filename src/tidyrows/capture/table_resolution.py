@@ -6,6 +6,7 @@ answer is kept per connection of the driver where nothing can have moved it, els
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -101,7 +102,10 @@ class RealTables:
             return "the database shows no table of this name here"
         if real.kind == "temporary":
             return None
-        return self.keyed(TableName(self.database, real.schema, table.name), table), real
+        target = self.keyed(TableName(self.database, real.schema, table.name), table)
+        if not real.alters_keys and self._dialect.rounds_keys(target):
+            real = replace(real, alters_keys=True)
+        return target, real
 
     def _raise_if_lost(
         self, connection: sa.Connection, statement: Any, error: BaseException

@@ -29,12 +29,14 @@ class RealTable:
         plain: whether a system column can prove that an upsert inserted.
         returns: whether RETURNING may be added to an INSERT; it needs more rights than INSERT, and
             a rule may have none.
+        alters_keys: whether the database may store another key than was sent; RETURNING tells it.
     """
 
     schema: str
     kind: Literal["table", "temporary", "other"]
     plain: bool
     returns: bool = True
+    alters_keys: bool = False
 
 
 class Catalogue(DriverAccess):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 import sqlalchemy as sa
 
 from tidyrows.dialects.driver import DriverAccess
+from tidyrows.dialects.keyless_rows import stored_type
 from tidyrows.dialects.keys import (
     RowsByKey,
     as_sent,
@@ -55,6 +56,14 @@ class Inserts(DriverAccess):
     """Whether a generated key may come again after its row is gone."""
     explicit_zero_is_generated: ClassVar[bool] = False
     """Whether a key 0 in an INSERT is replaced by the next number."""
+    rounded_types: ClassVar[tuple[type, ...]] = (
+        sa.Numeric,
+        sa.Float,
+        sa.Date,  # of a datetime
+        sa.DateTime,
+        sa.Time,
+    )
+    """Types of columns that may store another value than was sent."""
 
     @property
     def returning(self) -> bool:
@@ -70,6 +79,16 @@ class Inserts(DriverAccess):
         """Whether DELETE has RETURNING, also where its condition reads other tables."""
         flag = "delete_returning_multifrom" if several_tables else "delete_returning"
         return bool(getattr(self._dialect(), flag, False))
+
+    def rounds_keys(self, table: KeyedTable) -> bool:
+        """Whether a key column may store another value than was sent, by its type."""
+        dialect = self._dialect()
+        kinds = (stored_type(column, dialect) for column in table.key_columns)
+        return any(isinstance(kind, self.rounded_types) for kind in kinds)
+
+    def read_key(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """What to read of a key column so that the row is found by it; usually the column."""
+        return column
 
     def may_reuse_key(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
         """Whether a number up to ``highest`` that was generated once may be generated again."""

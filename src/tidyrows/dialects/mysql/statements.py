@@ -126,12 +126,19 @@ class MySQLStatements(Dialect):
 
     reuses_keys = False
     explicit_zero_is_generated = True
+    rounded_types = (*Dialect.rounded_types, sa.BINARY)  # which is filled up with zeros
     deletes_keyless_rows = True
 
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
         self._types: weakref.WeakKeyDictionary[KeyedTable, list[RealType]]
         self._types = weakref.WeakKeyDictionary()
+
+    def read_key(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """A FLOAT as the double that it is: the six digits that are shown find no row."""
+        if not isinstance(stored_type(column, self._dialect()), sa.Float):
+            return column
+        return sa.type_coerce(self.read_exactly(column), column.type)
 
     def inserted_proof(self, insert: sa.Insert, real: RealTable) -> Proof:
         """RETURNING of INSERT IGNORE yields the inserted rows; MySQL has no RETURNING."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import BIT, INTERVAL
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.keyless_rows import is_exact, stored_type
@@ -97,6 +98,7 @@ _WRITERS: dict[type, Callable[[Any], str | None]] = {
     datetime: lambda value: None if value.tzinfo else _quoted(value.isoformat(" ")),
     bytes: lambda value: f'"\\\\x{value.hex()}"',
     bool: lambda value: "t" if value else "f",
+    float: repr,
 }
 
 
@@ -119,6 +121,7 @@ class PostgreSQLStatements(Dialect):
     cycle_form = CycleForm.ONE_STATEMENT
     _count_locked = f"SELECT count(*) FROM (SELECT 1 FROM {{}} FOR UPDATE) AS {KEYS}"
     reuses_keys = False
+    rounded_types = (*Dialect.rounded_types, INTERVAL, BIT)
     deletes_keyless_rows = True
     verified_at_once = _ARRAY_KEYS
     verified_together = 1000

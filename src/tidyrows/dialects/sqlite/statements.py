@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.dialects.base import Dialect
+from tidyrows.dialects.keyless_rows import stored_type
 from tidyrows.dialects.keys import (
     ROW,
     RowsByKey,
@@ -45,6 +46,7 @@ class SQLiteStatements(Dialect):
     """Every transaction locks the whole file, so no row is locked by itself."""
 
     cycle_form = CycleForm.DEFERRED
+    rounded_types = ()  # a REAL is what was sent; what SQLAlchemy reads of it is rounded
     _for_update = ""
     deletes_keyless_rows = True
 
@@ -53,6 +55,11 @@ class SQLiteStatements(Dialect):
         self._conflicts: weakref.WeakKeyDictionary[Any, frozenset[str]]
         self._conflicts = weakref.WeakKeyDictionary()
         self._of_integers: weakref.WeakKeyDictionary[KeyedTable, bool] = weakref.WeakKeyDictionary()
+
+    def read_key(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
+        """A number as the float that it is: SQLAlchemy would round it to the digits of the type."""
+        kind = stored_type(column, self._dialect())
+        return sa.type_coerce(column, sa.Float()) if isinstance(kind, sa.Numeric) else column
 
     def upsert(self, insert: sa.Insert) -> bool:
         """ON CONFLICT, OR IGNORE and the like, and conflict clauses of the table itself."""
