@@ -181,6 +181,58 @@ def test_a_key_is_tracked_as_the_column_stores_it(any_driver_engine, kind, how, 
             EXECUTIONS[how](connection, table, rows)
 
 
+TRIGGERS: dict[str, tuple[str, ...]] = {
+    "postgresql": (
+        """CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS
+        $$ BEGIN NEW.id := 'stored ' || NEW.id; RETURN NEW; END $$""",
+        "CREATE TRIGGER move BEFORE INSERT ON things FOR EACH ROW EXECUTE FUNCTION move()",
+    ),
+    "mysql": (
+        """CREATE TRIGGER move BEFORE INSERT ON things FOR EACH ROW
+        SET NEW.id = CONCAT('stored ', NEW.id)""",
+    ),
+}
+
+
+@pairwise(
+    any_driver_engine=[each for each in ALL_DRIVERS if not each.startswith("sqlite")],
+    how=(*EXECUTIONS, *ORM),
+    defaults=[False, True],
+    late=[False, True],
+    allowed=lambda _target, how, defaults, _late: not (how == "flush" and defaults),
+)
+def test_a_key_that_a_trigger_changes(any_driver_engine, how, defaults, late):
+    """Nobody has told the model of it; a row of somebody else has the key that was sent.
+
+    SQLite's triggers cannot change a new row before it is stored.
+    """
+    engine = any_driver_engine
+    registry = orm.registry()
+    columns = [sa.Column("id", sa.String(40), primary_key=True), name()]
+    if defaults:
+        columns.append(sa.Column("made", sa.Integer, server_default=sa.text("5")))
+    table = sa.Table("things", registry.metadata, *columns)
+    model = type("Thing", (), {})
+    registry.map_imperatively(model, table)
+    registry.metadata.create_all(engine)
+    rows = [{"id": f"ours {number}", "name": "ours"} for number in range(2)]
+    with engine.begin() as connection:
+        connection.execute(table.insert(), [{**row, "name": "theirs"} for row in rows])
+    if late:  # the table is known by then, as one without a trigger
+        with exactly_ours(engine, 1) as connection:
+            connection.execute(table.insert().values(id="early", name="ours"))
+    with engine.begin() as connection:
+        for statement in TRIGGERS[engine.dialect.name.replace("mariadb", "mysql")]:
+            connection.execute(sa.DDL(statement.replace("%", "%%")))
+    with exactly_ours(engine, 2) as connection:
+        if how in ORM:
+            with Session(connection) as session:
+                ORM[how](session, model, rows)
+                session.commit()
+        else:
+            EXECUTIONS[how](connection, table, rows)
+
+
 @pairwise(any_driver_engine=ALL_DRIVERS, how=tuple(EXECUTIONS), composite=[False, True])
 def test_the_caller_sees_the_key_as_it_was_sent(any_driver_engine, how, composite):
     """The stored key is read behind the caller's back."""

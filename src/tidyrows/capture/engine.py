@@ -148,7 +148,14 @@ class Capture:
         if self._plain_version != self.tables.schema_version:  # a trigger may have come
             self._plain_version = self.tables.schema_version
             self._plain_tables.clear()
-        return table_of(insert) in self._plain_tables
+        table = table_of(insert)
+        if table not in self._plain_tables:
+            if self.dialect.may_alter_keys or not tuple(getattr(table, "primary_key", ())):
+                return False  # until the table is known
+            if self.dialect.upsert(insert):
+                return False
+            self._plain_tables.add(table)
+        return True
 
     def _rewritten(
         self,

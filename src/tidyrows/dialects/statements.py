@@ -56,6 +56,8 @@ class Inserts(DriverAccess):
     """Whether a generated key may come again after its row is gone."""
     explicit_zero_is_generated: ClassVar[bool] = False
     """Whether a key 0 in an INSERT is replaced by the next number."""
+    may_alter_keys: ClassVar[bool] = True
+    """Whether RETURNING may tell another key than was sent."""
     rounded_types: ClassVar[tuple[type, ...]] = (
         sa.Numeric,
         sa.Float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import closing, contextmanager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.dialects.mysql import LONGTEXT
 
@@ -31,6 +31,23 @@ _NO_DATABASE = 1049
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _SAVED = "tidyrows.mysql.session"
 
+# The schema of a name, whether the session cuts values rather than refuse them, and the triggers
+# that may change a new row. With constants for its place, the server opens no other table's files.
+_PLACE = """
+SELECT COALESCE(%s, DATABASE()), @@SESSION.sql_mode,
+       EXISTS (SELECT 1 FROM information_schema.triggers
+               WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
+                     AND action_timing = 'BEFORE' AND event_manipulation = 'INSERT')"""
+# Whether this user is shown the triggers of a table.
+_SHOWN = """
+SELECT EXISTS (SELECT 1 FROM information_schema.user_privileges
+               WHERE privilege_type = 'TRIGGER' AND grantee = {me})
+       OR EXISTS (SELECT 1 FROM information_schema.schema_privileges
+                  WHERE privilege_type = 'TRIGGER' AND grantee = {me} AND %s LIKE table_schema)
+       OR EXISTS (SELECT 1 FROM information_schema.table_privileges
+                  WHERE privilege_type = 'TRIGGER' AND grantee = {me}
+                        AND table_schema = %s AND table_name = %s)
+""".format(me="CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')")
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
@@ -188,10 +205,13 @@ class MySQL(MySQLStatements):
 
     def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
         """SHOW CREATE TABLE: alone in telling a temporary table, which hides one of its name."""
+        found = self._query(connection, _PLACE, schema, schema, name)
+        ((schema, mode, triggers),) = found
         if schema is None:
-            schema = self._query(connection, "SELECT DATABASE()")[0][0]
-            if schema is None:
-                return None
+            return None
+        alters_keys = bool(triggers) or "STRICT_" not in mode
+        if not alters_keys and self.returning:
+            alters_keys = not self._is_shown_triggers(connection, schema, name)
         try:
             row = self._query(connection, f"SHOW CREATE TABLE {_quoted(schema)}.{_quoted(name)}")[0]
         except self._dbapi.Error as error:
@@ -199,12 +219,14 @@ class MySQL(MySQLStatements):
                 raise  # whatever was done before in this transaction is undone
             # Without the right to look, there still is the table that the INSERT went to.
             missing = self.code(error) in _NO_SUCH_TABLE
-            return None if missing else RealTable(schema, "table", plain=False)
+            known = RealTable(schema, "table", plain=False, alters_keys=alters_keys)
+            return None if missing else known
         definition = str(row[1]).upper()
         if definition.startswith("CREATE TEMPORARY TABLE"):
             return RealTable(schema, "temporary", plain=False)
         is_table = definition.startswith("CREATE TABLE")
-        return RealTable(schema, "table" if is_table else "other", plain=False)
+        kind: Literal["table", "other"] = "table" if is_table else "other"
+        return RealTable(schema, kind, plain=False, alters_keys=alters_keys)
 
     def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
         """The machine is known to the server only; a proxy or a tunnel may stand before it."""
@@ -224,6 +246,14 @@ class MySQL(MySQLStatements):
     def places_of_schema(self, connection: sa.Connection, schema: str) -> list[tuple[str, str]]:
         """A schema is a database, whichever was connected to."""
         return [("database", schema)]
+
+    def _is_shown_triggers(self, connection: sa.Connection, schema: str, name: str) -> bool:
+        """Whether it is sure that this user sees a table's triggers; asked once per table."""
+        shown = self._shown.get((schema, name))
+        if shown is None:
+            ((answer,),) = self._query(connection, _SHOWN, schema, schema, name)
+            shown = self._shown[schema, name] = bool(answer)
+        return shown
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """Databases of the whole server: a foreign key may stand in any of them."""

@@ -133,6 +133,7 @@ class MySQLStatements(Dialect):
         super().__init__(dialect)
         self._types: weakref.WeakKeyDictionary[KeyedTable, list[RealType]]
         self._types = weakref.WeakKeyDictionary()
+        self._shown: dict[tuple[str, str], bool] = {}
 
     def read_key(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
         """A FLOAT as the double that it is: the six digits that are shown find no row."""

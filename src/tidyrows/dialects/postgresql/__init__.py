@@ -44,6 +44,7 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
+# Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW.
 _RESOLVE = """
 SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS pg_catalog.text),
        pg_catalog.has_table_privilege(c.oid, 'SELECT')
@@ -51,7 +52,12 @@ SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS p
                        WHERE w.ev_class = c.oid AND w.ev_type IN ('3', '4'))
        AND (NOT pg_catalog.row_security_active(c.oid)
             OR EXISTS (SELECT FROM pg_catalog.pg_policy p
-                       WHERE p.polrelid = c.oid AND p.polcmd IN ('r', '*')))
+                       WHERE p.polrelid = c.oid AND p.polcmd IN ('r', '*'))),
+       EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               WHERE t.tgtype & 7 = 7 AND t.tgenabled <> 'D'
+                     AND (t.tgrelid = c.oid
+                          OR t.tgrelid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
+                                           WHERE i.inhparent = c.oid)))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
 _VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
@@ -291,7 +297,7 @@ class PostgreSQL(PostgreSQLStatements):
             rows = self._query(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
         if not rows:
             return None
-        real_schema, kind, persistence, returns = rows[0]
+        real_schema, kind, persistence, returns, alters_keys = rows[0]
         if kind not in {"r", "p"}:
             return RealTable(real_schema, "other", plain=False, returns=returns)
         temporary = persistence == "t"
@@ -300,6 +306,7 @@ class PostgreSQL(PostgreSQLStatements):
             "temporary" if temporary else "table",
             plain=kind == "r",  # the root of a partitioned table has no system columns to return
             returns=returns,
+            alters_keys=alters_keys,
         )
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:

@@ -46,6 +46,7 @@ class SQLiteStatements(Dialect):
     """Every transaction locks the whole file, so no row is locked by itself."""
 
     cycle_form = CycleForm.DEFERRED
+    may_alter_keys = False
     rounded_types = ()  # a REAL is what was sent; what SQLAlchemy reads of it is rounded
     _for_update = ""
     deletes_keyless_rows = True
