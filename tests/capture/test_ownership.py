@@ -14,7 +14,7 @@ from typing import Any
 import factory
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from harness.bystanders import snapshot
 from harness.models import Currency, Group, Org
@@ -346,3 +346,64 @@ def test_trackers_that_come_and_go_while_others_commit(zoo_database):
             done.set()
         coming.result(WAIT)
     assert snapshot(engine) == before
+
+
+# -- a session that a Meta names, and its engines --------------------------------------------------
+
+
+class Routing(Session):
+    """Finds its engines by code of its own, as Flask-SQLAlchemy's session does."""
+
+    engines: dict[Any, sa.Engine]
+
+    def get_bind(self, mapper: Any = None, **_: Any) -> sa.Engine:
+        return self.engines[None if mapper is None else mapper.class_]
+
+
+def session_with_engines(kind: str, first: sa.Engine, second: sa.Engine) -> Any:
+    if kind == "get_bind":
+        own = type("Own", (Routing,), {"engines": {Org: first, Group: second, None: first}})
+        return scoped_session(sessionmaker(class_=own))
+    binds = {Org: first, Group: second}
+    return scoped_session(sessionmaker(first, binds=binds, twophase=kind == "twophase"))
+
+
+@pytest.mark.parametrize("kind", ["binds", "get_bind", "twophase", "begun"])
+@pytest.mark.parametrize("way", ["named", "made"])
+def test_rows_of_each_engine_of_a_session_are_the_trackers(zoo_database, kind, way):
+    """The tracker is bound to one of them: which others there are shows when they are used."""
+    if kind == "twophase" and zoo_database.backend != "mysql":
+        pytest.skip("prepared transactions are off")
+    first, second = zoo_database.engine(), zoo_database.engine()
+    session = session_with_engines(kind, first, second)
+
+    class ByMeta(TrackedFactory):
+        class Meta:
+            sqlalchemy_session = session if way == "named" else None
+            sqlalchemy_session_factory = None if way == "named" else session
+            sqlalchemy_session_persistence = "commit"
+            abstract = True
+
+        name = factory.Sequence(lambda n: f"name {n}")
+
+    class OfFirst(ByMeta):
+        class Meta:
+            model = Org
+
+    class OfSecond(ByMeta):
+        class Meta:
+            model = Group
+
+    before = snapshot(first)
+    if kind == "begun":
+        session.connection(bind_arguments={"mapper": sa.inspect(Group)})
+    for bind in (first, second, session):
+        if kind == "begun" and bind is session:
+            continue  # its transaction is the caller's
+        with CleanupManager(ResourceTracker(bind)) as cleanup:
+            OfSecond()
+            OfFirst()
+        session.remove()
+        assert cleanup.report is not None
+        assert cleanup.report.total_deleted == 2
+        assert snapshot(first) == before

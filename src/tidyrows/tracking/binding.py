@@ -249,16 +249,25 @@ def _finds_an_engine(bind: orm.Session | orm.sessionmaker[Any] | AsyncMaker) -> 
 def listen_to_session(
     source: orm.Session | orm.sessionmaker[Any] | orm.scoped_session[Any] | type[orm.Session],
     engines: Engines,
+    heard: sa.Engine | None = None,
 ) -> Callable[[], None]:
-    """Attribute to the tracker every connection that a session begins; returns what undoes it."""
+    """Attribute to the tracker every connection that a session begins; returns what undoes it.
+
+    Which engines a session has is known only when it begins on one: by ``binds``, or by code of
+    the project's in ``get_bind``. All but ``heard``, on which the tracker listens anyway, count.
+    """
     tracker = engines.sink  # which lives as long as it listens
 
+    def attribute(connection: sa.Connection) -> None:
+        if heard is None or root_engine(connection.engine) is not heard:
+            engines.capture(connection.engine).sinks.attribute(connection, tracker)
+
     def after_begin(_session: Any, _transaction: Any, connection: sa.Connection) -> None:
-        engines.capture(connection.engine).sinks.attribute(connection, tracker)
+        attribute(connection)
 
     for session in _sessions_of(source):  # those that have begun already
         for connection in open_connections(session):
-            engines.capture(connection.engine).sinks.attribute(connection, tracker)
+            attribute(connection)
     event.listen(source, "after_begin", after_begin)  # last: what is refused leaves nothing behind
     return lambda: event.remove(source, "after_begin", after_begin)
 

@@ -22,7 +22,7 @@ from tidyrows.errors import (
 )
 from tidyrows.greenlets import in_greenlet
 from tidyrows.keys import KeyedTable, TableName
-from tidyrows.tracking.binding import listen_to_session, session_engine
+from tidyrows.tracking.binding import listen_to_session
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -128,10 +128,9 @@ class Sessions:
         if session in self._watched:
             return
         self._watched.add(session)
-        engine, bound = session_engine(session), self.binding.bind
-        roots = [root_engine(each) for each in (engine, bound) if isinstance(each, sa.Engine)]
-        if len(roots) < 2 or roots[0] is not roots[1]:  # noqa: PLR2004 -- else it is heard anyway
-            self._undo.append(listen_to_session(session, self.engines))
+        bound = self.binding.bind
+        heard = root_engine(bound) if isinstance(bound, sa.Engine) else None
+        self._undo.append(listen_to_session(session, self.engines, heard))
 
     def open(self) -> orm.Session:
         """This thread's session."""
