@@ -59,6 +59,7 @@ class KeyedTable:
 
     name: TableName
     table: sa.Table  # a reflected one where the project has none
+    transactional: bool = True  # False where a ROLLBACK does not undo what was written
 
     @cached_property
     def place(self) -> tuple[str, str]:

@@ -11,7 +11,9 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from harness import pip_postgresql
 from harness.bystanders import Bystanders, snapshot
+from harness.ledgers import sweep
 from harness.models import Currency, Group, Org, User, zoo_metadata
+from harness.targets import DRIVERS, on
 from tidyrows import (
     CleanupManager,
     LateCommitWarning,
@@ -57,6 +59,81 @@ def test_a_row_that_is_rolled_back_is_not_tracked_even_if_a_stranger_gets_its_ke
         bystanders.insert(Currency, {"code": "USD", "name": "theirs"})
         assert len(tracker) == 0
     bystanders.assert_untouched()
+
+
+# -- storage engines without transactions: a ROLLBACK does not undo what was written ---------------
+
+
+def _visits(engine: sa.Engine, storage: str, **key: object) -> sa.Table:
+    key = {"primary_key": True, **key}
+    table = sa.Table(
+        "visits",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, **key),  # type: ignore[arg-type]
+        sa.Column("page", sa.String(20), comment=") ENGINE=InnoDB"),
+        mysql_engine=storage,
+    )
+    table.metadata.create_all(engine)
+    return table
+
+
+@on(*DRIVERS["mysql"])
+@pytest.mark.parametrize("storage", ["MyISAM", "Aria", "MEMORY"])
+@pytest.mark.parametrize("end", ["rollback", "close", "savepoint", "raw", "killed"])
+def test_a_row_that_a_rollback_does_not_undo_is_tracked(engine, storage, end):
+    visits = _visits(engine, storage)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup, engine.connect() as connection:
+        nested = connection.begin_nested() if end == "savepoint" else None
+        connection.execute(sa.insert(visits), {"page": "/"})
+        if nested is not None:
+            nested.rollback()
+            connection.commit()
+        elif end == "raw":
+            connection.exec_driver_sql("ROLLBACK")
+        elif end == "killed":
+            with pytest.raises(sa.exc.DBAPIError):
+                connection.exec_driver_sql("KILL CONNECTION_ID()")
+            connection.invalidate()
+        else:
+            getattr(connection, end)()
+    assert cleanup.report is not None
+    assert cleanup.report.total_deleted == 1
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(visits)).all() == []
+
+
+@on("mysql+pymysql")
+def test_a_delete_that_a_rollback_does_not_undo_is_believed(engine):
+    """The key is free, so a row that has it later is a stranger's."""
+    visits = _visits(engine, "MyISAM", autoincrement=False)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        with engine.begin() as connection:
+            connection.execute(sa.insert(visits), {"id": 1, "page": "/"})
+        with engine.connect() as connection:
+            connection.execute(sa.delete(visits).where(visits.c.id == 1))
+            connection.rollback()
+        tracker.stop()
+        with engine.begin() as connection:
+            connection.execute(sa.insert(visits), {"id": 1, "page": "theirs"})
+    with engine.connect() as connection:
+        assert connection.scalars(sa.select(visits.c.page)).all() == ["theirs"]
+
+
+@on("mysql+pymysql")
+def test_a_row_that_a_rollback_does_not_undo_is_swept_after_the_next_commit(
+    engine, worker, outside
+):
+    visits = _visits(outside, "MyISAM")
+    with worker:
+        with worker.engine.connect() as connection:
+            connection.execute(sa.insert(visits), {"page": "/"})
+            connection.rollback()
+        with worker.engine.begin() as connection:
+            connection.execute(sa.insert(visits), {"page": "/next"})
+    worker.dies()
+    assert sweep(outside).total_deleted == 2
 
 
 @pytest.mark.parametrize("rows", [1, 3])

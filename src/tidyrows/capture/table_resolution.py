@@ -43,7 +43,7 @@ class RealTables:
         self._dialect = dialect
         self._harmless = harmless
         self._refuse = refuse
-        self._tables: dict[tuple[TableName, sa.Table], KeyedTable] = {}
+        self._tables: dict[tuple[TableName, sa.Table, bool], KeyedTable] = {}
 
     def find(
         self,
@@ -102,7 +102,8 @@ class RealTables:
             return "the database shows no table of this name here"
         if real.kind == "temporary":
             return None
-        target = self.keyed(TableName(self.database, real.schema, table.name), table)
+        name = TableName(self.database, real.schema, table.name)
+        target = self.keyed(name, table, transactional=real.transactional)
         if not real.alters_keys and self._dialect.rounds_keys(target):
             real = replace(real, alters_keys=True)
         return target, real
@@ -120,12 +121,13 @@ class RealTables:
         if lost or self._dialect.loss(error, driver) is Loss.EVERYTHING:
             connection._handle_dbapi_exception(error, str(statement), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
-    def keyed(self, name: TableName, table: sa.Table) -> KeyedTable:
+    def keyed(self, name: TableName, table: sa.Table, *, transactional: bool = True) -> KeyedTable:
         """The one KeyedTable of a real table and a project's Table."""
         table = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
-        keyed = self._tables.get((name, table))
+        place = (name, table, transactional)
+        keyed = self._tables.get(place)
         if keyed is None:
-            keyed = self._tables.setdefault((name, table), KeyedTable(name, table))
+            keyed = self._tables.setdefault(place, KeyedTable(*place))
         return keyed
 
 

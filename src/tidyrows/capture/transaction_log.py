@@ -88,6 +88,8 @@ class TransactionLog:
             place = 1
             self.mark_uncertain()
             self._savepoints[0] = ("", self.all())
+        for _name, since in self._savepoints[place:]:
+            self._savepoints[place - 1][1].extend(not_undone(since))
         del self._savepoints[place:]
 
     def clear(self) -> list[Logged]:
@@ -106,6 +108,11 @@ class TransactionLog:
             if self._savepoints[place][0] == name:
                 return place
         return None
+
+
+def not_undone(changes: list[Logged]) -> list[Logged]:
+    """Of changes that are rolled back, those that stay: their tables have no transactions."""
+    return [logged for logged in changes if not logged[0].table.transactional]
 
 
 _SERVER_ID = "tidyrows_server_id"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import Change, Touched
 from tidyrows.capture.connections import driver_of
-from tidyrows.capture.transaction_log import PendingCommits, TransactionLog
+from tidyrows.capture.transaction_log import PendingCommits, TransactionLog, not_undone
 from tidyrows.dialects import CommitOutcome, Loss
 
 if TYPE_CHECKING:
@@ -168,9 +168,10 @@ class Transactions:
         if log is None or not log.changed:
             return
         changes = log.clear()
-        if connection.invalidated or connection.closed:
-            return  # the connection is gone, and its transaction with it
-        if self._dialect.in_transaction(driver_of(connection)) is False:
+        gone = connection.invalidated or connection.closed  # and its transaction with it
+        if gone or self._dialect.in_transaction(driver_of(connection)) is not False:
+            self._apply(not_undone(changes))
+        else:
             self._apply(changes, certain=False)  # it was ended behind SQLAlchemy's back
 
     def savepoint(self, connection: sa.Connection, name: str | None) -> None:
@@ -236,8 +237,8 @@ class Transactions:
 
     def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
         """A two-phase transaction is about to be rolled back."""
-        self._prepared.pop(xid, None)
-        self.log(connection).clear()
+        changes = self._prepared.pop(xid, []) + self.log(connection).clear()
+        self._apply(not_undone(changes))
 
     def handle_error(self, context: Any) -> None:
         """A statement or a COMMIT has failed."""
@@ -263,7 +264,7 @@ class Transactions:
         driver = None if connection.invalidated else driver_of(connection)
         loss = Loss.EVERYTHING if lost else self._dialect.loss(error, driver)
         if loss is Loss.EVERYTHING:
-            log.clear()
+            self._apply(not_undone(log.clear()))
         elif loss is Loss.UNKNOWN:
             log.mark_uncertain()
 

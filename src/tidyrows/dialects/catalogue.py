@@ -30,6 +30,7 @@ class RealTable:
         returns: whether RETURNING may be added to an INSERT; it needs more rights than INSERT, and
             a rule may have none.
         alters_keys: whether the database may store another key than was sent; RETURNING tells it.
+        transactional: whether a ROLLBACK undoes what was written to it.
     """
 
     schema: str
@@ -37,6 +38,7 @@ class RealTable:
     plain: bool
     returns: bool = True
     alters_keys: bool = False
+    transactional: bool = True
 
 
 class Catalogue(DriverAccess):

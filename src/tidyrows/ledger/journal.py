@@ -102,11 +102,13 @@ class Journal:
                 self._numbers[changes[0]] += numbers[each][-1:]
 
     def confirm(self, changes: Iterable[Change]) -> None:
-        """The transaction has committed."""
+        """The transaction has committed; rows that it did not record are recorded next time."""
         with self._lock:
             for change in changes:
                 numbers = self._numbers.get(change)
-                if numbers:
+                if numbers is None and isinstance(change, _MAKING):
+                    self._waiting.append(change)
+                elif numbers:
                     self.committed.update(numbers)
                     self.is_log = self.is_log or not isinstance(change, _MAKING)
             if self._waiting:

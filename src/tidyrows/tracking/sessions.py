@@ -236,7 +236,8 @@ class Sessions:
             )
         self.engines.refuse_known()
         self.engines.refuse_places(capture.dialect.places_of_schema(connection, real.schema))
-        return capture.tables.keyed(TableName(capture.database, real.schema, table.name), table)
+        name = TableName(capture.database, real.schema, table.name)
+        return capture.tables.keyed(name, table, transactional=real.transactional)
 
 
 def refuse_keyless(table: sa.Table) -> None:

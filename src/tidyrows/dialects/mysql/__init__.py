@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import closing, contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
@@ -48,6 +49,10 @@ SELECT EXISTS (SELECT 1 FROM information_schema.user_privileges
                   WHERE privilege_type = 'TRIGGER' AND grantee = {me}
                         AND table_schema = %s AND table_name = %s)
 """.format(me="CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')")
+# The line after the columns in SHOW CREATE TABLE, in upper case.
+_ENGINE = re.compile(r"^\) ENGINE=(\w+)", re.MULTILINE)
+_WITHOUT_TRANSACTIONS = frozenset({"MYISAM", "ARIA", "MEMORY", "CSV", "ARCHIVE", "MRG_MYISAM"})
+
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
@@ -226,7 +231,11 @@ class MySQL(MySQLStatements):
             return RealTable(schema, "temporary", plain=False)
         is_table = definition.startswith("CREATE TABLE")
         kind: Literal["table", "other"] = "table" if is_table else "other"
-        return RealTable(schema, kind, plain=False, alters_keys=alters_keys)
+        engine = _ENGINE.search(definition)
+        transactional = engine is None or engine[1] not in _WITHOUT_TRANSACTIONS
+        return RealTable(
+            schema, kind, plain=False, alters_keys=alters_keys, transactional=transactional
+        )
 
     def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
         """The machine is known to the server only; a proxy or a tunnel may stand before it."""
