@@ -291,3 +291,17 @@ def _index_of(worker_id: str) -> int:
             f"{STRIDE - 1} that no other worker of the run has."
         )
     return int(digits[0])
+
+
+# -- ids in texts ----------------------------------------------------------------------------------
+
+
+def worker_name(worker: str | None, run: str | None) -> str:
+    """A worker and its run, for errors, reports and logs."""
+    return f"worker {printable(worker)} of run {printable(run)}"
+
+
+def printable(text: str | None) -> str:
+    """A text from a ledger or the environment, with control characters as escapes."""
+    text = "?" if text is None else text
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

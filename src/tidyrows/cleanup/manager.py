@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
@@ -34,7 +35,7 @@ from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from tidyrows.cleanup.report import Leftover, Progress
@@ -86,6 +87,10 @@ class CleanupManager:
     """
 
     _swept = False
+    _owners: Sequence[Leftover] = ()
+    """Of a sweep: owners in the ledger whose entries it leaves."""
+    _forgotten: Mapping[str, int] = MappingProxyType({})
+    """Of a sweep: how many entries it forgot, by owner."""
 
     def __init__(
         self,
@@ -238,7 +243,8 @@ class CleanupManager:
             if run.progress is not None:
                 run.progress.finish()
                 failures += run.progress.failures
-        report.leftovers = tuple(leftovers)
+        report.forgotten = dict(self._forgotten)
+        report.leftovers = (*leftovers, *self._owners)
         report.blockers = tuple(
             [blocker for each in run.databases.values() for blocker in each.monitor.blockers]
         )

@@ -61,6 +61,8 @@ class LeftoverKind(Enum):
     """A preserved row was changed by somebody else too, or does not stay as it is written."""
     NOT_RESTORED = auto()
     """The database refused to write a preserved row back."""
+    UNREADABLE = auto()
+    """An entry of its owner in the ledger cannot be read, or names what is never a target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +102,7 @@ class Reason:
             names=f" ({', '.join(self.names)})" if self.names else "",
             tables=f"; referenced by rows of {', '.join(self.names)}" if self.names else "",
             joined=" before ".join(self.names),
+            forget=list(self.names),
             table=self.item,
             blockers=_blockers(self),
             identity=_identity(self),
@@ -141,6 +144,8 @@ _TEXTS = {
     "cleanup",
     LeftoverKind.HANDLER_FAILED: "its handler failed: {error}",
     LeftoverKind.CHANGED: _PRESERVED + "{error}",
+    LeftoverKind.UNREADABLE: "{error} None of its rows was touched: look at the entries, "
+    "then forget them with sweep(engine, forget={forget})",
     LeftoverKind.NOT_RESTORED: _PRESERVED + "it could not be put back: {error}",
 }
 _UNKNOWN = (

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.worker import printable
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -28,6 +30,8 @@ class Leftover:
         reason: why it is still there.
         count: how many rows; more than one only where ``row`` is None.
         resource: the external resource; None for rows.
+        owner: of a sweep, an owner in the ledger whose entries it left, with worker and run; the
+            number of its rows is not known, and ``count`` is 0.
     """
 
     table: TableName | None
@@ -35,6 +39,7 @@ class Leftover:
     reason: Reason
     count: int = 1
     resource: ExternalResource | None = None
+    owner: str | None = None
 
     @property
     def kind(self) -> LeftoverKind:
@@ -52,7 +57,7 @@ class Leftover:
         return str(self.reason)
 
     def __str__(self) -> str:
-        name = self.resource or self.row or f"{self.table}: {self.count} row(s)"
+        name = self.owner or self.resource or self.row or f"{self.table}: {self.count} row(s)"
         return f"{name}: {self.cause}"
 
 
@@ -128,6 +133,8 @@ class CleanupReport:
         external: external resources removed, by kind.
         restored: preserved rows put back as they were, by table.
         leftovers: rows and external resources of ours that are still there; they stay tracked.
+            Of a sweep also the owners in the ledger whose entries it left.
+        forgotten: how many entries ``sweep(forget=...)`` forgot, by owner.
         advice: what would have made slow deletes fast.
         blockers: who held locks that the cleanup waited for, as far as it looked.
         retries: how often a transaction was run again, after deadlocks and the like.
@@ -143,6 +150,7 @@ class CleanupReport:
     external: dict[str, int] = field(default_factory=dict)
     restored: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
+    forgotten: dict[str, int] = field(default_factory=dict)
     advice: tuple[str, ...] = ()
     blockers: tuple[Blocker, ...] = ()
     retries: int = 0
@@ -163,8 +171,11 @@ class CleanupReport:
         parts += [f"{table} {count} restored" for table, count in self.restored.items()]
         if self.held:
             parts.append(f"{len(self.held)} held")
-        if self.leftovers:
-            parts.append(f"{sum(leftover.count for leftover in self.leftovers)} left over")
+        rows = sum(leftover.count for leftover in self.leftovers)
+        owners = sum(leftover.owner is not None for leftover in self.leftovers)
+        parts += [f"{rows} left over"] if rows else []
+        parts += [f"{owners} owner(s) left in the ledger"] if owners else []
+        parts += [f"{printable(o)} {n} entries forgotten" for o, n in self.forgotten.items()]
         if self.retries:
             parts.append(f"{self.retries} retries")
         text = f"{', '.join(parts) or 'nothing to delete'} ({self.seconds:.3f} s)"
@@ -187,6 +198,8 @@ def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) ->
         ("", "in the ledger", "run sweep()") if swept else ("tracked ", "tracked", "call cleanup()")
     )
     lines = [f"{count} {start}{things} are still there; they stay {where}:"]
+    if not count:
+        lines = ["Owners in the ledger were left alone, and all rows that they name:"]
     lines += [f"  {leftover}" for leftover in leftovers[:_SHOWN]]
     if len(leftovers) > _SHOWN:
         lines.append(f"  ... and {len(leftovers) - _SHOWN} more in error.leftovers")

@@ -81,6 +81,10 @@ class Catalogue(DriverAccess):
         """Tables whose rows are those of another table, which is listed too (partitions)."""
         return set()
 
+    def is_system_table(self, schema: str, name: str) -> bool:
+        """Whether a table is the database's own: an entry of a ledger never leads a sweep to it."""
+        return False
+
     # ----- foreign keys
 
     def foreign_keys(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,9 @@ import sqlalchemy as sa
 
 from tidyrows.key_json import keys_to_json
 from tidyrows.ledger.entries import ROWS
+from tidyrows.ledger.entry_checks import MALFORMED, bounded_body, parsed
 from tidyrows.ledger.entry_table import entry_order
+from tidyrows.worker import worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -32,7 +34,9 @@ def claimed_by_others(
     ledger = journal.ledger
     entries = ledger.table_on(connection)
     select = (
-        sa.select(entries.c.owner, entries.c.kind, entries.c.body, entries.c.run, entries.c.worker)
+        sa.select(
+            *(entries.c[name] for name in ("owner", "kind", "run", "worker")), bounded_body(entries)
+        )
         .where(
             entries.c.owner != journal.process.id,
             entries.c.schema_name == table.name.schema,
@@ -50,10 +54,14 @@ def claimed_by_others(
     for key, sent in zip(keys, keys_to_json(table, connection.dialect, keys), strict=True):
         wanted.setdefault(_comparable(sent), []).append(key)
     claims: dict[Key, dict[str, str]] = {}
-    for owner, kind, body, run, worker in found:
-        for key, is_there in _changes(kind, json.loads(body), wanted):
+    for owner, kind, run, worker, body in found:
+        try:
+            changes = list(_changes(kind, parsed(body), wanted))
+        except MALFORMED:  # nobody knows which rows it names
+            changes = [(key, True) for key in wanted]
+        for key, is_there in changes:
             if is_there:
-                claims.setdefault(key, {})[owner] = f"worker {worker} of run {run}"
+                claims.setdefault(key, {})[owner] = worker_name(worker, run)
             else:
                 claims.get(key, {}).pop(owner, None)
     return {
@@ -66,12 +74,16 @@ def claimed_by_others(
 
 def _claims_without_keys(found: Sequence[Any]) -> dict[Any, str]:
     """The name of a worker that has inserted more rows of the table than it has deleted."""
-    counts: dict[str, int] = {}
+    counts: dict[str, float] = {}
     names: dict[str, str] = {}
-    for owner, kind, body, run, worker in found:
-        rows = len(json.loads(body).get("rows", ()))
-        counts[owner] = counts.get(owner, 0) + (rows if kind == "whole" else -rows)
-        names.setdefault(owner, f"worker {worker} of run {run}")
+    for owner, kind, run, worker, body in found:
+        try:
+            rows = len(parsed(body).get("rows", ()))
+            count: float = rows if kind == "whole" else -rows
+        except MALFORMED:  # nobody knows how many rows it names
+            count = math.inf
+        counts[owner] = counts.get(owner, 0) + count
+        names.setdefault(owner, worker_name(worker, run))
     others = [names[owner] for owner, count in counts.items() if count > 0]
     return {(): others[0]} if others else {}
 

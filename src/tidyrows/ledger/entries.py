@@ -7,7 +7,6 @@ are written as the database's driver takes them: the reader may not have the pro
 from __future__ import annotations
 
 import base64
-import json
 import sys
 from array import array
 from dataclasses import dataclass
@@ -30,10 +29,20 @@ from tidyrows.capture.changes import (
     Updated,
 )
 from tidyrows.capture.fingerprints import HASH, NEVER
+from tidyrows.dialects import dialect_for
 from tidyrows.dialects.keys import runs_of
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, row_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
+from tidyrows.ledger.entry_checks import (
+    MALFORMED,
+    MOST_ROWS,
+    check_keys,
+    check_primary_key,
+    check_table,
+    parsed,
+)
+from tidyrows.worker import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,6 +65,7 @@ _KINDS: dict[type[Change], str] = {
 _TYPES = {name: kind for kind, name in _KINDS.items()}
 ROWS = tuple(_TYPES)
 """The kinds of entries about rows."""
+_SHOWN = 200  # characters of a reason, which may repeat a value of the entry
 _KEYS_IN_ONE, _ROWS_IN_ONE = 5_000, 500
 """The most keys and whole rows in one entry: servers limit the size of a packet."""
 
@@ -198,45 +208,85 @@ class EntryReader:
     def __init__(self, connection: sa.Connection, database: str) -> None:
         self._connection = connection
         self._database = database
-        self._metadata = sa.MetaData()
+        self._dialect = dialect_for(connection)
+        self._rows = 0
         self._tables: dict[tuple[str, str], KeyedTable | None] = {}
+        # of each table: the key that entries name it by, and the types that its columns have now
+        self._keys: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._types: dict[tuple[str, str], dict[str, sa.types.TypeEngine[Any]]] = {}
 
     def change(
-        self, kind: str, schema: str, table: str, body: str | dict[str, Any]
+        self, kind: str, schema: str, table: str, body: str | dict[str, Any] | None
     ) -> Change | None:
-        """The change of one entry; None where its table does not exist any more."""
+        """The change of one entry; None where its table does not exist any more.
+
+        Raises:
+            TidyRowsError: it cannot be read, or names rows of a table that is never a target.
+        """
+        place = str(schema), str(table)
         try:
-            read = json.loads(body) if isinstance(body, str) else body
-            key = () if "rows" in read else read["columns"]
-            keyed = self._table(schema, table, key)
-            return None if keyed is None else _change(_TYPES[kind], keyed, read)
-        except (ValueError, TypeError, KeyError, ArithmeticError) as error:
-            raise TidyRowsError(
-                f"An entry of the ledger about {schema}.{table} cannot be read (kind {kind!r}); "
-                f"nothing was deleted. Was it written by another version of tidyrows?"
-            ) from error
+            if kind not in _TYPES:
+                raise ValueError("its kind is unknown")
+            read = parsed(body)
+            keyed = self._table(*place, () if "rows" in read else read["columns"])
+            if keyed is None:
+                return None
+            if "rows" not in read:
+                check_keys(read, self._types[place])
+                read = _in_order_of(keyed, read)
+            change = _change(_TYPES[kind], keyed, read)
+            self._rows += len(change.keys)
+            if self._rows > MOST_ROWS:
+                raise ValueError(f"it and those before it name more than {MOST_ROWS} rows")
+        except MALFORMED as error:
+            raise unreadable(f"about {'.'.join(place)}", kind, error) from error
+        return change
 
     def _table(self, schema: str, name: str, key: Sequence[str]) -> KeyedTable | None:
         """A table, with these columns as its primary key; None where it does not exist any more."""
-        if (schema, name) in self._tables:
-            return self._tables[schema, name]
+        place = schema, name
+        if not all(isinstance(each, str) for each in key):
+            raise ValueError("its columns have no names")
+        if self._keys.setdefault(place, tuple(key)) != tuple(key):
+            raise ValueError("the entries name its rows by different keys")
+        if place in self._tables:
+            return self._tables[place]
+        check_table(self._dialect, place)
+        types = self._types[place] = {}
+
+        def note(_inspector: Any, _table: sa.Table, column: Any) -> None:
+            types[column["name"]] = column["type"]
+
         known = [sa.Column(column, UNTYPED, primary_key=True) for column in key]
         try:
             table = sa.Table(
                 name,
-                self._metadata,
+                sa.MetaData(),
                 *known,
                 schema=schema,
                 autoload_with=self._connection,
                 extend_existing=True,
                 autoload_replace=False,
                 resolve_fks=False,
+                listeners=[("column_reflect", note)],
             )
-            found = KeyedTable(TableName(self._database, schema, name), table)
         except NoSuchTableError:
             found = None
-        self._tables[schema, name] = found
+        else:
+            check_table(self._dialect, place, types)
+            found = KeyedTable(TableName(self._database, schema, name), table)
+            if key:
+                now = [column.name for column in found.key_columns]
+                check_primary_key(key, now, types)
+        self._tables[place] = found
         return found
+
+    def resource(self, body: str | None) -> dict[str, Any]:
+        """The body of an entry about an external resource."""
+        try:
+            return parsed(body)
+        except ValueError as error:
+            raise unreadable("about an external resource", EXTERNAL, error) from error
 
     def hold_resources(
         self, into: Externals, bodies: Mapping[Number, Mapping[str, Any]]
@@ -254,7 +304,9 @@ class EntryReader:
                 else:
                     schema, name, columns, key = value
                     table = self._table(schema, name, columns)
-                    found += [] if table is None else [table.row(keys_from_json([key])[0])]
+                    if table is not None:
+                        body = _in_order_of(table, {"columns": columns, "keys": [key]})
+                        found.append(table.row(keys_from_json(body["keys"])[0]))
             return [item for item in found if item is not None]
 
         try:
@@ -264,9 +316,21 @@ class EntryReader:
             }
             for number, body in bodies.items():
                 into.tie(made[number], items(body["after"]), items(body["before"]))
-        except (ValueError, TypeError, KeyError) as error:
-            raise unreadable_resource() from error
+        except MALFORMED as error:
+            raise unreadable("about an external resource", EXTERNAL, error) from error
         return {resource: number for number, resource in made.items()}
+
+
+def _in_order_of(table: KeyedTable, body: dict[str, Any]) -> dict[str, Any]:
+    """A body with the values of its keys in the order that the primary key has now."""
+    places = [body["columns"].index(name) for name in table.key_names]
+    if places == sorted(places):
+        return body
+    return body | {
+        name: [None if key is None else [key[at] for at in places] for key in body[name]]
+        for name in ("keys", "old", "new")
+        if name in body
+    }
 
 
 def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Change:
@@ -336,9 +400,10 @@ def resource_body(
     }
 
 
-def unreadable_resource() -> TidyRowsError:
-    """The error for a resource whose entry has no such body."""
+def unreadable(about: str, kind: str, error: BaseException) -> TidyRowsError:
+    """The error for an entry that cannot be read, with the reason."""
+    why = str(error)[:_SHOWN] if type(error) is ValueError else type(error).__name__
     return TidyRowsError(
-        "An entry of the ledger about an external resource cannot be read; nothing was removed. "
-        "Was it written by another version of tidyrows?"
+        f"An entry of the ledger {printable(about)} cannot be read (kind {kind!r}): "
+        f"{printable(why)}. Another version of tidyrows may have written it, or somebody else."
     )

@@ -34,6 +34,8 @@ RANGE = 1000
 """Integers that a process reserves at once."""
 PROCESS = "owner"
 """The kind of the entry that describes a process; its time is that of the last heartbeat."""
+_DIGITS = 16
+"""Of the id of a process."""
 _START_TIME = 21
 """The place of the start time in /proc/<pid>/stat, counted from 0; see proc(5)."""
 
@@ -43,7 +45,7 @@ class LedgerProcess:
 
     def __init__(self, ledger: EntryTable, *, beat: float) -> None:
         number = secrets.randbits(62) + 1
-        self.id = f"{number:016x}"  # the number of its liveness lock, as the columns have it
+        self.id = f"{number:0{_DIGITS}x}"  # the number of its liveness lock, as the columns have it
         self.integers = IntegerRanges()
         self._pid = os.getpid()
         # entries have the order of the COMMITs that they belong to; a scope is a tracker's number
@@ -99,6 +101,11 @@ class LedgerProcess:
         with ledger.explaining_rights():
             heartbeat.start()
         return heartbeat
+
+
+def is_process_id(text: str) -> bool:
+    """Whether a text has the form of :attr:`LedgerProcess.id`."""
+    return len(text) == _DIGITS and set(text) <= set("0123456789abcdef")
 
 
 def forget_process(connection: sa.Connection, table: sa.Table, process_id: str) -> bool:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.ledger.entries import MAKING
+from tidyrows.ledger.entries import MAKING, ROWS
 from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER
-from tidyrows.ledger.process import PROCESS, OwnerKind, forget_process, has_ended
+from tidyrows.ledger.process import (
+    PROCESS,
+    OwnerKind,
+    forget_process,
+    has_ended,
+    is_process_id,
+)
+from tidyrows.worker import worker_name
 
 if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
@@ -21,6 +28,8 @@ logger = logging.getLogger("tidyrows")
 
 PATIENCE = 15.0
 """Seconds without a heartbeat after which a worker that holds no lock is dead."""
+_LONGEST = 10_000
+"""The most characters of the description of a process."""
 _LOCK_RELEASE = 5.0
 """Seconds within which a server notices that a process has ended, and releases its lock."""
 
@@ -72,9 +81,12 @@ class Candidate:
 
 
 def find_candidates(
-    ledger: Ledger, connection: sa.Connection, arguments: SweepArguments
+    ledger: Ledger,
+    connection: sa.Connection,
+    arguments: SweepArguments,
+    owner: str | None = None,
 ) -> list[Candidate]:
-    """The entries that a sweep with these arguments recovers, tracker by tracker."""
+    """The entries that a sweep with these arguments recovers, tracker by tracker; of one owner."""
     dead: dict[str, bool] = {}
 
     def decide(candidate: Candidate) -> tuple[bool, str]:
@@ -91,18 +103,22 @@ def find_candidates(
         return dead[owner], "the worker is dead" if dead[owner] else "the worker may be alive"
 
     found = []
-    for candidate in _all_entries(ledger, connection, arguments):
+    for candidate in _all_entries(ledger, connection, arguments, owner):
         is_wanted, why = decide(candidate)
-        verb = "takes" if is_wanted else "leaves"
-        names = candidate.worker, candidate.run
-        logger.debug("A sweep %s the rows of worker %s of run %s: %s", verb, *names, why)
+        if owner is None:
+            verb = "takes" if is_wanted else "leaves"
+            name = worker_name(candidate.worker, candidate.run)
+            logger.debug("A sweep %s the rows of %s: %s", verb, name, why)
         if is_wanted:
             found.append(candidate)
     return found
 
 
 def _all_entries(
-    ledger: Ledger, connection: sa.Connection, arguments: SweepArguments
+    ledger: Ledger,
+    connection: sa.Connection,
+    arguments: SweepArguments,
+    of_owner: str | None = None,
 ) -> list[Candidate]:
     """The entries of the run and worker that are asked for, or of all."""
     table = ledger.table_on(connection)
@@ -113,6 +129,8 @@ def _all_entries(
         .group_by(*columns)
         .order_by(*columns)
     )
+    if of_owner is not None:
+        newest_of_each = newest_of_each.where(table.c.owner == of_owner)
     now = ledger.now(connection)
     processes = _processes(ledger, connection)
     makers: dict[tuple[str, int], tuple[str, str, float, dict[str, Any]]] = {}
@@ -121,7 +139,8 @@ def _all_entries(
     for owner, scope, kind, run, worker, maker, written in rows:
         place = owner, scope
         newest[place] = max(newest.get(place, written), written)
-        if kind in MAKING and place not in makers:
+        # a kind that is unknown here may be about new rows, too
+        if (kind in MAKING or kind not in ROWS) and place not in makers:
             beat, process = processes.get(owner, processes.get(maker, (written, {})))
             makers[place] = run, worker, beat, process
     found = []
@@ -138,11 +157,22 @@ def _processes(
 ) -> dict[str, tuple[float, dict[str, Any]]]:
     """The last heartbeat of each process, and its description."""
     table = ledger.table_on(connection)
-    rows = sa.select(table.c.maker, table.c.written, table.c.body).where(table.c.kind == PROCESS)
+    short = sa.case((sa.func.length(table.c.body) <= _LONGEST, table.c.body))
+    rows = sa.select(table.c.maker, table.c.written, short).where(table.c.kind == PROCESS)
     return {
-        maker: (float(written), json.loads(body))
+        maker: (float(written), _description(body))
         for maker, written, body in ledger.execute(connection, rows)
     }
+
+
+def _description(body: str | None) -> dict[str, Any]:
+    """The description of a process; empty where it is not one that tidyrows wrote."""
+    try:
+        read = json.loads(body or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    is_whole = isinstance(read, dict) and isinstance(read.get("pid", 0), (int, type(None)))
+    return read if is_whole else {}
 
 
 def _is_dead(
@@ -154,6 +184,8 @@ def _is_dead(
         return True
     if OwnerKind.HANDED.includes(owner):
         return arguments.handed or age > arguments.patience
+    if not is_process_id(owner):
+        return True  # no process; reading its entries says so
     dialect, number = ledger.dialect, int(owner, 16)
     if dialect.is_alive(connection, number):
         return False
@@ -172,7 +204,7 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
         with ledger.engine.connect() as connection:
             is_held = any(
                 has_ended(each.process)
-                and not any(kind.includes(each.owner) for kind in OwnerKind)
+                and is_process_id(each.owner)
                 and ledger.dialect.is_alive(connection, int(each.owner, 16))
                 for each in _all_entries(ledger, connection, arguments)
             )

@@ -6,40 +6,43 @@ process, and what is left of each tracker's rows is written under new numbers.
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 
 from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.reasons import in_short
 from tidyrows.dialects import Fault
 from tidyrows.errors import LedgerError, TidyRowsError
-from tidyrows.ledger.entries import (
-    EXTERNAL,
-    MAKING,
-    ROWS,
-    EntryReader,
-    unreadable_resource,
-)
+from tidyrows.external import Externals
+from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, EntryReader
+from tidyrows.ledger.entry_checks import bounded_body
 from tidyrows.ledger.entry_table import entry_order
 from tidyrows.ledger.journal import Journal
 from tidyrows.ledger.process import LedgerProcess, OwnerKind
 from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import SweepArguments, find_candidates, wait_for_locks
+from tidyrows.sweep.owners import (
+    OwnerLeftError,
+    check_owner,
+    forget_owners,
+    leftover_of,
+)
 from tidyrows.tracking.store import Store
 from tidyrows.tracking.tracker import ResourceTracker
-from tidyrows.worker import WorkerContext
+from tidyrows.worker import WorkerContext, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from tidyrows.cleanup.report import CleanupReport
+    from tidyrows.cleanup.report import CleanupReport, Leftover
     from tidyrows.keys import TableName
     from tidyrows.ledger.table import Ledger
+    from tidyrows.sweep.dead_workers import Candidate
 
 T = TypeVar("T")
 
@@ -58,29 +61,31 @@ class TrackerEntries:
 def read_entries(
     ledger: Ledger, connection: sa.Connection, owner: str
 ) -> dict[int, TrackerEntries]:
-    """What is left of an owner's rows, by the number of its tracker."""
+    """What is left of an owner's rows, by the number of its tracker.
+
+    Raises:
+        TidyRowsError: an entry cannot be read, or names what is never a target.
+    """
+    check_owner(ledger, connection, owner)
     table = ledger.table_on(connection)
-    names = "scope maker seq kind schema_name table_name body run worker test"
+    names = "scope maker seq kind schema_name table_name run worker test"
     rows = ledger.execute(
         connection,
-        sa.select(*[table.c[name] for name in names.split()])
+        sa.select(*[table.c[name] for name in names.split()], bounded_body(table))
         .where(table.c.owner == owner, table.c.seq > 0)
         .order_by(*entry_order(table)),
     ).all()
     of_tracker: dict[int, TrackerEntries] = {}
     reader = EntryReader(connection, ledger.database)
-    for scope, maker, seq, kind, schema, name, body, run, worker, test in rows:
+    for scope, maker, seq, kind, schema, name, run, worker, test, body in rows:
         entries = of_tracker.setdefault(scope, TrackerEntries())
         if kind in MAKING or not entries.columns:
             entries.columns = {"run": run, "worker": worker, "test": test}
         if test:
             entries.tests[test] = None
         if kind == EXTERNAL:
-            try:
-                entries.externals[maker, seq] = json.loads(body)
-            except ValueError as error:
-                raise unreadable_resource() from error
-        elif kind in ROWS:
+            entries.externals[maker, seq] = reader.resource(body)
+        else:
             entries.numbers.add((maker, seq))
             change = reader.change(kind, schema, name, body)
             if isinstance(change, (Inserted, InsertedWhole)):
@@ -88,12 +93,26 @@ def read_entries(
             elif change is not None:
                 for each in of_tracker.values():
                     change = each.store.apply(change)
-        else:
-            raise TidyRowsError(
-                f"The ledger has an entry of the unknown kind {kind!r}; nothing was deleted. Was "
-                f"it written by another version of tidyrows?"
-            )
+    for entries in of_tracker.values():
+        reader.hold_resources(Externals(), entries.externals)
     return of_tracker
+
+
+def read_owner(ledger: Ledger, connection: sa.Connection, owner: str) -> dict[int, TrackerEntries]:
+    """As :func:`read_entries`; what keeps the entries from being read leaves that owner alone.
+
+    Raises:
+        OwnerLeftError: an entry cannot be read; the transaction may have been aborted.
+    """
+    try:
+        return read_entries(ledger, connection, owner)
+    except TidyRowsError as error:
+        raise OwnerLeftError(error) from error
+    except sa.exc.SQLAlchemyError as error:
+        if ledger.dialect.fault(error) is not Fault.OTHER:
+            raise
+        text = f"Its entries cannot be read: {printable(in_short(error))}."
+        raise OwnerLeftError(TidyRowsError(text)) from error
 
 
 class Recovery:
@@ -104,19 +123,40 @@ class Recovery:
             ledger.check(connection)
         self._ledger = ledger
         self._retry = retry or RetryPolicy()
+        self._forgotten: dict[str, int] = {}
+        self._left: dict[str, Leftover] = {}  # the owners whose entries stay where they are
         # Not the process that the trackers share: what a sweep leaves must have no live owner.
         self._process = LedgerProcess(ledger, beat=ledger.beat)
 
+    def forget(self, owners: Sequence[str]) -> None:
+        """Delete the entries of these owners, in one transaction."""
+
+        def forget() -> dict[str, int]:
+            with self._ledger.transaction(lock_timeout=5.0) as connection:
+                return forget_owners(self._ledger, connection, owners)
+
+        self._forgotten = self._run(forget) if owners else {}
+
     def recover(self, arguments: SweepArguments) -> None:
-        """Make the entries of dead workers this process's own, in one transaction."""
+        """Make the entries of dead workers this process's own, each owner's in one transaction."""
         wait_for_locks(self._ledger, arguments, self._retry)
-        self._run(lambda: self._recover(arguments))
+        candidates = self._run(partial(self._find, arguments))
+        for owner, candidate in sorted({each.owner: each for each in candidates}.items()):
+            try:
+                self._run(partial(self._recover, arguments, owner))
+            except OwnerLeftError as why:
+                self._left[owner] = leftover_of(candidate, why)
+            else:
+                self._left.pop(owner, None)
 
     def delete_rows(self, **options: Any) -> CleanupReport:
         """Delete the rows; those that are still there afterwards are left to the next sweep."""
         tracker = self._run(self._tracker)
         try:
-            return _SweepCleanup(tracker, **options).cleanup()
+            cleanup = _SweepCleanup(tracker, **options)
+            cleanup._owners = tuple(self._left.values())  # noqa: SLF001 -- the class below
+            cleanup._forgotten = self._forgotten  # noqa: SLF001
+            return cleanup.cleanup()
         finally:
             # What fails here is done by the next sweep.
             with suppress(sa.exc.SQLAlchemyError, LedgerError):
@@ -131,24 +171,26 @@ class Recovery:
         passing = {Fault.TRANSIENT, Fault.LOST}
         return self._retry.run(transaction, is_transient=lambda error: fault(error) in passing)
 
-    def _recover(self, arguments: SweepArguments) -> None:
+    def _find(self, arguments: SweepArguments) -> list[Candidate]:
+        with self._ledger.transaction(lock_timeout=5.0) as connection:
+            return find_candidates(self._ledger, connection, arguments)
+
+    def _recover(self, arguments: SweepArguments, owner: str) -> None:
         ledger = self._ledger
         with ledger.transaction(lock_timeout=5.0) as connection:
             table = ledger.table_on(connection)
-            wanted: dict[str, list[int]] = defaultdict(list)
-            for candidate in find_candidates(ledger, connection, arguments):
-                wanted[candidate.owner].append(candidate.scope)
-            for owner, scopes in sorted(wanted.items()):
-                # Locked before they are read, so that no other process recovers them meanwhile.
-                locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
-                ledger.execute(connection, locked).all()
-                of_tracker = read_entries(ledger, connection, owner)
-                for scope in sorted(scopes):
-                    if scope in of_tracker:
-                        self._rewrite(connection, owner, scope, of_tracker.pop(scope))
-                if not any(each.externals or each.store.snapshot() for each in of_tracker.values()):
-                    left = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
-                    ledger.execute(connection, left)
+            # Locked before they are read, so that no other process recovers them meanwhile.
+            locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
+            ledger.execute(connection, locked).all()
+            wanted = find_candidates(ledger, connection, arguments, owner)
+            of_tracker = read_owner(ledger, connection, owner) if wanted else {}
+            for scope in sorted(each.scope for each in wanted):
+                if scope in of_tracker:
+                    self._rewrite(connection, owner, scope, of_tracker.pop(scope))
+            left = (each.externals or each.store.snapshot() for each in of_tracker.values())
+            if wanted and not any(left):
+                gone = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
+                ledger.execute(connection, gone)
 
     def _rewrite(
         self,

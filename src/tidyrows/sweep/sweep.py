@@ -1,6 +1,6 @@
 """The public functions that show and delete what dead workers left.
 
-A sweep first makes the entries its own, in one transaction: it has a liveness lock and a heartbeat
+A sweep first makes the entries its own, owner by owner: it has a liveness lock and a heartbeat
 as a worker has. So two sweeps never delete the same row, the next sweep recovers the rows of one
 that is killed, and a worker that was taken for dead gets an error.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,9 @@ from tidyrows.sweep.dead_workers import (
     find_candidates,
     forget_dead_processes,
 )
-from tidyrows.sweep.recovery import Recovery, TrackerEntries, read_entries
+from tidyrows.sweep.owners import OwnerLeftError, owners_to_forget
+from tidyrows.sweep.recovery import Recovery, TrackerEntries, read_owner
+from tidyrows.worker import printable, worker_name
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -57,6 +59,8 @@ class Orphans:
         rows: the number of rows, by table.
         external: the number of external resources, by kind.
         kept: the name under which ``keep_on_failure`` kept the rows; None for other rows.
+        owner: the owner of the entries in the ledger, as ``sweep(forget=...)`` takes it.
+        unreadable: why a sweep leaves the entries where they are; None where it takes them.
     """
 
     run: str
@@ -68,16 +72,20 @@ class Orphans:
     rows: dict[TableName, int] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
     kept: str | None = None
+    owner: str = ""
+    unreadable: str | None = None
 
     def __str__(self) -> str:
         things = [f"{table} {count}" for table, count in self.rows.items()]
         things += [f"{kind} {count}" for kind, count in self.external.items()]
         where = f" on {self.host}" if self.host else ""
         kept = f", kept as {self.kept}" if self.kept else ""
+        owner = f", owner {self.owner}" if self.owner and not kept else ""
         tests = f", made in {_first_names(self.tests, _TESTS)}" if self.tests else ""
-        return (
-            f"worker {self.worker} of run {self.run}{where}, {self.age:.0f} s ago{kept}: "
-            f"{', '.join(things) or 'nothing'}{tests}"
+        what = f"stays: {self.unreadable}" if self.unreadable else ", ".join(things) or "nothing"
+        name = worker_name(self.worker, self.run)
+        return f"{name}{printable(where)}, {self.age:.0f} s ago{printable(kept + owner)}: " + (
+            printable(what + tests)
         )
 
 
@@ -88,6 +96,7 @@ def sweep(
     worker: str | None = None,
     older_than: float | None = None,
     kept: bool | str = False,
+    forget: str | Iterable[str] = (),
     patience: float = PATIENCE,
     ledger: str = NAME,
     schema: str | None = None,
@@ -98,7 +107,8 @@ def sweep(
 
     A worker is dead only when its lock is free and its heartbeat has stopped: on this machine when
     its process has ended, elsewhere when it has not beaten for ``patience`` seconds. Safe while
-    live workers work, and while another sweep does the same.
+    live workers work, and while another sweep does the same. Owners whose entries cannot be read
+    are left alone and named, after everybody else's rows are deleted.
 
     Args:
         place: an engine, a URL, or a :class:`Ledger`.
@@ -108,6 +118,8 @@ def sweep(
             alive, whose newest row is this many seconds old; 0 for all rows, once you know that
             the workers have ended.
         kept: also delete rows that ``keep_on_failure`` kept; or only those of this name.
+        forget: first forget the entries of these owners, as :func:`find_orphans` and the error of a
+            sweep name them; the rows stay, whoever made them.
         patience: see above, in seconds.
         ledger: the name of the ledger's table.
         schema: the schema of that table.
@@ -115,9 +127,11 @@ def sweep(
         options: passed to :class:`CleanupManager`.
 
     Raises:
-        CleanupError: rows are still there; they stay in the ledger, for a later sweep.
+        CleanupError: rows are still there; they stay in the ledger, for a later sweep. Or entries
+            cannot be read, or name what is never a target.
         LedgerError: there is no ledger, or one of another version, or one that this role may not
-            use; or nothing is kept under the name that ``kept`` gives.
+            use; or nothing is kept under the name that ``kept`` gives; or an owner in ``forget``
+            has no entries.
         ProductionDatabaseError: the database looks like production.
         TypeError: an argument has a name that neither this nor ``CleanupManager`` knows.
         ValueError: a time is negative, or a name is empty.
@@ -127,12 +141,14 @@ def sweep(
         public.users 3 deleted (0.012 s)
     """
     _refuse_unknown_options(options)
+    owners = owners_to_forget(forget)
     arguments = SweepArguments(run, worker, older_than, kept, patience)
     with _opened(place, ledger, schema, allow_production) as opened:
         recovery = Recovery(opened, options.get("retry"))
         try:
             with opened.engine.connect() as connection:
                 _refuse_unknown_kept(opened, connection, kept)
+            recovery.forget(owners)
             recovery.recover(arguments)
             return recovery.delete_rows(**options)
         finally:
@@ -183,7 +199,13 @@ def find_orphans(
         for candidate in find_candidates(opened, connection, arguments):
             owner = candidate.owner
             if owner not in of_owner:
-                of_owner[owner] = read_entries(opened, connection, owner)
+                try:
+                    of_owner[owner] = read_owner(opened, connection, owner)
+                except OwnerLeftError as why:
+                    connection.rollback()
+                    of_owner[owner] = {}
+                    orphans = _orphans(candidate, TrackerEntries())
+                    found.append(replace(orphans, unreadable=str(why)))
             entries = of_owner[owner].get(candidate.scope)
             if entries is not None:
                 found.append(_orphans(candidate, entries))
@@ -255,6 +277,7 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
         },
         dict(kinds),
         candidate.owner if OwnerKind.KEPT.includes(candidate.owner) else None,
+        candidate.owner,
     )
 
 

@@ -87,6 +87,7 @@ WHERE p.DB = me.DB AND p.ID NOT IN (me.ID, CONNECTION_ID())
       AND (p.STATE IS NULL OR p.STATE NOT LIKE 'Waiting%')
 ORDER BY 1"""
 _NEEDS_PROCESS = 1227
+_OWN_SCHEMAS = frozenset({"mysql", "information_schema", "performance_schema", "sys"})
 
 
 class MySQL(MySQLStatements):
@@ -288,6 +289,9 @@ class MySQL(MySQLStatements):
         """How far InnoDB's log is written; on MariaDB also how many rows, by any engine."""
         mariadb = getattr(self._dialect(), "is_mariadb", False)
         return self._query(connection, _LOG.format(_WRITTEN if mariadb else "")) or None
+
+    def is_system_table(self, schema: str, name: str) -> bool:
+        return schema.lower() in _OWN_SCHEMAS
 
     def application_schemas(self, connection: sa.Connection) -> list[str]:
         ((database,),) = self._query(connection, "SELECT DATABASE()")

@@ -347,6 +347,10 @@ class PostgreSQL(PostgreSQLStatements):
         """All but the system's own."""
         return [name for (name,) in self._query(connection, _OWN_SCHEMAS)]
 
+    def is_system_table(self, schema: str, name: str) -> bool:
+        own = schema.startswith("pg_") and not schema.startswith("pg_temp")
+        return own or schema == "information_schema"
+
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
         """Partitions: their rows are the partitioned table's."""
         return {name for (name,) in self._query(connection, _PARTITIONS, schema)}

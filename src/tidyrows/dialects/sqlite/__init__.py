@@ -290,6 +290,9 @@ class SQLite(SQLiteStatements, SQLiteLocks):
         listed = self._query(connection, "PRAGMA database_list")
         return [name for _number, name, _path in listed if name != "temp"]
 
+    def is_system_table(self, schema: str, name: str) -> bool:
+        return name.lower().startswith("sqlite_")
+
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
         """The tables in which a virtual table keeps its rows; unknown before SQLite 3.37."""
         listed = self._query(connection, "PRAGMA table_list")

@@ -1,0 +1,219 @@
+"""Entries that cannot be read, or that name what is never a target, stop nobody else's sweep."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+import sqlalchemy as sa
+
+from harness.ledgers import dead_worker, entries, family, ids, numbered, orphans, sweep
+from tidyrows import CleanupError, CleanupManager, Ledger, LedgerError, ResourceTracker
+
+pytestmark = pytest.mark.slow
+
+UNREADABLE = {
+    "no JSON": "{",
+    "deep": "[" * 100_000,
+    "no object": "[]",
+    "no columns": "{}",
+    "numbers for columns": '{"columns": [5], "keys": [[1]]}',
+    "a key of two": '{"columns": ["id"], "keys": [[1, 2]]}',
+    "no list": '{"columns": ["id"], "keys": 7}',
+    "a list for a value": '{"columns": ["id"], "keys": [[[1]]]}',
+    "a number for a UUID": '{"columns": ["id"], "keys": [[{"uuid": 5}]]}',
+    "a text for a number": '{"columns": ["id"], "keys": [["abc"]]}',
+    "a billion rows": '{"columns": ["id"], "ranges": [1, 1000000000]}',
+    "a backward range": '{"columns": ["id"], "ranges": [2, 1]}',
+    "an odd range": '{"columns": ["id"], "ranges": [1, 2, 3]}',
+    "text in a range": '{"columns": ["id"], "ranges": ["1", "2"]}',
+    "short hashes": json.dumps(
+        {
+            "columns": ["id"],
+            "ranges": [1, 2],
+            "looks": {"columns": ["name"], "references": [], "hashes": "AAAAAAAAAAA="},
+        }
+    ),
+}
+
+
+def write(engine, **values):
+    """An entry that tidyrows did not write, of an owner without a process."""
+    row = {
+        "maker": "00000000000000bd",
+        "seq": 1,
+        "owner": "00000000000000bd",
+        "scope": 1,
+        "kind": "rows",
+        "schema_name": sa.inspect(engine).default_schema_name,
+        "table_name": "parents",
+        "run": "bad",
+        "worker": "gw6",
+        "body": '{"columns": ["id"], "ranges": [1, 2]}',
+        "written": 0,
+    }
+    table = sa.table("tidyrows_ledger", *map(sa.column, row))
+    with engine.begin() as connection:
+        connection.execute(sa.insert(table), row | values)
+    return (row | values)["owner"]
+
+
+def left(engine, **options):
+    """The one owner that a sweep leaves, as text, and the report of the sweep."""
+    with pytest.raises(CleanupError) as caught:
+        sweep(engine, **options)
+    (leftover,) = caught.value.leftovers
+    assert str(leftover) in str(caught.value)
+    return str(leftover), caught.value.report
+
+
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_named_and_everybody_elses_rows_go(database, outside, ledgers, body):
+    parents, _children = family(outside)
+    with outside.begin() as connection:
+        connection.execute(sa.insert(parents), numbered([1, 2], name="stranger"))
+    dead_worker(database, ledgers, (parents, numbered([5, 6])), name="gw0")
+    owner = write(outside, body=body)
+    dead_worker(database, ledgers, (parents, numbered([7])), name="gw1")
+    started = time.monotonic()
+    (bad,) = [each for each in orphans(outside) if each.unreadable]
+    assert bad.owner == owner
+    assert owner in str(bad)
+    said, report = left(outside)
+    assert time.monotonic() - started < 30
+    assert report.total_deleted == 3
+    assert ids(outside, parents) == [1, 2]
+    for word in (owner, "worker gw6 of run bad", "parents", f"forget=['{owner}']"):
+        assert word in said
+    assert [each["owner"] for each in entries(outside)] == [owner]
+    report = sweep(outside, forget=[bad.owner])
+    assert report.forgotten == {owner: 1}
+    assert "1 entries forgotten" in str(report)
+    assert ids(outside, parents) == [1, 2]
+    assert not entries(outside)
+    with pytest.raises(LedgerError, match="no entries of an owner"):
+        sweep(outside, forget=owner)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"kind": "unheard-of"}, "its kind is unknown"),
+        ({"owner": "nobody"}, "No process has such an id"),
+        ({"owner": "0x000000000000bd"}, "No process has such an id"),
+        (
+            {"table_name": "tidyrows_ledger", "body": '{"columns": ["maker", "seq"], "keys": []}'},
+            "is a ledger, which is never a target",
+        ),
+        ({"kind": "external", "body": '{"kind": "x"}'}, "external resource cannot be read"),
+        ({"kind": "external", "body": "["}, "external resource cannot be read"),
+        (
+            {"kind": "external", "body": '{"kind": "x", "payload": 1, "after": [5], "before": []}'},
+            "external resource cannot be read",
+        ),
+    ],
+)
+def test_what_no_tidyrows_wrote_is_left_where_it_is(database, outside, ledgers, values, said):
+    parents, _children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([5])))
+    owner = write(outside, **values)
+    assert [each.owner for each in orphans(outside) if each.unreadable] == [owner]
+    text, report = left(outside)
+    assert said in text
+    assert report.total_deleted == 1
+    assert [each["owner"] for each in entries(outside)] == [owner]
+
+
+def test_the_catalogue_is_never_a_target(database, outside, ledgers):
+    family(outside)
+    ledgers.installed(outside)
+    place = {
+        "postgresql": ("pg_catalog", "pg_description", ["objoid", "classoid", "objsubid"]),
+        "mysql": ("mysql", "help_topic", ["help_topic_id"]),
+        "sqlite": ("main", "sqlite_master", ["name"]),
+    }[database.backend]
+    body = json.dumps({"columns": place[2], "keys": [[1] * len(place[2])]})
+    write(outside, schema_name=place[0], table_name=place[1], body=body)
+    said, _report = left(outside)
+    assert "never a target" in said
+
+
+@pytest.mark.parametrize("how", ["widened", "renamed", "another type"])
+def test_a_migration_of_a_key_leaves_the_rows_of_its_old_form(database, outside, ledgers, how):
+    parents, children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([1, 2])), name="gw0")
+    dead_worker(database, ledgers, (children, numbered([1])), name="gw1")
+    children.drop(outside)
+    parents.drop(outside)
+    columns = {
+        "widened": (sa.Column("id", sa.Integer), sa.Column("tenant", sa.Integer)),
+        "renamed": (sa.Column("number", sa.Integer),),
+        "another type": (sa.Column("id", sa.String(20)),),
+    }[how]
+    names = [column.name for column in columns]
+    new = sa.Table("parents", sa.MetaData(), *columns, sa.PrimaryKeyConstraint(*names))
+    new.metadata.create_all(outside)
+    row = dict.fromkeys(names, 1 if how != "another type" else "1x")
+    with outside.begin() as connection:
+        connection.execute(sa.insert(new), [row])
+    said, _report = left(outside)
+    assert "parents" in said
+    with outside.connect() as connection:
+        assert len(connection.execute(sa.select(new)).all()) == 1
+
+
+def test_a_key_whose_columns_have_another_order_by_now_names_the_same_row(
+    database, outside, ledgers
+):
+    def pairs(*key):
+        return sa.Table(
+            "pairs",
+            sa.MetaData(),
+            sa.Column("a", sa.Integer, autoincrement=False),
+            sa.Column("b", sa.Integer, autoincrement=False),
+            sa.PrimaryKeyConstraint(*key),
+        )
+
+    pairs("b", "a").create(outside)
+    with outside.begin() as connection:
+        connection.execute(sa.insert(pairs("a", "b")), [{"a": 2, "b": 1}])
+    dead_worker(database, ledgers, (pairs("a", "b"), [{"a": 1, "b": 2}]))
+    assert sweep(outside, trust_keys=True).total_deleted == 1
+    with outside.connect() as connection:
+        assert connection.execute(sa.select(pairs("a", "b"))).all() == [(2, 1)]
+
+
+def test_a_claim_that_cannot_be_read_holds_the_rows_that_it_may_name(database, outside, ledgers):
+    parents, children = family(outside, nullable=False)
+    ledger = Ledger(outside)
+    ledgers.installed(outside)
+    write(outside, table_name="children", body="{")
+    with CleanupManager(ResourceTracker(outside, ledger=ledger)) as cleanup:
+        with outside.begin() as connection:
+            connection.execute(sa.insert(parents), numbered([1]))
+        with database.engine().begin() as connection:
+            connection.execute(sa.insert(children), numbered([1], parent_id=1))
+    assert [each.by for each in cleanup.report.held] == ["worker gw6 of run bad"]
+    assert ids(outside, children) == [1]
+    ledger.close()
+
+
+def test_control_characters_of_names_are_escaped(database, outside, ledgers, caplog):
+    parents, _children = family(outside)
+    ugly = "a\x1b[2J\r\n\u202eb"
+    context = {"run": ugly + "2", "name": ugly, "test": ugly}
+    dead_worker(database, ledgers, (parents, numbered([5])), **context)
+    write(outside, run=ugly, worker=ugly, body="{")
+    with caplog.at_level("DEBUG", logger="tidyrows"):
+        shown = "".join(map(str, orphans(outside)))
+        shown += "".join(left(outside)[0].splitlines())
+    shown += "".join(caplog.messages)
+    assert r"a\x1b[2J\r\n\u202eb" in shown
+    assert not any(each in shown for each in "\x1b\r\n\u202e")
+
+
+@pytest.mark.parametrize("forget", ["", [""], [None]])
+def test_a_name_that_names_nobody_is_refused(forget):
+    with pytest.raises(ValueError, match="forget="):
+        sweep("sqlite://", forget=forget)
