@@ -32,17 +32,24 @@ def inserted_keys(
     result: sa.CursorResult[Any],
     found: Target,
     dialect: Dialect,
-) -> tuple[list[tuple[Any, ...]], bool] | str:
-    """The keys of an INSERT and whether the database made them; or why they are not known."""
+) -> tuple[list[tuple[Any, ...]], bool, bool] | str:
+    """The keys of an INSERT, whether the database made them, and whether they are only as sent.
+
+    A text says why they are not known.
+    """
     if rewrite is not None:
         if rewrite.refusal is not None:
             return rewrite.refusal
-        return keys_from_rewritten(result, rewrite), rewrite.generated
+        return keys_from_rewritten(result, rewrite), rewrite.generated, found[1].moves_keys
     if not is_plain(insert) and dialect.upsert(insert):
         # compiled by the caller, or changed by another listener
         return "an upsert that does not run as it was seen proves nothing"
     reported = _reported_keys(insert, result.context, *found, dialect)
-    return reported or "its result does not tell which rows it made"
+    if reported is None:
+        return "its result does not tell which rows it made"
+    return *reported, found[1].moves_keys or (
+        found[1].alters_keys and not _has_key(result, found[0])
+    )
 
 
 def _reported_keys(
@@ -81,6 +88,13 @@ def _reported_keys(
         if row is not None:
             keys.append(tuple(row))
     return keys, generated
+
+
+def _has_key(result: sa.CursorResult[Any], target: KeyedTable) -> bool:
+    """Whether SQLAlchemy has fetched the whole key for its own use."""
+    context: Any = result.context
+    fetched = context.returned_default_rows
+    return bool(fetched) and all(column in fetched[0]._mapping for column in target.key_columns)
 
 
 def inserted_rows(

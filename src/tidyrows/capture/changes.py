@@ -64,11 +64,13 @@ class Inserted(Change):
     Attributes:
         generated: the database made the keys, so that no stranger can hold them.
         named: the user named the rows.
+        sent: the keys are as they were sent; the database may have stored others.
         hashes: hashes of the rows, where the database may give their keys to other rows.
     """
 
     generated: bool = False
     named: bool = False
+    sent: bool = False
     hashes: Hashes | None = None
 
 
@@ -92,7 +94,13 @@ class DeletedWhole(Change):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeysChanged(Change):
-    """Primary keys were changed: ``keys`` has (old, new) pairs; new is None where not known."""
+    """Primary keys were changed: ``keys`` has (old, new) pairs; new is None where not known.
+
+    Attributes:
+        sent: as of :class:`Inserted`, for the new keys.
+    """
+
+    sent: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
+from dataclasses import replace
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.elements import ReleaseSavepointClause
 
 from tidyrows.capture import affected_rows, returning
-from tidyrows.capture.changes import INTERNAL, Change, Inserted, InsertedWhole
+from tidyrows.capture.changes import INTERNAL, Change, Inserted, InsertedWhole, KeysChanged
 from tidyrows.capture.connections import OpenConnections
 from tidyrows.capture.destination import Destination
 from tidyrows.capture.fingerprints import Recorder
@@ -248,7 +249,7 @@ class Capture:
         if isinstance(found_keys, str):
             self._warn_untracked(owner, target.table, found_keys)
             return
-        keys, generated = found_keys
+        keys, generated, sent = found_keys
         whole = affected_rows.nameable(keys)
         if whole:
             single = len(target.key_columns) == 1
@@ -258,7 +259,7 @@ class Capture:
                 hashes = self._recorder.inserted(
                     insert, result.context, target, whole, owner.context
                 )
-            change = Inserted(target, stored, generated=generated, hashes=hashes)
+            change = Inserted(target, stored, generated=generated, sent=sent, hashes=hashes)
             self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
@@ -310,6 +311,8 @@ class Capture:
     ) -> list[Change]:
         """What a statement did to rows that are tracked, or are pending."""
         change = affected_rows.change_of(statement, result, target, rewrite)
+        if isinstance(change, KeysChanged) and self.dialect.rounds_keys(target):
+            change = replace(change, sent=True)
         changes = [] if change is None else [change]
         if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
             updated = self._recorder.updated(statement, result.context, target)

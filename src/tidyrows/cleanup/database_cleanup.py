@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from tidyrows.cleanup.report import Held, Leftover, count_in
 from tidyrows.cleanup.run import LedgerUpdates, Outcome, Scope
 from tidyrows.cleanup.verify import (
     NOTHING,
+    altered_keys,
     existing_rows,
     judge,
     resolve_by_ledger,
@@ -26,6 +28,7 @@ from tidyrows.cleanup.verify import (
 from tidyrows.dialects import Fault
 from tidyrows.errors import SessionStateError
 from tidyrows.keys import TableName
+from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -56,6 +59,7 @@ class DatabaseCleanup:
         self._report = run.report
         self._database = database
         self._phase = phase
+        self._altered: dict[TableName, dict[Any, Reason]] = {}
         self._ledger = LedgerUpdates.of(run.tracker, database)
         # rows of an entry that is in the journal are held by now
         self._set_held(held if self._ledger is None else run.held_in(database))
@@ -77,6 +81,10 @@ class DatabaseCleanup:
                 journal = self._ledger.journal
                 ask = partial(resolve_by_ledger, self._tracker, self._database, journal)
                 self._run.retry(self._database, ask)
+                self._set_held(self._run.held_in(self._database))
+            for held in self._sent:
+                leftovers += self._look_for_sent(held)
+            if self._sent:
                 self._set_held(self._run.held_in(self._database))
             for held in self._in_doubt:
                 leftovers += self._resolve_doubts(held)
@@ -100,7 +108,14 @@ class DatabaseCleanup:
         self._keyed: list[TableHoldings] = []
         self._in_doubt: list[TableHoldings] = []
         self._keyless: list[TableHoldings] = []
+        self._sent: list[TableHoldings] = []
         for each in self._held:
+            if each.sent:
+                self._sent.append(each)
+                altered = self._altered.get(each.table.name, ())
+                keys = KeySet(key for key in each.keys if key not in altered)
+                doubts = {k: made for k, made in each.in_doubt.items() if k not in altered}
+                each = replace(each, keys=keys, in_doubt=doubts)  # noqa: PLW2901 -- for this cleanup
             if len(each.keys):
                 self._keyed.append(each)
             if each.in_doubt:
@@ -151,6 +166,14 @@ class DatabaseCleanup:
                 count_in(self._report.already_gone, held.table.name, len(held.keys))
                 self._tracker.store.forget(held.table, held.keys)
         self._set_held(self._run.held_in(self._database))
+
+    def _look_for_sent(self, held: TableHoldings) -> list[Leftover]:
+        """Look for the keys that nobody has seen: some name no row of ours, and stay."""
+        name = held.table.name
+        seen, altered = self._run.retry(self._database, partial(altered_keys, self._database, held))
+        self._tracker.store.see(held.table, seen)
+        self._altered[name] = altered
+        return [Leftover(name, held.table.row(key), why) for key, why in altered.items()]
 
     def _resolve_doubts(self, held: TableHoldings) -> list[Leftover]:
         table, store = held.table, self._tracker.store

@@ -39,6 +39,8 @@ class LeftoverKind(Enum):
     """A row of another tracker references it."""
     UNCERTAIN = auto()
     """The key may have been given to a row of somebody else."""
+    ALTERED = auto()
+    """The key is as it was sent, and the database may have stored another."""
     IN_DOUBT = auto()
     """The answer to the COMMIT that inserted it was lost."""
     UNANSWERED = auto()
@@ -74,8 +76,9 @@ class Reason:
         error: the exception, if there was one.
         item: the row, table or resource that references or needs it.
         columns: the foreign key's columns; for ``UNCERTAIN`` the columns of which one differs.
-        names: for ``IGNORED`` triggers, rules and policies; for ``REFUSED`` the tables whose rows
-            reference it; for ``CIRCULAR`` the members of the circle.
+        names: for ``IGNORED`` triggers, rules and policies; for ``ALTERED`` the table where a row
+            has the key that was sent; for ``REFUSED`` the tables whose rows reference it; for
+            ``CIRCULAR`` the members of the circle.
         holder: the other tracker whose row needs it, if nothing else keeps it.
         blockers: the transactions that hold the lock.
         trouble: why the blockers are not known.
@@ -106,6 +109,7 @@ class Reason:
             table=self.item,
             blockers=_blockers(self),
             identity=_identity(self),
+            stored="a row with this key may be somebody else's" if self.names else "no row has it",
         )
         return text if self.also is None else f"{text}; {self.also}"
 
@@ -126,6 +130,9 @@ _TEXTS = {
     "({columns}), and ON DELETE would change them unseen; clean up with a role that has BYPASSRLS",
     LeftoverKind.HELD: "{item} of {holder} " + _REFERENCES,
     LeftoverKind.UNCERTAIN: "identity uncertain: {identity}",
+    LeftoverKind.ALTERED: "{stored}, and the key is as it was sent: the database may have stored "
+    "another, by the column's type or by a trigger, and it was not read back. Look for the row and "
+    "delete it; send a key that is stored as it is, or let the user SELECT",
     LeftoverKind.IN_DOUBT: "the answer to its COMMIT was lost, and a row with this key may as well "
     "be somebody else's; look at it, and delete it yourself or call tracker.track_rows() to own it",
     LeftoverKind.UNANSWERED: "the table has no primary key, and a COMMIT was never answered: the "

@@ -62,6 +62,30 @@ def existing_rows(database: Database, batches: Sequence[Batch]) -> dict[TableNam
     return {b.table.name: existing_rows(database, [b])[b.table.name] for b in batches}
 
 
+def altered_keys(database: Database, held: TableHoldings) -> tuple[list[Any], dict[Any, Reason]]:
+    """Of keys that nobody has seen in the database, those that are seen now, and the others.
+
+    A column stores a key that it can hold as it is, so a row that has the key is ours. A trigger
+    may have stored another key of ours, and somebody else's row may have the one that was sent.
+    """
+    table = held.table
+    sent = [key for key in held.sent if key in held.keys or key in held.in_doubt]
+    if not sent or not database.has_table(table.name):
+        return sent, {}
+    seen = existing_rows(database, [Batch(table, sent)])[table.name]
+    with database.reading() as connection:
+        real = database.dialect.resolve(connection, *table.place)
+    unsafe = real is None or real.moves_keys or (real.alters_keys and database.dialect.returning)
+    strange = {key for key in seen.there if unsafe and key not in held.named}
+    there = {*seen.there, *seen.unconfirmed} - strange
+    why = {True: Reason(LeftoverKind.ALTERED, names=(str(table.name),)), False: _NO_ROW}
+    altered = {key: why[key in strange] for key in sent if key not in there}
+    return [key for key in seen.there if key in there], altered
+
+
+_NO_ROW = Reason(LeftoverKind.ALTERED)
+
+
 def unconfirmed(batches: Sequence[Batch], error: Exception) -> dict[TableName, Seen]:
     """Nothing was seen of these rows because of an error."""
     reason = Reason(LeftoverKind.UNCONFIRMED, error)

@@ -31,6 +31,7 @@ class RealTable:
             a rule may have none.
         alters_keys: whether the database may store another key than was sent; RETURNING tells it.
         transactional: whether a ROLLBACK undoes what was written to it.
+        moves_keys: whether a trigger changes keys of new rows later than RETURNING tells them.
     """
 
     schema: str
@@ -39,6 +40,7 @@ class RealTable:
     returns: bool = True
     alters_keys: bool = False
     transactional: bool = True
+    moves_keys: bool = False
 
 
 class Catalogue(DriverAccess):

@@ -111,7 +111,7 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
             groups.append([change])
             continue
         shape = None if change.hashes is None else change.hashes.shape
-        key = (change.table, change.generated, change.certain, change.named, shape)
+        key = (change.table, change.generated, change.certain, change.named, change.sent, shape)
         of_table = open_groups.setdefault(name, {})
         if key not in of_table:
             of_table[key] = []
@@ -131,6 +131,8 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
     if isinstance(first, Inserted):
         common |= {"generated": True} if first.generated else {}
         common |= {"told": True} if first.named else {}
+    if isinstance(first, (Inserted, KeysChanged)) and first.sent:
+        common["sent"] = True
     if isinstance(first, Updated):
         common["set"] = sorted(first.columns)
     hashes = _hashes_of(group)
@@ -348,7 +350,8 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         return kind(table, rows, certain=certain)
     if kind is KeysChanged:
         new = [None if each is None else keys_from_json([each])[0] for each in body["new"]]
-        return KeysChanged(table, list(zip(keys_from_json(body["old"]), new, strict=True)))
+        pairs = list(zip(keys_from_json(body["old"]), new, strict=True))
+        return KeysChanged(table, pairs, sent=body.get("sent", False))
     keys = keys_of_body(body)
     if kind is Updated:
         return Updated(table, keys, frozenset(body["set"]), certain=certain)
@@ -358,6 +361,7 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
             keys,
             generated=body.get("generated", False),
             named=body.get("told", False),
+            sent=body.get("sent", False),
             hashes=_hashes_in(body.get("looks"), len(keys)),
             certain=certain,
         )

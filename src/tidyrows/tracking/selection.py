@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import sqlalchemy as sa
 
 from tidyrows.capture.changes import Inserted
+from tidyrows.dialects import dialect_for
 from tidyrows.errors import ExternalResourceError, SessionStateError, TidyRowsError
 from tidyrows.external import ExternalResource, Tie
 from tidyrows.key_json import to_project_values
@@ -155,11 +156,13 @@ class Selection(TrackerParts):
         """Hold rows that may be pending: such an insert counts when it is committed."""
         self.engines.resolve()  # an insert that is committed is pending no more
         pending = set(self.engines.pending_keys(table.table))
-        self._hold(table, [key for key in keys if key not in pending] if pending else keys)
+        named = [key for key in keys if key not in pending] if pending else keys
+        dialect = dialect_for(self.sessions.engines.by_database[table.name.database])
+        self._hold(table, named, sent=dialect.rounds_keys(table))
 
-    def _hold(self, table: KeyedTable, keys: list[Any]) -> None:
+    def _hold(self, table: KeyedTable, keys: list[Any], *, sent: bool = False) -> None:
         """Hold rows that the user named, and record them in the ledger."""
-        named = Inserted(table, keys, named=True)
+        named = Inserted(table, keys, named=True, sent=sent)
         self.store.apply(named)
         self.journals.add(named)
 

@@ -39,6 +39,7 @@ class TableHoldings:
         keys: the rows that are ours.
         in_doubt: rows that may be ours; True where only ours can have this key.
         named: those among ``keys`` that the user named.
+        sent: keys that nobody has seen in the database, which may have stored others.
         hashes: hashes of the rows, where the database may give their keys to other rows.
         keyless_rows: rows of a table without a primary key, as they were inserted.
         keyless_unknown: how many such rows there are whose values are not known.
@@ -49,6 +50,7 @@ class TableHoldings:
     keys: KeySet = field(default_factory=KeySet)
     in_doubt: dict[Any, bool] = field(default_factory=dict)
     named: KeySet = field(default_factory=KeySet)
+    sent: set[Any] = field(default_factory=set)
     hashes: RowHashes | None = None
     keyless_rows: list[tuple[Any, ...]] = field(default_factory=list)
     keyless_unknown: int = 0
@@ -72,6 +74,7 @@ class TableHoldings:
             keys=self.keys.copy(),
             in_doubt=dict(self.in_doubt),
             named=self.named.copy(),
+            sent=set(self.sent),
             hashes=self.hashes and self.hashes.copy(),
             keyless_rows=list(self.keyless_rows),
         )
@@ -81,19 +84,29 @@ class TableHoldings:
         table, keys = self.table, self.keys.in_order()
         inserted = [key for key in keys if key not in self.named]
         named = [key for key in keys if key in self.named]
-        if inserted:
-            yield from self._inserted(inserted)
-        if named:
-            yield Inserted(table, named, named=True)
+        for sent, some in self._by_sent(inserted):
+            for change in self._inserted(some):
+                yield replace(change, sent=sent)
+        for sent, some in self._by_sent(named):
+            yield Inserted(table, some, named=True, sent=sent)
         for made in (True, False):
             keys = [key for key, generated in self.in_doubt.items() if generated is made]
-            if keys:
-                yield Inserted(table, keys, generated=made, certain=False)
+            for sent, some in self._by_sent(keys):
+                yield Inserted(table, some, generated=made, sent=sent, certain=False)
         rows: list[Any] = [*self.keyless_rows, *[None] * self.keyless_unknown]
         if rows:
             yield InsertedWhole(table, rows)
         if self.keyless_in_doubt:
             yield InsertedWhole(table, [()] * self.keyless_in_doubt, certain=False)
+
+    def _by_sent(self, keys: Sequence[Any]) -> list[tuple[bool, Sequence[Any]]]:
+        """Keys that were seen in the database, and those that were only sent to it."""
+        if not self.sent:
+            return [(False, keys)] if keys else []
+        parts = [
+            (sent, [key for key in keys if (key in self.sent) is sent]) for sent in (False, True)
+        ]
+        return [part for part in parts if part[1]]
 
     def _inserted(self, keys: Sequence[Any]) -> Iterator[Inserted]:
         """These keys as inserted rows, with their hashes."""
@@ -110,6 +123,10 @@ class TableHoldings:
     def insert(self, change: Inserted, *, certain: bool) -> None:
         """Add rows, as ours or as in doubt."""
         keys = change.keys
+        if change.sent:
+            self.sent.update([key for key in keys if key not in self.keys])
+        elif self.sent:
+            self.sent.difference_update(keys)
         if certain:
             self.keys.update(keys)
         else:
@@ -140,7 +157,7 @@ class TableHoldings:
             case DeletedWhole():
                 return self._delete_equal(change, certain=certain)
             case KeysChanged() if certain:
-                return change if self._change_keys(keys) else None
+                return change if self._change_keys(keys, sent=change.sent) else None
             case KeysChanged():
                 self._doubt([key for pair in keys for key in pair])
             case KeysLost():
@@ -193,6 +210,8 @@ class TableHoldings:
         return replace(change, keys=others)
 
     def _delete(self, keys: Sequence[Any]) -> None:
+        if self.sent:
+            self.sent.difference_update(keys)
         for kept in (self.keys, self.named) if self.named else (self.keys,):
             if len(keys) == 1:
                 kept.discard(keys[0])
@@ -208,7 +227,7 @@ class TableHoldings:
         self.keys.difference_update(ours)
         self.in_doubt.update(dict.fromkeys(ours, False))
 
-    def _change_keys(self, pairs: Sequence[tuple[Any, Any]]) -> bool:
+    def _change_keys(self, pairs: Sequence[tuple[Any, Any]], *, sent: bool) -> bool:
         """Follow changed keys; whether the new key of each row that is ours is known."""
         known = True
         first: dict[Any, Any] = {}  # by a new key the row's key before all of these changes
@@ -222,6 +241,9 @@ class TableHoldings:
                 continue
             first[new] = origin
             self.keys.update([new])
+            self.sent.discard(old)
+            if sent:
+                self.sent.add(new)
         if self.hashes is not None:
             self.hashes.rename(first)
         return known
@@ -291,6 +313,11 @@ class Store:
     def forget(self, table: KeyedTable, keys: Iterable[Any]) -> None:
         """Remove rows; those not held change nothing."""
         self.apply(Deleted(table, list(keys)))
+
+    def see(self, table: KeyedTable, keys: Iterable[Any]) -> None:
+        """Rows with these keys have been seen in the database."""
+        with self._changed(table) as held:
+            held.sent.difference_update(keys)
 
     def forget_keyless(
         self, table: KeyedTable, rows: Iterable[tuple[Any, ...]], *, certain: bool = True
