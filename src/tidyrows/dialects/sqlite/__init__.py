@@ -8,7 +8,7 @@ from contextlib import closing, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Loss, database_name, raw_connection
@@ -36,6 +36,12 @@ _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
 _SAVED = "tidyrows.sqlite.session"
 _LEGACY = -1  # sqlite3.LEGACY_TRANSACTION_CONTROL, the only way there was before Python 3.12
 # Of CREATE TRIGGER; AFTER and UPDATE suppress nothing. BEFORE is the default.
+_ON_INSERT = re.compile(r"\bINSERT\s+ON\b", re.IGNORECASE)
+# UPDATE of a table that sets a key column: before the first WHERE, behind which all is compared.
+_SETS = (
+    r"""\bUPDATE\b(?:(?!\bSET\b).)*["`\[\s.]{}["`\]\s]+SET\b(?:(?!\bWHERE\b).)*"""
+    r"""\b(?:{})["`\]\s]*(?:=|,[^=()]*\)\s*=|\)\s*=)"""
+)
 _BEFORE_DELETE = re.compile(r"(?<!AFTER)\s+DELETE\s+ON\b", re.IGNORECASE)
 
 
@@ -196,16 +202,33 @@ class SQLite(SQLiteStatements, SQLiteLocks):
             master = f"{quoted(place)}.sqlite_{'temp_' if place == 'temp' else ''}master"
             rows = self._query(
                 connection,
-                f"SELECT type, sql FROM {master} "
-                "WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')",
+                f"SELECT m.type, m.sql, (SELECT group_concat(t.sql, ';') FROM {master} AS t "
+                "WHERE t.type = 'trigger' AND t.tbl_name = m.name COLLATE NOCASE) "
+                f"FROM {master} AS m "
+                "WHERE m.name = ? COLLATE NOCASE AND m.type IN ('table', 'view')",
                 name,
             )
             if rows:
-                kind, sql = rows[0]
+                kind, sql, triggers = rows[0]
                 if kind == "view" or str(sql).upper().startswith("CREATE VIRTUAL"):
                     return RealTable(place, "other", plain=False)
-                return RealTable(place, "temporary" if place == "temp" else "table", plain=False)
+                moves = triggers is not None and self._moves_keys(connection, place, name, triggers)
+                here: Literal["temporary", "table"] = "temporary" if place == "temp" else "table"
+                return RealTable(place, here, plain=False, moves_keys=moves)
         return None
+
+    def _moves_keys(self, connection: sa.Connection, place: str, name: str, triggers: str) -> bool:
+        """Whether a trigger that fires at an INSERT may set a key column, by its text."""
+        if not _ON_INSERT.search(triggers):
+            return False
+        listed = self._query(
+            connection, "SELECT name FROM pragma_table_info(?, ?) WHERE pk", name, place
+        )
+        keys = "|".join(
+            re.escape(key) for key in ("rowid", "oid", "_rowid_", *(k for (k,) in listed))
+        )
+        sets_key = re.compile(_SETS.format(re.escape(name), keys), re.IGNORECASE | re.DOTALL)
+        return any(sets_key.search(part) for part in triggers.split(";"))
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
         """Triggers before a DELETE: RAISE(IGNORE) skips the row."""
