@@ -62,13 +62,33 @@ class Journal:
         self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
         self._numbers = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
+        self._recording = 0  # calls of `record` that write now
+        process.journals.add(self)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no entry of it is, or may come to be, in the ledger."""
+        with self._lock:
+            written = (self.committed, self.uncertain, self.unanswered, self.externals)
+            coming = (self._waiting, self._recording, len(self._numbers))
+            return not any((*written, *coming))
 
     def reopen(self, process: LedgerProcess) -> None:
         """Give the entries to another process: the one before was closed, so it counts as dead."""
         scope = process.next_scope()
         with self.ledger.transaction(lock_timeout=5.0) as connection:
             self._move(connection, owner=process.id, scope=scope)
+        self._belong_to(process, scope)
+
+    def _belong_to(self, process: LedgerProcess, scope: int) -> None:
         self.process, self.scope = process, scope
+        process.journals.add(self)
+
+    def _come_back(self) -> None:
+        """Before an entry is written: the process may have stepped aside while it had none."""
+        if self.process.is_aside:
+            process = self.ledger.open()
+            self._belong_to(process, process.next_scope())
 
     # -- in the transaction that makes the changes ---------------------------------------------
 
@@ -76,6 +96,17 @@ class Journal:
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
     ) -> None:
         """Write changes in the transaction that made them; those written before are skipped."""
+        with self._lock:
+            self._recording += 1  # before the look at the process: it looks at this afterwards
+        try:
+            self._come_back()
+            self._record(connection, changes, context)
+        finally:
+            self._recording -= 1
+
+    def _record(
+        self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
+    ) -> None:
         with self._lock:
             waiting, self._waiting = self._waiting, []
             fresh = [change for change in changes if change not in self._numbers]
@@ -164,6 +195,7 @@ class Journal:
         self, tie: Tie, tables: Mapping[TableName, KeyedTable], context: WorkerContext
     ) -> None:
         """Record an external resource that is not made yet."""
+        self._come_back()
         seq = self.process.next_entry()
         try:
             with self.ledger.transaction(lock_timeout=1.0) as connection:

@@ -50,6 +50,8 @@ class LedgerProcess:
         self._pid = os.getpid()
         # entries have the order of the COMMITs that they belong to; a scope is a tracker's number
         self.next_entry, self.next_scope = count(1).__next__, count(1).__next__
+        self.journals: weakref.WeakSet[Any] = weakref.WeakSet()  # of its trackers
+        self.is_aside = False  # it was stopped while it had no entries, for a statement of others
         self._heartbeat = None if ledger.is_private else self._started(ledger, number, beat)
 
     @property
@@ -62,6 +64,20 @@ class LedgerProcess:
         """Stop the heartbeat and release the liveness lock."""
         if self._heartbeat is not None and self._pid == os.getpid():
             self._heartbeat.stop()
+
+    def step_aside(self) -> bool:
+        """Close all connections, unless there are entries: then the process must look alive.
+
+        It comes back, as another process, before the next entry is written.
+        """
+        if not self.is_running or self._heartbeat is None:
+            return False
+        self.is_aside = True  # before the look: see `Journal.record`
+        if not all(journal.is_empty for journal in self.journals):
+            self.is_aside = False
+            return False
+        self.close()
+        return True
 
     def _started(self, ledger: EntryTable, number: int, interval: float) -> Heartbeat:
         dialect, process_id = ledger.dialect, self.id

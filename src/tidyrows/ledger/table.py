@@ -6,6 +6,7 @@ of bookkeeping is exact under SIGKILL.
 
 from __future__ import annotations
 
+import re
 import threading
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -123,6 +124,8 @@ class Ledger(EntryTable):
             if process is None:
                 process = LedgerProcess(self, beat=self.beat)
                 _processes.setdefault(self.engine, {})[self.place] = process
+                if not self.dialect.heartbeat_in_file:
+                    _listen()
             return process
 
     def close(self) -> None:
@@ -172,3 +175,28 @@ class Ledger(EntryTable):
                 f"{type(failure.orig).__name__}. Give these statements to somebody who may, with "
                 f"the rights SELECT, INSERT, UPDATE and DELETE on it for this role:\n{ddl};"
             ) from failure
+
+
+# -- what needs a database alone -------------------------------------------------------------------
+
+_ALONE = re.compile(r"\s*(?:create|alter|drop)\s+database\b", re.IGNORECASE)
+"""CREATE DATABASE ... TEMPLATE, ALTER DATABASE ... RENAME, DROP DATABASE."""
+
+
+def _listen() -> None:
+    """Step aside where an engine is disposed of, and for such statements on any engine."""
+    with _lock:
+        if not sa.event.contains(sa.Engine, "engine_disposed", _after_dispose):
+            sa.event.listen(sa.Engine, "engine_disposed", _after_dispose)
+            sa.event.listen(sa.Engine, "before_cursor_execute", _before_statement)
+
+
+def _after_dispose(engine: sa.Engine) -> None:
+    for process in list(_processes.get(engine, {}).values()):
+        process.step_aside()
+
+
+def _before_statement(_connection: Any, _cursor: Any, statement: str, *_more: Any) -> None:
+    if _ALONE.match(statement) is not None:
+        for engine in list(_processes):
+            _after_dispose(engine)
