@@ -29,6 +29,7 @@ from tidyrows import (
     NotBoundError,
     ResourceTracker,
     RetryPolicy,
+    Scoped,
     SessionStateError,
     TrackedFactory,
 )
@@ -477,3 +478,55 @@ def test_a_wait_lets_the_other_tasks_go_on():
 
     asyncio.run(main())
     assert order == ["other", "waited"]
+
+
+@everywhere
+def test_relationships_that_nobody_set_can_be_read_afterwards(world):
+    """A new object's collection is empty, or holds what a hook inserted by its key."""
+
+    class ByKey(TrackedFactory[User]):
+        class Meta:
+            model = User
+
+        email = Scoped("{tag}@example.test")
+        name = "has an org by its key"
+
+    class WithOrders(UserFactory):
+        @factory.post_generation
+        def orders_by_key(obj, create, extracted, **_):  # noqa: N805 -- the object
+            for _number in range(extracted or 0):
+                session = WithOrders._meta.sqlalchemy_session
+                session.execute(sa.insert(Order).values(user_id=obj.id))
+
+    async def main(engine):
+        async with CleanupManager(ResourceTracker(engine)):
+            group = await GroupFactory.create_async()
+            assert group.users == []
+            user = await UserFactory.create_async()
+            assert (user.groups, user.orders, user.manager) == ([], [], None)
+            by_key = await ByKey.create_async(org_id=user.org_id)
+            assert by_key.org.id == user.org_id
+            with_orders = await WithOrders.create_async(orders_by_key=2)
+            assert len(with_orders.orders) == 2
+            assert with_orders.groups == []
+
+    world.run(main)
+    world.bystanders.assert_untouched()
+
+
+@one_each
+def test_what_get_or_create_found_is_not_said_to_be_empty(world):
+    class Found(OrgFactory):
+        class Meta:
+            sqlalchemy_get_or_create = ("name",)
+
+    async def main(engine):
+        async with CleanupManager(ResourceTracker(engine)):
+            user = await UserFactory.create_async(org__name="found")
+            tracker_of_another = ResourceTracker(engine)
+            async with CleanupManager(tracker_of_another):
+                found = await Found.create_async(name="found")
+                names = await tracker_of_another.run_sync(lambda _: [u.id for u in found.users])
+        assert names == [user.id]
+
+    world.run(main)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sqlalchemy import event, inspect
-from sqlalchemy.orm import SessionTransactionOrigin
+from sqlalchemy.orm import RelationshipDirection, SessionTransactionOrigin
+from sqlalchemy.orm.attributes import set_committed_value
 
 from tidyrows.errors import add_note, text_of
 from tidyrows.greenlets import in_greenlet
@@ -20,7 +21,8 @@ from tidyrows.greenlets import in_greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from sqlalchemy.orm import InstanceState, Session, SessionTransaction
+    import sqlalchemy as sa
+    from sqlalchemy.orm import InstanceState, RelationshipProperty, Session, SessionTransaction
 
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
@@ -90,6 +92,8 @@ class Call:
             self.uncertain_before = self.tracker.store.uncertain_keys()
         if in_greenlet():
             _load_attributes(self.made)
+            changes = self.tracker.engines.pending_changes()
+            _fill_relationships(session, {change.table.table for change in changes}, self.made)
             self.commit_sent = True
             _commit_unexpired(session)
         else:
@@ -165,6 +169,42 @@ def _load_attributes(made: Iterable[Any]) -> None:
                     for inverse in relationship._reverse_property:  # noqa: SLF001 -- no public name tells both of back_populates and backref
                         if inverse.lazy != "write_only":
                             getattr(other, inverse.key)
+
+
+_LOADED_BY_NOBODY = {"write_only", "dynamic", "raise", "raise_on_sql", "noload"}
+
+
+def _fill_relationships(session: Session, filled: set[sa.Table], made: Iterable[Any]) -> None:
+    """Load each relationship of a new object, without a statement where no row can be found.
+
+    Args:
+        session: in the transaction that inserted the objects.
+        filled: the tables that got rows in this transaction.
+        made: new objects, and those that get_or_create found, which may have many rows.
+    """
+    new: Any = getattr(session.get_transaction(), "_new", ())  # no public name
+    for instance in made:
+        state: InstanceState[Any] = inspect(instance)
+        for relationship in state.mapper.relationships if state in new else ():
+            key = relationship.key
+            if key in state.dict or relationship.lazy in _LOADED_BY_NOBODY:
+                continue
+            if _is_empty(relationship, filled):
+                set_committed_value(instance, key, () if relationship.uselist else None)
+            else:
+                getattr(instance, key)
+
+
+def _is_empty(relationship: RelationshipProperty[Any], filled: set[sa.Table]) -> bool:
+    """Whether no row can refer to a new object: none before this transaction, and none in it."""
+    if relationship.direction is RelationshipDirection.MANYTOONE or relationship.viewonly:
+        return False
+    secondary = relationship.secondary
+    tables = set(relationship.mapper.tables) if secondary is None else {secondary}
+    return tables.isdisjoint(filled) and all(
+        any(key.column is local for key in remote.foreign_keys)
+        for local, remote in relationship.synchronize_pairs
+    )
 
 
 def _values(value: Any) -> list[Any]:
