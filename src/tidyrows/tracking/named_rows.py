@@ -123,7 +123,7 @@ def selected_model(select: sa.Select[Any]) -> Any:
             table=select,
         )
     model = _selected(select)
-    for part in parts_of(model):
+    for part in _tables_of(model):
         refuse_keyless(part.table)
     return model
 
@@ -140,15 +140,15 @@ def rows_of_query(
     columns = list(model.primary_key) if mapper is None else _attributes(mapper)
     query = select.with_only_columns(*columns, *([] if where is None else [where[0]]))
     found: dict[KeyedTable, list[Any]] = {}
-    with sessions.new_connection(table_of(model)) as connection:
+    with sessions.new_connection(_tables_of(model)[0].table) as connection:
         rows = list(dict.fromkeys(map(tuple, connection.execute(query))))
         if where is not None:
             rows = [row[:-1] for row in rows if where[1](row[-1])]
         for row in rows:
-            of_row = model if mapper is None else _class_of(mapper, row)
+            of_row, key = (model, row) if mapper is None else _class_of(mapper, row)
             for part in parts_of(of_row):
                 keyed = sessions.real_table_on(connection, part.table)
-                found.setdefault(keyed, []).append(part.key(row))
+                found.setdefault(keyed, []).append(part.key(key))
     return list(found.items()), len(rows)
 
 
@@ -172,17 +172,55 @@ def _attributes(mapper: orm.Mapper[Any]) -> list[Any]:
 
     Attributes of the class, not columns of its table: they bring the criteria of inheritance.
     """
-    columns = list(mapper.primary_key)
-    columns += [column for column in mapper.columns if column is mapper.polymorphic_on]
-    return [getattr(mapper.class_, mapper.get_property_by_column(c).key) for c in columns]
+    columns = [getattr(mapper.class_, key) for key in _key_attributes(mapper)]
+    kind = mapper.polymorphic_on
+    if kind is not None and (has_concrete(mapper) or any(kind is each for each in mapper.columns)):
+        # the discriminator of a polymorphic union is a column of it, and no attribute
+        name = mapper.get_property_by_column(kind).key
+        columns.append(getattr(mapper.class_, name, kind))
+    return columns
 
 
-def _class_of(mapper: orm.Mapper[Any], row: tuple[Any, ...]) -> Any:
-    kind = row[len(mapper.primary_key) :]
-    return mapper.polymorphic_map.get(kind[0], mapper).class_ if kind else mapper.class_
+def _key_attributes(mapper: orm.Mapper[Any]) -> list[str]:
+    return [mapper.get_property_by_column(column).key for column in mapper.primary_key]
 
 
-# -- the tables of a mapped class: joined inheritance -------------------------------------------
+def _class_of(mapper: orm.Mapper[Any], row: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """The class of a row that a query found, and its key in the order of that class."""
+    width = len(mapper.primary_key)
+    key, kind = row[:width], row[width:]
+    own = mapper.polymorphic_map.get(kind[0]) if kind else mapper
+    if own is None:
+        if has_concrete(mapper):  # its row may be in any table, under a number that others have
+            raise UnknownTableError(
+                f"A row of {mapper.class_.__name__} is of kind {kind[0]!r}, which no class has as "
+                f"its polymorphic_identity, so its table is unknown. Import the class that has it.",
+                table=mapper.class_,
+            )
+        own = mapper
+    if own is not mapper and own.concrete:
+        values = dict(zip(_key_attributes(mapper), key, strict=True))
+        key = tuple(values[name] for name in _key_attributes(own))
+    return own.class_, key
+
+
+def has_concrete(mapper: orm.Mapper[Any]) -> bool:
+    """Whether rows of a class may be in a table of their own, by concrete inheritance."""
+    return any(each.concrete for each in mapper.self_and_descendants)
+
+
+def _tables_of(model: Any) -> list[Part]:
+    """The tables in which a query of a model may find rows."""
+    mapper = mapper_of(model)
+    if mapper is None or isinstance(mapper.local_table, sa.Table):
+        return parts_of(model)
+    below = [each for each in mapper.self_and_descendants if isinstance(each.local_table, sa.Table)]
+    if not (below and has_concrete(mapper)):
+        return parts_of(model)  # which refuses it
+    return [part for each in below for part in parts_of(each.class_)]
+
+
+# -- the tables of a mapped class ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

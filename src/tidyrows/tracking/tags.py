@@ -115,7 +115,11 @@ def rows_of_tag(sessions: Sessions, column: Any, wanted: Sequence[Pattern]) -> F
         for table, keys in rows:
             found.setdefault(table, []).extend(keys)
     ours = [(table, _nobody_elses(sessions, table, keys)) for table, keys in found.items()]
-    return ours, max((len(keys) for _table, keys in ours), default=0)
+    counts = [len(keys) for _table, keys in ours]
+    mapper = named_rows.mapper_of(model)
+    if mapper is not None and named_rows.has_concrete(mapper):  # each row is in a table of its own
+        return ours, sum(counts)
+    return ours, max(counts, default=0)
 
 
 def _owner(column: Any) -> tuple[Any, sa.Column[Any]]:
