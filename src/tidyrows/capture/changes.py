@@ -66,12 +66,14 @@ class Inserted(Change):
         named: the user named the rows.
         sent: the keys are as they were sent; the database may have stored others.
         hashes: hashes of the rows, where the database may give their keys to other rows.
+        incarnation: the table's, at the INSERT; None where it is not known.
     """
 
     generated: bool = False
     named: bool = False
     sent: bool = False
     hashes: Hashes | None = None
+    incarnation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,7 +81,12 @@ class InsertedWhole(Change):
     """Rows were inserted into a table without a primary key.
 
     ``keys`` has whole rows in the order of the columns, or None for a row of unknown values.
+
+    Attributes:
+        incarnation: as of :class:`Inserted`.
     """
+
+    incarnation: str | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -90,10 +90,14 @@ class Capture:
         self.dialect = dialect_for(engine)
         self.destination = Destination(self.dialect)
         self.opened = OpenConnections(engine, self.dialect, self.destination)
-        self.tables = RealTables(
-            engine, self.dialect, self.opened.checkout, self.destination.refuse_schema
-        )
         self.sinks = EngineSinks()
+        self.tables = RealTables(
+            engine,
+            self.dialect,
+            self.sinks,
+            self.opened.checkout,
+            self.destination.refuse_schema,
+        )
         self.database = self.tables.database
         self._transactions = Transactions(self.dialect, self.sinks)
         self.resolve = self._transactions.resolve
@@ -243,7 +247,8 @@ class Capture:
         if not target.key_columns:
             rows = affected_rows.inserted_rows(insert, rewrite, result, target)
             if rows:
-                self._transactions.add(connection, log, InsertedWhole(target, rows), owner)
+                whole_rows = InsertedWhole(target, rows, incarnation=found[1].incarnation)
+                self._transactions.add(connection, log, whole_rows, owner)
             return
         found_keys = affected_rows.inserted_keys(insert, rewrite, result, found, self.dialect)
         if isinstance(found_keys, str):
@@ -259,7 +264,14 @@ class Capture:
                 hashes = self._recorder.inserted(
                     insert, result.context, target, whole, owner.context
                 )
-            change = Inserted(target, stored, generated=generated, sent=sent, hashes=hashes)
+            change = Inserted(
+                target,
+                stored,
+                generated=generated,
+                sent=sent,
+                hashes=hashes,
+                incarnation=found[1].incarnation,
+            )
             self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(

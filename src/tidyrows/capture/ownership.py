@@ -90,6 +90,7 @@ class EngineSinks:
 
     Attributes:
         idle: there are none, so no event matters; so in a forked child, which owns nothing.
+        started: grows with each block that begins to listen.
         references: weak, and replaced as a whole: other threads read them without a lock.
     """
 
@@ -99,6 +100,7 @@ class EngineSinks:
 
     def __init__(self) -> None:
         self._fallback: Callable[[], Sink | None] | None = None
+        self.started = 0
         self.forget_parent()
 
     def forget_parent(self) -> None:
@@ -114,13 +116,16 @@ class EngineSinks:
     def add(self, sink: Sink) -> None:
         """From now on this sink may hold rows of the engine."""
         with self._lock:
-            others = [ref for ref in self.references if ref() not in (None, sink)]
+            known = [ref for ref in self.references if ref() is not None]
+            others = [ref for ref in known if ref() is not sink]
+            self.started += len(others) == len(known)
             self.references = (*others, weakref.ref(sink, self._forget))
             self.idle = False
 
     def listen(self, sink: Sink) -> Callable[[], None]:
         """Let a sink own all that is inserted through the engine; returns what undoes it."""
         self.add(sink)
+        self.started += 1  # a sink that listens again may be known
         self._listening = (*self._listening, sink)
 
         def undo() -> None:

@@ -2,6 +2,7 @@
 
 A ``schema_translate_map``, a search_path or USE decide what a name means. The
 answer is kept per connection of the driver where nothing can have moved it, else per transaction.
+Each block asks once whether the tables that are known have been emptied or made anew since.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tidyrows.keys import KeyedTable, TableName
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tidyrows.capture.ownership import EngineSinks
     from tidyrows.dialects import Dialect
 
 Target = tuple[KeyedTable, RealTable]
@@ -35,12 +37,14 @@ class RealTables:
         self,
         engine: sa.Engine,
         dialect: Dialect,
+        sinks: EngineSinks,
         harmless: Callable[..., None],
         refuse: Callable[[sa.Connection, str], bool],
     ) -> None:
         self.database = database_name(engine)
         self.schema_version = 0
         self._dialect = dialect
+        self._sinks = sinks
         self._harmless = harmless
         self._refuse = refuse
         self._tables: dict[tuple[TableName, sa.Table, bool], KeyedTable] = {}
@@ -70,10 +74,12 @@ class RealTables:
             for listener in connection.engine.pool.dispatch.checkout:
                 # another one may set a search_path past SQLAlchemy's events
                 kept = kept and listener == self._harmless
-            version, cache = info.get(_CACHE, (None, {}))
-            if version != self.schema_version:
-                cache = {}
-                info[_CACHE] = (self.schema_version, cache)
+            version, block, cache = info.get(_CACHE, (None, None, {}))
+            if version != self.schema_version or block != self._sinks.started:
+                if not kept or version != self.schema_version:
+                    cache = {}
+                cache = self._still_there(connection, statement, cache)
+                info[_CACHE] = (self.schema_version, self._sinks.started, cache)
             found = cache.get(place) if kept else None
             if found is None:
                 found = self._resolved(connection, statement, table, schema)
@@ -107,6 +113,24 @@ class RealTables:
         if not real.alters_keys and self._dialect.rounds_keys(target):
             real = replace(real, alters_keys=True)
         return target, real
+
+    def _still_there(
+        self, connection: sa.Connection, statement: Any, cache: dict[Any, Target]
+    ) -> dict[Any, Target]:
+        """The targets that have not been emptied or made anew since they were found."""
+        known = {target[0].place for target in cache.values() if target[1].incarnation}
+        if not known:
+            return cache
+        try:
+            now = self._dialect.incarnations(connection, known)
+        except connection.dialect.loaded_dbapi.Error as error:
+            self._raise_if_lost(connection, statement, error)
+            return {}
+        return {
+            place: target
+            for place, target in cache.items()
+            if target[1].incarnation == now.get(target[0].place)
+        }
 
     def _raise_if_lost(
         self, connection: sa.Connection, statement: Any, error: BaseException

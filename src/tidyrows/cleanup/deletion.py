@@ -12,6 +12,7 @@ from tidyrows.cleanup.cycles import delete_by_levels
 from tidyrows.cleanup.dependents import Discovery, acts_unseen, keys_in_use
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.plan import steps_of
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import TableRows, add_rows
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_columns
 from tidyrows.dialects import CycleForm
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.cleanup.dependents import Found
-    from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.plan import Rows, Step
     from tidyrows.cleanup.run import Outcome, Scope
     from tidyrows.keys import TableName
@@ -66,9 +66,8 @@ class Deletion:
         With ``discover`` it looks for everything that references the rows, else only for what the
         database would delete or change silently. ``limit`` is the most untracked rows that may go.
         """
-        if self._scope.identity is not None:
-            certain = self._certain(rows, self._scope.identity)
-            steps, rows = steps if certain is rows else None, certain
+        certain = self._certain(rows)
+        steps, rows = steps if certain is rows else None, certain
         dependents: Mapping[Place, Collection[Any]] = {}
         if discover:
             rows, dependents = self._with_dependents(rows, limit)
@@ -109,12 +108,20 @@ class Deletion:
             if others:
                 outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
 
-    def _certain(self, rows: Rows, identity: Identity) -> Rows:
+    def _certain(self, rows: Rows) -> Rows:
+        """The rows without those that may be somebody else's by now."""
+        connection, identity, run = self._connection, self._scope.identity, self._scope.run
         certain = rows
-        for place, (table, keys) in rows.items():
-            unsure = identity.uncertain(self._connection, self._view.graph, table, keys)
+        for place, (table, keys) in rows.items() if identity or run.is_sweep else ():
+            unsure: dict[Any, Reason] = {}
+            if run.is_sweep:
+                for key, holder in run.entered_by_others(connection, table, keys).items():
+                    unsure[key] = Reason(LeftoverKind.HELD, item=table.row(key), holder=holder)
+            if identity is not None:
+                asked = [key for key in keys if key not in unsure] if unsure else keys
+                unsure |= identity.uncertain(connection, self._view.graph, table, asked)
             if unsure:
-                self.outcome.kept[place] = dict(unsure)
+                self.outcome.kept[place] = unsure
                 certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
 

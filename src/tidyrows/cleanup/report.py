@@ -130,6 +130,8 @@ class CleanupReport:
         already_gone: tracked rows that somebody else had deleted before, by table.
         reappeared: rows that were deleted, and whose key is there again: a row of somebody else,
             or put back by a trigger. tidyrows forgets them.
+        untouched: rows with keys that a dead worker entered before their table was emptied or
+            rebuilt, by table: what a sweep cannot tell from rows of others.
         external: external resources removed, by kind.
         restored: preserved rows put back as they were, by table.
         leftovers: rows and external resources of ours that are still there; they stay tracked.
@@ -147,6 +149,7 @@ class CleanupReport:
     held: tuple[Held, ...] = ()
     already_gone: dict[TableName, int] = field(default_factory=dict)
     reappeared: dict[TableName, int] = field(default_factory=dict)
+    untouched: dict[TableName, int] = field(default_factory=dict)
     external: dict[str, int] = field(default_factory=dict)
     restored: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
@@ -167,6 +170,10 @@ class CleanupReport:
         parts += [f"{table} {len(rows)} detached" for table, rows in self.detached.items()]
         parts += [f"{table} {count} already gone" for table, count in self.already_gone.items()]
         parts += [f"{table} {count} there again" for table, count in self.reappeared.items()]
+        parts += [
+            f"{table} {count} untouched, since the table was emptied or rebuilt after the entry"
+            for table, count in self.untouched.items()
+        ]
         parts += [f"{kind} {count} removed" for kind, count in self.external.items()]
         parts += [f"{table} {count} restored" for table, count in self.restored.items()]
         if self.held:

@@ -52,6 +52,7 @@ class CleanupRun:
     refusal: SessionStateError | None = None  # why nothing was deleted in one of the databases
     databases: dict[str, Database] = field(default_factory=dict)
     taken_over: set[str] = field(default_factory=set)  # databases in which a sweep has the rows now
+    is_sweep: bool = False  # what it tracks may be another worker's by now, as the ledger tells
 
     def remaining(self) -> float:
         """The seconds until the deadline."""
@@ -139,11 +140,17 @@ class CleanupRun:
             if other is not self.tracker and other.holds(name):
                 theirs = other.held_keys(name, keys) if table.key_columns else keys
                 claims.update((key, f"{HERE}{other.context.tag}") for key in theirs)
-        journal = self.tracker.journals.of(name.database)
         rest = [key for key in keys if key not in claims] if claims else keys
-        if journal is not None and rest:
-            claims.update(claimed_by_others(connection, journal, table, rest))
-        return claims
+        return claims | self.entered_by_others(connection, table, rest)
+
+    def entered_by_others(
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+    ) -> dict[Any, str]:
+        """Of these rows, those that another worker has entered in the ledger."""
+        journal = self.tracker.journals.of(table.name.database)
+        if journal is None or not keys:
+            return {}
+        return claimed_by_others(connection, journal, table, keys)
 
 
 def log_retry(

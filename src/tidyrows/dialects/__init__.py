@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import Dialect, UnknownDialect
-from tidyrows.dialects.catalogue import RealTable
+from tidyrows.dialects.catalogue import RealTable, was_dropped
 from tidyrows.dialects.driver import Fault, Loss, database_name
 from tidyrows.dialects.locks import (
     Blocker,
@@ -44,6 +44,7 @@ __all__ = [
     "connect_within",
     "database_name",
     "dialect_for",
+    "was_dropped",
 ]
 
 ENTRY_POINTS = "tidyrows.dialects"

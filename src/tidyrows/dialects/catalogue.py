@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import sqlalchemy as sa
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema.graph import ForeignKey
+    from tidyrows.schema.graph import ForeignKey, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class RealTable:
         alters_keys: whether the database may store another key than was sent; RETURNING tells it.
         transactional: whether a ROLLBACK undoes what was written to it.
         moves_keys: whether a trigger changes keys of new rows later than RETURNING tells them.
+        incarnation: as :meth:`Catalogue.incarnations` tells it; None where it is not known.
     """
 
     schema: str
@@ -41,6 +42,7 @@ class RealTable:
     alters_keys: bool = False
     transactional: bool = True
     moves_keys: bool = False
+    incarnation: str | None = field(default=None, compare=False)
 
 
 class Catalogue(DriverAccess):
@@ -64,6 +66,16 @@ class Catalogue(DriverAccess):
             schema: None for an unqualified name.
             name: the table's name.
         """
+
+    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
+        """What tells one life of a table from the next: ``table/contents``, in one statement.
+
+        The part before the stroke changes when the table is created anew, and is empty where only
+        the contents have a number. The part after it changes when all rows go at once, as with
+        TRUNCATE; a statement that rebuilds the table, and keeps its rows, may change it too.
+        Tables of which neither is known are left out. It must not make a transaction fail.
+        """
+        return {}
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
         """Triggers, rules and policies that may keep a row although its DELETE raised nothing."""
@@ -169,3 +181,8 @@ class Catalogue(DriverAccess):
             lock_timeout: how long to wait where even that is locked, in seconds.
         """
         return None
+
+
+def was_dropped(before: str, now: str) -> bool:
+    """Whether the table of an incarnation is certainly gone, not only emptied or rebuilt."""
+    return before.partition("/")[0] != now.partition("/")[0]

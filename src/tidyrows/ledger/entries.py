@@ -111,7 +111,8 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
             groups.append([change])
             continue
         shape = None if change.hashes is None else change.hashes.shape
-        key = (change.table, change.generated, change.certain, change.named, change.sent, shape)
+        of_rows = (change.generated, change.certain, change.named, change.sent)
+        key = (change.table, *of_rows, change.incarnation, shape)
         of_table = open_groups.setdefault(name, {})
         if key not in of_table:
             of_table[key] = []
@@ -133,6 +134,8 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
         common |= {"told": True} if first.named else {}
     if isinstance(first, (Inserted, KeysChanged)) and first.sent:
         common["sent"] = True
+    if isinstance(first, (Inserted, InsertedWhole)) and first.incarnation:
+        common["incarnation"] = first.incarnation
     if isinstance(first, Updated):
         common["set"] = sorted(first.columns)
     hashes = _hashes_of(group)
@@ -347,6 +350,8 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         if set(names) != set(places):  # not the whole table: its rows cannot be distinguished
             rows = [None] * len(rows)
         rows = [row and tuple(row[places[name]] for name in names) for row in rows]
+        if kind is InsertedWhole:
+            return InsertedWhole(table, rows, body.get("incarnation"), certain=certain)
         return kind(table, rows, certain=certain)
     if kind is KeysChanged:
         new = [None if each is None else keys_from_json([each])[0] for each in body["new"]]
@@ -363,6 +368,7 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
             named=body.get("told", False),
             sent=body.get("sent", False),
             hashes=_hashes_in(body.get("looks"), len(keys)),
+            incarnation=body.get("incarnation"),
             certain=certain,
         )
     return kind(table, keys, certain=certain)

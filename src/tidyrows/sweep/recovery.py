@@ -6,6 +6,7 @@ process, and what is left of each tracker's rows is written under new numbers.
 
 from __future__ import annotations
 
+from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,7 +17,8 @@ import sqlalchemy as sa
 from tidyrows.capture.changes import Inserted, InsertedWhole
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_short
-from tidyrows.dialects import Fault
+from tidyrows.cleanup.report import count_in
+from tidyrows.dialects import Fault, was_dropped
 from tidyrows.errors import LedgerError, TidyRowsError
 from tidyrows.external import Externals
 from tidyrows.ledger.entries import EXTERNAL, MAKING, ROWS, EntryReader
@@ -37,10 +39,12 @@ from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tidyrows.cleanup.report import CleanupReport, Leftover
-    from tidyrows.keys import TableName
+    from tidyrows.cleanup.run import CleanupRun
+    from tidyrows.dialects import Dialect
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
     from tidyrows.sweep.dead_workers import Candidate
 
@@ -49,13 +53,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class TrackerEntries:
-    """What one tracker has entered; ``store`` holds what is left of its rows."""
+    """What one tracker has entered; ``store`` holds what is left of its rows.
+
+    ``former`` has the rows whose table has been emptied, rebuilt or made anew since, and the
+    incarnation that they were inserted in: they are dead, and never targets.
+    """
 
     store: Store = field(default_factory=Store)
     columns: dict[str, Any] = field(default_factory=dict)  # run, worker and test, as entered
     tests: dict[str, None] = field(default_factory=dict)
     externals: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
     numbers: set[tuple[str, int]] = field(default_factory=set)  # of the entries about rows
+    former: dict[KeyedTable, dict[Any, str]] = field(default_factory=dict)
 
 
 def read_entries(
@@ -95,6 +104,7 @@ def read_entries(
                     change = each.store.apply(change)
     for entries in of_tracker.values():
         reader.hold_resources(Externals(), entries.externals)
+    _forget_former(ledger, connection, of_tracker.values())
     return of_tracker
 
 
@@ -115,6 +125,53 @@ def read_owner(ledger: Ledger, connection: sa.Connection, owner: str) -> dict[in
         raise OwnerLeftError(TidyRowsError(text)) from error
 
 
+def _forget_former(
+    ledger: Ledger, connection: sa.Connection, trackers: Iterable[TrackerEntries]
+) -> None:
+    """Forget the rows of former incarnations of their tables."""
+    held = [(entries, each) for entries in trackers for each in entries.store.snapshot()]
+    held = [(entries, each) for entries, each in held if each.incarnation or each.former]
+    places = list(dict.fromkeys(each.table.place for _entries, each in held))
+    now = ledger.dialect.incarnations(connection, places) if places else {}
+    for entries, each in held:
+        table, current = each.table, now.get(each.table.place)
+        if current is None:
+            continue
+        former: dict[Any, str] = each.of_another(current)
+        entries.store.forget(table, former)
+        if each.incarnation not in {None, current}:
+            former |= {("keyless", n): str(each.incarnation) for n in range(each.keyless_count)}
+            entries.store.forget_keyless(table, each.keyless_rows)
+            entries.store.forget_counted(table)
+        if former:
+            entries.former[table] = former
+
+
+@dataclass(slots=True)
+class Former:
+    """How many rows of former incarnations are gone, and how many rows have the keys of others.
+
+    Those may be ours where the table was rebuilt, and somebody else's where it was emptied.
+    """
+
+    gone: Counter[TableName] = field(default_factory=Counter)
+    there: Counter[TableName] = field(default_factory=Counter)
+
+    def add(
+        self,
+        connection: sa.Connection,
+        dialect: Dialect,
+        rows: Mapping[KeyedTable, Mapping[Any, str]],
+    ) -> None:
+        """Count these rows, by the incarnation that they were inserted in."""
+        for table, former in rows.items():
+            now = dialect.incarnations(connection, [table.place]).get(table.place, "")
+            asked = [key for key, before in former.items() if not was_dropped(before, now)]
+            there = dialect.existing_keys(connection, table, asked) if table.key_columns else []
+            self.gone[table.name] += len(former) - len(there)
+            self.there[table.name] += len(there)
+
+
 class Recovery:
     """A process in the ledger, as each worker is one, that deletes the rows of dead workers."""
 
@@ -125,6 +182,7 @@ class Recovery:
         self._retry = retry or RetryPolicy()
         self._forgotten: dict[str, int] = {}
         self._left: dict[str, Leftover] = {}  # the owners whose entries stay where they are
+        self._former = Former()
         # Not the process that the trackers share: what a sweep leaves must have no live owner.
         self._process = LedgerProcess(ledger, beat=ledger.beat)
 
@@ -152,8 +210,9 @@ class Recovery:
     def delete_rows(self, **options: Any) -> CleanupReport:
         """Delete the rows; those that are still there afterwards are left to the next sweep."""
         tracker = self._run(self._tracker)
+        cleanup = _SweepCleanup(tracker, **options)
+        cleanup.former = self._former
         try:
-            cleanup = _SweepCleanup(tracker, **options)
             cleanup._owners = tuple(self._left.values())  # noqa: SLF001 -- the class below
             cleanup._forgotten = self._forgotten  # noqa: SLF001
             return cleanup.cleanup()
@@ -179,6 +238,7 @@ class Recovery:
         ledger = self._ledger
         with ledger.transaction(lock_timeout=5.0) as connection:
             table = ledger.table_on(connection)
+            former = Former()
             # Locked before they are read, so that no other process recovers them meanwhile.
             locked = sa.select(table.c.seq).where(table.c.owner == owner).with_for_update()
             ledger.execute(connection, locked).all()
@@ -186,11 +246,14 @@ class Recovery:
             of_tracker = read_owner(ledger, connection, owner) if wanted else {}
             for scope in sorted(each.scope for each in wanted):
                 if scope in of_tracker:
+                    former.add(connection, ledger.dialect, of_tracker[scope].former)
                     self._rewrite(connection, owner, scope, of_tracker.pop(scope))
             left = (each.externals or each.store.snapshot() for each in of_tracker.values())
             if wanted and not any(left):
                 gone = sa.delete(table).where(table.c.owner == owner, table.c.seq > 0)
                 ledger.execute(connection, gone)
+        self._former.gone += former.gone
+        self._former.there += former.there
 
     def _rewrite(
         self,
@@ -245,3 +308,12 @@ class _SweepCleanup(CleanupManager):
     """A cleanup whose error says "run sweep()": no user has its tracker."""
 
     _swept = True
+    former = Former()
+
+    def _new_run(self) -> CleanupRun:
+        run = super()._new_run()
+        run.is_sweep = True
+        for name in self.former.gone:
+            count_in(run.report.already_gone, name, self.former.gone[name])
+            count_in(run.report.untouched, name, self.former.there[name])
+        return run

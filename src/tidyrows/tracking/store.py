@@ -41,6 +41,8 @@ class TableHoldings:
         named: those among ``keys`` that the user named.
         sent: keys that nobody has seen in the database, which may have stored others.
         hashes: hashes of the rows, where the database may give their keys to other rows.
+        incarnation: the table's, when the latest rows were inserted; None where it is not known.
+        former: of rows with a key that were inserted in another incarnation, which one.
         keyless_rows: rows of a table without a primary key, as they were inserted.
         keyless_unknown: how many such rows there are whose values are not known.
         keyless_in_doubt: how many such rows may be there or not, and nobody can find out.
@@ -52,6 +54,8 @@ class TableHoldings:
     named: KeySet = field(default_factory=KeySet)
     sent: set[Any] = field(default_factory=set)
     hashes: RowHashes | None = None
+    incarnation: str | None = None
+    former: dict[Any, str | None] = field(default_factory=dict)
     keyless_rows: list[tuple[Any, ...]] = field(default_factory=list)
     keyless_unknown: int = 0
     keyless_in_doubt: int = 0
@@ -76,6 +80,7 @@ class TableHoldings:
             named=self.named.copy(),
             sent=set(self.sent),
             hashes=self.hashes and self.hashes.copy(),
+            former=dict(self.former),
             keyless_rows=list(self.keyless_rows),
         )
 
@@ -84,20 +89,21 @@ class TableHoldings:
         table, keys = self.table, self.keys.in_order()
         inserted = [key for key in keys if key not in self.named]
         named = [key for key in keys if key in self.named]
-        for sent, some in self._by_sent(inserted):
+        for told, some in self._alike(inserted):
             for change in self._inserted(some):
-                yield replace(change, sent=sent)
-        for sent, some in self._by_sent(named):
-            yield Inserted(table, some, named=True, sent=sent)
+                yield replace(change, **told)
+        for told, some in self._alike(named):
+            yield Inserted(table, some, named=True, **told)
         for made in (True, False):
             keys = [key for key, generated in self.in_doubt.items() if generated is made]
-            for sent, some in self._by_sent(keys):
-                yield Inserted(table, some, generated=made, sent=sent, certain=False)
+            for told, some in self._alike(keys):
+                yield Inserted(table, some, generated=made, certain=False, **told)
         rows: list[Any] = [*self.keyless_rows, *[None] * self.keyless_unknown]
         if rows:
-            yield InsertedWhole(table, rows)
+            yield InsertedWhole(table, rows, self.incarnation)
         if self.keyless_in_doubt:
-            yield InsertedWhole(table, [()] * self.keyless_in_doubt, certain=False)
+            rows = [()] * self.keyless_in_doubt
+            yield InsertedWhole(table, rows, self.incarnation, certain=False)
 
     def _by_sent(self, keys: Sequence[Any]) -> list[tuple[bool, Sequence[Any]]]:
         """Keys that were seen in the database, and those that were only sent to it."""
@@ -107,6 +113,41 @@ class TableHoldings:
             (sent, [key for key in keys if (key in self.sent) is sent]) for sent in (False, True)
         ]
         return [part for part in parts if part[1]]
+
+    def _alike(self, keys: Sequence[Any]) -> Iterator[tuple[dict[str, Any], Sequence[Any]]]:
+        """These keys, those together of which the same is known."""
+        for incarnation, of_it in self._by_incarnation(keys):
+            for sent, some in self._by_sent(of_it):
+                yield {"incarnation": incarnation, "sent": sent}, some
+
+    def _by_incarnation(self, keys: Sequence[Any]) -> Iterator[tuple[str | None, Sequence[Any]]]:
+        """These keys, those of each incarnation together."""
+        groups: dict[str | None, Any] = {} if self.former or not keys else {self.incarnation: keys}
+        for key in keys if self.former else ():
+            groups.setdefault(self.former.get(key, self.incarnation), []).append(key)
+        yield from groups.items()
+
+    def of_another(self, incarnation: str) -> dict[Any, str]:
+        """The rows with a key that were certainly inserted in another incarnation, and which."""
+        if not self.former and self.incarnation in {None, incarnation}:
+            return {}
+        return {
+            key: inserted
+            for inserted, keys in self._by_incarnation([*self.keys, *self.in_doubt])
+            if inserted not in {None, incarnation}
+            for key in keys
+        }
+
+    def _enter(self, incarnation: str | None, keys: Sequence[Any] = ()) -> None:
+        """Rows, with these keys if any, are inserted in this incarnation."""
+        if incarnation != self.incarnation:
+            if incarnation is None:
+                self.former.update(dict.fromkeys(keys))
+                return
+            self.former.update(dict.fromkeys((*self.keys, *self.in_doubt), self.incarnation))
+            self.incarnation = incarnation
+        for key in keys if self.former else ():
+            self.former.pop(key, None)
 
     def _inserted(self, keys: Sequence[Any]) -> Iterator[Inserted]:
         """These keys as inserted rows, with their hashes."""
@@ -127,6 +168,7 @@ class TableHoldings:
             self.sent.update([key for key in keys if key not in self.keys])
         elif self.sent:
             self.sent.difference_update(keys)
+        self._enter(change.incarnation, keys)
         if certain:
             self.keys.update(keys)
         else:
@@ -144,12 +186,7 @@ class TableHoldings:
         keys = change.keys
         match change:
             case InsertedWhole():
-                rows = [row for row in keys if row is not None]
-                self.keyless_unknown += len(keys) - len(rows)
-                if certain:
-                    self.keyless_rows += rows
-                else:
-                    self.keyless_in_doubt += len(rows)
+                self._insert_keyless(change, certain=certain)
             case Deleted() if certain:
                 self._delete(keys)
             case Deleted():
@@ -180,6 +217,17 @@ class TableHoldings:
                 [key[0] for key in change.keys] if isinstance(change, KeysChanged) else change.keys
             )
             self.keys.update([key for key in old if self.in_doubt.pop(key, None) is not None])
+
+    def _insert_keyless(self, change: InsertedWhole, *, certain: bool) -> None:
+        if self.keyless_rows and change.incarnation != self.incarnation:
+            self.delete_keyless(self.keyless_rows, certain=False)
+        self._enter(change.incarnation)
+        rows = [row for row in change.keys if row is not None]
+        self.keyless_unknown += len(change.keys) - len(rows)
+        if certain:
+            self.keyless_rows += rows
+        else:
+            self.keyless_in_doubt += len(rows)
 
     def delete_keyless(self, rows: Iterable[tuple[Any, ...]], *, certain: bool) -> None:
         """Remove rows without a primary key: these very objects, not equal ones."""
@@ -217,9 +265,10 @@ class TableHoldings:
                 kept.discard(keys[0])
             else:
                 kept.difference_update(keys)
-        if self.in_doubt:
+        if self.in_doubt or self.former:
             for key in keys:
                 self.in_doubt.pop(key, None)
+                self.former.pop(key, None)
 
     def _doubt(self, keys: Sequence[Any]) -> None:
         """Rows that are ours, from now on in doubt."""
@@ -244,6 +293,8 @@ class TableHoldings:
             self.sent.discard(old)
             if sent:
                 self.sent.add(new)
+            if old in self.former:
+                self.former[new] = self.former.pop(old)
         if self.hashes is not None:
             self.hashes.rename(first)
         return known

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import Place
 
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
@@ -54,6 +55,10 @@ _ENGINE = re.compile(r"^\) ENGINE=(\w+)", re.MULTILINE)
 _WITHOUT_TRANSACTIONS = frozenset({"MYISAM", "ARIA", "MEMORY", "CSV", "ARCHIVE", "MRG_MYISAM"})
 
 _NO_SUCH_TABLE = frozenset({1146, 1049})
+# The names of files, in their own character set: what it makes of a text is read as bytes.
+_FILE = "CONVERT(CAST(CONVERT(%s USING filename) AS BINARY) USING utf8mb3)"
+_WANTED = f"SELECT {{}} AS number, CONCAT({_FILE}, '/', {_FILE}) AS file"
+_NO_SUCH_VIEW = 1109
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
     "('Innodb_lsn_current', 'Innodb_redo_log_current_lsn'{})"
@@ -107,6 +112,7 @@ class MySQL(MySQLStatements):
     permission_codes = frozenset({1044, 1142, 1143})
     table_options = MappingProxyType({"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"})
     long_text = LONGTEXT(charset="ascii")  # JSON, in which everything else is escaped
+    _shows_incarnations = True
     _busy = "SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {} AND COMMAND <> 'Sleep'"
 
     def driver_code(self, error: BaseException) -> int | None:
@@ -234,9 +240,36 @@ class MySQL(MySQLStatements):
         kind: Literal["table", "other"] = "table" if is_table else "other"
         engine = _ENGINE.search(definition)
         transactional = engine is None or engine[1] not in _WITHOUT_TRANSACTIONS
+        place = (schema, name)
         return RealTable(
-            schema, kind, plain=False, alters_keys=alters_keys, transactional=transactional
+            schema,
+            kind,
+            plain=False,
+            alters_keys=alters_keys,
+            transactional=transactional,
+            incarnation=self.incarnations(connection, [place]).get(place) if is_table else None,
         )
+
+    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
+        """InnoDB's number of a table, which TRUNCATE and a rebuild replace; needs PROCESS."""
+        if not self._shows_incarnations:
+            return {}
+        tables = list(tables)
+        wanted = " UNION ALL ".join(map(_WANTED.format, range(len(tables))))
+        view = f"INNODB_{'SYS_' if getattr(self._dialect(), 'is_mariadb', False) else ''}TABLES"
+        sql = (
+            f"SELECT w.number, MAX(t.TABLE_ID) FROM ({wanted}) w "
+            f"JOIN information_schema.{view} t ON t.NAME = w.file "
+            "GROUP BY w.number HAVING COUNT(*) = 1"  # letters' case may be all the difference
+        )
+        try:
+            rows = self._query(connection, sql, *(str(each) for pair in tables for each in pair))
+        except self._dbapi.Error as error:
+            if self.code(error) not in {_NEEDS_PROCESS, _NO_SUCH_VIEW}:
+                raise
+            self._shows_incarnations = False
+            return {}
+        return {tables[number]: f"/{table_id}" for number, table_id in rows}
 
     def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
         """The machine is known to the server only; a proxy or a tunnel may stand before it."""

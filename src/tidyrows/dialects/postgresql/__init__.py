@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema.graph import ForeignKey
+    from tidyrows.schema.graph import ForeignKey, Place
 
 _NO_DATABASE = "3D000"
 _NO_DATABASE_TEXT = re.compile(r'FATAL: +database ".*" does not exist')
@@ -43,9 +43,16 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 # These send several statements without parameters in one go.
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
+# A partitioned table has no file; TRUNCATE gives its partitions new ones.
+_INCARNATION = "CAST(c.oid AS pg_catalog.text) || '/' || CAST(c.relfilenode AS pg_catalog.text)"
+_INCARNATIONS = f"""
+SELECT n.nspname, c.relname, {_INCARNATION}
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN unnest(CAST(%s AS pg_catalog.name[]), CAST(%s AS pg_catalog.name[])) AS w(s, t)
+  ON n.nspname = w.s AND c.relname = w.t"""
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 # Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW.
-_RESOLVE = """
+_RESOLVE = f"""
 SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS pg_catalog.text),
        pg_catalog.has_table_privilege(c.oid, 'SELECT')
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_rewrite w
@@ -57,7 +64,8 @@ SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS p
                WHERE t.tgtype & 7 = 7 AND t.tgenabled <> 'D'
                      AND (t.tgrelid = c.oid
                           OR t.tgrelid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
-                                           WHERE i.inhparent = c.oid)))
+                                           WHERE i.inhparent = c.oid))),
+       {_INCARNATION}
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
 _VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
@@ -297,7 +305,7 @@ class PostgreSQL(PostgreSQLStatements):
             rows = self._query(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
         if not rows:
             return None
-        real_schema, kind, persistence, returns, alters_keys = rows[0]
+        real_schema, kind, persistence, returns, alters_keys, incarnation = rows[0]
         if kind not in {"r", "p"}:
             return RealTable(real_schema, "other", plain=False, returns=returns)
         temporary = persistence == "t"
@@ -307,7 +315,15 @@ class PostgreSQL(PostgreSQLStatements):
             plain=kind == "r",  # the root of a partitioned table has no system columns to return
             returns=returns,
             alters_keys=alters_keys,
+            incarnation=incarnation,
         )
+
+    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
+        """The table's oid and its file, which TRUNCATE replaces."""
+        schemas, names = zip(*tables, strict=True)
+        asked = [list(map(str, each)) for each in (schemas, names)]
+        rows = self._query(connection, _INCARNATIONS, *asked)
+        return {(schema, name): incarnation for schema, name, incarnation in rows}
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}
