@@ -16,8 +16,8 @@ from tidyrows.capture.changes import INTERNAL
 from tidyrows.capture.connections import driver_of
 from tidyrows.capture.engine import capture_for
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.dialects import Fault
-from tidyrows.errors import SessionStateError, TakenOverError
+from tidyrows.dialects import DriverSocket, Fault, SilentServerError
+from tidyrows.errors import SessionStateError, TakenOverError, TidyRowsError
 from tidyrows.greenlets import in_greenlet, spawn, wait_for
 
 if TYPE_CHECKING:
@@ -30,21 +30,38 @@ if TYPE_CHECKING:
 
 _AT_LEAST = 0.2
 """The shortest statement timeout in seconds, also after the deadline: less would end nothing."""
-_UNWATCHED = nullcontext()
+_MARGIN = 0.3
+"""Seconds that the server gets to end a statement itself, before its connection is given up."""
+_GRACE = 0.4
+"""Seconds after the deadline in which a transaction may begin yet: to look, and to record."""
+_UNWATCHED: AbstractContextManager[None] = nullcontext()
 SPOILED = "tidyrows.spoiled"
 """In ``connection.info``: the connection must not be used again, so the pool drops it."""
+
+
+class DeadlineError(TidyRowsError):
+    """The cleanup's time was over; what was not committed is rolled back."""
 
 
 class Database:
     """One database that rows are to be deleted from."""
 
-    def __init__(self, engine: sa.Engine, *, lock_timeout: float, statement_timeout: float) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        *,
+        lock_timeout: float,
+        statement_timeout: float,
+        remaining: Callable[[], float] | None = None,
+    ) -> None:
         self.engine = engine
         self.capture = capture_for(engine)
         self.name = self.capture.database
         self.dialect = self.capture.dialect
         self.lock_timeout = lock_timeout
-        self.statement_timeout = statement_timeout
+        # the seconds that are left for one more transaction
+        self._remaining = remaining or (lambda: statement_timeout)
+        self.is_silent = False  # it gave no answer until the deadline: it is asked nothing more
         self.monitor = LockMonitor(engine, self.capture)
         # False once the database cannot check foreign keys: SQLite accepts a foreign key to columns
         # that are not unique, and then refuses every statement that has to check it.
@@ -73,33 +90,49 @@ class Database:
             self.lock_timeout = usual
 
     def writing(
-        self, *, seconds: float | None = None, committed: Callable[[], None] | None = None
+        self, *, committed: Callable[[], None] | None = None
     ) -> AbstractContextManager[sa.Connection]:
         """A transaction to delete in: committed at the end, rolled back if anything is raised."""
-        left = max(self.statement_timeout if seconds is None else seconds, _AT_LEAST)
-        lock_timeout = min(self.lock_timeout, left)
         begin = partial(self.dialect.begin_cleanup, foreign_keys=self.enforced)
-        return self._transaction(begin, lock_timeout, left, committed)
+        return self._transaction(begin, committed)
 
     def reading(self) -> AbstractContextManager[sa.Connection]:
         """A transaction to look in; takes no write lock, and waits no longer than the other."""
-        left = max(self.statement_timeout, self.lock_timeout)
-        return self._transaction(self.dialect.begin_reading, self.lock_timeout, left, None)
+        return self._transaction(self.dialect.begin_reading, None)
 
     @contextmanager
     def _transaction(
-        self,
-        begin: Callable[..., None],
-        lock_timeout: float,
-        statement_timeout: float,
-        committed: Callable[[], None] | None,
+        self, begin: Callable[..., None], committed: Callable[[], None] | None
     ) -> Iterator[sa.Connection]:
         if isinstance(self.engine.pool, sa.StaticPool):
             self._refuse_shared_transaction(self.engine.pool)
-        monitor = self.monitor
-        connection = self.engine.connect().execution_options(**{INTERNAL: True})
+        remaining = self._remaining()
+        if self.is_silent or remaining < -_GRACE:
+            raise DeadlineError("the cleanup's deadline had passed, so the database was not asked")
+        left = max(remaining, _AT_LEAST)
+        lock_timeout = min(self.lock_timeout, left)
         try:
-            with monitor.watching(connection, lock_timeout) if monitor.armed else _UNWATCHED:
+            with self.dialect.connect(self.engine, left + _MARGIN) as connection:
+                connection.execution_options(**{INTERNAL: True})
+                yield from self._inside(connection, begin, committed, lock_timeout, left)
+        except SilentServerError:
+            self.is_silent = True
+            raise
+
+    def _inside(
+        self,
+        connection: sa.Connection,
+        begin: Callable[..., None],
+        committed: Callable[[], None] | None,
+        lock_timeout: float,
+        statement_timeout: float,
+    ) -> Iterator[sa.Connection]:
+        monitor = self.monitor
+        try:
+            watching = _UNWATCHED
+            if monitor.armed:
+                watching = monitor.watching(connection, lock_timeout, self._remaining)
+            with watching:
                 try:
                     begin(
                         connection, lock_timeout=lock_timeout, statement_timeout=statement_timeout
@@ -118,11 +151,7 @@ class Database:
                 finally:
                     self.dialect.end_cleanup(connection)
         finally:
-            try:
-                if not connection.invalidated and connection.info.get(SPOILED):
-                    connection.invalidate()
-                connection.close()
-            except sa.exc.DBAPIError:  # the server has closed it already: it must not come back
+            if not connection.invalidated and connection.info.get(SPOILED):
                 connection.invalidate()
 
     def existing_inside(
@@ -141,7 +170,7 @@ class Database:
         try:
             with self.reading() as connection:
                 return bool(sa.inspect(connection).has_table(name.name, schema=name.schema))
-        except sa.exc.SQLAlchemyError:
+        except (sa.exc.SQLAlchemyError, ConnectionError, DeadlineError):
             return True
 
     def _refuse_shared_transaction(self, pool: sa.StaticPool) -> None:
@@ -202,22 +231,24 @@ class LockMonitor:
         self.trouble = None
 
     @contextmanager
-    def watching(self, connection: sa.Connection, lock_timeout: float) -> Iterator[None]:
-        """In the block, poll for the transactions that block this connection."""
+    def watching(
+        self, connection: sa.Connection, lock_timeout: float, remaining: Callable[[], float]
+    ) -> Iterator[None]:
+        """In the block, poll for the transactions that block this connection.
+
+        At the end a poll under way is waited for, for as long as remains.
+        """
         waiting = self._capture.dialect.waiter(connection)
         if waiting is None:
             yield
             return
         driver = driver_of(connection)
-        # A connection besides the cleanup's, opened at the first poll; its pool may be exhausted.
-        pool = self._engine.pool.recreate()
-        opened: list[sa.PoolProxiedConnection] = []
+        spare = _SpareConnection(self._engine.pool.recreate())
 
         def poll() -> None:
             try:
-                if self._capture.dialect.blockers_need_cursor and not opened:
-                    opened.append(pool.connect())
-                found = self._blockers(driver, waiting, *opened)
+                with spare.use(needed=self._capture.dialect.blockers_need_cursor) as opened:
+                    found = self._blockers(driver, waiting, opened)
             except Exception as error:  # noqa: BLE001 -- a listener of the user's may raise anything; it is reported with the blockers
                 self.trouble = error
                 return
@@ -233,12 +264,10 @@ class LockMonitor:
         # asynchronous driver work nowhere else.
         repeating = _task if in_greenlet() else _thread
         try:
-            with repeating(poll, every):
+            with repeating(poll, every, lambda: min(max(remaining(), _AT_LEAST), _PATIENCE)):
                 yield
         finally:
-            for each in opened:
-                each.invalidate()
-            pool.dispose()
+            spare.give_up()
 
     def _blockers(
         self, driver: Any, waiting: Any, opened: sa.PoolProxiedConnection | None = None
@@ -259,8 +288,46 @@ class LockMonitor:
         return [replace(each, own=own.get(each.pid)) for each in found]
 
 
+class _SpareConnection:
+    """A connection besides the cleanup's, opened at the first poll; its pool may be exhausted."""
+
+    def __init__(self, pool: sa.Pool) -> None:
+        self._pool = pool
+        self._opened: sa.PoolProxiedConnection | None = None
+        self._is_used = self._is_over = False
+
+    @contextmanager
+    def use(self, *, needed: bool) -> Iterator[sa.PoolProxiedConnection | None]:
+        self._is_used = True
+        try:
+            if needed and self._opened is None:
+                self._opened = self._pool.connect()
+            yield self._opened
+        finally:
+            self._is_used = False
+            if self._is_over:
+                self._close()
+
+    def give_up(self) -> None:
+        """Close it, or end the poll that uses it yet, which closes it then."""
+        self._is_over = True
+        if not self._is_used:
+            self._close()
+        elif self._opened is not None:
+            with closing(DriverSocket(self._opened.dbapi_connection)) as wire:
+                wire.shut()
+        self._pool.dispose()
+
+    def _close(self) -> None:
+        opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.invalidate()
+
+
 @contextmanager
-def _thread(poll: Callable[[], None], every: float) -> Iterator[None]:
+def _thread(
+    poll: Callable[[], None], every: float, patience: Callable[[], float]
+) -> Iterator[None]:
     """Call ``poll`` every so many seconds beside the block; not at its beginning."""
     over = threading.Event()
 
@@ -274,11 +341,11 @@ def _thread(poll: Callable[[], None], every: float) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join(_PATIENCE)
+        thread.join(patience())
 
 
 @contextmanager
-def _task(poll: Callable[[], None], every: float) -> Iterator[None]:
+def _task(poll: Callable[[], None], every: float, patience: Callable[[], float]) -> Iterator[None]:
     over = asyncio.Event()
 
     async def run() -> None:
@@ -295,4 +362,4 @@ def _task(poll: Callable[[], None], every: float) -> Iterator[None]:
         yield
     finally:
         over.set()
-        wait_for(asyncio.wait({task}, timeout=_PATIENCE))
+        wait_for(asyncio.wait({task}, timeout=patience()))

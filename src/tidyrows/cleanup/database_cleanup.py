@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.cleanup.connection import DeadlineError
 from tidyrows.cleanup.diagnosis import SLOW, add_details, advice
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
@@ -19,6 +20,7 @@ from tidyrows.cleanup.run import LedgerUpdates, Outcome, Scope
 from tidyrows.cleanup.verify import (
     NOTHING,
     altered_keys,
+    assumed,
     existing_rows,
     judge,
     resolve_by_ledger,
@@ -214,6 +216,9 @@ class DatabaseCleanup:
         return leftovers
 
     def _look(self, batches: Sequence[Batch]) -> dict[TableName, Seen]:
+        if self._run.remaining() <= 0 or self._database.is_silent:
+            error = DeadlineError("the cleanup's deadline had passed before it was looked for")
+            return assumed(batches, self._outcome, error)
         try:
             return self._run.retry(self._database, partial(existing_rows, self._database, batches))
         except SessionStateError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.cleanup.connection import DeadlineError
 from tidyrows.cleanup.cycles import delete_by_levels
 from tidyrows.cleanup.dependents import Discovery, acts_unseen, keys_in_use
 from tidyrows.cleanup.options import Fate
@@ -35,10 +36,6 @@ logger = logging.getLogger("tidyrows")
 
 class DependentsExistError(Exception):
     """Untracked rows reference ours, and the DELETE would delete or change them silently."""
-
-
-class DeadlineError(TidyRowsError):
-    """The cleanup's time was over in the middle of a transaction, which was rolled back."""
 
 
 class IgnoredDeleteError(TidyRowsError):

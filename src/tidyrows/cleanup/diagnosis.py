@@ -16,7 +16,7 @@ from sqlalchemy.schema import CreateIndex
 
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, referenced, schema_of
-from tidyrows.errors import SessionStateError
+from tidyrows.errors import TidyRowsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from tidyrows.schema.graph import ForeignKey, Place
 
 
+_SILENCED = (sa.exc.SQLAlchemyError, TidyRowsError, ConnectionError)
+"""What a look may raise that only adds to a report."""
 _LOOKED_AT = 500
 """Rows per table: enough to see what is wrong."""
 _BY_OTHERS = frozenset({LeftoverKind.LOCKED, LeftoverKind.DISCONNECTED, LeftoverKind.REFUSED})
@@ -46,14 +48,14 @@ def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any,
     ]
     if ignored:
         names: tuple[str, ...] = ()
-        with suppress(sa.exc.SQLAlchemyError, SessionStateError), database.reading() as connection:
+        with suppress(*_SILENCED), database.reading() as connection:
             names = tuple(database.dialect.delete_suppressors(connection, batch.table))
         for key in ignored if names else ():
             reason, also = reasons[key], reasons[key].also
             named = {"names": names} if also is None else {"also": replace(also, names=names)}
             reasons[key] = replace(reason, **named)
     refused = [key for key in seen.there if key in reasons and reasons[key].kind in _BY_OTHERS]
-    with suppress(sa.exc.SQLAlchemyError):
+    with suppress(*_SILENCED):
         tables = _referencing_tables(database, batch, refused) if refused else {}
         for key, names in tables.items():
             reasons[key] = replace(reasons[key], names=names)
@@ -96,7 +98,7 @@ def advice(
     if not is_slow(seconds, rows):
         return []
     # It is only advice: no error of it may surface.
-    with suppress(sa.exc.SQLAlchemyError, SessionStateError), database.reading() as connection:
+    with suppress(*_SILENCED), database.reading() as connection:
         return [
             f"{key.child[1]} ({', '.join(key.child_columns)}) has no index, so deleting {rows} "
             f"row(s) of {place[1]} took {seconds:.1f} s: {statement}"

@@ -12,9 +12,9 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.cleanup.connection import DeadlineError
 from tidyrows.cleanup.cycles import RowLoopError, row_order
 from tidyrows.cleanup.deletion import (
-    DeadlineError,
     Deletion,
     DependentsExistError,
     IgnoredDeleteError,
@@ -144,6 +144,8 @@ class Executor:
             return True
         if isinstance(failure, (RowLoopError, TooManyError, DeadlineError)):
             return False
+        if self._run.remaining() <= 0:
+            return False
         if self._dialect.fault(failure) is Fault.CONSTRAINT:
             if again:  # the first time there were dependents that we had not looked for
                 self._schema_has_changed()
@@ -236,9 +238,8 @@ class Executor:
                     found = done.dependents or done.detached
                     (known.add if found else known.discard)(frozenset(rows))
 
-            seconds = self._run.remaining()
             try:
-                with self._database.writing(seconds=seconds, committed=committed) as connection:
+                with self._database.writing(committed=committed) as connection:
                     deletion = Deletion(self._scope, connection, done)
                     deletion.run(rows, steps, discover=discover, limit=limit)
                     if ledger is not None:

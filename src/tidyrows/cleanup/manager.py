@@ -355,14 +355,14 @@ class CleanupManager:
         for name in self.tracker.journals.databases:
             database = run.database(name)
             ledger = LedgerUpdates.of(self.tracker, database)
-            retry = partial(self.options.retry.run, is_transient=database.is_transient)
+            retry = partial(run.retry, database)
             try:
                 if ledger is not None and name not in run.taken_over:
                     ledger.finish(retry)
             except TakenOverError as error:
                 run.refuse(error)
                 run.taken_over.add(name)
-            except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
+            except (sa.exc.SQLAlchemyError, TidyRowsError, ConnectionError) as error:
                 failures.append(error)
             if name in run.taken_over:
                 self.tracker.journals.release(name)
@@ -375,7 +375,7 @@ class CleanupManager:
             tables = [held.table for held in holdings]
             try:
                 graph = run.retry(database, partial(schema_of, database, tables)).graph
-            except (SessionStateError, sa.exc.SQLAlchemyError):
+            except (TidyRowsError, ConnectionError, sa.exc.SQLAlchemyError):
                 continue  # nor can its rows be deleted, and that is reported then
             for key in graph.foreign_keys:
                 child, parent = (TableName(database.name, *p) for p in (key.child, key.parent))

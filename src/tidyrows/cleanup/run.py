@@ -80,6 +80,7 @@ class CleanupRun:
                 self.tracker.engine_of(name),
                 lock_timeout=lock_timeout,
                 statement_timeout=retry.deadline,
+                remaining=self.remaining,
             )
             # There may be no second attempt, and only that one is watched otherwise.
             only_one = retry.deadline < 2 * lock_timeout
@@ -111,7 +112,7 @@ class CleanupRun:
         def is_transient(error: BaseException) -> bool:
             nonlocal waits
             waits -= dialect.is_timeout(error)
-            return waits > 0 and database.is_transient(error)
+            return waits > 0 and not database.is_silent and database.is_transient(error)
 
         def on_retry(attempt: int, error: BaseException) -> None:
             self.report.retries += 1

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tidyrows.capture.affected_rows import only_ours_can_hold
 from tidyrows.capture.changes import Inserted
-from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.connection import Database, DeadlineError
 from tidyrows.cleanup.plan import Batch
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.errors import SessionStateError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tidyrows.capture.changes import Change
+    from tidyrows.cleanup.run import Outcome
     from tidyrows.keys import TableName
     from tidyrows.ledger.journal import Journal
     from tidyrows.tracking.store import TableHoldings
@@ -51,7 +52,7 @@ def existing_rows(database: Database, batches: Sequence[Batch]) -> dict[TableNam
             asked = [(batch.table, batch.keys) for batch in batches]
             found = database.dialect.existing_keys_of_each(connection, asked)
         return {batch.table.name: Seen(keys) for batch, keys in zip(batches, found, strict=True)}
-    except SessionStateError:
+    except (SessionStateError, DeadlineError):
         raise
     except Exception as error:
         if database.is_transient(error):
@@ -92,6 +93,25 @@ def unconfirmed(batches: Sequence[Batch], error: Exception) -> dict[TableName, S
     return {
         batch.table.name: Seen(unconfirmed=dict.fromkeys(batch.keys, reason)) for batch in batches
     }
+
+
+def assumed(batches: Sequence[Batch], outcome: Outcome, error: Exception) -> dict[TableName, Seen]:
+    """What is known without a look: what was counted is gone, what was not tried is there."""
+    unseen = Reason(LeftoverKind.UNCONFIRMED, error)
+    found = {}
+    for batch in batches:
+        place = batch.table.place
+        if outcome.deleted[place] >= len(batch.keys):
+            continue
+        gone = {key for keys in outcome.gone.get(place, ()) for key in keys}
+        stay = {**outcome.kept.get(place, {}), **outcome.refused.get(place, {})}
+        seen = found[batch.table.name] = Seen()
+        for key in batch.keys:
+            if key in stay and stay[key].kind is not LeftoverKind.DISCONNECTED:
+                seen.there.append(key)
+            elif key not in gone:
+                seen.unconfirmed[key] = unseen
+    return found
 
 
 def _seen_partly(database: Database, batch: Batch, error: Exception) -> Seen:

@@ -11,15 +11,10 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from tidyrows.dialects.base import Dialect, UnknownDialect
+from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_within
 from tidyrows.dialects.catalogue import RealTable, was_dropped
 from tidyrows.dialects.driver import Fault, Loss, database_name
-from tidyrows.dialects.locks import (
-    Blocker,
-    DriverSocket,
-    LivenessLock,
-    LockStatements,
-    connect_within,
-)
+from tidyrows.dialects.locks import Blocker, LivenessLock, LockStatements
 from tidyrows.dialects.mysql import MySQL
 from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sessions import CommitOutcome
@@ -41,6 +36,7 @@ __all__ = [
     "LockStatements",
     "Loss",
     "RealTable",
+    "SilentServerError",
     "connect_within",
     "database_name",
     "dialect_for",

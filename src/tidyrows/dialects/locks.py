@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import threading
-from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from weakref import ref
 
+from tidyrows.dialects.bounds import DriverSocket, connect_within
 from tidyrows.dialects.driver import DriverAccess
 from tidyrows.errors import LivenessLockError, SessionStateError
-from tidyrows.greenlets import in_greenlet, sleep
+from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     import sqlalchemy as sa
 
-
-T = TypeVar("T")
 
 PATIENCE = 1.0
 """Seconds to wait for a lock that is held: the server may still have a connection just lost."""
@@ -210,109 +205,6 @@ class ConnectionLock(LivenessLock):
         self._socket.shut()
         with closing(self._socket), suppress(Exception):
             getattr(driver, "terminate", driver.close)()
-
-
-def connect_within(make: Callable[[], T], seconds: float, *, late: Callable[[T], object]) -> T:
-    """Connect in a thread of its own, or raise TimeoutError: drivers may wait for minutes.
-
-    ``late`` is called with a connection that comes too late.
-    """
-    if in_greenlet():  # the task can be cancelled
-        return make()
-    made: Future[T] = Future()
-
-    def connect() -> None:
-        try:
-            made.set_result(make())
-        except BaseException as error:  # noqa: BLE001 -- it is raised where the connection is waited for
-            made.set_exception(error)
-
-    try:
-        threading.Thread(target=connect, name="tidyrows: connect", daemon=True).start()
-    except RuntimeError:  # as below
-        return make()
-    try:
-        return made.result(seconds)
-    except TimeoutError:
-        # It calls at once where the connection is there by now.
-        made.add_done_callback(lambda done: None if done.exception() else late(done.result()))
-        if made.done() and isinstance(made.exception(), TimeoutError):
-            raise
-        raise TimeoutError(f"the database took no connection within {seconds:g} s") from None
-
-
-class DriverSocket:
-    """The socket of a driver's connection, under a descriptor of our own.
-
-    The driver may close its own at any time, and its number is then used again. Where the driver
-    does not show its socket, all methods do nothing.
-    """
-
-    def __init__(self, driver: Any) -> None:
-        self._number = _descriptor_of(driver)
-        self._copy: socket.socket | None = None
-        if self._number is not None:
-            with suppress(OSError):
-                # The family does not matter: nothing is ever sent.
-                self._copy = socket.fromfd(self._number, socket.AF_INET, socket.SOCK_STREAM)
-
-    def close(self) -> None:
-        """Give up our own descriptor."""
-        if self._copy is not None:
-            self._copy.close()
-
-    def shut(self) -> None:
-        """End the connection, so that whatever waits for it fails."""
-        if self._copy is not None:
-            with suppress(OSError):
-                self._copy.shutdown(socket.SHUT_RDWR)
-
-    def redirect_to_null(self) -> None:
-        """In a forked child: put the null device in the place of the socket."""
-        if self._copy is None or self._number is None:
-            return
-        with suppress(OSError), closing(self._copy):
-            if os.path.samestat(os.fstat(self._number), os.fstat(self._copy.fileno())):
-                null = os.open(os.devnull, os.O_RDWR)
-                os.dup2(null, self._number, inheritable=False)
-                os.close(null)
-
-    @contextmanager
-    def bounded(self, seconds: float) -> Iterator[None]:
-        """Shut the socket if the block takes longer: no driver bounds an open connection itself."""
-        over = threading.Lock()
-
-        def late() -> None:
-            if over.acquire(blocking=False):
-                self.shut()
-                over.release()
-
-        watch = threading.Timer(seconds, late)
-        watch.daemon = True
-        # At the interpreter's end Python 3.12 and later start no more threads.
-        with suppress(RuntimeError):
-            watch.start()
-        try:
-            yield
-        finally:
-            over.acquire()
-            watch.cancel()
-
-
-def _descriptor_of(driver: Any) -> int | None:
-    raw = getattr(driver, "driver_connection", driver)
-    roads: tuple[Callable[[], Any], ...] = (
-        lambda: raw,  # psycopg, psycopg2, mysqlclient
-        lambda: raw._sock,  # noqa: SLF001 -- PyMySQL has no public road
-        lambda: raw._writer.get_extra_info("socket"),  # noqa: SLF001 -- nor have aiomysql and asyncmy
-        lambda: raw._transport.get_extra_info("socket"),  # noqa: SLF001 -- nor has asyncpg
-    )
-    for road in roads:
-        with suppress(Exception):
-            found = int(road().fileno())
-            if found >= 0:
-                return found
-    return None
 
 
 _SHOWN = 120

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.bounds import bounded_connection, closed_at_end
 from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.errors import SessionStateError
 
@@ -43,6 +44,8 @@ class Sessions(DriverAccess):
     caller commits or rolls back, ``end_cleanup`` restores the session.
     """
 
+    has_server: ClassVar[bool] = False
+    """Whether it is reached over a network, which may go silent."""
     ddl_commits: ClassVar[bool] = False
     """Whether DDL commits the transaction."""
     release_commits: ClassVar[bool] = False
@@ -106,6 +109,14 @@ class Sessions(DriverAccess):
         )
 
     # ----- the cleanup's connection
+
+    def connect(self, engine: sa.Engine, seconds: float) -> AbstractContextManager[sa.Connection]:
+        """A connection of the engine, closed at the end, within so many seconds in all.
+
+        Raises:
+            SilentServerError: the server did not answer in that time.
+        """
+        return bounded_connection(engine, seconds) if self.has_server else closed_at_end(engine)
 
     @abstractmethod
     def begin_cleanup(

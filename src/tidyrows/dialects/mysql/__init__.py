@@ -99,6 +99,7 @@ class MySQL(MySQLStatements):
     """A deadlock rolls back the transaction, a lock timeout only the statement; DDL commits."""
 
     name = "mysql"
+    has_server = True
     ddl_commits = True
     # Not UNIX_TIMESTAMP(NOW(6)): in the hour that a session's time zone has twice it is off by one.
     clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"

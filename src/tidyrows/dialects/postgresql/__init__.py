@@ -166,6 +166,7 @@ class PostgreSQL(PostgreSQLStatements):
     """
 
     name = "postgresql"
+    has_server = True
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
