@@ -23,7 +23,7 @@ LONGEST = 16_000_000
 MOST_ENTRIES, MOST_CHARACTERS, MOST_ROWS = 1_000_000, 256_000_000, 20_000_000
 """Of one owner: its entries, the characters of all bodies, and the rows that these name."""
 _MOST_KEYS = 5_000  # as many as one entry is written with
-_LOW, _HIGH = -(2**63), 2**63 - 1
+_LOW, _HIGH = -(2**63), 2**64 - 1  # the MySQL family has unsigned integers
 _LEDGER = frozenset({"maker", "seq", "owner", "scope", "kind", "schema_name", "body", "written"})
 
 

@@ -82,6 +82,7 @@ class ObservingSink:
 
     active = True
     is_shared = True
+    has_ledger = False
 
     def __init__(self) -> None:
         self.context = WorkerContext.current()
