@@ -112,7 +112,9 @@ class Deletion:
         for place, (table, keys) in rows.items() if identity or run.is_sweep else ():
             unsure: dict[Any, Reason] = {}
             if run.is_sweep:
-                for key, holder in run.entered_by_others(connection, table, keys).items():
+                for key, holder in run.entered_by_others(
+                    connection, table, keys, entered=True
+                ).items():
                     unsure[key] = Reason(LeftoverKind.HELD, item=table.row(key), holder=holder)
             if identity is not None:
                 asked = [key for key in keys if key not in unsure] if unsure else keys

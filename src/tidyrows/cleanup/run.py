@@ -145,13 +145,18 @@ class CleanupRun:
         return claims | self.entered_by_others(connection, table, rest)
 
     def entered_by_others(
-        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+        self,
+        connection: sa.Connection,
+        table: KeyedTable,
+        keys: Sequence[Any],
+        *,
+        entered: bool = False,
     ) -> dict[Any, str]:
-        """Of these rows, those that another worker has entered in the ledger."""
+        """Of these rows, perhaps ``entered`` ones, those that another worker has entered."""
         journal = self.tracker.journals.of(table.name.database)
         if journal is None or not keys:
             return {}
-        return claimed_by_others(connection, journal, table, keys)
+        return claimed_by_others(connection, journal, table, keys, entered=entered)
 
 
 def log_retry(

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
 
 
 def claimed_by_others(
-    connection: sa.Connection, journal: Journal, table: KeyedTable, keys: Sequence[Any]
+    connection: sa.Connection,
+    journal: Journal,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    *,
+    entered: bool = False,
 ) -> dict[Any, str]:
     """The rows among these that belong to another worker, each with the worker's name.
 
     ``keys`` is ``[()]`` where the table has no primary key. The transaction has read the rows, so
-    its next statement reads the entries that were committed with them.
+    its next statement reads the entries that were committed with them. ``entered`` rows are in
+    entries of the tracker itself: an entry that nobody can read says nothing against those.
     """
     ledger = journal.ledger
     entries = ledger.table_on(connection)
@@ -58,7 +64,7 @@ def claimed_by_others(
         try:
             changes = list(_changes(kind, parsed(body), wanted))
         except MALFORMED:  # nobody knows which rows it names
-            changes = [(key, True) for key in wanted]
+            changes = [] if entered else [(key, True) for key in wanted]
         for key, is_there in changes:
             if is_there:
                 claims.setdefault(key, {})[owner] = worker_name(worker, run)

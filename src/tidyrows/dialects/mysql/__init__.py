@@ -259,9 +259,9 @@ class MySQL(MySQLStatements):
         wanted = " UNION ALL ".join(map(_WANTED.format, range(len(tables))))
         view = f"INNODB_{'SYS_' if getattr(self._dialect(), 'is_mariadb', False) else ''}TABLES"
         sql = (
-            f"SELECT w.number, MAX(t.TABLE_ID) FROM ({wanted}) w "
-            f"JOIN information_schema.{view} t ON t.NAME = w.file "
-            "GROUP BY w.number HAVING COUNT(*) = 1"  # letters' case may be all the difference
+            f"SELECT number, MAX(TABLE_ID) FROM ({wanted}) tidyrows_wanted "
+            f"JOIN information_schema.{view} ON NAME = file "
+            "GROUP BY number HAVING COUNT(*) = 1"  # letters' case may be all the difference
         )
         try:
             rows = self._query(connection, sql, *(str(each) for pair in tables for each in pair))

@@ -202,10 +202,10 @@ class SQLite(SQLiteStatements, SQLiteLocks):
             master = f"{quoted(place)}.sqlite_{'temp_' if place == 'temp' else ''}master"
             rows = self._query(
                 connection,
-                f"SELECT m.type, m.sql, (SELECT group_concat(t.sql, ';') FROM {master} AS t "
-                "WHERE t.type = 'trigger' AND t.tbl_name = m.name COLLATE NOCASE) "
-                f"FROM {master} AS m "
-                "WHERE m.name = ? COLLATE NOCASE AND m.type IN ('table', 'view')",
+                "SELECT type, sql, (SELECT group_concat(sql, ';') "
+                f"FROM {master} WHERE type = 'trigger' AND tbl_name = ? COLLATE NOCASE) "
+                f"FROM {master} WHERE name = ? COLLATE NOCASE AND type IN ('table', 'view')",
+                name,
                 name,
             )
             if rows:
