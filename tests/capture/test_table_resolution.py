@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import uuid
-import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -482,29 +480,3 @@ def test_a_table_is_asked_for_once_and_not_in_every_transaction(places, monkeypa
             with places.engine.begin() as connection:
                 connection.execute(sa.insert(things).values(id=number, name="ours"))
         assert asked == ["things"]
-
-
-def test_table_objects_of_ended_tests_are_forgotten(database):
-    """A suite that reflects in each test makes thousands of them."""
-    engine = database.engine(query_cache_size=0)  # SQLAlchemy's own cache would keep 500
-    tables = []
-
-    def one_test(number):
-        things = sa.Table(
-            "forgotten_things",
-            sa.MetaData(),
-            sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
-        )
-        things.create(engine, checkfirst=True)
-        tables.append(weakref.ref(things))
-        with CleanupManager(ResourceTracker(engine)) as cleanup:
-            with engine.begin() as connection:
-                connection.execute(things.insert(), [{"id": number}, {"id": -number}])
-        assert cleanup.report.total_deleted == 2
-
-    for number in range(1, 31):
-        one_test(number)
-    gc.collect()
-    kept = [each for each in tables if each() is not None]
-    assert len(kept) <= 10
-    sa.Table("forgotten_things", sa.MetaData()).drop(engine)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
-from weakref import WeakValueDictionary
 
 import sqlalchemy as sa
 
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 
 Target = tuple[KeyedTable, RealTable]
 _CACHE, _MOVED = "tidyrows_targets", "tidyrows_moved"
-_TABLES_OF_A_NAME = 4
 
 
 class RealTables:
@@ -49,9 +47,7 @@ class RealTables:
         self._sinks = sinks
         self._harmless = harmless
         self._refuse = refuse
-        # weak: a suite may make a Table object for each test
-        self._tables: WeakValueDictionary[tuple[TableName, sa.Table, bool], KeyedTable]
-        self._tables = WeakValueDictionary()
+        self._tables: dict[tuple[TableName, sa.Table, bool], KeyedTable] = {}
 
     def find(
         self,
@@ -91,7 +87,7 @@ class RealTables:
                     return found
                 # Not kept where it looks like production: another tracker may refuse it.
                 if found is not None and not self._refuse(connection, found[1].schema):
-                    _keep(cache, place, found)
+                    cache[place] = found
             known[place] = found
         return known[place]  # type: ignore[no-any-return]
 
@@ -157,15 +153,6 @@ class RealTables:
         if keyed is None:
             keyed = self._tables.setdefault(place, KeyedTable(*place))
         return keyed
-
-
-def _keep(cache: dict[Any, Any], place: tuple[sa.Table, str | None], found: Any) -> None:
-    """Keep an answer; of many Table objects of one name those that were used last."""
-    table, schema = place
-    same = [each for each in cache if each[0].name == table.name and each[1] == schema]
-    if len(same) >= _TABLES_OF_A_NAME:
-        del cache[same[0]]
-    cache[place] = found
 
 
 def table_of(statement: sa.Insert | sa.Update | sa.Delete) -> Any:
