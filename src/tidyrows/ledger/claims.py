@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from tidyrows.key_json import keys_to_json
 from tidyrows.ledger.entries import ROWS
-from tidyrows.ledger.entry_checks import MALFORMED, bounded_body, parsed
+from tidyrows.ledger.entry_checks import MALFORMED, bounded_body, check_keys, parsed
 from tidyrows.ledger.entry_table import entry_order
 from tidyrows.worker import worker_name
 
@@ -62,7 +62,10 @@ def claimed_by_others(
     claims: dict[Key, dict[str, str]] = {}
     for owner, kind, run, worker, body in found:
         try:
-            changes = list(_changes(kind, parsed(body), wanted))
+            read = parsed(body)
+            if entered:
+                check_keys(read, {})
+            changes = list(_changes(kind, read, wanted))
         except MALFORMED:  # nobody knows which rows it names
             changes = [] if entered else [(key, True) for key in wanted]
         for key, is_there in changes:
