@@ -2,7 +2,7 @@
 
 A ``schema_translate_map``, a search_path or USE decide what a name means. The
 answer is kept per connection of the driver where nothing can have moved it, else per transaction.
-Each block asks once whether the tables that are known have been emptied or made anew since.
+Each block that has a ledger asks once whether known tables have been emptied or made anew since.
 """
 
 from __future__ import annotations
