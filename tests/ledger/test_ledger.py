@@ -577,7 +577,14 @@ def test_several_databases_have_a_ledger_each(database, outside, ledgers, tmp_pa
             tracker.session.execute(sa.insert(parents).values(id=1))
             tracker.session.commit()
             assert len(entries(aside)) == len(entries(outside)) == 1
-        assert manager.report.total_deleted == 2
+            tracker.engines.resolve()  # both COMMITs are over; the next one concerns one ledger
+            tracker.session.execute(sa.insert(parents).values(id=3))
+            tracker.session.commit()
+            assert [json.loads(each["body"])["ranges"] for each in entries(outside)] == [
+                [1, 1],
+                [3, 3],
+            ]
+        assert manager.report.total_deleted == 3
         assert not entries(aside)
         assert not entries(outside)
     finally:

@@ -134,10 +134,12 @@ class Journal:
 
     def confirm(self, changes: Iterable[Change]) -> None:
         """The transaction has committed; rows that it did not record are recorded next time."""
+        here = self.ledger.database
         with self._lock:
             for change in changes:
                 numbers = self._numbers.get(change)
-                if numbers is None and isinstance(change, _MAKING):
+                is_own = isinstance(change, _MAKING) and change.table.name.database == here
+                if numbers is None and is_own:
                     self._waiting.append(change)
                 elif numbers:
                     self.committed.update(numbers)
