@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.database_cleanup import DatabaseCleanup
 from tidyrows.cleanup.options import CleanupOptions, Dependents, named_tables, written_names
 from tidyrows.cleanup.plan import Plan, steps_for
-from tidyrows.cleanup.reasons import in_short
+from tidyrows.cleanup.reasons import in_full
 from tidyrows.cleanup.report import CleanupReport, ProgressListener, describe_leftovers
 from tidyrows.cleanup.resources import ResourceCleanup
 from tidyrows.cleanup.restore import PreservedRows
@@ -153,7 +153,7 @@ class CleanupManager:
             if error is None:
                 raise
             # Whatever it is, the test's own failure comes first.
-            add_note(error, f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
+            add_note(error, f"tidyrows: the cleanup after this failed too: {in_full(failure)}")
 
     async def __aenter__(self) -> Self:
         if not self.tracker.active:
@@ -182,7 +182,7 @@ class CleanupManager:
         except Exception as failure:
             if error is None:
                 raise
-            add_note(error, f"tidyrows: the cleanup after this failed too: {_in_full(failure)}")
+            add_note(error, f"tidyrows: the cleanup after this failed too: {in_full(failure)}")
 
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
@@ -381,8 +381,3 @@ class CleanupManager:
                 child, parent = (TableName(database.name, *p) for p in (key.child, key.parent))
                 found[child, parent] = None
         return list(found)
-
-
-def _in_full(failure: Exception) -> str:
-    """A failure without SQL and parameters, which may hold secrets."""
-    return text_of(failure) if isinstance(failure, TidyRowsError) else in_short(failure)

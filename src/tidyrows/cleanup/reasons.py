@@ -183,6 +183,11 @@ def _identity(reason: Reason) -> str:
     return f"{some}{shown} differs from what was inserted, and {_UNKNOWN}"
 
 
+def in_full(error: BaseException) -> str:
+    """An error of tidyrows whole; another in one line, as SQL and parameters may hold secrets."""
+    return text_of(error) if isinstance(error, TidyRowsError) else in_short(error)
+
+
 def in_short(error: BaseException) -> str:
     """An error in one line, without the statement and its parameters."""
     original = getattr(error, "orig", None) or error

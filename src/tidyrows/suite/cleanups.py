@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from tidyrows.capture.connections import open_sessions
 from tidyrows.capture.engine import capture_for
 from tidyrows.cleanup.manager import CleanupManager
-from tidyrows.cleanup.reasons import in_short
+from tidyrows.cleanup.reasons import in_full
 from tidyrows.cleanup.report import HERE
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError
@@ -225,8 +225,7 @@ def settled_counts(tracker: SuiteTracker) -> dict[str, int]:
 
 def _text_of(pending: PendingCleanup, error: Exception) -> str:
     waited = f" (it {pending.reason})" if pending.reason else ""
-    text = str(error) if isinstance(error, TidyRowsError) else in_short(error)
-    return f"{pending.tracker.test}{waited}: {text}"
+    return f"{pending.tracker.test}{waited}: {in_full(error)}"
 
 
 def _connect(engine: sa.Engine) -> None:

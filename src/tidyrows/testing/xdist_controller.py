@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
 from tidyrows.cleanup.options import Dependents, named_tables, written_names
-from tidyrows.cleanup.reasons import in_short
+from tidyrows.cleanup.reasons import in_full
 from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.spare_engine import run_for
@@ -143,8 +143,8 @@ class XdistController:
             report = None if database.is_gone() else run_for([database.engine], work)
         except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
             if not database.is_gone(error):
-                text = str(error) if isinstance(error, TidyRowsError) else in_short(error)
-                self._summary.fail(f"{what}: not all of its rows could be deleted: {text}")
+                what_failed = f"{what}: not all of its rows could be deleted"
+                self._summary.fail(f"{what_failed}: {in_full(error)}")
             return
         if report is not None:
             self._summary.add({"deleted": {str(t): n for t, n in report.deleted.items()}})
