@@ -27,7 +27,14 @@ from harness.pairs import pairwise
 from harness.scene import Scene, told
 from harness.strangers import strangers
 from harness.targets import DEFAULT, WITHOUT_FOREIGN_KEYS, on
-from tidyrows import CleanupError, CleanupManager, Dependents, ResourceTracker, RetryPolicy
+from tidyrows import (
+    CleanupError,
+    CleanupManager,
+    Dependents,
+    ResourceTracker,
+    RetryPolicy,
+    UnknownTableError,
+)
 
 EVERYWHERE = ("sqlite", WITHOUT_FOREIGN_KEYS, "postgresql+psycopg", "mysql+pymysql")
 everywhere = on(*EVERYWHERE)
@@ -1321,7 +1328,138 @@ def test_sixty_keys_of_all_kinds_are_all_followed(database, rows):
     )
 
 
+# --- foreign keys that only the models have
+
+
+def without_constraint(scene_database, *, nullable=True):
+    """Children whose model references a parent, in a database that has no such constraint."""
+    metadata, parents, children = family(nullable=nullable)
+    plain = sa.MetaData()
+    table(plain, "parents")
+    table(plain, "children", sa.Column("parent_id", sa.Integer, nullable=nullable))
+    return Scene(scene_database, plain), metadata, parents, children
+
+
+@everywhere
+@pytest.mark.parametrize("nullable", [True, False])
+@pytest.mark.parametrize("options", [{"own": ["children"]}, {"dependents": Dependents.DELETE}])
+def test_rows_that_reference_ours_by_a_key_of_the_models_go_where_that_was_asked(
+    database, options, nullable
+):
+    scene, _metadata, parents, children = without_constraint(database, nullable=nullable)
+    scene.strangers((parents, numbered(1)), (children, links((1, 1))))
+    for _cleanup in range(2):
+        tracker = scene.ours((parents, numbered(2)))
+        scene.application((children, links((2, 2), (3, 1))))
+        report = scene.clean(tracker, **options)
+        assert told(report.dependents) == {"children": [2]}
+        scene.assert_left((children, links((3, 1))))
+        scene.run("DELETE FROM children WHERE id = 3")
+    tracker = scene.ours((parents, numbered(2)))
+    scene.application((children, links((2, 2))))
+    assert not scene.clean(tracker).dependents, "nobody asked for it"
+    scene.assert_left((children, links((2, 2))))
+
+
+@everywhere
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"protect": ["children"]}, "is protected"),
+        ({"dependents": Dependents.ERROR}, "not tracked"),
+    ],
+)
+def test_rows_that_a_row_needs_by_a_key_of_the_models_stay_where_that_was_asked(
+    database, options, why
+):
+    scene, _metadata, parents, children = without_constraint(database)
+    tracker = scene.ours((parents, numbered(2, 3)))
+    scene.application((children, links((2, 2))))
+    left = left_over(CleanupManager(tracker, **options))
+    assert set(left) == {("parents", 2)}
+    assert why in left["parents", 2]
+    scene.assert_left((parents, numbered(2)), (children, links((2, 2))))
+
+
+@everywhere
+def test_a_key_of_the_models_to_no_table_of_the_database_is_left_out(database):
+    metadata, parents, _children = family()
+    table(metadata, "elsewhere", reference("parent_id", "parents.id"))
+    sa.Table("seen", metadata, sa.Column("id", sa.Integer, sa.ForeignKey("parents.id")))
+    plain = sa.MetaData()
+    table(plain, "parents")
+    table(plain, "children")  # its column parent_id is not there yet
+    scene = Scene(database, plain)
+    scene.run("CREATE VIEW seen AS SELECT id FROM parents")
+    tracker = scene.ours((parents, numbered(2)))
+    assert scene.clean(tracker, dependents=Dependents.DELETE).total_deleted == 1
+    scene.run("DROP VIEW seen")
+    scene.assert_left()
+
+
 # --- what a wrong word is told
+
+
+@everywhere
+@pytest.mark.parametrize("argument", ["own", "protect"])
+def test_a_name_that_no_table_has_is_refused_at_the_call(database, argument):
+    metadata, parents, children = family(nullable=True)
+    registry = sa.orm.registry()
+    offspring = type("Offspring", (), {})
+    registry.map_imperatively(offspring, children)
+    scene = Scene(database, metadata)
+    schema = sa.inspect(scene.engine).default_schema_name
+    tracker = scene.ours((parents, numbered(2)))
+    scene.application((children, links((2, 2))))
+    for wrong, proposed in (
+        ("pchildren", "'children'"),
+        ("Children", "'children'"),
+        (offspring.__name__, "'children'"),
+        (f"{schema}x.children", f"'{schema}.children'"),
+        ("nothing_like_it", "'schema.table'"),
+    ):
+        with pytest.raises(UnknownTableError, match=f"{argument}=.*{wrong}.*{proposed}") as caught:
+            CleanupManager(tracker, **{argument: [wrong]})
+        assert caught.value.table == wrong
+    registry.dispose()
+    assert len(tracker) == 1
+    scene.assert_left((parents, numbered(2)), (children, links((2, 2))))
+    CleanupManager(tracker, **{argument: ["children", f"{schema}.parents"]})
+
+
+@everywhere
+def test_a_name_that_no_table_has_any_more_stops_the_cleanup_before_it_deletes(database):
+    metadata, parents, children = family(nullable=True)
+    lock = table(metadata, "lock")
+    scene = Scene(database, metadata)
+    tracker = scene.ours((parents, numbered(2)))
+    scene.application((children, links((2, 2))))
+    manager = CleanupManager(tracker, protect=["lock"])
+    lock.drop(scene.engine)
+    with pytest.raises(UnknownTableError, match=r"'lock'.*nothing was deleted"):
+        manager.cleanup()
+    assert len(tracker) == 1
+    lock.create(scene.engine)
+    scene.assert_left((parents, numbered(2)), (children, links((2, 2))))
+    assert manager.cleanup().total_deleted == 1
+
+
+@servers
+def test_a_name_in_another_schema_than_the_tracked_tables_is_refused_before_it_deletes(database):
+    """Without its schema it would protect nothing, and be accepted."""
+    other = database.extra_schema()
+    here = sa.inspect(database.engine()).default_schema_name
+    metadata = sa.MetaData()
+    parents = table(metadata, "parents", schema=here)
+    far = table(metadata, "far", reference("parent_id", f"{here}.parents.id"), schema=other)
+    scene = Scene(database, metadata)
+    tracker = scene.ours((parents, numbered(2)))
+    scene.application((far, links((2, 2))))
+    manager = CleanupManager(tracker, protect=["far"])
+    with pytest.raises(UnknownTableError, match=f"{other}.far"):
+        manager.cleanup()
+    left = left_over(CleanupManager(tracker, protect=[f"{other}.far"]))
+    assert set(left) == {("parents", 2)}
 
 
 def test_tables_that_are_none_are_refused(sqlite_engine):

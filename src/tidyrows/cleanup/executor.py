@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.connection import DeadlineError
@@ -20,6 +21,7 @@ from tidyrows.cleanup.deletion import (
     IgnoredDeleteError,
 )
 from tidyrows.cleanup.dependents import TooManyError
+from tidyrows.cleanup.options import SCHEMA_ALONE
 from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.run import Outcome
@@ -74,8 +76,10 @@ class Executor:
             size += len(keys)
         self._tables = [table for table, _keys in rows.values()]
         default = self._database.engine.dialect.default_schema_name or ""
-        scope.view = known_schema(self._database, self._tables) or self._read_schema()
         scope.rules = self._run.options.rules(self._tables, default)
+        scope.view = known_schema(self._database, self._tables) or self._read_schema()
+        if scope.rules is not SCHEMA_ALONE:
+            scope.view = self._following(scope.view)
         steps = steps_of(self._scope.view.graph, rows)
         if size <= self._limit:
             self._delete(rows, steps)
@@ -158,11 +162,19 @@ class Executor:
     def _read_schema(self) -> SchemaView:
         return self._run.retry(self._database, lambda: schema_of(self._database, self._tables))
 
+    def _following(self, view: SchemaView) -> SchemaView:
+        """The view with the foreign keys of the models that the rules speak of."""
+        rules = self._scope.rules
+        if rules not in view.following:
+            read = partial(view.with_model_keys, self._database, rules)
+            view.following[rules] = self._run.retry(self._database, read)
+        return view.following[rules]
+
     def _schema_has_changed(self) -> bool:
         """Read the schema again; whether it has changed."""
         forget_schema(self._database.engine)
         before = self._scope.view.graph.foreign_keys
-        self._scope.view = self._read_schema()
+        self._scope.view = self._following(self._read_schema())
         return self._scope.view.graph.foreign_keys != before
 
     def _only_we_enforce(self) -> bool:

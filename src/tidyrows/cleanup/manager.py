@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any, Self
 import sqlalchemy as sa
 
 from tidyrows.cleanup.database_cleanup import DatabaseCleanup
-from tidyrows.cleanup.options import CleanupOptions, Dependents, named_tables, written_names
+from tidyrows.cleanup.options import (
+    CleanupOptions,
+    Dependents,
+    is_table_of_models,
+    named_tables,
+    unknown_table_error,
+    unknown_tables,
+    written_names,
+)
 from tidyrows.cleanup.plan import Plan, steps_for
 from tidyrows.cleanup.reasons import in_full
 from tidyrows.cleanup.report import CleanupReport, ProgressListener, describe_leftovers
@@ -38,10 +46,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
+    from tidyrows.cleanup.options import NamedTable
     from tidyrows.cleanup.report import Leftover, Progress
     from tidyrows.cleanup.resources import Phase
+    from tidyrows.keys import KeyedTable
 
 _SHOWN = 20
+_SOON = 2.0
+"""Seconds in which the database must tell, when a manager is made, which tables it has."""
 
 
 class CleanupManager:
@@ -130,6 +142,15 @@ class CleanupManager:
             keep_on_failure=keep_on_failure,
             allow_foreign_keys_off=allow_foreign_keys_off,
         )
+        self._texts = self.options.texts
+        if self._texts and not (
+            tracker.is_async or tracker.in_transaction or tracker.binding.translates_schemas
+        ):
+            # Where the database cannot be asked now, the cleanup asks it before it deletes.
+            soon = replace(self.options, retry=RetryPolicy(attempts=1, deadline=_SOON))
+            until = soon.retry.clock() + _SOON
+            run = CleanupRun(tracker, soon, CleanupReport(), until)
+            self._refuse_unknown_tables(run, [(name, None) for name in tracker.engines.by_database])
 
     def __enter__(self) -> Self:
         self.tracker.sessions.refuse_blocking("async with CleanupManager(tracker): ...")
@@ -229,6 +250,12 @@ class CleanupManager:
             if self.options.on_progress is not None:
                 total = sum(map(len, self.tracker.store.snapshot()))
                 run.progress = ProgressListener(self.options.on_progress, total)
+            if self._texts:
+                held = [
+                    (database.name, [each.table for each in held])
+                    for database, held in run.held_by_database()
+                ]
+                self._refuse_unknown_tables(run, held)
             preserved = PreservedRows(run) if self.tracker.preserved else None
             if preserved is not None:
                 preserved.before_deletes()
@@ -251,6 +278,29 @@ class CleanupManager:
         report.seconds = self.options.retry.clock() - started
         self._raise(run, failures)
         return report
+
+    def _refuse_unknown_tables(
+        self, run: CleanupRun, places: Iterable[tuple[str, Sequence[KeyedTable] | None]]
+    ) -> None:
+        """Raise for a name in own= or protect= that none of these databases has.
+
+        Where one of them cannot be asked, nothing is known, and nothing is raised.
+        """
+        unknown: dict[NamedTable, set[str]] | None = None
+        for name, tables in places:
+            database = run.database(name)
+            try:
+                ask = partial(unknown_tables, database, self._texts, tables)
+                found = run.retry(database, ask)
+            except (TidyRowsError, ConnectionError, sa.exc.SQLAlchemyError):
+                return
+            both = found.keys() if unknown is None else found.keys() & unknown.keys()
+            unknown = {each: found[each] | (unknown or found)[each] for each in both}
+        for each in sorted(unknown or (), key=str):
+            if self.tracker.bound_engine is None and is_table_of_models(each):
+                continue  # in another database of the session, which this cleanup does not need
+            argument = "own" if each in self.options.own else "protect"
+            raise unknown_table_error(argument, each, (unknown or {})[each])
 
     def _new_run(self) -> CleanupRun:
         retry = self.options.retry

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from enum import Enum, auto
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
+from sqlalchemy.orm.mapper import _all_registries  # nothing public has every mapped class
 
 from tidyrows.cleanup.reasons import LeftoverKind
 from tidyrows.errors import UnknownTableError
@@ -16,12 +19,30 @@ from tidyrows.tracking.named_rows import mapper_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from sqlalchemy import orm
+
+    from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.report import Progress
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import ForeignKey, Place
 
-NamedTable = tuple[str | None, str]
-"""A table as a user names it: the schema, None for the default one, and the name."""
+
+@dataclass(frozen=True, slots=True)
+class NamedTable:
+    """A table as a user names it.
+
+    Attributes:
+        schema: the schema; None for the default one.
+        name: the table's name.
+        is_text: it was given as a text, which may have a typo; not as a model or a Table.
+    """
+
+    schema: str | None
+    name: str
+    is_text: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}" if self.schema else self.name
 
 
 class Dependents(Enum):
@@ -68,16 +89,18 @@ class CleanupOptions:
                 f"dependents={self.dependents!r} is no way to treat dependents; write "
                 f"Dependents.FOLLOW_SCHEMA, Dependents.DELETE or Dependents.ERROR."
             )
-        for schema, name in sorted(self.own & self.protect, key=str):
-            raise ValueError(
-                f"{f'{schema}.' if schema else ''}{name} is in own= and in protect=; take it out "
-                f"of one of them."
-            )
+        for table in sorted(self.own & self.protect, key=str):
+            raise ValueError(f"{table} is in own= and in protect=; take it out of one of them.")
+
+    @property
+    def texts(self) -> frozenset[NamedTable]:
+        """The tables that were named by a text, which may have a typo."""
+        return frozenset(each for each in self.own | self.protect if each.is_text)
 
     def rules(self, tables: Sequence[KeyedTable], default_schema: str) -> DependentRules:
         """What they mean for one database, seen from the tracked tables there."""
-        if not self.own and not self.protect:
-            return DependentRules(self.dependents)
+        if not (self.own or self.protect) and self.dependents is Dependents.FOLLOW_SCHEMA:
+            return SCHEMA_ALONE
         return DependentRules(
             self.dependents,
             own=places_of(self.own, tables, default_schema),
@@ -116,9 +139,21 @@ class DependentRules:
             return Fate.DETACHED_BY_SCHEMA
         return Fate.DETACHED if set(key.child_columns) & set(nullable) else Fate.DELETED
 
+    def speak_of(self, key: ForeignKey) -> bool:
+        """Whether they say more of this key than the schema does."""
+        named = key.child in self.own or key.child in self.protect
+        return named or self.policy is not Dependents.FOLLOW_SCHEMA
+
     def kind_of_block(self, key: ForeignKey) -> LeftoverKind:
         """Why a row whose fate is BLOCKS is not touched."""
         return LeftoverKind.PROTECTED if key.child in self.protect else LeftoverKind.UNTRACKED
+
+
+SCHEMA_ALONE = DependentRules()
+"""The rules of a cleanup without options: there is nothing but the schema."""
+
+
+# -- tables that the user names --------------------------------------------------------------------
 
 
 def named_tables(argument: str, tables: Iterable[Any]) -> frozenset[NamedTable]:
@@ -135,7 +170,7 @@ def named_tables(argument: str, tables: Iterable[Any]) -> frozenset[NamedTable]:
 def _named(argument: str, table: Any) -> NamedTable:
     if isinstance(table, str):
         schema, dot, name = table.rpartition(".")
-        return (schema if dot else None), name
+        return NamedTable(schema if dot else None, name, is_text=True)
     mapper = mapper_of(table)
     own = table if mapper is None else mapper.local_table
     if not isinstance(own, sa.Table):
@@ -144,7 +179,7 @@ def _named(argument: str, table: Any) -> NamedTable:
             f'of them. Write {argument}=[AuditLog] or {argument}=["audit_log"].',
             table=table,
         )
-    return own.schema, str(own.name)
+    return NamedTable(own.schema, str(own.name))
 
 
 def places_of(
@@ -152,12 +187,107 @@ def places_of(
 ) -> frozenset[Place]:
     """The places of these tables; their schemas are translated as those of the tracked ones."""
     places: set[Place] = set()
-    for schema, name in named:
-        reals = {table.name.schema for table in tables if table.table.schema == schema}
-        places.update((real, name) for real in reals or {schema or default_schema})
+    for each in named:
+        reals = {table.name.schema for table in tables if table.table.schema == each.schema}
+        places.update((real, each.name) for real in reals or {each.schema or default_schema})
     return frozenset(places)
 
 
 def written_names(named: Iterable[NamedTable]) -> list[str]:
     """The names by which :func:`named_tables` finds these again."""
-    return sorted([f"{schema}.{name}" if schema else name for schema, name in named])
+    return sorted(map(str, named))
+
+
+Unknown: TypeAlias = "dict[NamedTable, set[str]]"
+"""Names that no table has, and the names that tables have in their stead."""
+_known: weakref.WeakKeyDictionary[sa.Engine, tuple[int, set[Any]]] = weakref.WeakKeyDictionary()
+"""The names that a database has, with the version of its schema."""
+
+
+def unknown_tables(
+    database: Database, named: Iterable[NamedTable], tables: Sequence[KeyedTable] | None
+) -> Unknown:
+    """Of these names, those that no table has.
+
+    Args:
+        database: is asked once for each name, and again after DDL through its engine.
+        named: the names.
+        tables: the tracked tables, by which a schema is translated; None before any is tracked,
+            when a name without a schema may be in any.
+    """
+    version = database.capture.tables.schema_version
+    known_version, known = _known.get(database.engine, (version, set()))
+    if known_version != version:
+        known = set()
+    default = database.engine.dialect.default_schema_name or ""
+    asked = {each: each if tables is None else places_of([each], tables, default) for each in named}
+    unknown: Unknown = {}
+    new = [each for each, what in asked.items() if what not in known]
+    if new:
+        with database.reading() as connection:
+            inspector = sa.inspect(connection)
+            schemas = set(inspector.get_schema_names())
+            default = inspector.default_schema_name or ""
+            for each in new:
+                places = places_of([each], tables or (), default)
+                found = any(_has_table(inspector, schemas, *place) for place in sorted(places))
+                anywhere = {default, *(schema for schema, _name in places)}
+                if each.schema is None and not found:
+                    others = [s for s in schemas if each.name in inspector.get_table_names(s)]
+                    anywhere.update(others)
+                    found = tables is None and bool(others)
+                if found:
+                    known.add(asked[each])
+                    continue
+                anywhere.update(get_close_matches(each.schema or default, schemas, n=1))
+                unknown[each] = {
+                    name
+                    for schema in anywhere & schemas
+                    for table in inspector.get_table_names(schema)
+                    for name in (f"{schema}.{table}", table)[: 1 + (schema == default)]
+                }
+    _known[database.engine] = version, known
+    return unknown
+
+
+def _has_table(inspector: sa.Inspector, schemas: set[str], schema: str, name: str) -> bool:
+    """Whether there is a table of exactly this name: SQLite would find it in any case."""
+    if schema not in schemas:
+        return False
+    listed = inspector.get_table_names(schema)
+    if name in listed:
+        return True
+    # MariaDB lists no table with system versioning.
+    alike = name.casefold() in {each.casefold() for each in listed}
+    return not alike and inspector.has_table(name, schema)
+
+
+def unknown_table_error(argument: str, unknown: NamedTable, names: set[str]) -> UnknownTableError:
+    """The error for a name that no table has, with the names that may have been meant."""
+    text = str(unknown)
+    for mapper in sorted(_mappers(), key=str):
+        if mapper.class_.__name__ == text and isinstance(mapper.local_table, sa.Table):
+            found = [mapper.local_table.fullname]
+            break
+    else:
+        folded = {name.casefold(): name for name in sorted(names)}
+        found = [name for name in sorted(names) if name.endswith(f".{text}")]
+        found = found or [folded[each] for each in get_close_matches(text.casefold(), folded)]
+    proposed = found[0] if found else "schema.table"
+    meant = f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
+    return UnknownTableError(
+        f"{argument}= names {text!r}, and the database has no such table; nothing was deleted. "
+        f"{meant}Write {argument}=[{proposed!r}], or pass the model; a table that is to be made "
+        f"must be there first.",
+        table=text,
+    )
+
+
+def is_table_of_models(named: NamedTable) -> bool:
+    """Whether a mapped class has the table."""
+    tables = (table for mapper in _mappers() for table in mapper.tables)
+    return any((table.schema, table.name) == (named.schema, named.name) for table in tables)
+
+
+def _mappers() -> Iterable[orm.Mapper[Any]]:
+    return {mapper for registry in _all_registries() for mapper in registry.mappers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -11,12 +12,13 @@ import sqlalchemy as sa
 from tidyrows.dialects.keys import chunks, run
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
-from tidyrows.schema.reflect import model_foreign_keys, nullable_columns
+from tidyrows.schema.reflect import column_names, model_foreign_keys, nullable_columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.connection import Database
+    from tidyrows.cleanup.options import DependentRules
     from tidyrows.schema.graph import Place
 
 _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
@@ -25,7 +27,9 @@ _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 _CACHED = 8
 CHUNK = 500
 """Keys in one statement."""
-SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT"})
+_UNENFORCED = "NOT ENFORCED"
+"""In place of an action: the key is one of the models only, and the database ignores it."""
+SILENT_ACTIONS = frozenset({"CASCADE", "SET NULL", "SET DEFAULT", _UNENFORCED})
 """What a foreign key may do silently to rows that reference a deleted one."""
 
 
@@ -50,6 +54,8 @@ class SchemaView:
         self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
         # sets of tables whose rows had untracked dependents the last time
         self.with_dependents: set[frozenset[Place]] = set()
+        # the view with the models' keys that some rules speak of, by rules
+        self.following: dict[DependentRules, SchemaView] = {}
 
     def incoming(self, place: Place) -> tuple[ForeignKey, ...]:
         """The keys by which the database lets rows reference this table's, each row once."""
@@ -98,6 +104,23 @@ class SchemaView:
         if place not in self._nullable:
             self._nullable[place] = nullable_columns(connection, place)
         return self._nullable[place]
+
+    def with_model_keys(self, database: Database, rules: DependentRules) -> SchemaView:
+        """The same, with keys of the models that these rules speak of as if of the database.
+
+        A key whose table or columns the database does not have is left out.
+        """
+        keys = [k for k in self.graph.foreign_keys if k.source == "models" and rules.speak_of(k)]
+        if not keys:
+            return self
+        with database.reading() as connection:
+            found = {
+                key: replace(key, source="database", on_delete=_UNENFORCED)
+                for key in keys
+                if set(key.child_columns) <= column_names(connection, key.child)
+            }
+        graph = ForeignKeyGraph([found.get(key, key) for key in self.graph.foreign_keys])
+        return SchemaView(self._database, graph, self._declared, self.hidden)
 
 
 def with_key(

@@ -139,6 +139,19 @@ def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
     return frozenset()
 
 
+def column_names(connection: sa.Connection, place: Place) -> frozenset[str]:
+    """The columns of a table; none of a view, and none where there is no such table."""
+    schema, table = place
+    inspector = sa.inspect(connection)
+    if schema not in inspector.get_schema_names():
+        return frozenset()
+    with _without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
+        columns = inspector.get_columns(table, schema=schema)
+        if table not in inspector.get_view_names(schema=schema):
+            return frozenset(column["name"] for column in columns)
+    return frozenset()
+
+
 @contextmanager
 def _without_reflection_warnings() -> Iterator[None]:
     """SQLAlchemy warns of types and DDL that it cannot parse, which are not asked for here."""

@@ -194,6 +194,12 @@ class Binding:
         source = self.source()
         return None if source is None else source.engine
 
+    @property
+    def translates_schemas(self) -> bool:
+        """Whether a schema's name may mean another one."""
+        source = self.source()
+        return source is not None and "schema_translate_map" in source.get_execution_options()
+
     def callers_session(self) -> orm.Session | None:
         """The caller's own session, if one is bound, and open in this thread's registry."""
         if isinstance(self.bind, (orm.scoped_session, AsyncRegistry)):
