@@ -7,7 +7,7 @@ again: it is a function that can be called twice.
 from __future__ import annotations
 
 import inspect
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.binding import session_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _LOST_TRANSACTION = "tidyrows.lost_transaction"  # in Connection.info: the error that undid all
 _NO_ANSWER = (
@@ -153,7 +153,8 @@ def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
         databases = _Databases(session_engine(source))
     else:
         databases = _Databases(source if isinstance(source, sa.Engine) else None)
-    return policy.run(attempt, is_transient=databases.is_transient)
+    with databases.explaining():
+        return policy.run(attempt, is_transient=databases.is_transient)
 
 
 def _synchronous(bind: Any) -> tuple[Any, bool]:
@@ -176,8 +177,19 @@ class _Databases:
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether another attempt may succeed, and does nothing twice."""
-        retriable = {Fault.TRANSIENT, Fault.LOST}
-        return not self._may_have_committed and self._fault(error) in retriable
+        return not self._may_have_committed and any(
+            dialect_for(engine).is_transient(error) for engine in self._engines
+        )
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Name the server of a first connection that failed."""
+        try:
+            yield
+        except Exception as error:
+            for engine in self._engines if len(self._engines) == 1 else ():
+                dialect_for(engine).explain_first_connection(error, engine)
+            raise
 
     def _fault(self, error: BaseException) -> Fault:
         faults = [dialect_for(engine).fault(error) for engine in self._engines]

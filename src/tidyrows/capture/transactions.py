@@ -241,12 +241,14 @@ class Transactions:
         self._apply(not_undone(changes))
 
     def handle_error(self, context: Any) -> None:
-        """A statement or a COMMIT has failed."""
-        connection = context.connection
-        if connection is None or self._sinks.idle:
-            return
+        """A statement, a COMMIT or an attempt to connect has failed."""
         error = context.sqlalchemy_exception or context.original_exception
-        lost = context.is_disconnect
+        if context.connection is None:
+            self._dialect.explain_first_connection(error, context.engine)
+        elif not self._sinks.idle:
+            self._failed(context.connection, error, lost=context.is_disconnect)
+
+    def _failed(self, connection: sa.Connection, error: Any, *, lost: bool) -> None:
         failed = self.pending.pop_failed(connection)
         for pending in failed:
             outcome = CommitOutcome.UNKNOWN

@@ -69,7 +69,7 @@ class Database:
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether the same transaction may succeed another time."""
-        return self.dialect.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+        return self.dialect.is_transient(error)
 
     def reason(self, error: BaseException) -> Reason:
         """Why the rows of a transaction that failed with this error stay."""

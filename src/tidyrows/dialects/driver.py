@@ -10,6 +10,13 @@ from weakref import ref
 
 import sqlalchemy as sa
 
+from tidyrows.errors import add_note
+
+_NO_SERVER = (
+    "tidyrows: the first connection to {} failed, so it was not tried again. Start the server, or "
+    "correct host and port"
+)
+
 
 def database_name(engine: sa.Engine) -> str:
     """The database without user and password, as ``postgresql://host:5432/app``.
@@ -168,6 +175,27 @@ class Errors(DriverAccess):
         if code in self.lost_codes:
             return Fault.LOST
         return Fault.CONSTRAINT if code in self.constraint_codes else Fault.OTHER
+
+    def is_transient(self, error: BaseException) -> bool:
+        """Whether a transaction that failed so may succeed another time.
+
+        Not where the engine has never reached its server.
+        """
+        fault = self.fault(error)
+        return fault is Fault.TRANSIENT or (fault is Fault.LOST and self._has_connected())
+
+    def explain_first_connection(self, error: BaseException, engine: sa.Engine) -> None:
+        """Add a note that names the server, where the engine has never reached it."""
+        # An error of the socket may be of anything, and has the address.
+        of_database = isinstance(error, (sa.exc.DBAPIError, self._dbapi.Error))
+        if of_database and self.fault(error) is Fault.LOST and not self._has_connected():
+            note = _NO_SERVER.format(database_name(engine))
+            if note not in getattr(error, "__notes__", ()):
+                add_note(error, note)
+
+    def _has_connected(self) -> bool:
+        # SQLAlchemy asks for the version on the first connection.
+        return self._dialect().server_version_info is not None
 
     def is_timeout(self, error: BaseException) -> bool:
         """Whether an error ended a wait: for a lock, or for the statement itself."""

@@ -114,6 +114,7 @@ class EntryTable:
             yield
         except sa.exc.DBAPIError as error:
             if not self.dialect.is_permission_denied(error):
+                self.dialect.explain_first_connection(error, self.engine)
                 raise
             name = self.name if self._table is None else self._table.fullname
             raise LedgerError(
@@ -123,6 +124,9 @@ class EntryTable:
                 f"somebody who may run GRANT SELECT, INSERT, UPDATE, DELETE ON {name} TO this "
                 f"role; print(Ledger(engine).ddl()) shows what makes the table."
             ) from error
+        except Exception as error:
+            self.dialect.explain_first_connection(error, self.engine)
+            raise
 
     def now(self, connection: sa.Connection) -> float:
         """The time by the database's clock, in seconds."""

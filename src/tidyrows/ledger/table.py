@@ -95,7 +95,10 @@ class Ledger(EntryTable):
             LedgerError: it exists in another version, or this role may not create tables; the
                 error then shows the statements for a role that may.
         """
-        with self.engine.connect().execution_options(**OPTIONS) as connection:
+        with (
+            self.explaining_rights(),
+            self.engine.connect().execution_options(**OPTIONS) as connection,
+        ):
             table = self.table_on(connection)
             if self.version(connection) is None:
                 connection.rollback()

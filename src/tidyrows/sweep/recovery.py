@@ -226,9 +226,7 @@ class Recovery:
         self._process.close()
 
     def _run(self, transaction: Callable[[], T]) -> T:
-        fault = self._ledger.dialect.fault
-        passing = {Fault.TRANSIENT, Fault.LOST}
-        return self._retry.run(transaction, is_transient=lambda error: fault(error) in passing)
+        return self._retry.run(transaction, is_transient=self._ledger.dialect.is_transient)
 
     def _find(self, arguments: SweepArguments) -> list[Candidate]:
         with self._ledger.transaction(lock_timeout=5.0) as connection:

@@ -245,7 +245,11 @@ def _opened(
                 "find_orphans_async(engine)."
             )
         _refuse_missing_file(ledger)
-        yield ledger
+        try:
+            yield ledger
+        except Exception as error:
+            ledger.dialect.explain_first_connection(error, ledger.engine)
+            raise
     finally:
         if engine is not place and isinstance(engine, sa.Engine):
             engine.dispose()

@@ -108,7 +108,9 @@ class Engines:
 
     def is_transient(self, error: BaseException) -> bool:
         """Whether a transaction that failed so may succeed another time."""
-        return isinstance(error, Exception) and self.fault(error) in {Fault.TRANSIENT, Fault.LOST}
+        return isinstance(error, Exception) and any(
+            capture.dialect.is_transient(error) for capture in self._captures
+        )
 
     def resolve(self) -> None:
         """Apply the changes of every COMMIT that is over."""
