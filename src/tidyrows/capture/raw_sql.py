@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.affected_rows import after_statement, keep_count
-from tidyrows.capture.changes import INTERNAL, Deleted, Inserted
+from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tidyrows.capture.ownership import EngineSinks
     from tidyrows.capture.table_resolution import RealTables
+    from tidyrows.capture.transaction_log import TransactionLog
     from tidyrows.capture.transactions import Transactions
     from tidyrows.dialects import Dialect
     from tidyrows.keys import KeyedTable, TableName
@@ -30,13 +31,25 @@ EVENTS = ("do_execute", "do_executemany", "do_execute_no_params")
 
 _LEADING = re.compile(r"(?:\s+|--[^\n]*(?:\n|$)|/\*.*?\*/|\()*", re.DOTALL)
 _NAME = r"""((?:[\w$.]+|"[^"]+"|`[^`]+`|\[[^\]]+\]|\.)+)"""
+_COMMENT = re.compile(r"--[^\n]*|/\*(?!!|M!).*?\*/", re.DOTALL)  # MariaDB runs those with !
+_LITERAL = re.compile(r"'(?:[^']|'')*'")
 _INSERT = re.compile(
-    rf"\b(?:INSERT\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+|OR\s+\w+\s+)*INTO"
-    rf"|INSERT\s+IGNORE|REPLACE\s+INTO|MERGE\s+INTO|COPY|LOAD\s+DATA\b.*?\bINTO\s+TABLE|INSERT)"
-    rf"\s+{_NAME}",
-    re.IGNORECASE | re.DOTALL,
+    rf"""\b(?:INSERT\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+|OR\s+\w+\s+)*(?:INTO\s+)?
+    |REPLACE\s+(?:(?:LOW_PRIORITY|DELAYED)\s+)?(?:INTO\s+)?|MERGE\s+(?:INTO\s+)?(?:ONLY\s+)?
+    |LOAD\s+(?:DATA|XML)\b.*?\bINTO\s+TABLE\s+){_NAME}
+    |\bCOPY\s+{_NAME}\s*(?:\([^()]*\)\s*)?FROM\b""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
-_INSERTING = frozenset({"INSERT", "REPLACE", "WITH", "MERGE", "COPY", "LOAD"})
+# EXPLAIN without ANALYZE runs nothing, nor does PREPARE; an INSERT in a literal may run.
+_INSERTING = re.compile(
+    r"""[\s(]*(?:/\*M?!\d*\s*)?(?:(?P<plain>INSERT|REPLACE|WITH|MERGE|COPY|LOAD)\b
+    |(?:EXPLAIN\b(?=[^;]*?\bANALY[SZ]E\b)|ANALYZE\b|SET\s+STATEMENT\b|BEGIN\s+NOT\s+ATOMIC\b
+       |DO\b|EXECUTE\s+IMMEDIATE\b))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_ROUTINE = re.compile(
+    r"\s*CREATE\b[^;(]*?\b(?:TRIGGER|PROCEDURE|FUNCTION|EVENT|PACKAGE|RULE)\b", re.IGNORECASE
+)
 _MOVE = re.compile(
     r"""(?P<verb>BEGIN|START\s+TRANSACTION|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)
     (?:\s+(?:WORK|TRANSACTION))?
@@ -55,6 +68,12 @@ _DROPS = re.compile(
     r"""\s*DROP\s+(?:DATABASE|SCHEMA)\s+(?:IF\s+EXISTS\s+)?([\w$-]+|"[^"]+"|`[^`]+`)""",
     re.IGNORECASE,
 )
+_UPDATES = re.compile(
+    rf"""UPDATE\s+(?:(?:ONLY|LOW_PRIORITY|IGNORE|OR\s+\w+)\s+)*{_NAME}
+    (?:\s+(?:AS\s+)?\w+)?\s+SET\b(?P<set>(?:(?!\b(?:WHERE|FROM|RETURNING)\b).)*)""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_NESTED = re.compile(r"\([^()]*\)(?!\s*=)")  # brackets, save those of (a, b) = ...
 _PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
 
 
@@ -67,11 +86,26 @@ def first_word(sql: str) -> str:
 
 
 def inserted_table(sql: str) -> str | None:
-    """The table that a raw statement inserts into, as written there, or None."""
-    if first_word(sql) not in _INSERTING:
+    """The first table that a raw text inserts into, as written there, or None.
+
+    The text may hold several statements. A statement that only defines an INSERT, for a trigger or
+    a function, inserts nothing.
+    """
+    if not _INSERT.search(sql):
         return None
-    match = _INSERT.search(sql)
-    return match.group(1) if match else None
+    sql = _COMMENT.sub(" ", sql)
+    if _ROUTINE.match(sql):
+        return None
+    for part in _LITERAL.sub(_without_semicolons, sql).split(";"):
+        begin = _INSERTING.match(part)
+        found = _INSERT.search(_LITERAL.sub("''", part) if begin and begin["plain"] else part)
+        if begin and found:
+            return found[1] or found[2]
+    return None
+
+
+def _without_semicolons(literal: re.Match[str]) -> str:
+    return literal[0].replace(";", " ")
 
 
 def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
@@ -82,6 +116,23 @@ def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
         return [], False
     names = [_PART.findall(name) for name in match["names"].split(",")]
     return [[part.strip('"`[]') for part in name] for name in names], bool(match["kin"])
+
+
+def updated_columns(sql: str) -> tuple[list[list[str]], set[str]]:
+    """The name, in parts, of the table that a raw statement updates, and the columns it sets."""
+    place = _LEADING.match(sql)
+    match = _UPDATES.match(sql, place.end() if place else 0)
+    if match is None:
+        return [], set()
+    parts = [part.strip('"`[]') for part in _PART.findall(match[1])]
+    written, before = _LITERAL.sub("", match["set"]), ""
+    while written != before:
+        before, written = written, _NESTED.sub("", written)
+    columns: set[str] = set()
+    for assignment in re.split(r",(?![^(]*\))", written):
+        target = assignment.partition("=")[0].strip(" \t\r\n()")
+        columns.update(name.split(".")[-1].strip(' "`[]').casefold() for name in target.split(","))
+    return [parts], columns
 
 
 def dropped_database(sql: str) -> str | None:
@@ -219,6 +270,9 @@ class CursorEvents:
         names, with_kin = emptied_tables(sql)
         if names:
             after_statement(context, partial(self._emptied, connection, names, with_kin=with_kin))
+        names, columns = updated_columns(sql)
+        if columns:
+            after_statement(context, partial(self._keys_set, connection, names, columns))
         self._warn_of_insert(connection, sql)
 
     def _move(self, connection: sa.Connection, context: Any, move: Move, name: str) -> None:
@@ -249,14 +303,31 @@ class CursorEvents:
         What is inserted under their keys afterwards may be somebody else's.
         """
         self._transactions.resolve(connection)  # a TRUNCATE that commits
-        log = self._transactions.log(connection)
-        rows = [(c.table, c.keys) for c, _sink in log.all() if isinstance(c, Inserted)]
-        for sink in self._sinks:
-            rows += sink.keys_by_table()
+        log, rows = self._held(connection)
         gone = emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
         for table, keys in rows:
             if keys and table.key_columns and table.name in gone:
                 self._transactions.add(connection, log, Deleted(table, list(keys)))
+
+    def _keys_set(
+        self, connection: sa.Connection, names: Iterable[Sequence[str]], columns: set[str]
+    ) -> None:
+        """A raw UPDATE has set columns; if the key is one of them, its rows cannot be followed."""
+        log, rows = self._held(connection)
+        tables = {table.name: table for table, keys in rows if keys}
+        for name in emptied_of(tables.values(), names, with_kin=False):
+            if columns.intersection(key.name.casefold() for key in tables[name].key_columns):
+                self._transactions.add(connection, log, KeysLost(tables[name]))
+
+    def _held(
+        self, connection: sa.Connection
+    ) -> tuple[TransactionLog, list[tuple[KeyedTable, Sequence[Any]]]]:
+        """The log of a connection, and the rows that are tracked, or are pending in that log."""
+        log = self._transactions.log(connection)
+        rows = [(c.table, c.keys) for c, _sink in log.all() if isinstance(c, Inserted)]
+        for sink in self._sinks:
+            rows += sink.keys_by_table()
+        return log, rows
 
     def _warn_of_insert(self, connection: sa.Connection, sql: str) -> None:
         table = inserted_table(sql)
