@@ -1272,6 +1272,123 @@ def test_each_table_of_a_chain_that_stays_costs_the_same_however_long_the_chain(
     assert counts[16] - counts[8] == 2 * (counts[8] - counts[4])
 
 
+def line(metadata, length):
+    """Tables of which each references the one before."""
+    names = [f"line_{at}" for at in range(length)]
+    return [
+        table(metadata, name, *([reference("parent_id", f"{above}.id")] if above else []))
+        for above, name in zip([None, *names[:-1]], names, strict=True)
+    ]
+
+
+REFUSALS = {
+    "postgresql": (
+        (
+            "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN IF NEW.parent_id IS NULL THEN RAISE 'refused'; END IF; RETURN NEW; END $$"
+        ),
+        "CREATE TRIGGER refuse BEFORE UPDATE ON others FOR EACH ROW EXECUTE FUNCTION refuse()",
+    ),
+    "mysql": (
+        (
+            "CREATE TRIGGER refuse BEFORE UPDATE ON others FOR EACH ROW "
+            "IF NEW.parent_id IS NULL THEN SIGNAL SQLSTATE '45000'; END IF"
+        ),
+    ),
+    "sqlite": (
+        (
+            "CREATE TRIGGER refuse BEFORE UPDATE ON others WHEN NEW.parent_id IS NULL "
+            "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        ),
+    ),
+}
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql")
+@pytest.mark.parametrize("refused_by", ["check", "trigger"])
+def test_a_detach_that_is_refused_is_not_tried_for_all_rows_again(database, refused_by):
+    """To look for dependents again changes no CHECK: the row is isolated at once."""
+    metadata = sa.MetaData()
+    tables = line(metadata, 12)
+    named = sa.CheckConstraint("parent_id IS NOT NULL OR name IS NOT NULL", name="ck_either")
+    others = table(
+        metadata,
+        "others",
+        reference("parent_id", "line_0.id", nullable=True),
+        sa.Column("name", sa.String(9)),
+        *([named] if refused_by == "check" else []),
+    )
+    scene = Scene(database, metadata)
+    if refused_by == "trigger":
+        scene.run(*REFUSALS[scene.engine.dialect.name])
+    tracker = scene.ours(
+        *((each, links((1, 1)) if at else numbered(1, 2)) for at, each in enumerate(tables))
+    )
+    scene.application((others, links((1, 1))))
+    manager = CleanupManager(tracker, retry=RetryPolicy(clock=lambda: 0.0))
+    left: dict[tuple[str, object], str] = {}
+    seen = statements_of(scene.engine, lambda: left.update(left_over(manager)))
+    assert set(left) == {("line_0", 1)}
+    scene.assert_left((tables[0], numbered(1)), (others, links((1, 1))))
+    # with all rows, then with the two of its parent's table, then in a transaction of its own
+    assert sum(each.startswith("UPDATE") for each in seen) == 3
+
+
+@everywhere
+def test_a_circle_of_cascades_costs_the_other_tables_nothing(database):
+    """Only for the rows in the circle dependents are looked for."""
+    metadata = sa.MetaData()
+    trees = [
+        table(metadata, name, reference("up", f"{name}.id", nullable=True, ondelete=ondelete))
+        for name, ondelete in (("plain", None), ("tree", "CASCADE"))
+    ]
+    tables = line(metadata, 12)
+    scene = Scene(database, metadata)
+    counts = {}
+    for _warm in range(2):
+        for tree in trees:
+            tracker = scene.ours(
+                *((each, links((1, 1)) if at else numbered(1)) for at, each in enumerate(tables)),
+                (tree, links((1, None), (2, 1), column="up")),
+            )
+            scene.application(
+                (tree, links((3, 2), column="up")) if tree is trees[1] else (tree, [])
+            )
+            manager = CleanupManager(tracker, retry=RetryPolicy(clock=lambda: 0.0))
+            counts[tree.name] = len(statements_of(scene.engine, manager.cleanup))
+            assert manager.report.total_deleted == 14
+            if tree is trees[1]:
+                assert told(manager.report.dependents) == {"tree": [3]}
+            scene.assert_left()
+    assert counts["tree"] <= counts["plain"] + 12
+
+
+@everywhere
+def test_a_dependent_in_a_table_with_rows_of_ours_is_counted_apart(database):
+    """Where only some tables are looked at, a table may have its turn twice."""
+    metadata = sa.MetaData()
+    tree = table(metadata, "tree", reference("up", "tree.id", nullable=True, ondelete="CASCADE"))
+    leaves = table(
+        metadata,
+        "leaves",
+        reference("tree_id", "tree.id", nullable=True, ondelete="SET NULL"),
+        reference("stem_id", "tree.id", nullable=True, ondelete="CASCADE"),
+    )
+    scene = Scene(database, metadata)
+    scene.strangers((tree, numbered(9)), (leaves, [{"id": 9, "tree_id": 9, "stem_id": 9}]))
+    tracker = scene.ours(
+        (tree, links((1, None), (2, 1), column="up")), (leaves, links((1, 1), column="tree_id"))
+    )
+    scene.application(
+        (leaves, links((2, 2), column="stem_id")), (leaves, links((3, 2), column="tree_id"))
+    )
+    report = scene.clean(tracker)
+    assert {name.name: count for name, count in report.deleted.items()} == {"tree": 2, "leaves": 1}
+    assert told(report.dependents) == {"leaves": [2]}
+    assert told(report.detached) == {"leaves": [3]}
+    scene.assert_left((leaves, numbered(3)))
+
+
 def star(actions):
     metadata = sa.MetaData()
     users = table(metadata, "users")

@@ -15,6 +15,7 @@ from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.plan import steps_of
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.report import TableRows, add_rows
+from tidyrows.cleanup.run import Outcome
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_columns
 from tidyrows.dialects import CycleForm
 from tidyrows.errors import TidyRowsError
@@ -27,15 +28,11 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.dependents import Found
     from tidyrows.cleanup.plan import Rows, Step
-    from tidyrows.cleanup.run import Outcome, Scope
+    from tidyrows.cleanup.run import Kept, Scope
     from tidyrows.keys import TableName
     from tidyrows.schema.graph import Place
 
 logger = logging.getLogger("tidyrows")
-
-
-class DependentsExistError(Exception):
-    """Untracked rows reference ours, and the DELETE would delete or change them silently."""
 
 
 class IgnoredDeleteError(TidyRowsError):
@@ -54,37 +51,55 @@ class Deletion:
         self._dialect = scope.database.dialect
         self._connection = connection
         self.outcome = outcome
+        self._unsure: Kept = {}  # rows that may be somebody else's by now
+        # whether untracked rows reference rows of a table, where that was looked for
+        self.referenced: dict[Place, bool] = {}
 
     def run(
         self, rows: Rows, steps: Sequence[Step] | None = None, *, discover: bool, limit: int
     ) -> None:
         """Delete tracked rows; ``steps`` are the same rows in order, if that is known.
 
-        With ``discover`` it looks for everything that references the rows, else only for what the
-        database would delete or change silently. ``limit`` is the most untracked rows that may go.
+        With ``discover`` it looks for everything that references the rows, else only for what
+        references those whose DELETE may delete or change others silently, and rows of tables
+        where there was something the last time. ``limit`` is the most untracked rows that may go.
         """
         certain = self._certain(rows)
         steps, rows = steps if certain is rows else None, certain
-        dependents: Mapping[Place, Collection[Any]] = {}
         if discover:
-            rows, dependents = self._with_dependents(rows, limit)
-            steps = None
-        if steps is None:
-            steps = steps_of(self._view.graph, {p: each for p, each in rows.items() if each[1]})
+            self._run_with_dependents(rows, limit)
+            return
+        for number, step in enumerate(steps or self._steps(rows)):
+            if number:
+                self._refuse_lateness()
+            if self._may_be_silent(step):
+                self._run_with_dependents(step.rows, limit)
+            else:
+                self._run_step(step, {})
+
+    def _run_with_dependents(self, rows: Rows, limit: int) -> None:
+        going, dependents = self._with_dependents(rows, limit)
+        for number, step in enumerate(self._steps(going)):
+            if number:
+                self._refuse_lateness()
+            self._run_step(step, dependents)
+
+    def _run_step(self, step: Step, dependents: Mapping[Place, Collection[Any]]) -> None:
         clock = self._scope.run.options.retry.clock
-        for number, step in enumerate(steps):
-            if number and self._scope.run.remaining() <= 0:
-                raise DeadlineError(
-                    "the cleanup's deadline struck before its transaction had ended"
-                )
-            if not discover:
-                self._refuse_silence(step)
-            started = clock()
-            counts = self._delete(step)
-            if not step.cycle:
-                self.outcome.seconds[step.batches[0].table.place] = clock() - started
-            self._refuse_wrong_counts(step, counts)
-            self._count(step, counts, dependents)
+        started = clock()
+        counts = self._delete(step)
+        if not step.cycle:
+            seconds, place = self.outcome.seconds, step.batches[0].table.place
+            seconds[place] = seconds.get(place, 0.0) + clock() - started
+        self._refuse_wrong_counts(step, counts)
+        self._count(step, counts, dependents)
+
+    def _steps(self, rows: Rows) -> Sequence[Step]:
+        return steps_of(self._view.graph, {p: each for p, each in rows.items() if each[1]})
+
+    def _refuse_lateness(self) -> None:
+        if self._scope.run.remaining() <= 0:
+            raise DeadlineError("the cleanup's deadline struck before its transaction had ended")
 
     def _count(
         self,
@@ -101,9 +116,10 @@ class Deletion:
                 ours = batch.keys
                 if others:
                     ours = [k for k in ours if k not in others] if len(others) < count else ()
-                outcome.gone[place] = [ours]
+                outcome.gone.setdefault(place, []).append(ours)
             if others:
-                outcome.dependents[batch.table.name] = TableRows(batch.table, list(others))
+                rows = TableRows(batch.table, list(others))
+                outcome.add(Outcome(dependents={batch.table.name: rows}))
 
     def _certain(self, rows: Rows) -> Rows:
         """The rows without those that may be somebody else's by now."""
@@ -120,7 +136,8 @@ class Deletion:
                 asked = [key for key in keys if key not in unsure] if unsure else keys
                 unsure |= identity.uncertain(connection, self._view.graph, table, asked)
             if unsure:
-                self.outcome.kept[place] = unsure
+                self._unsure[place] = unsure
+                self.outcome.kept[place] = dict(unsure)
                 certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
 
@@ -128,9 +145,9 @@ class Deletion:
         self, rows: Rows, limit: int
     ) -> tuple[Rows, Mapping[Place, Collection[Any]]]:
         """Find what references these rows; detach what may stay."""
-        scope, kept_here = self._scope, self.outcome.kept
+        scope, kept_here, unsure = self._scope, self.outcome.kept, self._unsure
         tracked = {
-            place: (set(keys) - kept_here[place].keys()) if place in kept_here else keys
+            place: (set(keys) - unsure[place].keys()) if place in unsure else keys
             for place, keys in scope.tracked.items()
         }
         discovery = Discovery(scope, self._connection, tracked=tracked, limit=limit)
@@ -145,6 +162,7 @@ class Deletion:
                 kept = kept_here[place]
                 kept_here[place] = {key: kept[key] for key in kept if key not in others}
         self._detach(discovery, found)
+        self.referenced |= dict.fromkeys(rows, False) | dict.fromkeys(found.parents, True)
         going: Rows = {}
         for place, doomed in found.doomed.items():
             known = rows.get(place)
@@ -200,22 +218,25 @@ class Deletion:
                 discovery.fate(key).name,
             )
 
-    def _refuse_silence(self, step: Step) -> None:
-        """Raise if the DELETE of these rows would delete or change untracked rows silently."""
+    def _may_be_silent(self, step: Step) -> bool:
+        """Whether the DELETE of these rows may delete or change untracked rows silently."""
         connection, view = self._connection, self._view
         places = {batch.table.place for batch in step.batches} if step.cycle else ()
         for batch in step.batches:
             place = batch.table.place
+            if place in view.with_dependents:
+                return True
             incoming = view.incoming(place)
             if incoming and self._dialect.enforces_foreign_keys(connection):
                 incoming = tuple(key for key in incoming if key.on_delete in SILENT_ACTIONS)
             if not incoming:
                 continue
             if any(key.child in places or acts_unseen(view, key) for key in incoming):
-                raise DependentsExistError
+                return True
             self._dialect.lock(connection, batch.table, batch.keys)
             if keys_in_use(connection, self._dialect, view, place, batch.keys, incoming=incoming):
-                raise DependentsExistError
+                return True
+        return False
 
     def _refuse_wrong_counts(self, step: Step, counts: Mapping[TableName, int]) -> None:
         """Roll back where a DELETE took more rows than it was given keys, or fewer than is safe.

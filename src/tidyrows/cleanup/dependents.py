@@ -41,6 +41,7 @@ class Found:
     dependents: dict[Place, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
     # by us or by the schema
     detached: dict[ForeignKey, dict[Any, None]] = field(default_factory=lambda: defaultdict(dict))
+    parents: set[Place] = field(default_factory=set)  # tables with rows that others reference
     # to delete or to detach, as is the fate of the key
     unnamed: dict[ForeignKey, tuple[list[Any], int]] = field(default_factory=dict)
 
@@ -134,6 +135,8 @@ class Discovery:
             used = keys_in_use(
                 self._connection, self._dialect, self._view, place, keys, incoming=incoming
             )
+            if used:
+                found.parents.add(place)
             for key, values in used:
                 new = self._children(key, values, found)
                 if new:

@@ -1,9 +1,9 @@
 """Deletes rows, in transactions of bounded size; where one fails, row by row around the failure.
 
 The first attempt asks as little as it can: an error of the database shows that untracked rows
-reference ours, and only foreign keys that would delete or change such rows silently are checked.
-After such an error the next attempt looks for all of them in the transaction that deletes; so does
-the next cleanup of the same tables, until it finds none.
+reference ours, and only for rows whose DELETE would delete or change others silently it looks for
+them. After such an error the next attempt looks for all of them in the transaction that deletes; so
+does the next cleanup of the same tables, until it finds none.
 """
 
 from __future__ import annotations
@@ -15,11 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.connection import DeadlineError
 from tidyrows.cleanup.cycles import RowLoopError, row_order
-from tidyrows.cleanup.deletion import (
-    Deletion,
-    DependentsExistError,
-    IgnoredDeleteError,
-)
+from tidyrows.cleanup.deletion import Deletion, IgnoredDeleteError
 from tidyrows.cleanup.dependents import TooManyError
 from tidyrows.cleanup.options import SCHEMA_ALONE
 from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
@@ -40,6 +36,7 @@ if TYPE_CHECKING:
     from tidyrows.tracking.store import TableHoldings
 
 _CONSTRAINT_ERRORS = 3
+"""After how many, although dependents had been looked for, it is something else."""
 _WAITS = 3
 """After how many lock timeouts the rows that are not locked go first."""
 _ROUNDS = 8
@@ -96,21 +93,16 @@ class Executor:
 
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
-        failure = self._failure_of(
-            rows, steps, discover=frozenset(rows) in self._scope.view.with_dependents
-        )
+        failure = self._failure_of(rows, steps, discover=False)
+        looked = False
         constraints = 0
-        for number in range(_ROUNDS):
+        for _round in range(_ROUNDS):
             if failure is None:
                 return
-            constraints += self._dialect.fault(failure) is Fault.CONSTRAINT
-            if constraints > _CONSTRAINT_ERRORS:
-                break  # rows are locked while dependents are looked for: it is something else
-            allowed = self._run.options.allow_foreign_keys_off
-            if isinstance(failure, RowLoopError) and allowed and not number:
-                pass  # an untracked row references the loop: dependents have not been looked for
-            elif not self._may_help(failure, again=constraints > 1):
+            constraints += looked and self._dialect.fault(failure) is Fault.CONSTRAINT
+            if constraints >= _CONSTRAINT_ERRORS or not self._may_help(failure, looked=looked):
                 break
+            looked = True
             failure = self._failure_of(rows, discover=True)
         if isinstance(failure, TooManyError):
             self._delete_in_halves(rows)
@@ -142,18 +134,19 @@ class Executor:
             else:
                 yield Step(part_of(step, rows.rows).batches)
 
-    def _may_help(self, failure: Exception, *, again: bool) -> bool:
-        """Whether looking for dependents, once more, is a way around this failure."""
-        if isinstance(failure, (DependentsExistError, IgnoredDeleteError)):
+    def _may_help(self, failure: Exception, *, looked: bool) -> bool:
+        """Whether looking for dependents is a way around this failure; once more, if ``looked``."""
+        if isinstance(failure, IgnoredDeleteError):
             return True
-        if isinstance(failure, (RowLoopError, TooManyError, DeadlineError)):
-            return False
-        if self._run.remaining() <= 0:
+        if isinstance(failure, RowLoopError):  # an untracked row may reference the loop
+            return self._run.options.allow_foreign_keys_off and not looked
+        if isinstance(failure, (TooManyError, DeadlineError)) or self._run.remaining() <= 0:
             return False
         if self._dialect.fault(failure) is Fault.CONSTRAINT:
-            if again:  # the first time there were dependents that we had not looked for
-                self._schema_has_changed()
-            return True
+            # A CHECK, a NOT NULL or a trigger refuses the same rows again. A foreign key may be
+            # that of another row, unless the lock of the whole database keeps others out.
+            others = self._dialect.has_row_locks and self._dialect.is_foreign_key(failure)
+            return not looked or self._schema_has_changed() or others
         if self._database.enforced and self._only_we_enforce():
             self._database.enforced = False
             return True
@@ -236,6 +229,7 @@ class Executor:
         def attempt() -> None:
             nonlocal unanswered
             done, sent = Outcome(), False
+            deletion: Deletion | None = None
 
             def committed() -> None:
                 nonlocal sent, unanswered
@@ -245,10 +239,9 @@ class Executor:
                     ledger.committed()
                 before, unanswered = unanswered, None
                 self._outcome.add(done if before is None or done else before)
-                if discover:
-                    known = self._scope.view.with_dependents
-                    found = done.dependents or done.detached
-                    (known.add if found else known.discard)(frozenset(rows))
+                known = self._scope.view.with_dependents
+                for place, found in deletion.referenced.items() if deletion is not None else ():
+                    (known.add if found else known.discard)(place)
 
             try:
                 with self._database.writing(committed=committed) as connection:

@@ -52,8 +52,8 @@ class SchemaView:
         self._nullable: dict[Place, frozenset[str]] = {}
         self._references: dict[ForeignKey, KeyedTable] = {}
         self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
-        # sets of tables whose rows had untracked dependents the last time
-        self.with_dependents: set[frozenset[Place]] = set()
+        # tables whose rows had untracked dependents the last time
+        self.with_dependents: set[Place] = set()
         # the view with the models' keys that some rules speak of, by rules
         self.following: dict[DependentRules, SchemaView] = {}
 

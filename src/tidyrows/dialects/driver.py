@@ -138,6 +138,8 @@ class Errors(DriverAccess):
     """The connection is gone, or there was none."""
     constraint_codes: ClassVar[frozenset[Any]] = frozenset()
     """A foreign key above all."""
+    foreign_key_codes: ClassVar[frozenset[Any]] = frozenset()
+    """Of these, foreign keys; where empty, any of them may be one."""
     timeout_codes: ClassVar[frozenset[Any]] = frozenset()
     """A wait for a lock, or a statement, took too long."""
     permission_codes: ClassVar[frozenset[Any]] = frozenset()
@@ -200,6 +202,10 @@ class Errors(DriverAccess):
     def is_timeout(self, error: BaseException) -> bool:
         """Whether an error ended a wait: for a lock, or for the statement itself."""
         return self.code(error) in self.timeout_codes
+
+    def is_foreign_key(self, error: BaseException) -> bool:
+        """Whether a constraint's error may be a foreign key's: rows that reference others came."""
+        return self.code(error) in (self.foreign_key_codes or self.constraint_codes)
 
     def is_permission_denied(self, error: BaseException) -> bool:
         """Whether the role lacks a right."""

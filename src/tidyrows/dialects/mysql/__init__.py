@@ -109,7 +109,8 @@ class MySQL(MySQLStatements):
     transient_codes = timeout_codes | {1213, 1020, 1040, 1317}
     # The first four are the drivers' own; 1927, or 4031 on MySQL 8: the server ended the session.
     lost_codes = frozenset({2002, 2003, 2006, 2013, 1927, 4031})
-    constraint_codes = frozenset({1451, 1452, 1216, 1217, 1062, 1048, 4025, 3819})
+    foreign_key_codes = frozenset({1451, 1452, 1216, 1217})
+    constraint_codes = foreign_key_codes | {1062, 1048, 4025, 3819}
     permission_codes = frozenset({1044, 1142, 1143})
     table_options = MappingProxyType({"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"})
     long_text = LONGTEXT(charset="ascii")  # JSON, in which everything else is escaped

@@ -170,6 +170,7 @@ class PostgreSQL(PostgreSQLStatements):
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
+    foreign_key_codes = frozenset({"23503", "23001"})
     permission_codes = frozenset({"42501"})
     _busy = (
         "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {} AND state IS DISTINCT FROM 'idle'"
