@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import gc
+import pickle
 import uuid
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.event import listen
 from sqlalchemy.orm import Session, registry, sessionmaker
 
 from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database
+from harness.ledgers import closing_all
 from harness.targets import on
-from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
+from tidyrows import CleanupManager, Ledger, ResourceTracker, UntrackedRowsWarning
 from tidyrows.capture.engine import capture_for
 
 metadata = sa.MetaData()
@@ -480,3 +485,119 @@ def test_a_table_is_asked_for_once_and_not_in_every_transaction(places, monkeypa
             with places.engine.begin() as connection:
                 connection.execute(sa.insert(things).values(id=number, name="ours"))
         assert asked == ["things"]
+
+
+# -- a Table that knows less than the database -----------------------------------------------------
+
+
+def _known_by_less(database: Database, key: str) -> sa.Engine:
+    """A table that a Table of one column stands for, with a stranger's row for each of ours."""
+    engine = database.engine()
+    with engine.begin() as connection:
+        full = sa.Table(
+            "parcels",
+            sa.MetaData(),
+            sa.Column("depot", sa.Integer, primary_key=key == "composite", autoincrement=False),
+            sa.Column("id", sa.Integer, primary_key=key != "none"),
+            sa.Column("name", sa.String(20)),
+            sa.Column("note", sa.String(20), server_default="ours"),
+        )
+        full.create(connection)
+        for number, name in enumerate("abcde"):
+            row: dict[str, Any] = {"name": name, "note": "theirs"}
+            if key == "composite":
+                row |= {"depot": number, "id": number}
+            connection.execute(full.insert(), row)
+    return engine
+
+
+@pytest.mark.parametrize("ledger", [False, True], ids=["no ledger", "ledger"])
+@pytest.mark.parametrize("key", ["number", "none"])
+def test_a_table_that_knows_neither_key_nor_all_columns(database, key, ledger):
+    """As pandas.DataFrame.to_sql() makes it: equal in what it knows, rows differ in the rest."""
+    engine = _known_by_less(database, key)
+    known = sa.Table("parcels", sa.MetaData(), sa.Column("name", sa.String(20)))
+    with closing_all() as ledgers:
+        held = ledgers.installed(engine) if ledger else None
+        strangers = [rows for table, rows in snapshot(engine).items() if "parcels" in table]
+        with CleanupManager(ResourceTracker(engine, ledger=held)) as cleanup:
+            with engine.begin() as connection:
+                connection.execute(known.insert(), {"name": "a"})
+                connection.execute(known.insert(), [{"name": "b"}, {"name": "c"}])
+                connection.execute(known.insert().values([{"name": "b"}, {"name": "d"}]))
+                names = connection.scalars(known.insert().returning(known.c.name), {"name": "e"})
+                assert names.all() == ["e"]
+    assert cleanup.report.total_deleted == 6
+    left = [rows for table, rows in snapshot(engine).items() if "parcels" in table]
+    assert left == strangers
+
+
+def test_a_table_that_knows_its_key_for_a_column_like_others(database):
+    """Rows are found by the key of the database, in its order, and are followed as always."""
+    engine = _known_by_less(database, "composite")
+    strangers = snapshot(engine)
+    known = sa.Table(
+        "parcels",
+        sa.MetaData(),
+        sa.Column("name", sa.String(20)),
+        sa.Column("id", sa.Integer, key="number"),
+        sa.Column("depot", sa.Integer),
+    )
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        with engine.begin() as connection:
+            rows = [{"number": n, "depot": 10 + n, "name": "a"} for n in range(4)]
+            connection.execute(known.insert(), rows[0])
+            connection.execute(known.insert(), rows[1:])
+            where = sa.and_(known.c.number == 1, known.c.depot == 11)
+            connection.execute(known.delete().where(where))
+            where = sa.and_(known.c.number == 2, known.c.depot == 12)
+            connection.execute(known.update().where(where).values(number=20))
+        assert sorted(row.key for row in tracker.rows()) == [(10, 0), (12, 20), (13, 3)]
+    assert snapshot(engine) == strangers
+
+
+@pytest.mark.parametrize("ledger", [False, True], ids=["no ledger", "ledger"])
+def test_table_objects_of_ended_tests_are_forgotten(database, ledger):
+    """A suite that makes or reflects its tables in each test makes thousands of them."""
+    engine = database.engine(query_cache_size=0)  # SQLAlchemy's own cache would keep 500
+    statements: list[str] = []
+    listen(engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+
+    def made(*, key: bool = True) -> sa.Table:
+        key_column = sa.Column("id", sa.Integer, primary_key=key, autoincrement=False)
+        return sa.Table("parcels", sa.MetaData(), key_column, sa.Column("name", sa.String(20)))
+
+    def one_test(number: int, held: Ledger | None) -> tuple[weakref.ref[sa.Table], int]:
+        parcels = made(key=number % 2 == 0)
+        statements.clear()
+        with CleanupManager(ResourceTracker(engine, ledger=held)) as cleanup:
+            with engine.begin() as connection:
+                connection.execute(parcels.insert(), [{"id": number}, {"id": -number}])
+                connection.execute(parcels.insert(), {"id": 0, "name": "one"})
+        assert cleanup.report.total_deleted == 3
+        return weakref.ref(parcels), len(statements)
+
+    made().create(engine)
+    with closing_all() as ledgers:
+        held = ledgers.installed(engine) if ledger else None
+        ended = [one_test(number, held) for number in range(1, 61)]
+    gc.collect()
+    alive = [table for table, _count in ended if table() is not None]
+    assert len(alive) <= 8  # the foreign keys of eight MetaData are remembered
+    assert len({count for _table, count in ended[10::2]}) == 1
+    assert len({count for _table, count in ended[11::2]}) == 1
+
+
+def test_what_is_known_of_a_table_is_neither_copied_nor_pickled(places):
+    """A copy of a Table is another one, and a pickled MetaData is read without tidyrows."""
+    places.delete_from(places.home, 1, 2, 3)
+    copied = things
+    with CleanupManager(ResourceTracker(places.engine)) as cleanup:
+        for number in (1, 2, 3):
+            with places.engine.begin() as connection:
+                connection.execute(sa.insert(copied).values(id=number, name="ours"))
+            copied = copied.to_metadata(sa.MetaData())
+            assert b"tidyrows." not in pickle.dumps(things)
+    assert cleanup.report.total_deleted == 3
+    places.bystanders.assert_untouched()

@@ -202,19 +202,12 @@ def test_an_error_about_a_key_names_no_argument_of_its_type(sqlite_engine):
     table = sa.Table("things", metadata, sa.Column("k", Encrypted(SECRET), primary_key=True))
     metadata.create_all(sqlite_engine)
     tracker = ResourceTracker(sqlite_engine)
-    keyed = tracker.engines.capture(sqlite_engine).tables.keyed(*_place(tracker, table))
+    with sqlite_engine.connect() as connection:
+        keyed = tracker.sessions.real_table_on(connection, table)
     tracker.store.apply(Inserted(keyed, ["x"]))
     with pytest.raises(TidyRowsError) as caught:
         tracker.to_json()
     assert SECRET not in said(caught.value)
-
-
-def _place(tracker, table):
-    from tidyrows.keys import TableName  # noqa: PLC0415 -- here only
-
-    return TableName(
-        tracker.engines.capture(tracker.bound_engine).database, "main", table.name
-    ), table
 
 
 @pytest.mark.parametrize("bind", [SHOWN.render_as_string(hide_password=False), SHOWN], ids=type)

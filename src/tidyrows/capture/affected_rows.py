@@ -75,11 +75,15 @@ def _reported_keys(
     # A rule, a trigger or a conflict clause of the table may swallow the row, without an error.
     asked = not missing if returned else context.cursor is not None
     nothing = asked and kept_count(context) == 0
-    if real.kind == "other" and not returned and (missing or nothing):
+    rows = context.inserted_primary_key_rows
+    # its Table may have no key where the real one has
+    known = not rows or rows[0] is None or len(rows[0]) == len(names)
+    untold = real.kind == "other" and not returned and (missing or nothing)
+    if untold or (missing and not known):
         return None  # what the trigger of a view makes is not counted, and its row id not told
     if nothing:
         return [], False
-    rows = context.inserted_primary_key_rows
+    rows = rows if known else [tuple(map(given.get, names))]
     if dialect.explicit_zero_is_generated and not missing and _zero(rows, target):
         return None
     generated = missing and makes_key(insert, parameters[:1], target)

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from tidyrows.dialects import Fault, Loss, RealTable, database_name
 from tidyrows.keys import KeyedTable, TableName
+from tidyrows.schema.reflect import with_real_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
 
 Target = tuple[KeyedTable, RealTable]
 _CACHE, _MOVED = "tidyrows_targets", "tidyrows_moved"
+_KEPT = "_tidyrows_targets"
+
+
+class _Kept(dict[Any, Any]):
+    """What is known of one Table object, kept by the Table so that both are forgotten together."""
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return dict, ()  # a pickled MetaData does not need tidyrows
 
 
 class RealTables:
@@ -47,7 +56,6 @@ class RealTables:
         self._sinks = sinks
         self._harmless = harmless
         self._refuse = refuse
-        self._tables: dict[tuple[TableName, sa.Table, bool], KeyedTable] = {}
 
     def find(
         self,
@@ -70,24 +78,23 @@ class RealTables:
         place = (table, schema)
         if place not in known:
             info = connection.info
-            kept = _MOVED not in info
-            for listener in connection.engine.pool.dispatch.checkout:
-                # another one may set a search_path past SQLAlchemy's events
-                kept = kept and listener == self._harmless
+            # another listener may set a search_path past SQLAlchemy's events
+            checkout = list(connection.engine.pool.dispatch.checkout)
+            kept = _MOVED not in info and checkout == [self._harmless]
             version, block, cache = info.get(_CACHE, (None, None, {}))
             if version != self.schema_version or block != self._sinks.started:
                 if not kept or version != self.schema_version:
                     cache = {}
                 cache = self._still_there(connection, statement, cache)
                 info[_CACHE] = (self.schema_version, self._sinks.started, cache)
-            found = cache.get(place) if kept else None
-            if found is None:
-                found = self._resolved(connection, statement, table, schema)
-                if isinstance(found, str):
-                    return found
-                # Not kept where it looks like production: another tracker may refuse it.
-                if found is not None and not self._refuse(connection, found[1].schema):
-                    cache[place] = found
+            real = cache.get((table.name, schema)) if kept else None
+            held = real and getattr(table, _KEPT, {}).get((self.database, real.schema))
+            if held and held[0] is real and held[1] == self.schema_version:
+                known[place] = held[2]
+                return held[2]  # type: ignore[no-any-return]
+            found = self._asked(connection, statement, table, schema, real, cache)
+            if isinstance(found, str):
+                return found
             known[place] = found
         return known[place]  # type: ignore[no-any-return]
 
@@ -95,30 +102,54 @@ class RealTables:
         """From now on names on this connection of the driver may mean something else."""
         connection.info[_MOVED] = True
 
-    def _resolved(
-        self, connection: sa.Connection, statement: Any, table: sa.Table, schema: str | None
+    def _asked(  # noqa: PLR0917 -- one call for all
+        self,
+        connection: sa.Connection,
+        statement: Any,
+        table: sa.Table,
+        schema: str | None,
+        real: RealTable | None,
+        cache: dict[Any, RealTable],
     ) -> Target | str | None:
+        """What :meth:`find` does where the database, or the Table, has to be asked first."""
         try:
-            real = self._dialect.resolve(connection, schema, table.name)
+            if real is None:
+                real = self._dialect.resolve(connection, schema, table.name)
+                if real is None:
+                    return "the database shows no table of this name here"
+                if real.kind == "temporary":
+                    return None
+                # Not kept where it looks like production: another tracker may refuse it.
+                if not self._refuse(connection, real.schema):
+                    cache[table.name, schema] = real
+            return self._target(connection, table, real)
         except connection.dialect.loaded_dbapi.Error as error:
             self._raise_if_lost(connection, statement, error)
             # the caller's own statement will say it, as SQLAlchemy's error
             return f"the database does not say which table it is ({error})"
-        if real is None:
-            return "the database shows no table of this name here"
-        if real.kind == "temporary":
-            return None
-        name = TableName(self.database, real.schema, table.name)
-        target = self.keyed(name, table, transactional=real.transactional)
-        if not real.alters_keys and self._dialect.rounds_keys(target):
-            real = replace(real, alters_keys=True)
-        return target, real
+        except (sa.exc.DBAPIError, sa.exc.NoSuchTableError) as error:  # of SQLAlchemy's Inspector
+            if getattr(error, "connection_invalidated", False):
+                raise
+            return f"the database does not tell its columns ({getattr(error, 'orig', error)})"
+
+    def _target(self, connection: sa.Connection, table: sa.Table, real: RealTable) -> Target:
+        """The real table with the columns of a Table object, which keeps the answer."""
+        kept = _kept(table)
+        known, version, target = kept.get((self.database, real.schema), (None, None, None))
+        same = known == real and known.incarnation == real.incarnation
+        if not same or version != self.schema_version:
+            keyed = self.keyed(connection, table, real)
+            completed = bool(keyed.key_columns) and not table.primary_key.columns
+            alters = real.alters_keys or completed or self._dialect.rounds_keys(keyed)
+            target = keyed, replace(real, alters_keys=alters)
+        kept[self.database, real.schema] = real, self.schema_version, target
+        return target  # type: ignore[no-any-return]
 
     def _still_there(
-        self, connection: sa.Connection, statement: Any, cache: dict[Any, Target]
-    ) -> dict[Any, Target]:
-        """The targets that have not been emptied or made anew since they were found."""
-        known = {target[0].place for target in cache.values() if target[1].incarnation}
+        self, connection: sa.Connection, statement: Any, cache: dict[Any, RealTable]
+    ) -> dict[Any, RealTable]:
+        """The real tables that have not been emptied or made anew since they were found."""
+        known = {(real.schema, name) for (name, _), real in cache.items() if real.incarnation}
         if not known:
             return cache
         try:
@@ -127,9 +158,9 @@ class RealTables:
             self._raise_if_lost(connection, statement, error)
             return {}
         return {
-            place: target
-            for place, target in cache.items()
-            if target[1].incarnation == now.get(target[0].place)
+            name: real
+            for name, real in cache.items()
+            if real.incarnation == now.get((real.schema, name[0]))
         }
 
     def _raise_if_lost(
@@ -145,14 +176,30 @@ class RealTables:
         if lost or self._dialect.loss(error, driver) is Loss.EVERYTHING:
             connection._handle_dbapi_exception(error, str(statement), None, None, None)  # noqa: SLF001 -- what it does to its own cursor's errors
 
-    def keyed(self, name: TableName, table: sa.Table, *, transactional: bool = True) -> KeyedTable:
-        """The one KeyedTable of a real table and a project's Table."""
-        table = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
-        place = (name, table, transactional)
-        keyed = self._tables.get(place)
-        if keyed is None:
-            keyed = self._tables.setdefault(place, KeyedTable(*place))
+    def keyed(self, connection: sa.Connection, table: sa.Table, real: RealTable) -> KeyedTable:
+        """The one KeyedTable of a real table and a project's Table.
+
+        Where the Table has no primary key, the database is asked for its columns and its key.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: the database does not tell its columns.
+        """
+        whole = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
+        if real.kind == "table" and not whole.primary_key.columns:
+            whole = with_real_columns(connection, whole, real.schema)
+        name = TableName(self.database, real.schema, table.name)
+        columns = tuple(column.name for column in whole.columns)
+        place = (name, real.transactional, columns, tuple(whole.primary_key.columns.keys()))
+        keyed: KeyedTable = _kept(table).setdefault(
+            place, KeyedTable(name, whole, real.transactional)
+        )
         return keyed
+
+
+def _kept(table: sa.Table) -> dict[Any, Any]:
+    own = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
+    kept: dict[Any, Any] = vars(own).setdefault(_KEPT, _Kept())
+    return kept
 
 
 def table_of(statement: sa.Insert | sa.Update | sa.Delete) -> Any:

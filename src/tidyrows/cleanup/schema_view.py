@@ -12,7 +12,12 @@ import sqlalchemy as sa
 from tidyrows.dialects.keys import chunks, run
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
-from tidyrows.schema.reflect import column_names, model_foreign_keys, nullable_columns
+from tidyrows.schema.reflect import (
+    column_names,
+    model_foreign_keys,
+    nullable_columns,
+    with_real_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -68,13 +73,15 @@ class SchemaView:
         return self._incoming[place]
 
     def table(self, connection: sa.Connection, place: Place) -> KeyedTable:
-        """The table there: the project's own, or a reflected one."""
+        """The table there: the project's own, with the database's key, or a reflected one."""
         if place not in self._tables:
             (schema, name), own = place, self._declared.get(place)
             if own is None:
                 own = sa.Table(
                     name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
                 )
+            elif not own.primary_key.columns:
+                own = with_real_columns(connection, own, schema)
             self._tables[place] = KeyedTable(TableName(self._database, *place), own)
         return self._tables[place]
 

@@ -152,6 +152,33 @@ def column_names(connection: sa.Connection, place: Place) -> frozenset[str]:
     return frozenset()
 
 
+def with_real_columns(connection: sa.Connection, table: sa.Table, schema: str) -> sa.Table:
+    """The columns and the primary key that the database has for a Table without a primary key.
+
+    Columns that the Table has keep its types. It is the same Table where the database has no more.
+    """
+    inspector = sa.inspect(connection)
+    with _without_reflection_warnings():
+        key = inspector.get_pk_constraint(table.name, schema=schema)["constrained_columns"]
+        real = inspector.get_columns(table.name, schema=schema)
+    own = {column.name: column for column in table.columns}
+    if not key and own.keys() >= {column["name"] for column in real}:
+        return table
+    columns = {}
+    for found in real:
+        known, name = own.get(found["name"]), found["name"]
+        if known is None:
+            columns[name] = sa.Column(name, found["type"])
+        else:
+            columns[name] = known._copy()  # noqa: SLF001 -- as Table.to_metadata() does
+            # what a statement says of one column holds for the other
+            columns[name]._proxies = [known]  # noqa: SLF001 -- no public name
+        generated = found.get("autoincrement") or found.get("identity")
+        columns[name].autoincrement = "auto" if generated else False
+    primary_key = sa.PrimaryKeyConstraint(*(columns[name].key for name in key))
+    return sa.Table(table.name, sa.MetaData(), *columns.values(), primary_key, schema=table.schema)
+
+
 @contextmanager
 def _without_reflection_warnings() -> Iterator[None]:
     """SQLAlchemy warns of types and DDL that it cannot parse, which are not asked for here."""

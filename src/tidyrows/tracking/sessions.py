@@ -21,7 +21,6 @@ from tidyrows.errors import (
     UnknownTableError,
 )
 from tidyrows.greenlets import in_greenlet
-from tidyrows.keys import KeyedTable, TableName
 from tidyrows.tracking.binding import listen_to_session
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import orm
 
+    from tidyrows.keys import KeyedTable
     from tidyrows.tracking.binding import Binding, Engines
 
 
@@ -236,8 +236,7 @@ class Sessions:
             )
         self.engines.refuse_known()
         self.engines.refuse_places(capture.dialect.places_of_schema(connection, real.schema))
-        name = TableName(capture.database, real.schema, table.name)
-        return capture.tables.keyed(name, table, transactional=real.transactional)
+        return capture.tables.keyed(connection, table, real)
 
 
 def refuse_keyless(table: sa.Table) -> None:
