@@ -192,3 +192,31 @@ def test_a_session_of_the_users_that_is_cancelled_is_heard_as_rolled_back(world)
 
     world.run(main)
     world.bystanders.assert_untouched()
+
+
+@everywhere
+def test_a_commit_that_a_listener_refused_is_committed_by_nobody(world):
+    """SQLAlchemy returns the connection with its transaction open."""
+    refusing = []
+
+    async def main(engine):
+        @sa.event.listens_for(engine.sync_engine, "commit")
+        def refuse(_connection):
+            if refusing:
+                raise refusing.pop()
+
+        tracker = ResourceTracker(engine)
+        async with CleanupManager(tracker):
+            await OrgFactory.create_async()
+            refusing.append(RuntimeError("refused"))
+            with pytest.raises(RuntimeError, match="refused"):
+                async with AsyncSession(engine) as session:
+                    session.add(Org(name="never"))
+                    await session.commit()
+            before = world.added()
+            await OrgFactory.create_async()
+            assert (before, world.added()) == ({"orgs": 1}, {"orgs": 2})
+        assert world.added() == {}
+
+    world.run(main)
+    world.bystanders.assert_untouched()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import sys
 import warnings
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -384,6 +386,24 @@ def test_a_commit_that_arrives_after_the_block_stays_tracked_and_warns(zoo_engin
     cleanup.cleanup()
     assert snapshot(zoo_engine) == before
     session.close()
+
+
+def test_a_warning_that_is_an_error_keeps_nothing_from_being_committed(zoo_engine, monkeypatch):
+    """Raised inside the COMMIT it would leave the transaction open in the pool."""
+    before = snapshot(zoo_engine)
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told_of: told.append(told_of.exc_value))
+    tracker = ResourceTracker(zoo_engine)
+    tracker.start()
+    with zoo_engine.connect() as connection, warnings.catch_warnings():
+        connection.execute(sa.insert(Org).values(name="late"))
+        tracker.stop()
+        warnings.simplefilter("error", LateCommitWarning)
+        connection.commit()
+    assert [type(each) for each in told] == [LateCommitWarning]
+    assert [rows for rows in snapshot(zoo_engine).added_since(before).values() if rows]
+    assert CleanupManager(tracker).cleanup().total_deleted == 1
+    assert snapshot(zoo_engine) == before
 
 
 def test_a_bound_session_with_an_open_transaction_from_before_is_the_callers(zoo_engine):

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from harness.databases import Database
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import CommitOutcome, Fault, dialect_for
+from tidyrows.errors import SessionStateError
 
 TELLING = tuple(target for target in ALL_DRIVERS if target != "mysql+mysqldb")
 PG = ("postgresql+psycopg", "postgresql+psycopg2")
@@ -188,7 +189,7 @@ def test_a_listener_that_raised_before_the_commit_leaves_it_open(engine: sa.Engi
         connection.invalidate()
 
 
-@on(*TELLING)
+@on(*ALL_DRIVERS)
 @pytest.mark.parametrize("guarded", [False, True])
 def test_the_pools_next_user_does_not_commit_what_a_failed_commit_left(
     database: Database, guarded: bool
@@ -208,6 +209,25 @@ def test_the_pools_next_user_does_not_commit_what_a_failed_commit_left(
     with engine.begin() as connection:
         connection.exec_driver_sql("INSERT INTO things VALUES (8, NULL)")
     assert count(engine) == (1 if guarded else 2)
+
+
+@on(*ALL_DRIVERS)
+def test_a_cleanup_does_not_commit_what_somebody_left_open(database: Database) -> None:
+    """Past SQLAlchemy, with a pool that resets nothing."""
+    engine = database.engine(
+        poolclass=sa.pool.QueuePool, pool_size=1, max_overflow=0, pool_reset_on_return=None
+    )
+    make_things(engine)
+    left = engine.raw_connection()
+    left.cursor().execute(INSERT)
+    left.close()
+    dialect = dialect_for(engine)
+    with engine.connect() as connection:
+        with pytest.raises(SessionStateError, match="has a transaction open"):
+            dialect.begin_cleanup(connection, lock_timeout=1.0)
+        dialect.end_cleanup(connection)
+    engine.dispose()
+    assert count(engine) == 0
 
 
 @on(*ALL_DRIVERS)

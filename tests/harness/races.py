@@ -6,7 +6,7 @@ import asyncio
 import re
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 import pytest
@@ -108,3 +108,43 @@ def at_statement(engine: sa.Engine, pattern: str, action: Callable[[], None]) ->
             action()
 
     return lambda: bool(done)
+
+
+class CancelledAt:
+    """Awaits work in the task that awaits this, which is cancelled at one of the work's waits.
+
+    Args:
+        work: the coroutine.
+        wait: the number of that wait, from 1; 0 for none.
+        answered: cancel when what is waited for has come, instead of before.
+
+    Attributes:
+        waits: how many waits there were so far.
+    """
+
+    def __init__(
+        self, work: Coroutine[Any, Any, Any], wait: int = 0, *, answered: bool = False
+    ) -> None:
+        self._work, self._wait, self._answered = work, wait, answered
+        self.waits = 0
+
+    def __await__(self) -> Iterator[Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        step, value = self._work.send, None
+        while True:
+            try:
+                waited = step(value)
+            except StopIteration as end:
+                return end.value
+            self.waits += 1
+            if self.waits == self._wait:
+                if self._answered and asyncio.isfuture(waited):
+                    waited.add_done_callback(lambda _done: task.cancel())
+                else:
+                    task.cancel()
+            try:
+                value = yield waited
+                step = self._work.send
+            except BaseException as error:  # noqa: BLE001 -- it is the work's to handle
+                step, value = self._work.throw, error

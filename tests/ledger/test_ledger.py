@@ -606,6 +606,7 @@ def test_a_database_without_its_ledger_is_said(database, outside, ledgers, tmp_p
             session.execute(sa.insert(parents).values(id=2))
             with pytest.warns(UntrackedRowsWarning, match="no ledger"):
                 session.commit()
+            assert ids(aside, parents) == [2]
         assert not ids(aside, parents)
         other = ResourceTracker(aside, ledger=ledgers.installed(outside))
         with pytest.raises(LedgerError, match="share transactions"):

@@ -158,7 +158,7 @@ class Sink(Protocol):
     def has_ledger(self) -> bool:
         """Whether it records its rows in a ledger."""
 
-    # -- of a transaction, in this order -------------------------------------------------------
+    # -- of a transaction, in this order; a warning of these is never raised as an error --------
 
     def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:
         """A COMMIT is about to be sent: write, in its transaction, what it concerns.
@@ -198,7 +198,7 @@ class Sink(Protocol):
         """Warn of untracked rows, once per block and subject."""
 
     def warn_late(self, table: KeyedTable) -> None:
-        """Warn that rows are committed after the sink has stopped."""
+        """Warn that rows are committed after the sink has stopped; never raise it as an error."""
 
     def before_drop(self, engine: sa.Engine, database: str) -> None:
         """A raw statement is about to drop a database."""

@@ -141,8 +141,7 @@ class Transactions:
         if self._dialect.commit_is_void(connection):
             log.clear()  # nothing will be persisted, and no error will say so
             return
-        # Warned of before the COMMIT, in the caller's own call: later nobody may ask. Where
-        # warnings are errors it is not sent, and the rows can be rolled back.
+        # Warned of before the COMMIT, in the caller's own call: later nobody may ask.
         changes = log.all()
         warned = set()
         for change, sink in changes:
@@ -297,14 +296,8 @@ class Transactions:
             rest = change
             for sink in sinks if owner is None else (owner,):
                 rest = sink.apply(rest) if certain else sink.mark_uncertain(rest)
-        warning: Warning | None = None
         for sink, own in self._by_sink(changes):
-            try:
-                sink.after_commit(own, certain=certain)
-            except Warning as error:  # where warnings are errors, every sink is told all the same
-                warning = warning or error
-        if warning is not None:
-            raise warning
+            sink.after_commit(own, certain=certain)
 
     def uncommitted(self, sink: Sink) -> Iterator[Change]:
         """What has been done for a sink and is not committed."""

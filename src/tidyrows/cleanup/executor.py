@@ -250,8 +250,10 @@ class Executor:
                     if ledger is not None:
                         ledger.record(connection, rows, done)
                     sent = True
-            except Exception as error:
-                if sent and self._dialect.fault(error) is Fault.LOST:
+            except BaseException as error:
+                # A task that is cancelled during COMMIT has no answer either.
+                is_error = isinstance(error, Exception)
+                if sent and not (is_error and self._dialect.fault(error) is not Fault.LOST):
                     # what found nothing undoes no count
                     unanswered = done if done or unanswered is None else unanswered
                     if ledger is not None:

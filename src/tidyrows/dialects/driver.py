@@ -89,9 +89,15 @@ class DriverAccess(ABC):
 
     def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """All rows, without SQLAlchemy's events: on a cursor of the driver."""
-        with closing(connection.connection.cursor()) as cursor:
-            cursor.execute(self._marked(sql), *([values] if values else []))
-            return list(cursor.fetchall())
+        try:
+            with closing(connection.connection.cursor()) as cursor:
+                cursor.execute(self._marked(sql), *([values] if values else []))
+                return list(cursor.fetchall())
+        except BaseException as error:
+            # As SQLAlchemy does: aiomysql and asyncmy close what is cancelled in between.
+            if not isinstance(error, Exception) and not connection.invalidated:
+                connection.invalidate(error)
+            raise
 
     def _execute(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """All rows of SQL in the driver's own parameter style, with SQLAlchemy's events."""

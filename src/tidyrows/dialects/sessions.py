@@ -91,16 +91,21 @@ class Sessions(DriverAccess):
         """Roll back a transaction that a failed COMMIT left open, before the pool's next user.
 
         SQLAlchemy considers the transaction ended and returns the connection as it is, after
-        SQLite's BUSY as after a commit listener that raised on any database; the next user would
-        commit its rows.
+        SQLite's BUSY as after a commit listener that raised or was cancelled on any database; the
+        next user would commit its rows.
         """
         # Not event.contains: it does not know the listeners of a pool that dispose() made anew.
         if self._roll_back_leftover not in engine.pool.dispatch.reset:
             sa.event.listen(engine.pool, "reset", self._roll_back_leftover)
 
     def _roll_back_leftover(self, dbapi_connection: Any, record: Any, state: Any) -> None:
-        if state.transaction_was_reset and self.in_transaction(dbapi_connection):
+        # Without asyncio_safe nothing can be sent, and the pool throws the connection away.
+        if not (state.transaction_was_reset and state.asyncio_safe):
+            return
+        if self.in_transaction(dbapi_connection) is not False:
             dbapi_connection.rollback()
+            if self.in_transaction(dbapi_connection):  # asyncpg, if the driver did not begin it
+                record.invalidate()
 
     def is_busy(self, connection: sa.Connection, server_id: int) -> bool:
         """Whether the server still works for a connection although its client is gone."""
@@ -167,9 +172,13 @@ class Sessions(DriverAccess):
         """Raise SessionStateError if a transaction is open on the cleanup's connection."""
         raw = connection.connection.dbapi_connection
         if connection.in_transaction() or self.in_transaction(raw):
-            raise SessionStateError(
-                f"The connection to {database_name(connection.engine)} that cleanup was given has "
-                "a transaction open, which is not tidyrows' to end. Commit or roll back the "
-                "session or connection that holds it (with sqlite:// in memory all of them share "
-                "one connection), then clean up."
-            )
+            raise self.open_transaction(connection)
+
+    def open_transaction(self, connection: sa.Connection) -> SessionStateError:
+        """The error where a transaction is open on the cleanup's connection."""
+        return SessionStateError(
+            f"The connection to {database_name(connection.engine)} that cleanup was given has "
+            "a transaction open, which is not tidyrows' to end. Commit or roll back the "
+            "session or connection that holds it (with sqlite:// in memory all of them share "
+            "one connection), then clean up."
+        )

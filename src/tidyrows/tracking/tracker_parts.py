@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import KeysChanged
@@ -19,13 +20,36 @@ from tidyrows.tracking.store import Store
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
     from tidyrows.keys import KeyedTable
     from tidyrows.ledger.table import Ledger
+
+
+class _Unraised:
+    """An error that Python reports and does not raise: ``sys.unraisablehook``."""
+
+    def __init__(self, error: Warning) -> None:
+        self._error = error
+
+    def __del__(self) -> None:
+        raise self._error
+
+
+@contextmanager
+def _not_raised() -> Iterator[None]:
+    """Where warnings are errors, report one all the same, and raise nothing.
+
+    An error inside an event of a transaction keeps SQLAlchemy from ending that transaction, and
+    the next user of the connection would commit it. A warning changes nothing that is committed.
+    """
+    try:
+        yield
+    except Warning as error:
+        _Unraised(error)
 
 
 class TrackerParts:
@@ -51,7 +75,7 @@ class TrackerParts:
         self.store = Store()
         self.external_resources = Externals()
         self.journals = Journals(
-            ledger, self.context, self.store, self.external_resources, self.warn_once
+            ledger, self.context, self.store, self.external_resources, self.warn_aside
         )
         self._warned: set[Any] = set()
         # What capture and factories call often, without a call in between.
@@ -118,7 +142,7 @@ class TrackerParts:
         """Warn of rows that can no longer be followed."""
         while self.store.lost:
             table = self.store.lost.pop()
-            self.warn_once(
+            self.warn_aside(
                 ("renamed", table.name),
                 f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, "
                 f"so tracked rows are lost from sight. Name them with tracker.track_rows(table, "
@@ -131,14 +155,20 @@ class TrackerParts:
             self._warned.add(subject)
             warnings.warn(message, UntrackedRowsWarning, stacklevel=2)
 
+    def warn_aside(self, subject: Any, message: str) -> None:
+        """As :meth:`warn_once`, while a transaction ends."""
+        with _not_raised():
+            self.warn_once(subject, message)
+
     def warn_late(self, table: KeyedTable) -> None:
         """Warn that rows are committed after the tracker has stopped."""
-        warnings.warn(
-            f"Rows of {table.name} are committed after their tracker has stopped. They stay "
-            f"tracked: call cleanup() again to delete them.",
-            LateCommitWarning,
-            stacklevel=2,
-        )
+        with _not_raised():
+            warnings.warn(
+                f"Rows of {table.name} are committed after their tracker has stopped. They stay "
+                f"tracked: call cleanup() again to delete them.",
+                LateCommitWarning,
+                stacklevel=2,
+            )
 
     def watch_leak(self) -> None:
         """Warn of what the tracker still holds once it is garbage, or the process ends."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,6 +30,7 @@ _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
 # The server closes the connection after it; PyMySQL and SQLAlchemy consider it usable.
 _PACKET_TOO_BIG = 1153
 _NO_DATABASE = 1049
+_TRANSACTION_OPEN = 1568
 _IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
 _SAVED = "tidyrows.mysql.session"
 
@@ -183,9 +184,15 @@ class MySQL(MySQLStatements):
         connection.info[_SAVED] = before
         if before:
             self._set(connection, {name: wanted[name] for name in before})
+        try:
+            # For one transaction only, so nothing of it needs restoring; it holds under AUTOCOMMIT
+            # too. The server refuses it where a transaction is open, of which drivers tell nothing.
+            self._query(connection, "SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
+        except self._dbapi.Error as error:
+            if self.code(error) == _TRANSACTION_OPEN:
+                raise self.open_transaction(connection) from error
+            raise
         connection.begin()
-        # For one transaction only, so nothing of it needs restoring; it holds under AUTOCOMMIT too.
-        connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL READ COMMITTED, READ WRITE")
         connection.exec_driver_sql("START TRANSACTION")
 
     def end_cleanup(self, connection: sa.Connection) -> None:
@@ -212,8 +219,7 @@ class MySQL(MySQLStatements):
 
     def _set(self, connection: sa.Connection, values: dict[str, float]) -> None:
         listed = ", ".join(f"SESSION {name} = {value}" for name, value in values.items())
-        with closing(connection.connection.cursor()) as cursor:
-            cursor.execute(f"SET {listed}")
+        self._query(connection, f"SET {listed}")
 
     # ----- catalogue
 

@@ -215,10 +215,13 @@ class PostgreSQL(PostgreSQLStatements):
     # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        """The transaction status of libpq; None on a broken connection and for other drivers."""
+        """As libpq or asyncpg last heard; None on a broken connection and for other drivers."""
+        raw = raw_connection(dbapi_connection)
+        if self.driver == "asyncpg":
+            return None if raw.is_closed() else bool(raw.is_in_transaction())
         if self._status is None:
             return None
-        status = self._status(raw_connection(dbapi_connection))
+        status = self._status(raw)
         return None if status == _UNKNOWN else bool(status != _IDLE)
 
     def driver_server_id(self, raw: Any) -> int | None:

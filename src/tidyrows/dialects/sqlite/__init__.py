@@ -10,6 +10,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import sqlalchemy as sa
+
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Loss, database_name, raw_connection
 from tidyrows.dialects.sessions import CommitOutcome
@@ -20,12 +22,12 @@ from tidyrows.dialects.sqlite.locks import (
     named_files,
 )
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
+from tidyrows.greenlets import in_greenlet
 from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    import sqlalchemy as sa
     from sqlalchemy.engine.interfaces import ReflectedForeignKeyConstraint
 
     from tidyrows.keys import KeyedTable
@@ -117,6 +119,20 @@ class SQLite(SQLiteStatements, SQLiteLocks):
         raw = raw_connection(dbapi_connection)
         always = getattr(raw, "autocommit", _LEGACY) is False
         return not always and super().is_begun(raw)
+
+    def guard_pool(self, engine: sa.Engine) -> None:
+        """Also roll back before a connection is thrown away.
+
+        A closed connection keeps its locks for as long as a cursor of it is referenced, say in the
+        traceback of a cancelled task.
+        """
+        super().guard_pool(engine)
+        if self._roll_back_discarded not in engine.pool.dispatch.invalidate:
+            sa.event.listen(engine.pool, "invalidate", self._roll_back_discarded)
+
+    def _roll_back_discarded(self, dbapi_connection: Any, record: Any, error: Any) -> None:
+        if self._dialect().is_async and in_greenlet():
+            dbapi_connection.rollback()
 
     def driver_server_id(self, raw: Any) -> int | None:
         """Locks are the process's: its own id, for a connection that is in a transaction."""
