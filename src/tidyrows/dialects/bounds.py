@@ -12,6 +12,7 @@ import time
 from concurrent.futures import Future
 from contextlib import closing, contextmanager, suppress
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -29,8 +30,7 @@ class SilentServerError(ConnectionError, TimeoutError):
     """The server did not answer in time, so the connection was given up."""
 
 
-@contextmanager
-def bounded_connection(engine: sa.Engine, seconds: float) -> Iterator[sa.Connection]:
+class BoundedConnection:
     """A connection of the engine, closed at the end.
 
     To connect, to run the block and to close take no longer than so many seconds together, as far
@@ -39,25 +39,46 @@ def bounded_connection(engine: sa.Engine, seconds: float) -> Iterator[sa.Connect
     Raises:
         SilentServerError: they took longer; the connection is thrown away.
     """
-    until = time.monotonic() + seconds
-    connection = _connected(engine, seconds)
-    driver = connection.connection.dbapi_connection
-    with (
-        closing(DriverSocket(driver)) as wire,
-        wire.bounded(max(until - time.monotonic(), 0.0)) as watch,
-    ):
+
+    __slots__ = ("_connection", "_engine", "_seconds", "_wire")
+
+    def __init__(self, engine: sa.Engine, seconds: float) -> None:
+        self._engine = engine
+        self._seconds = seconds
+
+    def __enter__(self) -> sa.Connection:
+        until = time.monotonic() + self._seconds
+        pool: Any = self._engine.pool
+        # An idle connection comes at once, unless the pool asks the server first.
+        if getattr(pool, "checkedin", int)() and not pool._pre_ping and pool._recycle < 0:  # noqa: SLF001 -- no public names
+            connection = self._engine.connect()
+        else:
+            connection = connect_within(self._engine.connect, self._seconds, late=_discard)
+        self._connection = connection
+        wire = self._wire = DriverSocket(connection.connection.dbapi_connection)
+        _watcher.add(wire, until)
+        return connection
+
+    def __exit__(self, _type: object, error: BaseException | None, _traceback: object, /) -> None:
+        wire, connection = self._wire, self._connection
         try:
+            if wire.was_shut:
+                connection.invalidate()
             try:
-                yield connection
-            finally:
-                if watch.has_struck:
-                    connection.invalidate()
-                _close(connection)
-        except Exception as error:
-            if not watch.has_struck or isinstance(error, SilentServerError):
+                connection.close()
+            except sa.exc.DBAPIError:  # the server has closed it already: it must not come back
+                connection.invalidate()
+        except Exception as failure:
+            if not wire.was_shut:
                 raise
+            error = error or failure
+        finally:
+            wire.close()
+        silent = wire.was_shut and isinstance(error, Exception)
+        if silent and not isinstance(error, SilentServerError):
             raise SilentServerError(
-                f"the server did not answer within {seconds:.1f} s, and the connection was given up"
+                f"the server did not answer within {self._seconds:.1f} s, and the connection was "
+                f"given up"
             ) from error
 
 
@@ -68,24 +89,10 @@ def closed_at_end(engine: sa.Engine) -> Iterator[sa.Connection]:
     try:
         yield connection
     finally:
-        _close(connection)
-
-
-def _close(connection: sa.Connection) -> None:
-    try:
-        connection.close()
-    except sa.exc.DBAPIError:  # the server has closed it already: it must not come back
-        connection.invalidate()
-
-
-def _connected(engine: sa.Engine, seconds: float) -> sa.Connection:
-    pool: Any = engine.pool
-    # An idle connection comes at once, unless the pool asks the server first.
-    if hasattr(pool, "checkedin") and pool.checkedin() > 0:
-        asks_nobody = not pool._pre_ping and pool._recycle < 0  # noqa: SLF001 -- no public names
-        if asks_nobody:
-            return engine.connect()
-    return connect_within(engine.connect, seconds, late=_discard)
+        try:
+            connection.close()
+        except sa.exc.DBAPIError:  # its file is gone: it must not come back
+            connection.invalidate()
 
 
 def _discard(connection: sa.Connection) -> None:
@@ -144,23 +151,46 @@ def _no_connection(seconds: float) -> SilentServerError:
     return SilentServerError(f"the database took no connection within {seconds:.3g} s")
 
 
+_SOCKETS = (
+    "fileno",  # psycopg, psycopg2, mysqlclient
+    "_sock.fileno",  # PyMySQL has no public road
+    "_writer.get_extra_info",  # nor have aiomysql and asyncmy
+    "_transport.get_extra_info",  # nor has asyncpg
+)
+
+
 class DriverSocket:
     """The socket of a driver's connection, under a descriptor of our own.
 
     The driver may close its own at any time, and its number is then used again. Where the driver
     does not show its socket, all methods do nothing.
+
+    Attributes:
+        at: when it is shut, by the monotonic clock.
+        was_shut: whether that has happened.
     """
 
     def __init__(self, driver: Any) -> None:
-        self._number = _descriptor_of(driver)
+        self.at = math.inf
+        self.was_shut = False
+        self._number: int | None = None
         self._copy: socket.socket | None = None
+        raw = getattr(driver, "driver_connection", driver)
+        for name in _SOCKETS:
+            with suppress(Exception):
+                found = attrgetter(name)(raw)
+                found = found() if name.endswith("fileno") else found("socket").fileno()
+                if found >= 0:
+                    self._number = int(found)
+                    break
         if self._number is not None:
             with suppress(OSError):
                 # The family does not matter: nothing is ever sent.
                 self._copy = socket.fromfd(self._number, socket.AF_INET, socket.SOCK_STREAM)
 
     def close(self) -> None:
-        """Give up our own descriptor."""
+        """Give up our own descriptor; it is shut no more."""
+        _watcher.remove(self)
         if self._copy is not None:
             self._copy.close()
 
@@ -181,51 +211,39 @@ class DriverSocket:
                 os.close(null)
 
     @contextmanager
-    def bounded(self, seconds: float) -> Iterator[Watch]:
+    def bounded(self, seconds: float) -> Iterator[None]:
         """Shut the socket if the block takes longer: no driver bounds an open connection itself."""
-        watch = Watch(self, time.monotonic() + seconds)
-        watcher = _watcher
-        watcher.add(watch)
+        _watcher.add(self, time.monotonic() + seconds)
         try:
-            yield watch
+            yield
         finally:
-            watcher.remove(watch)
-
-
-class Watch:
-    """A socket that is shut at a time of the monotonic clock, unless it is removed before."""
-
-    __slots__ = ("at", "has_struck", "wire")
-
-    def __init__(self, wire: DriverSocket, at: float) -> None:
-        self.wire = wire
-        self.at = at
-        self.has_struck = False
+            _watcher.remove(self)
 
 
 class Watcher:
-    """One thread that shuts sockets in time. To add a watch seldom wakes it."""
+    """One thread that shuts sockets in time. To add one seldom wakes it."""
 
     def __init__(self) -> None:
-        self._watches: set[Watch] = set()
+        self._sockets: set[DriverSocket] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._wakes_at = math.inf
 
-    def add(self, watch: Watch) -> None:
-        """Shut the socket in time."""
+    def add(self, wire: DriverSocket, at: float) -> None:
+        """Shut the socket at a time of the monotonic clock, unless it is removed before."""
         with self._changed:
-            self._watches.add(watch)
-            if watch.at < self._wakes_at:
-                self._wakes_at = watch.at
+            wire.at = at
+            self._sockets.add(wire)
+            if at < self._wakes_at:
+                self._wakes_at = at
                 if self._thread is None:
                     self._start()
                 self._changed.notify()
 
-    def remove(self, watch: Watch) -> None:
+    def remove(self, wire: DriverSocket) -> None:
         """Leave the socket alone from now on."""
         with self._changed:
-            self._watches.discard(watch)
+            self._sockets.discard(wire)
 
     def _start(self) -> None:
         thread = threading.Thread(target=self._run, name="tidyrows: bounds", daemon=True)
@@ -238,11 +256,11 @@ class Watcher:
         with self._changed:
             while True:
                 now = time.monotonic()
-                for watch in [each for each in self._watches if each.at <= now]:
-                    self._watches.discard(watch)
-                    watch.has_struck = True
-                    watch.wire.shut()
-                self._wakes_at = min((each.at for each in self._watches), default=math.inf)
+                for wire in [each for each in self._sockets if each.at <= now]:
+                    self._sockets.discard(wire)
+                    wire.was_shut = True
+                    wire.shut()
+                self._wakes_at = min((each.at for each in self._sockets), default=math.inf)
                 idle = math.isinf(self._wakes_at)
                 self._changed.wait(None if idle else min(self._wakes_at - now, _LONGEST))
 
@@ -260,19 +278,3 @@ def _begin_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
-
-
-def _descriptor_of(driver: Any) -> int | None:
-    raw = getattr(driver, "driver_connection", driver)
-    roads: tuple[Callable[[], Any], ...] = (
-        lambda: raw,  # psycopg, psycopg2, mysqlclient
-        lambda: raw._sock,  # noqa: SLF001 -- PyMySQL has no public road
-        lambda: raw._writer.get_extra_info("socket"),  # noqa: SLF001 -- nor have aiomysql and asyncmy
-        lambda: raw._transport.get_extra_info("socket"),  # noqa: SLF001 -- nor has asyncpg
-    )
-    for road in roads:
-        with suppress(Exception):
-            found = int(road().fileno())
-            if found >= 0:
-                return found
-    return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.bounds import bounded_connection, closed_at_end
+from tidyrows.dialects.bounds import BoundedConnection, closed_at_end
 from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.errors import SessionStateError
 
@@ -121,7 +121,7 @@ class Sessions(DriverAccess):
         Raises:
             SilentServerError: the server did not answer in that time.
         """
-        return bounded_connection(engine, seconds) if self.has_server else closed_at_end(engine)
+        return BoundedConnection(engine, seconds) if self.has_server else closed_at_end(engine)
 
     @abstractmethod
     def begin_cleanup(

@@ -166,8 +166,10 @@ class Statements(DriverAccess):
         parts = self.rows_by_key(connection, table, keys)
         if parts is None:
             return delete_plainly(connection, table, keys)
-        deletes = ((f"DELETE FROM {rows.delete}", rows.sent) for rows in parts)
-        return sum(self._run(connection, *each).rowcount for each in deletes)
+        deleted = 0
+        for rows in parts:
+            deleted += self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount
+        return deleted
 
     def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:
         """Delete rows whose tables, or table, form a cycle; counts in the order given.
@@ -327,8 +329,10 @@ class Statements(DriverAccess):
                 row for each in selects for row in self._execute(connection, each[0], *each[1])
             ]
 
-        parts = (keys_found(part, look) for part in chunks(keys, self.verified_at_once))
-        return list(chain.from_iterable(parts))
+        found: list[Any] = []
+        for part in chunks(keys, self.verified_at_once):
+            found += keys_found(part, look)
+        return found
 
     def existing_keys_of_each(
         self, connection: sa.Connection, tables: KeysByTable

@@ -80,7 +80,8 @@ class KeySet:
 
     def in_order(self) -> list[Any]:
         """All keys in the one global order."""
-        keys = self._sorted_integers().tolist()
+        integers = self._integers if self._ascending else self._sorted_integers()
+        keys = integers.tolist()
         if self._others:
             others = list(self._others)
             try:
@@ -115,7 +116,7 @@ class KeySet:
         return key in self._others
 
     def __iter__(self) -> Iterator[Any]:
-        yield from self._sorted_integers()
+        yield from self._integers if self._ascending else self._sorted_integers()
         yield from self._others
 
     def __len__(self) -> int:
