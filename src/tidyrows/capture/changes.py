@@ -154,10 +154,6 @@ class Sink(Protocol):
     def is_shared(self) -> bool:
         """Whether its rows are for several tests."""
 
-    @property
-    def has_ledger(self) -> bool:
-        """Whether it records its rows in a ledger."""
-
     # -- of a transaction, in this order; a warning of these is never raised as an error --------
 
     def before_commit(self, connection: sa.Connection, changes: Sequence[Change]) -> None:

@@ -106,6 +106,8 @@ class Capture:
         self._recorder = Recorder() if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         self._plain_version = 0
+        # the latest key that the database has generated for each table
+        self._highest: weakref.WeakKeyDictionary[KeyedTable, int] = weakref.WeakKeyDictionary()
         event.listen(engine, "before_execute", self._before_execute, retval=True)
         event.listen(engine, "after_execute", self._after_execute)
         self._cursor_events = CursorEvents(
@@ -246,9 +248,8 @@ class Capture:
         target = found[0]
         if not target.key_columns:
             rows = affected_rows.inserted_rows(insert, rewrite, result, target)
-            if rows:
-                whole_rows = InsertedWhole(target, rows, incarnation=found[1].incarnation)
-                self._transactions.add(connection, log, whole_rows, owner)
+            unkeyed = InsertedWhole(target, rows, incarnation=found[1].incarnation)
+            self._inserted_whole(connection, log, owner, unkeyed)
             return
         found_keys = affected_rows.inserted_keys(insert, rewrite, result, found, self.dialect)
         if isinstance(found_keys, str):
@@ -259,11 +260,16 @@ class Capture:
         if whole:
             single = len(target.key_columns) == 1
             stored: list[Any] = list(map(_first, whole)) if single else whole
-            hashes = None
-            if self._recorder is not None:
-                hashes = self._recorder.inserted(
-                    insert, result.context, target, whole, owner.context
-                )
+            if generated and found[1].incarnation and type(stored[0]) is int:
+                if stored[0] <= self._highest.get(target, stored[0] - 1):  # its numbers came back
+                    found = self.tables.find_again(connection, log.targets, insert, options, found)
+                self._highest[target] = stored[-1]
+            recorder = self._recorder
+            hashes = (
+                None
+                if recorder is None
+                else recorder.inserted(insert, result.context, target, whole, owner.context)
+            )
             change = Inserted(
                 target,
                 stored,
@@ -280,6 +286,12 @@ class Capture:
                 f"no DELETE can name it, so it is not tracked. Delete it yourself, or give the key "
                 f"a value.",
             )
+
+    def _inserted_whole(
+        self, connection: sa.Connection, log: TransactionLog, owner: Sink, change: InsertedWhole
+    ) -> None:
+        if change.keys:
+            self._transactions.add(connection, log, change, owner)
 
     def _warn_untracked(self, owner: Sink, table: Any, reason: str) -> None:
         name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)

@@ -90,7 +90,7 @@ class EngineSinks:
 
     Attributes:
         idle: there are none, so no event matters; so in a forked child, which owns nothing.
-        started: grows with each block that begins to listen and records its rows in a ledger.
+        started: grows with each block that begins to listen.
         references: weak, and replaced as a whole: other threads read them without a lock.
     """
 
@@ -118,14 +118,14 @@ class EngineSinks:
         with self._lock:
             known = [ref for ref in self.references if ref() is not None]
             others = [ref for ref in known if ref() is not sink]
-            self.started += sink.has_ledger and len(others) == len(known)
+            self.started += len(others) == len(known)
             self.references = (*others, weakref.ref(sink, self._forget))
             self.idle = False
 
     def listen(self, sink: Sink) -> Callable[[], None]:
         """Let a sink own all that is inserted through the engine; returns what undoes it."""
         self.add(sink)
-        self.started += sink.has_ledger  # a sink that listens again may be known
+        self.started += 1  # a sink that listens again may be known
         self._listening = (*self._listening, sink)
 
         def undo() -> None:

@@ -2,7 +2,7 @@
 
 A ``schema_translate_map``, a search_path or USE decide what a name means. The
 answer is kept per connection of the driver where nothing can have moved it, else per transaction.
-Each block that has a ledger asks once whether known tables have been emptied or made anew since.
+Each block asks once whether known tables have been emptied or made anew since.
 """
 
 from __future__ import annotations
@@ -98,6 +98,20 @@ class RealTables:
             known[place] = found
         return known[place]  # type: ignore[no-any-return]
 
+    def find_again(
+        self,
+        connection: sa.Connection,
+        known: dict[Any, Any],
+        statement: sa.Insert,
+        options: Mapping[str, Any],
+        found: Target,
+    ) -> Target:
+        """As :meth:`find`, after the table was probably emptied; all connections ask again."""
+        self._sinks.started += 1
+        known.clear()
+        again = self.find(connection, known, statement, options)
+        return found if again is None or isinstance(again, str) else again
+
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""
         connection.info[_MOVED] = True
@@ -149,7 +163,10 @@ class RealTables:
         self, connection: sa.Connection, statement: Any, cache: dict[Any, RealTable]
     ) -> dict[Any, RealTable]:
         """The real tables that have not been emptied or made anew since they were found."""
-        known = {(real.schema, name) for (name, _), real in cache.items() if real.incarnation}
+        known = {}
+        for (name, _schema), real in cache.items():
+            if real.incarnation:
+                known[real.schema, name] = real.incarnation
         if not known:
             return cache
         try:
@@ -157,6 +174,8 @@ class RealTables:
         except connection.dialect.loaded_dbapi.Error as error:
             self._raise_if_lost(connection, statement, error)
             return {}
+        if now == known:
+            return cache
         return {
             name: real
             for name, real in cache.items()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import DeadlineError
+from tidyrows.cleanup.deletion import NewIncarnationError
 from tidyrows.cleanup.diagnosis import SLOW, add_details, advice
 from tidyrows.cleanup.executor import Executor
 from tidyrows.cleanup.identity import identity_of
@@ -27,7 +28,7 @@ from tidyrows.cleanup.verify import (
     resolve_doubts,
     unconfirmed,
 )
-from tidyrows.dialects import Fault
+from tidyrows.dialects import Fault, was_dropped
 from tidyrows.errors import SessionStateError
 from tidyrows.keys import TableName
 from tidyrows.tracking.keyset import KeySet
@@ -230,6 +231,9 @@ class DatabaseCleanup:
         """Report one table's rows as deleted, gone or left over, and forget what is gone."""
         outcome, place, name = self._outcome, batch.table.place, batch.table.name
         deleted = outcome.deleted[place]
+        dropped = self._scope.incarnations.dropped.get(place)
+        if dropped:
+            seen = replace(seen, there=[key for key in seen.there if key not in dropped])
         refused, kept = outcome.refused.get(place, {}), outcome.kept.get(place, {})
         reasons: dict[Any, Reason] = {}
         if seen.there or seen.unconfirmed:
@@ -283,11 +287,14 @@ class KeylessDeletion:
         self._database = database
         self._ledger = ledger
         self._pending: list[tuple[KeyedTable, _Values]] = []
+        self._incarnations: dict[TableName, str | None] = {}
         self._refused: list[Leftover] = []
 
     def delete(self, holdings: Iterable[TableHoldings]) -> None:
         """Delete what can go before the rows with keys, which such rows may reference."""
         for held in holdings:
+            if not self._run.options.trust_keys:
+                self._incarnations[held.table.name] = held.incarnation
             if (
                 held.keyless_rows
                 and self._delete_or_reason(held.table, held.keyless_rows) is not None
@@ -315,6 +322,12 @@ class KeylessDeletion:
             raise
         except _UnansweredError:
             return None  # they are reported as in doubt from now on
+        except NewIncarnationError as error:
+            if not was_dropped(*error.args):
+                return Reason(LeftoverKind.UNCERTAIN, names=(str(table.name),))
+            self._run.tracker.store.forget_keyless(table, rows)
+            count_in(self._run.report.already_gone, table.name, len(rows))
+            return None
         except Exception as error:  # noqa: BLE001 -- a project's own column type may raise anything; it is the rows' reason
             return self._database.reason(error)
         count_in(self._run.report.deleted, table.name, deleted)
@@ -340,6 +353,8 @@ class KeylessDeletion:
                     if count < len(equal):
                         there = dialect.count_equal_rows(connection, table, equal[0])
                         ignored += equal[: min(there, len(equal) - count)]
+                if deleted:
+                    self._refuse_former(connection, table)
                 stay = {id(row) for row in ignored}
                 gone = [row for row in rows if id(row) not in stay]
                 if self._ledger is not None:
@@ -359,6 +374,15 @@ class KeylessDeletion:
             self._ledger.committed()
         tracker.store.forget_keyless(table, gone)
         return deleted, ignored
+
+    def _refuse_former(self, connection: sa.Connection, table: KeyedTable) -> None:
+        """Roll back where the table was emptied or made anew; it is locked by the DELETE."""
+        before = self._incarnations.get(table.name)
+        if before:
+            found = self._database.dialect.incarnations(connection, [table.place])
+            now = found.get(table.place, "")
+            if now != before:
+                raise NewIncarnationError(before, now)
 
 
 def _is_comparable(connection: sa.Connection, table: KeyedTable) -> bool:

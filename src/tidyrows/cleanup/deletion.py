@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tidyrows")
 
 
+class NewIncarnationError(Exception):
+    """A table has been emptied or made anew since the rows were inserted: look at them again."""
+
+
 class IgnoredDeleteError(TidyRowsError):
     """A DELETE removed nothing and raised nothing, and what these rows reference was to go too."""
 
@@ -50,6 +54,8 @@ class Deletion:
         self._database = scope.database
         self._dialect = scope.database.dialect
         self._connection = connection
+        self._incarnations = scope.incarnations
+        self._unguarded: list[Place] = []  # tables to be asked after the DELETEs
         self.outcome = outcome
         self._unsure: Kept = {}  # rows that may be somebody else's by now
         # whether untracked rows reference rows of a table, where that was looked for
@@ -64,18 +70,22 @@ class Deletion:
         references those whose DELETE may delete or change others silently, and rows of tables
         where there was something the last time. ``limit`` is the most untracked rows that may go.
         """
+        if self._incarnations.unasked:
+            self._learn([*self._incarnations.unasked])
         certain = self._certain(rows)
         steps, rows = steps if certain is rows else None, certain
         if discover:
             self._run_with_dependents(rows, limit)
-            return
-        for number, step in enumerate(steps or self._steps(rows)):
+            steps = ()
+        for number, step in enumerate(self._steps(rows) if steps is None else steps):
             if number:
                 self._refuse_lateness()
             if self._may_be_silent(step):
                 self._run_with_dependents(step.rows, limit)
             else:
                 self._run_step(step, {})
+        if self._unguarded:
+            self._refuse_former(self._unguarded)
 
     def _run_with_dependents(self, rows: Rows, limit: int) -> None:
         going, dependents = self._with_dependents(rows, limit)
@@ -124,9 +134,11 @@ class Deletion:
     def _certain(self, rows: Rows) -> Rows:
         """The rows without those that may be somebody else's by now."""
         connection, identity, run = self._connection, self._scope.identity, self._scope.run
-        certain = rows
-        for place, (table, keys) in rows.items() if identity or run.is_sweep else ():
+        certain, former = rows, self._incarnations.former
+        for place, (table, keys) in rows.items() if identity or run.is_sweep or former else ():
             unsure: dict[Any, Reason] = {}
+            if former.get(place):
+                unsure = {key: former[place][key] for key in keys if key in former[place]}
             if run.is_sweep:
                 for key, holder in run.entered_by_others(
                     connection, table, keys, entered=True
@@ -152,6 +164,9 @@ class Deletion:
         }
         discovery = Discovery(scope, self._connection, tracked=tracked, limit=limit)
         found = discovery.look({place: keys for place, (_table, keys) in rows.items()})
+        labelled = [place for place in rows if place in self._incarnations.present]
+        if labelled:  # rows that others reference are locked now, and nothing is touched yet
+            self._refuse_former(labelled)
         for place, kept in discovery.kept.items():
             mine = scope.tracked.get(place, ())
             kept_here.setdefault(place, {}).update(
@@ -267,7 +282,19 @@ class Deletion:
         connection, dialect = self._connection, self._dialect
         if not step.cycle:
             (batch,) = step.batches
-            return {batch.table.name: dialect.delete_by_keys(connection, batch.table, batch.keys)}
+            table, place = batch.table, batch.table.place
+            present = self._incarnations.present.get(place)
+            if not present or not dialect.guards_deletes:
+                if present:
+                    self._unguarded.append(place)
+                return {table.name: dialect.delete_by_keys(connection, table, batch.keys)}
+            guard = dialect.guard(present)
+            count = dialect.delete_by_keys(connection, table, batch.keys, guard)
+            if count < len(batch.keys):
+                self._refuse_former([place])
+            return {table.name: count}
+        present_ones = self._incarnations.present
+        self._unguarded += [b.table.place for b in step.batches if b.table.place in present_ones]
         one_statement = dialect.cycle_form is CycleForm.ONE_STATEMENT
         if one_statement or not any(key.on_delete == "CASCADE" for key in step.cycle):
             return self._delete_cycle(step)
@@ -276,6 +303,16 @@ class Deletion:
         self._delete_cycle(step)
         after = self._present(step)
         return {name: count - after[name] for name, count in before.items()}
+
+    def _refuse_former(self, places: Sequence[Place]) -> None:
+        """Roll back where one of these tables is in another incarnation than was known."""
+        if self._learn(places):
+            raise NewIncarnationError
+
+    def _learn(self, places: Sequence[Place]) -> bool:
+        now = self._dialect.incarnations(self._connection, places)
+        news = [self._incarnations.learn(place, now.get(place, "")) for place in places]
+        return any(news)
 
     def _delete_cycle(self, step: Step) -> dict[TableName, int]:
         if self._dialect.cycle_form is CycleForm.LEVELS:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.connection import DeadlineError
 from tidyrows.cleanup.cycles import RowLoopError, row_order
-from tidyrows.cleanup.deletion import Deletion, IgnoredDeleteError
+from tidyrows.cleanup.deletion import Deletion, IgnoredDeleteError, NewIncarnationError
 from tidyrows.cleanup.dependents import TooManyError
 from tidyrows.cleanup.options import SCHEMA_ALONE
 from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
@@ -71,6 +71,8 @@ class Executor:
             if others is not None:
                 held.keys.update(others)
             size += len(keys)
+            if held.incarnation and not self._run.options.trust_keys:
+                scope.incarnations.add(held)
         self._tables = [table for table, _keys in rows.values()]
         default = self._database.engine.dialect.default_schema_name or ""
         scope.rules = self._run.options.rules(self._tables, default)
@@ -136,7 +138,7 @@ class Executor:
 
     def _may_help(self, failure: Exception, *, looked: bool) -> bool:
         """Whether looking for dependents is a way around this failure; once more, if ``looked``."""
-        if isinstance(failure, IgnoredDeleteError):
+        if isinstance(failure, (IgnoredDeleteError, NewIncarnationError)):
             return True
         if isinstance(failure, RowLoopError):  # an untracked row may reference the loop
             return self._run.options.allow_foreign_keys_off and not looked
@@ -336,6 +338,8 @@ class Executor:
                 raise
             except IgnoredDeleteError as error:
                 self._note_ignored(error)
+            except NewIncarnationError:
+                continue
             except Exception as error:  # noqa: BLE001 -- as above; it becomes the rows' reason
                 return self._database.reason(error)
             else:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from tidyrows.capture.fingerprints import NEVER, VALUES, hashes_as_read, row_hashes
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import dialect_for, was_dropped
 from tidyrows.dialects.keys import chunks
 
 if TYPE_CHECKING:
@@ -26,6 +26,50 @@ if TYPE_CHECKING:
     from tidyrows.tracking.store import TableHoldings
 
 _ROWS_AT_ONCE = 5_000
+
+
+class Incarnations:
+    """Which rows were inserted in another incarnation of their table than the present one.
+
+    A TRUNCATE waits for every transaction that has locked a row of the table. So a table is asked
+    for its incarnation by the DELETE itself, or after it.
+
+    Attributes:
+        present: the incarnation of each table; "" where nobody knows it.
+        unasked: tables that must be asked before the DELETE: their rows are of several.
+        former: rows of another incarnation, which are no targets, and why.
+        dropped: those among them that are gone with their table.
+    """
+
+    def __init__(self) -> None:
+        self.present: dict[Place, str] = {}
+        self.unasked: set[Place] = set()
+        self.former: dict[Place, dict[Any, Reason]] = {}
+        self.dropped: dict[Place, set[Any]] = {}
+        self._held: dict[Place, TableHoldings] = {}
+
+    def add(self, held: TableHoldings) -> None:
+        """These rows are to be deleted."""
+        place = held.table.place
+        self._held[place] = held
+        self.present[place] = held.incarnation or ""
+        if held.former:
+            self.unasked.add(place)
+
+    def learn(self, place: Place, now: str) -> bool:
+        """The table is in this incarnation; whether that is news."""
+        if self.present[place] == now and place not in self.unasked:
+            return False
+        self.unasked.discard(place)
+        self.present[place], held = now, self._held[place]
+        before = held.of_another(now)
+        dropped = {key for key in before if now and was_dropped(before[key], now)}
+        unknown = [key for key, each in held.former.items() if each is None] if before else []
+        former = [*before, *(key for key in unknown if key not in held.named)]
+        reason = Reason(LeftoverKind.UNCERTAIN, names=(str(held.table.name),))
+        self.former[place] = dict.fromkeys(former, reason)
+        self.dropped[place] = dropped
+        return True
 
 
 class Identity:

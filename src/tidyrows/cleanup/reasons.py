@@ -38,7 +38,7 @@ class LeftoverKind(Enum):
     HELD = auto()
     """A row of another tracker references it."""
     UNCERTAIN = auto()
-    """The key may have been given to a row of somebody else."""
+    """The key may have been given to a row of somebody else, or the table was emptied."""
     ALTERED = auto()
     """The key is as it was sent, and the database may have stored another."""
     IN_DOUBT = auto()
@@ -78,7 +78,8 @@ class Reason:
         columns: the foreign key's columns; for ``UNCERTAIN`` the columns of which one differs.
         names: for ``IGNORED`` triggers, rules and policies; for ``ALTERED`` the table where a row
             has the key that was sent; for ``REFUSED`` the tables whose rows reference it; for
-            ``CIRCULAR`` the members of the circle.
+            ``CIRCULAR`` the members of the circle; for ``UNCERTAIN`` the table, where it was
+            emptied or rebuilt.
         holder: the other tracker whose row needs it, if nothing else keeps it.
         blockers: the transactions that hold the lock.
         trouble: why the blockers are not known.
@@ -175,6 +176,8 @@ def _blockers(reason: Reason) -> str:
 def _identity(reason: Reason) -> str:
     if reason.item is not None:
         return f"it belongs to {reason.item}, which see"
+    if reason.names:
+        return f"{reason.names[0]} was emptied or rebuilt after its INSERT, and {_UNKNOWN}"
     if not reason.columns:
         return f"what it referenced is gone, and {_UNKNOWN}"
     more = ", ..." if len(reason.columns) > _COLUMNS_SHOWN else ""

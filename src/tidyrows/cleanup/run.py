@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole
 from tidyrows.cleanup.connection import Database
+from tidyrows.cleanup.identity import Incarnations
 from tidyrows.cleanup.report import HERE, CleanupReport, TableRows, add_rows
 from tidyrows.ledger.claims import claimed_by_others
 from tidyrows.ledger.journal import JournalUpdate
@@ -363,5 +364,6 @@ class Scope:
     stay: Kept = field(default_factory=dict)  # rows that are known not to go, and why
     # finds rows that may not be ours any more; None where no key is reused
     identity: Identity | None = None
+    incarnations: Incarnations = field(default_factory=Incarnations)
     view: SchemaView = field(init=False)
     rules: DependentRules = field(init=False)

@@ -115,10 +115,13 @@ def plain_chunks(table: KeyedTable, keys: Sequence[Any]) -> Iterable[Sequence[An
     return chunks(keys, _PLAIN_COMPOSITE_CHUNK if composite else _PLAIN_CHUNK)
 
 
-def delete_plainly(connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]) -> int:
+def delete_plainly(
+    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], guard: str = ""
+) -> int:
     """Delete by key with SQLAlchemy's own statements; the number of rows deleted."""
+    delete = sa.delete(table.clause).where(*[sa.text(guard)] if guard else [])
     return sum(
-        run(connection, sa.delete(table.clause).where(plain_condition(table, part))).rowcount
+        run(connection, delete.where(plain_condition(table, part))).rowcount
         for part in plain_chunks(table, keys)
     )
 

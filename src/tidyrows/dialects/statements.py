@@ -153,22 +153,35 @@ class Statements(DriverAccess):
 
     # ----- changes
 
+    guards_deletes: ClassVar[bool] = False
+    """Whether ``delete_by_keys`` takes ``guard``, and :meth:`guard` makes one."""
+
+    def guard(self, incarnation: str) -> str:
+        """SQL for "the table is in this incarnation" (see ``Catalogue.incarnations``)."""
+        return ""
+
     def delete_by_keys(
-        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], guard: str = ""
     ) -> int:
-        """Delete the rows of these keys, in the order given; the number of rows deleted."""
+        """Delete the rows of these keys, in the order given; the number of rows deleted.
+
+        No row where the guard, if any, is false: SQL that is true or false for the whole table.
+        """
         runs = integer_runs(table, keys)
         guards = None if runs is None else self.guards_of_range(connection, table)
         if runs is not None and guards is not None:
             delete, column = sa.delete(table.clause).where(*guards), table.key_clauses[0]
+            if guard:
+                delete = delete.where(sa.text(guard))
             ranges = (delete.where(column.between(*each)) for each in runs)
             return sum(run(connection, each).rowcount for each in ranges)
         parts = self.rows_by_key(connection, table, keys)
         if parts is None:
-            return delete_plainly(connection, table, keys)
+            return delete_plainly(connection, table, keys, guard)
+        tail = f" AND {guard}" if guard else ""
         deleted = 0
         for rows in parts:
-            deleted += self._run(connection, f"DELETE FROM {rows.delete}", rows.sent).rowcount
+            deleted += self._run(connection, f"DELETE FROM {rows.delete}{tail}", rows.sent).rowcount
         return deleted
 
     def delete_cycle(self, connection: sa.Connection, batch: KeysByTable) -> list[int]:

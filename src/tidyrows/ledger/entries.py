@@ -35,6 +35,7 @@ from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, row_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
 from tidyrows.ledger.entry_checks import (
+    INCARNATION,
     MALFORMED,
     MOST_ROWS,
     check_keys,
@@ -340,6 +341,8 @@ def _in_order_of(table: KeyedTable, body: dict[str, Any]) -> dict[str, Any]:
 
 def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Change:
     certain = body.get("certain", True)
+    if not INCARNATION.fullmatch(body.get("incarnation", "/0")):
+        raise ValueError("its incarnation of the table is none")
     if "rows" in body:
         rows = [
             None if row is None else tuple(keys_from_json([[v] for v in row]))

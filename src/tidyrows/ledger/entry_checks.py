@@ -7,6 +7,7 @@ are checked before anything is made of it; the text of each ValueError is the re
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -22,6 +23,8 @@ LONGEST = 16_000_000
 """The most characters of a body; longer ones are not fetched. No server takes more in a packet."""
 MOST_ENTRIES, MOST_CHARACTERS, MOST_ROWS = 1_000_000, 256_000_000, 20_000_000
 """Of one owner: its entries, the characters of all bodies, and the rows that these name."""
+INCARNATION = re.compile(r"[\w.]*/[\w.]+", re.ASCII)
+"""An incarnation of a table: it becomes part of SQL."""
 _MOST_KEYS = 5_000  # as many as one entry is written with
 _LOW, _HIGH = -(2**63), 2**64 - 1  # the MySQL family has unsigned integers
 _LEDGER = frozenset({"maker", "seq", "owner", "scope", "kind", "schema_name", "body", "written"})

@@ -82,7 +82,6 @@ class ObservingSink:
 
     active = True
     is_shared = True
-    has_ledger = False
 
     def __init__(self) -> None:
         self.context = WorkerContext.current()

@@ -103,11 +103,6 @@ class TrackerParts:
         self._warned.clear()
 
     @property
-    def has_ledger(self) -> bool:
-        """Whether rows are recorded in a ledger."""
-        return bool(self.journals)
-
-    @property
     def bound_engine(self) -> sa.Engine | None:
         """The one engine that the tracker is bound to, or None where a session has several."""
         return self.binding.engine()

@@ -147,10 +147,10 @@ class MySQLStatements(Dialect):
         return sure and self.returning, None
 
     def delete_by_keys(
-        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+        self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], guard: str = ""
     ) -> int:
         self._refuse_temporary(connection, table)
-        return super().delete_by_keys(connection, table, keys)
+        return super().delete_by_keys(connection, table, keys, guard)
 
     def insert_exactly(self, connection: sa.Connection, *row: Any, **options: Any) -> None:
         """NO_AUTO_VALUE_ON_ZERO, or a key 0 would become the next number."""

@@ -167,6 +167,7 @@ class PostgreSQL(PostgreSQLStatements):
 
     name = "postgresql"
     has_server = True
+    guards_deletes = True
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
@@ -326,9 +327,19 @@ class PostgreSQL(PostgreSQLStatements):
     def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
         """The table's oid and its file, which TRUNCATE replaces."""
         schemas, names = zip(*tables, strict=True)
-        asked = [list(map(str, each)) for each in (schemas, names)]
-        rows = self._query(connection, _INCARNATIONS, *asked)
-        return {(schema, name): incarnation for schema, name, incarnation in rows}
+        asked = list(map(str, schemas)), list(map(str, names))
+        found = {}
+        for schema, name, incarnation in self._query(connection, _INCARNATIONS, *asked):
+            found[schema, name] = incarnation
+        return found
+
+    def guard(self, incarnation: str) -> str:
+        """Its snapshot is taken when the DELETE has locked the table."""
+        oid = int(incarnation.partition("/")[0])
+        return (
+            f"(SELECT {_INCARNATION} FROM pg_catalog.pg_class c WHERE c.oid = {oid}) "
+            f"= '{incarnation}'"
+        )
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}
