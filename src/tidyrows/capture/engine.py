@@ -220,7 +220,7 @@ class Capture:
             self._written(connection, statement, options, result)
         elif isinstance(statement, ExecutableDDLElement):
             self._cursor_events.ddl(connection)
-            self._transactions.resolve(connection)
+            self._transactions.look(connection)
         elif isinstance(statement, ReleaseSavepointClause):
             self._transactions.released(connection)
 

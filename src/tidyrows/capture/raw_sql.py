@@ -56,6 +56,12 @@ _MOVE = re.compile(
     (?:(?P<to>\s+TO)?(?:\s+SAVEPOINT)?\s+(?P<name>\w+|"[^"]+"|`[^`]+`|\[[^\]]+\]))?\s*;?\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
+# What reads or writes rows, alone in its string: it ends no transaction. An executable comment may.
+_QUIET = re.compile(
+    r"(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|VALUES|TABLE|SHOW|DESC|DESCRIBE|EXPLAIN"
+    r"|COPY|FETCH|PRAGMA|LISTEN|UNLISTEN|NOTIFY)\b(?!.*/\*M?!)[^;]*[;\s]*",
+    re.IGNORECASE | re.DOTALL,
+)
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
 _EMPTIES = re.compile(
@@ -168,8 +174,15 @@ def transaction_move(sql: str) -> tuple[Move, str] | None:
     return (move, name) if takes_name is bool(name) else (Move.UNCLEAR, "")
 
 
+def may_end_transaction(sql: str) -> bool:
+    """Whether it is not sure that a string leaves the transaction open, on any database."""
+    place = _LEADING.match(sql)
+    start = place.end() if place else 0
+    return "/*" in sql[:start] or _QUIET.fullmatch(sql, start) is None
+
+
 def is_ddl(sql: str) -> bool:
-    """Whether a raw statement changes the schema (on the MySQL family it commits)."""
+    """Whether a raw statement changes the schema."""
     return first_word(sql) in _DDL
 
 
@@ -222,18 +235,23 @@ class CursorEvents:
         """
         if self._sinks.idle:
             return
-        if self._transactions.pending.all:
-            self._transactions.resolve(context.root_connection)
-        if context.isddl and self._dialect.ddl_commits:
-            self._transactions.before_commit(context.root_connection)
+        transactions = self._transactions
+        if transactions.pending.all:
+            transactions.resolve(context.root_connection)
+        if INTERNAL in context.execution_options:
+            return
+        log = transactions.logs.get(context.root_connection)
+        if log is not None and log.changed:
+            transactions.look(context.root_connection)
+            if context.isddl and self._dialect.ddl_commits:
+                transactions.mark(context.root_connection)
         if context.isinsert:
             if self._loses_count and not context.compiled.effective_returning:
                 keep_count(context)  # the rows of RETURNING are counted as they are
             if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
                 self._warn_of_insert(context.root_connection, sql)
             return
-        if INTERNAL not in context.execution_options:
-            self._look_at(context, sql)
+        self._look_at(context, sql)
 
     def _look_at(self, context: Any, sql: str) -> None:
         if context.compiled is None or context.is_text:
@@ -259,14 +277,13 @@ class CursorEvents:
         move = transaction_move(sql)
         if move is not None:
             self._move(connection, context, *move)
-        elif is_ddl(sql):
-            if self._dialect.ddl_commits:
-                self._transactions.before_commit(connection)
+        elif may_end_transaction(sql) and (self._dialect.ddl_commits or ";" in sql):
+            self._mark(connection, context)
+        if is_ddl(sql):
             watcher, database = self._sinks.watcher, dropped_database(sql)
             if watcher is not None and database is not None:
                 watcher.before_drop(connection.engine, database)
             self.ddl(connection)
-            after_statement(context, partial(self._transactions.resolve, connection))
         names, with_kin = emptied_tables(sql)
         if names:
             after_statement(context, partial(self._emptied, connection, names, with_kin=with_kin))
@@ -274,6 +291,17 @@ class CursorEvents:
         if columns:
             after_statement(context, partial(self._keys_set, connection, names, columns))
         self._warn_of_insert(connection, sql)
+
+    def _mark(self, connection: sa.Connection, context: Any) -> None:
+        """A statement is about to be sent after which the transaction may be another."""
+        self._transactions.mark(connection)
+
+        def look() -> None:
+            # While it gives rows, nothing else can be asked of some drivers: later then.
+            if context.cursor.description is None:
+                self._transactions.look(connection)
+
+        after_statement(context, look)
 
     def _move(self, connection: sa.Connection, context: Any, move: Move, name: str) -> None:
         """A raw statement moves the transaction; it is about to be sent."""
@@ -293,7 +321,7 @@ class CursorEvents:
         elif move is Move.ROLLBACK:
             transactions.rollback(connection)
         elif move is Move.UNCLEAR:
-            transactions.lose_sight(connection)
+            self._mark(connection, context)
 
     def _emptied(
         self, connection: sa.Connection, names: Iterable[Sequence[str]], *, with_kin: bool
@@ -302,7 +330,7 @@ class CursorEvents:
 
         What is inserted under their keys afterwards may be somebody else's.
         """
-        self._transactions.resolve(connection)  # a TRUNCATE that commits
+        self._transactions.look(connection)  # a TRUNCATE that commits
         log, rows = self._held(connection)
         gone = emptied_of([table for table, _keys in rows], names, with_kin=with_kin)
         for table, keys in rows:
@@ -342,8 +370,6 @@ class CursorEvents:
             )
 
     def ddl(self, connection: sa.Connection) -> None:
-        """The schema was changed; on the MySQL family that has committed."""
+        """The schema was changed."""
         self._transactions.log(connection).targets.clear()
         self._tables.schema_version += 1
-        if self._dialect.ddl_commits:
-            self._transactions.commit_unasked(connection)

@@ -30,9 +30,10 @@ class TransactionLog:
         targets: real tables resolved in this transaction.
         rewritten: statements under way that were changed, by the id of the statement.
         outermost: the savepoint with which the transaction began, whose RELEASE is its COMMIT.
+        mark: of the dialect, since a statement was sent that may have ended the transaction.
     """
 
-    __slots__ = ("_savepoints", "changed", "outermost", "rewritten", "targets")
+    __slots__ = ("_savepoints", "changed", "mark", "outermost", "rewritten", "targets")
 
     def __init__(self) -> None:
         # names with the changes since; the first is the transaction itself
@@ -41,6 +42,7 @@ class TransactionLog:
         self.targets: dict[Any, Any] = {}
         self.rewritten: dict[int, Any] = {}
         self.outermost: str | None = None
+        self.mark: Any | None = None
 
     def all(self) -> list[Logged]:
         """All changes, in order."""
@@ -53,6 +55,10 @@ class TransactionLog:
         """Add the effect of the newest statement."""
         self._savepoints[-1][1].append((change, sink))
         self.changed = True
+
+    def is_undoable(self) -> bool:
+        """Whether a change is to a table that has transactions."""
+        return any(change.table.transactional for change, _sink in self.all())
 
     def restore(self, changes: list[Logged]) -> None:
         """Put back the changes of a COMMIT that failed and left its transaction open."""
@@ -100,6 +106,7 @@ class TransactionLog:
         self.targets.clear()
         self.rewritten.clear()
         self.outermost = None
+        self.mark = None
         return changes
 
     def find(self, name: str) -> int | None:

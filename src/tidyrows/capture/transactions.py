@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tidyrows.capture.changes import Sink
     from tidyrows.capture.ownership import EngineSinks
-    from tidyrows.capture.transaction_log import Logged
+    from tidyrows.capture.transaction_log import Logged, PendingCommit
     from tidyrows.dialects import Dialect
 
 EVENTS = (
@@ -45,7 +45,7 @@ class Transactions:
     def __init__(self, dialect: Dialect, sinks: EngineSinks) -> None:
         self._sinks = sinks
         self._dialect = dialect
-        self._logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
+        self.logs: weakref.WeakKeyDictionary[sa.Connection, TransactionLog] = (
             weakref.WeakKeyDictionary()
         )
         self.pending = PendingCommits(dialect)
@@ -56,16 +56,16 @@ class Transactions:
     def forget_parent(self) -> None:
         """In a forked child, drop what was pending: it is the parent's."""
         self._lock = threading.RLock()
-        self._logs = weakref.WeakKeyDictionary()
+        self.logs = weakref.WeakKeyDictionary()
         self.pending = PendingCommits(self._dialect)
         self._prepared = {}
 
     def log(self, connection: sa.Connection) -> TransactionLog:
         """The log of a connection's transaction."""
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is None:
             with self._lock:
-                log = self._logs[connection] = TransactionLog()
+                log = self.logs[connection] = TransactionLog()
         return log
 
     def add(
@@ -77,7 +77,11 @@ class Transactions:
     ) -> None:
         """Log a change of one sink, or of all; under autocommit it is committed already."""
         driver = connection.connection.dbapi_connection
-        if not log.changed and self._dialect.in_transaction(driver) is False:
+        if (
+            not log.changed
+            and change.table.transactional
+            and self._dialect.in_transaction(driver) is False
+        ):
             try:
                 self._before_commit(connection, [(change, sink)])
             finally:  # the row is there, whatever a sink could write of it
@@ -87,7 +91,7 @@ class Transactions:
 
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is not None and log.changed and not self._dialect.commit_is_void(connection):
             self._before_commit(connection, log.all())
 
@@ -116,13 +120,13 @@ class Transactions:
         if not self._sinks.idle:
             if self.pending.all:
                 self.resolve(connection)
-            log = self._logs.get(connection)
+            log = self.logs.get(connection)
             if log is None:
                 return
             if log.changed and self._dialect.in_transaction(driver_of(connection)):
                 return  # a COMMIT failed and left its transaction open: SQLAlchemy does not know
             with self._lock:
-                self._logs.pop(connection, None)
+                self.logs.pop(connection, None)
             if log.rewritten:
                 # the INSERT that begins this transaction was rewritten before it began
                 self.log(connection).rewritten = log.rewritten
@@ -135,11 +139,15 @@ class Transactions:
             return
         if self.pending.all:
             self.resolve(connection)
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is None or not log.changed:
             return
-        if self._dialect.commit_is_void(connection):
-            log.clear()  # nothing will be persisted, and no error will say so
+        if log.mark is not None:
+            self.look(connection)
+        void = self._dialect.commit_is_void(connection)
+        if void is not False and (void or log.is_undoable()):  # and no error will say so
+            self._ended(log, CommitOutcome.GONE if void else CommitOutcome.UNKNOWN)
+        if not log.changed:
             return
         # Warned of before the COMMIT, in the caller's own call: later nobody may ask.
         changes = log.all()
@@ -154,30 +162,66 @@ class Transactions:
         self.pending.add(connection, log.clear())
 
     def commit_unasked(self, connection: sa.Connection) -> None:
-        """A statement commits, and SQLAlchemy does not know: COMMIT in a string, or DDL."""
+        """A COMMIT in a string, of which SQLAlchemy does not know."""
         self.resolve(connection)
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is not None and log.changed:
             self.pending.add(connection, log.clear(), unasked=True)
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
+        self.look(connection)
+        log = self.logs.get(connection)
+        if log is not None and log.changed:
+            self._apply(not_undone(log.clear()))
+
+    # -- what ends a transaction past SQLAlchemy -----------------------------------------------
+
+    def mark(self, connection: sa.Connection) -> None:
+        """A statement that may end the transaction is about to be sent; :meth:`look` asks then."""
+        log = self.logs.get(connection)
+        if log is None or not log.changed or self._dialect.commit_is_void(connection):
+            return
+        self._before_commit(connection, log.all())
+        log.mark = self._dialect.mark_transaction(connection)
+        if log.mark is None:
+            self._apply(log.clear(), certain=False)
+
+    def look(self, connection: sa.Connection) -> None:
+        """Notice where a transaction was ended by a statement, or past SQLAlchemy."""
         self.resolve(connection)
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is None or not log.changed:
             return
+        gone = connection.invalidated or connection.closed
+        if log.mark is not None:
+            mark, log.mark = log.mark, None
+            unknown = CommitOutcome.UNKNOWN
+            self._ended(log, unknown if gone else self._dialect.marked_outcome(connection, mark))
+        elif gone:
+            return
+        elif self._dialect.in_transaction(driver_of(connection)) is False and log.is_undoable():
+            self._ended(log, CommitOutcome.UNKNOWN)
+
+    def _ended(self, log: TransactionLog, outcome: CommitOutcome) -> None:
+        if outcome is CommitOutcome.OPEN:
+            return
         changes = log.clear()
-        gone = connection.invalidated or connection.closed  # and its transaction with it
-        if gone or self._dialect.in_transaction(driver_of(connection)) is not False:
-            self._apply(not_undone(changes))
-        else:
-            self._apply(changes, certain=False)  # it was ended behind SQLAlchemy's back
+        if outcome is not CommitOutcome.COMMITTED:
+            kept = not_undone(changes)
+            if outcome is CommitOutcome.UNKNOWN:
+                undoable = [each for each in changes if each[0].table.transactional]
+                self._apply(undoable, certain=False)
+            changes = kept
+        self._apply(changes)
+
+    # -- savepoints, and transactions in two phases --------------------------------------------
 
     def savepoint(self, connection: sa.Connection, name: str | None) -> None:
         """A savepoint is about to be set."""
         if self._sinks.idle:
             return
-        self.resolve(connection)
+        self.look(connection)
         if name is None:  # SQLAlchemy names it right after this event, by this counter
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
         begun = self._dialect.in_transaction(driver_of(connection)) is not False
@@ -192,7 +236,7 @@ class Transactions:
         """A RELEASE is about to be sent; on SQLite it may be a COMMIT."""
         if self._sinks.idle:
             return
-        self.resolve(connection)
+        self.look(connection)
         log = self.log(connection)
         if self._dialect.release_commits and (log.outermost == name or log.find(name) is None):
             self.before_commit(connection)
@@ -200,7 +244,7 @@ class Transactions:
 
     def released(self, connection: sa.Connection) -> None:
         """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is not None and self._dialect.in_transaction(driver_of(connection)) is False:
             self._apply(log.clear())
 
@@ -208,24 +252,19 @@ class Transactions:
         self, connection: sa.Connection, name: str, _context: None = None
     ) -> None:
         """A savepoint is about to be rolled back."""
-        self.resolve(connection)
+        self.look(connection)
         self.log(connection).rollback_to(name)
-
-    def lose_sight(self, connection: sa.Connection) -> None:
-        """A raw statement that may be a COMMIT is about to be sent."""
-        self.before_commit(connection)
-        self._apply(self.log(connection).clear(), certain=False)
 
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         self.before_commit(connection)
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         if log is not None and log.changed:
             self._prepared[xid] = log.clear()
 
     def commit_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
         """The second phase is about to be sent."""
-        log = self._logs.get(connection)
+        log = self.logs.get(connection)
         changes = self._prepared.pop(xid, [])
         if log is not None and log.changed:
             self.before_commit(connection)
@@ -250,16 +289,10 @@ class Transactions:
     def _failed(self, connection: sa.Connection, error: Any, *, lost: bool) -> None:
         failed = self.pending.pop_failed(connection)
         for pending in failed:
-            outcome = CommitOutcome.UNKNOWN
-            if not (lost or pending.unasked):  # a statement that fails may have committed before
-                outcome = self._dialect.commit_outcome(error, connection)
-            if outcome is CommitOutcome.OPEN:
-                self.log(connection).restore(pending.changes)
-            elif outcome is CommitOutcome.UNKNOWN:
-                if pending.server_id is not None:
-                    self.unanswered.add(pending.server_id)
-                self._apply(pending.changes, certain=False)
+            self._commit_failed(connection, pending, None if lost else error)
         log = self.log(connection)
+        if log.mark is not None:  # what failed may have ended the transaction before
+            self.look(connection)
         if failed or not log.changed:
             return
         driver = None if connection.invalidated else driver_of(connection)
@@ -268,6 +301,20 @@ class Transactions:
             self._apply(not_undone(log.clear()))
         elif loss is Loss.UNKNOWN:
             log.mark_uncertain()
+
+    def _commit_failed(
+        self, connection: sa.Connection, pending: PendingCommit, error: BaseException | None
+    ) -> None:
+        """A COMMIT has failed; without an error its answer was lost."""
+        outcome = CommitOutcome.UNKNOWN
+        if error is not None and not pending.unasked:  # a string may have committed before
+            outcome = self._dialect.commit_outcome(error, connection)
+        if outcome is CommitOutcome.OPEN:
+            self.log(connection).restore(pending.changes)
+        elif outcome is CommitOutcome.UNKNOWN:
+            if pending.server_id is not None:
+                self.unanswered.add(pending.server_id)
+            self._apply(pending.changes, certain=False)
 
     # -- what has become true ------------------------------------------------------------------
 
@@ -302,7 +349,7 @@ class Transactions:
     def uncommitted(self, sink: Sink) -> Iterator[Change]:
         """What has been done for a sink and is not committed."""
         with self._lock:
-            logs = list(self._logs.values())
+            logs = list(self.logs.values())
         for changes in (*(log.all() for log in logs), self.pending.changes()):
             for change, owner in changes:
                 if owner is sink and not isinstance(change, Touched):

@@ -134,8 +134,9 @@ _TEXTS = {
     LeftoverKind.ALTERED: "{stored}, and the key is as it was sent: the database may have stored "
     "another, by the column's type or by a trigger, and it was not read back. Look for the row and "
     "delete it; send a key that is stored as it is, or let the user SELECT",
-    LeftoverKind.IN_DOUBT: "the answer to its COMMIT was lost, and a row with this key may as well "
-    "be somebody else's; look at it, and delete it yourself or call tracker.track_rows() to own it",
+    LeftoverKind.IN_DOUBT: "the answer to its COMMIT was lost, or its transaction was ended past "
+    "SQLAlchemy, and a row with this key may as well be somebody else's; look at it, and delete it "
+    "yourself or call tracker.track_rows() to own it",
     LeftoverKind.UNANSWERED: "the table has no primary key, and a COMMIT was never answered: the "
     "rows may be gone, and a row that equals them may be somebody else's. Look yourself, or give "
     "the table a primary key",

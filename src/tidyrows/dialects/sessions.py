@@ -26,10 +26,12 @@ _SETTING = re.compile(
 
 
 class CommitOutcome(Enum):
-    """What a COMMIT that raised left behind."""
+    """What became of a transaction."""
 
     OPEN = auto()
     """The transaction is still open on the connection."""
+    COMMITTED = auto()
+    """Certainly committed."""
     GONE = auto()
     """Certainly rolled back."""
     UNKNOWN = auto()
@@ -79,9 +81,26 @@ class Sessions(DriverAccess):
     def before_savepoint(self, connection: sa.Connection) -> None:
         """Make sure that the next SAVEPOINT stands inside a transaction."""
 
-    def commit_is_void(self, connection: sa.Connection) -> bool:
-        """Just before a COMMIT: whether it will persist nothing, and raise nothing."""
-        return False
+    def commit_is_void(self, connection: sa.Connection) -> bool | None:
+        """Just before a COMMIT: whether it will persist nothing, and raise nothing.
+
+        None where the driver shows no open transaction: it was ended past SQLAlchemy.
+        """
+        driver = connection.connection.dbapi_connection
+        return None if self.in_transaction(driver) is False else False
+
+    def mark_transaction(self, connection: sa.Connection) -> Any | None:
+        """A mark by which :meth:`marked_outcome` knows the open transaction again.
+
+        It is called before a statement that may end the transaction in a way that no text tells.
+        None where there is no such mark.
+        """
+        return self.in_transaction(connection.connection.dbapi_connection) or None
+
+    def marked_outcome(self, connection: sa.Connection, mark: Any) -> CommitOutcome:
+        """What became of the transaction with this mark; it does not raise the driver's errors."""
+        is_open = self.in_transaction(connection.connection.dbapi_connection)
+        return CommitOutcome.OPEN if is_open else CommitOutcome.UNKNOWN
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """What a COMMIT that raised left behind."""

@@ -343,8 +343,9 @@ class Selection(TrackerParts):
             )
         if held is not None and key in held.in_doubt:
             return (
-                f"{label} is in doubt: its INSERT was seen, and the answer to its COMMIT was lost. "
-                f"It is deleted only if nobody else can hold this key."
+                f"{label} is in doubt: its INSERT was seen, and the answer to its COMMIT was lost, "
+                f"or its transaction was ended past SQLAlchemy. "
+                "It is deleted only if nobody else can hold this key."
             )
         for change in self.engines.pending_changes():
             if change.table.name == name and key in change.keys:

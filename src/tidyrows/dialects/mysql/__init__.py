@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,7 +31,13 @@ _PERHAPS_ROLLED_BACK = frozenset({1205, 1206})
 _PACKET_TOO_BIG = 1153
 _NO_DATABASE = 1049
 _TRANSACTION_OPEN = 1568
-_IN_TRANSACTION = 1  # SERVER_STATUS_IN_TRANS
+# SERVER_STATUS_IN_TRANS, SERVER_STATUS_AUTOCOMMIT; of drivers that keep the server's status.
+_IN_TRANSACTION, _AUTOCOMMIT = 1, 2
+_KEEPS_STATUS = frozenset({"pymysql", "aiomysql", "asyncmy"})
+_NO_SAVEPOINT = 1305
+_MARK = "SAVEPOINT tidyrows_mark"
+_IS_MARKED = "RELEASE SAVEPOINT tidyrows_mark"
+_ROLLBACKS = "SHOW SESSION STATUS LIKE 'Handler_rollback'"
 _SAVED = "tidyrows.mysql.session"
 
 # The schema of a name, whether the session cuts values rather than refuse them, and the triggers
@@ -137,18 +143,42 @@ class MySQL(MySQLStatements):
     # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        """Yes by PyMySQL's last status; no under autocommit; else unknown."""
-        # Rows of a SELECT or of RETURNING come without a status, so the last one may be older than
-        # the transaction.
+        """By the status in the server's last answer; mysqlclient only knows of autocommit."""
         raw = raw_connection(dbapi_connection)
-        if self.driver == "pymysql" and raw.server_status & _IN_TRANSACTION:
-            return True
-        if self.driver in {"pymysql", "mysqldb"}:
+        if self.driver == "mysqldb":
             return False if raw.get_autocommit() else None
-        return None
+        if self.driver not in _KEEPS_STATUS:
+            return None
+        result = raw._result  # noqa: SLF001 -- no public name; none after COMMIT, ROLLBACK, ping
+        status = raw.server_status if result is None else result.server_status
+        if status is not None:
+            return bool(status & _IN_TRANSACTION)
+        # PyMySQL and aiomysql do not keep the status that comes with rows. An older "yes" holds:
+        # what ends a transaction and gives rows has been marked.
+        if raw.server_status & _IN_TRANSACTION:
+            return True
+        return False if raw.server_status & _AUTOCOMMIT else None
 
     def driver_server_id(self, raw: Any) -> int | None:
         return int(raw.thread_id())
+
+    def mark_transaction(self, connection: sa.Connection) -> Any | None:
+        """A savepoint, which ends with its transaction; and how often the session rolled back."""
+        ((_name, before),) = self._query(connection, _ROLLBACKS)
+        self._query(connection, _MARK)
+        return before
+
+    def marked_outcome(self, connection: sa.Connection, mark: Any) -> CommitOutcome:
+        """Where the savepoint is gone and nothing was rolled back, all was committed."""
+        try:
+            self._query(connection, _IS_MARKED)
+        except self._dbapi.Error as error:
+            if self.code(error) == _NO_SAVEPOINT:
+                with suppress(self._dbapi.Error):
+                    ((_name, now),) = self._query(connection, _ROLLBACKS)
+                    return CommitOutcome.COMMITTED if now == mark else CommitOutcome.UNKNOWN
+            return CommitOutcome.UNKNOWN
+        return CommitOutcome.OPEN
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """An error packet carries no transaction status, so only two codes are certain."""

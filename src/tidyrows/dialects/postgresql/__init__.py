@@ -119,6 +119,13 @@ JOIN t ON t.oid = polrelid
 WHERE polcmd IN ('d', 'r', '*') AND pg_catalog.row_security_active(polrelid)
 ORDER BY 1"""
 
+_NUMBER = "SELECT CAST(pg_catalog.txid_current_if_assigned() AS pg_catalog.text)"
+_OUTCOME = "SELECT pg_catalog.txid_status(CAST(CAST(%s AS pg_catalog.text) AS pg_catalog.int8))"
+_OUTCOMES = {
+    "in progress": CommitOutcome.OPEN,
+    "committed": CommitOutcome.COMMITTED,
+    "aborted": CommitOutcome.GONE,
+}
 # Its older name, which all versions know.
 _SNAPSHOT = "SELECT CAST(pg_catalog.txid_current_snapshot() AS pg_catalog.text)"
 _OWN_SCHEMAS = """
@@ -256,15 +263,31 @@ class PostgreSQL(PostgreSQLStatements):
             host = address[0] if isinstance(address, tuple) else address
         return [("database", database), ("host", host)]
 
-    def commit_is_void(self, connection: sa.Connection) -> bool:
+    def commit_is_void(self, connection: sa.Connection) -> bool | None:
         """True in an aborted transaction: its COMMIT is a silent ROLLBACK."""
         if self._status is not None:
-            return bool(self._status(connection.connection.driver_connection) == _INERROR)
+            status = self._status(connection.connection.driver_connection)
+            return None if status == _IDLE else status == _INERROR
+        if self.in_transaction(connection.connection.dbapi_connection) is False:
+            return None
         try:
             self._query(connection, "SELECT 1")
         except self._dbapi.Error as error:
             return bool(self.code(error) == _IN_ERROR)
         return False
+
+    def mark_transaction(self, connection: sa.Connection) -> Any | None:
+        """Its number."""
+        return self._query(connection, _NUMBER)[0][0]
+
+    def marked_outcome(self, connection: sa.Connection, mark: Any) -> CommitOutcome:
+        """By its number the server tells what became of any transaction."""
+        try:
+            ((status,),) = self._query(connection, _OUTCOME, mark)
+        except self._dbapi.Error as error:
+            aborted = self.code(error) == _IN_ERROR
+            return CommitOutcome.OPEN if aborted else CommitOutcome.UNKNOWN
+        return _OUTCOMES.get(status, CommitOutcome.UNKNOWN)
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """A COMMIT that the server refused is rolled back; one without an answer is in doubt."""

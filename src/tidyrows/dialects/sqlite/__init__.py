@@ -146,6 +146,10 @@ class SQLite(SQLiteStatements, SQLiteLocks):
             with closing(connection.connection.cursor()) as cursor:
                 cursor.execute(f"BEGIN {level}")
 
+    def commit_is_void(self, connection: sa.Connection) -> bool | None:
+        is_open: bool = connection.connection.driver_connection.in_transaction  # type: ignore[union-attr]
+        return False if is_open else None
+
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """BUSY and deferred foreign keys leave the transaction open."""
         if connection.closed or connection.invalidated:
