@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 
 import pytest
@@ -197,6 +198,64 @@ def test_a_claim_that_cannot_be_read_holds_the_rows_that_it_may_name(database, o
     assert [each.by for each in cleanup.report.held] == ["worker gw6 of run bad"]
     assert ids(outside, children) == [1]
     ledger.close()
+
+
+@pytest.fixture
+def lesser(database):
+    """An engine of a role that is no superuser, and may do all with the tables of the database."""
+    if database.backend == "sqlite":
+        pytest.skip("SQLite has no roles")
+    name = f"lesser_{secrets.token_hex(4)}"
+    quoted = f"'{name}'@'%'" if database.backend == "mysql" else name
+    begin = {
+        "mysql": (
+            f"CREATE USER {quoted} IDENTIFIED BY 'lesser'",
+            f"GRANT ALL ON `{database.url.database}`.* TO {quoted}",
+        ),
+        "postgresql": (
+            f"CREATE ROLE {name} LOGIN PASSWORD 'lesser'",
+            f"GRANT ALL ON SCHEMA public TO {name}",
+            f"ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT ALL ON TABLES TO {name}",
+        ),
+    }[database.backend]
+    end = {
+        "mysql": (f"DROP USER {quoted}",),
+        "postgresql": (f"DROP OWNED BY {name}", f"DROP ROLE {name}"),
+    }[database.backend]
+    owner = database.engine()
+    with owner.begin() as connection:
+        for statement in begin:
+            connection.execute(sa.text(statement))
+    engine = sa.create_engine(database.url.set(username=name, password="lesser"))
+    yield engine
+    engine.dispose()
+    with owner.begin() as connection:
+        for statement in end:
+            connection.execute(sa.text(statement))
+
+
+def test_a_superuser_does_not_carry_out_what_lesser_roles_may_have_written(
+    database, lesser, outside, ledgers
+):
+    """Whoever may INSERT into the ledger could else have any row of the server deleted."""
+    parents, _children = family(outside)
+    with outside.begin() as connection:
+        connection.execute(sa.insert(parents), numbered([1, 2], name="stranger"))
+    ledgers.installed(outside)
+    assert not sweep(outside).total_deleted  # nothing to sweep is no reason
+    write(lesser, schema_name=sa.inspect(outside).default_schema_name)
+    with pytest.raises(LedgerError, match="This role is a superuser") as refused:
+        sweep(outside)
+    assert lesser.url.username in str(refused.value)
+    assert ids(outside, parents) == [1, 2]
+    assert len(entries(outside)) == 1
+    assert len(orphans(outside)) == 1
+    assert sweep(lesser, trust_keys=True).total_deleted == 2
+    with outside.begin() as connection:
+        connection.execute(sa.insert(parents), numbered([1, 2, 3], name="stranger"))
+    write(lesser, schema_name=sa.inspect(outside).default_schema_name)
+    assert sweep(outside, as_superuser=True).total_deleted == 2
+    assert ids(outside, parents) == [3]
 
 
 def test_control_characters_of_names_are_escaped(database, outside, ledgers, caplog):

@@ -99,6 +99,10 @@ class Catalogue(DriverAccess):
         """Whether a table is the database's own: an entry of a ledger never leads a sweep to it."""
         return False
 
+    def lesser_writers(self, connection: sa.Connection, table: Place) -> list[str]:
+        """Roles that may write to a table and are no superusers; none unless this role is one."""
+        return []
+
     # ----- foreign keys
 
     def foreign_keys(

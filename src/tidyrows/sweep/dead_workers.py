@@ -45,6 +45,7 @@ class SweepArguments:
     patience: float = PATIENCE
     handed: bool = False
     """Also what a worker has just handed to its controller: the controller itself asks for it."""
+    as_superuser: bool = False
 
     def __post_init__(self) -> None:
         for name, seconds, example in (

@@ -18,7 +18,7 @@ from tidyrows.ledger.process import OwnerKind, is_process_id
 from tidyrows.worker import printable, worker_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Sequence
 
     from tidyrows.ledger.table import Ledger
     from tidyrows.sweep.dead_workers import Candidate
@@ -47,6 +47,26 @@ def check_owner(ledger: Ledger, connection: sa.Connection, owner: str) -> None:
         raise TidyRowsError(
             f"It has {sizes[0]} entries of {sizes[1]} characters, more than a worker writes."
         )
+
+
+def refuse_lesser_writers(ledger: Ledger, connection: sa.Connection) -> None:
+    """Raise LedgerError where others than superusers may write what a superuser would carry out."""
+    table = ledger.table_on(connection)
+    place = (table.schema or ledger.dialect.default_schema(connection), table.name)
+    others = ledger.dialect.lesser_writers(connection, place)
+    if others:
+        raise LedgerError(
+            f"This role is a superuser, and may delete more than {names_in_short(others)}, who may "
+            f"write to {ledger!r}: a sweep would carry out their entries with a superuser's "
+            f"rights, so nothing was deleted. Sweep as one of them; or, if you trust whoever may "
+            f"write to the ledger, write sweep(engine, as_superuser=True)."
+        )
+
+
+def names_in_short(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and the number of the others."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def forget_owners(

@@ -33,6 +33,7 @@ from tidyrows.sweep.owners import (
     check_owner,
     forget_owners,
     leftover_of,
+    refuse_lesser_writers,
 )
 from tidyrows.tracking.store import Store
 from tidyrows.tracking.tracker import ResourceTracker
@@ -230,7 +231,10 @@ class Recovery:
 
     def _find(self, arguments: SweepArguments) -> list[Candidate]:
         with self._ledger.transaction(lock_timeout=5.0) as connection:
-            return find_candidates(self._ledger, connection, arguments)
+            found = find_candidates(self._ledger, connection, arguments)
+            if found and not arguments.as_superuser:
+                refuse_lesser_writers(self._ledger, connection)
+            return found
 
     def _recover(self, arguments: SweepArguments, owner: str) -> None:
         ledger = self._ledger

@@ -26,12 +26,12 @@ from tidyrows.sweep.dead_workers import (
     find_candidates,
     forget_dead_processes,
 )
-from tidyrows.sweep.owners import OwnerLeftError, owners_to_forget
+from tidyrows.sweep.owners import OwnerLeftError, names_in_short, owners_to_forget
 from tidyrows.sweep.recovery import Recovery, TrackerEntries, read_owner
 from tidyrows.worker import printable, worker_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator
 
     from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     Place = str | sa.URL | sa.Engine | AsyncEngine | Ledger
 
-_TESTS, _NAMES = 3, 5
-"""How many tests the report of a worker's rows names, and how many kept names an error."""
+_TESTS = 3
+"""How many tests the report of a worker's rows names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class Orphans:
         where = f" on {self.host}" if self.host else ""
         kept = f", kept as {self.kept}" if self.kept else ""
         owner = f", owner {self.owner}" if self.owner and not kept else ""
-        tests = f", made in {_first_names(self.tests, _TESTS)}" if self.tests else ""
+        tests = f", made in {names_in_short(self.tests, _TESTS)}" if self.tests else ""
         what = f"stays: {self.unreadable}" if self.unreadable else ", ".join(things) or "nothing"
         name = worker_name(self.worker, self.run)
         return f"{name}{printable(where)}, {self.age:.0f} s ago{printable(kept + owner)}: " + (
@@ -97,6 +97,7 @@ def sweep(
     older_than: float | None = None,
     kept: bool | str = False,
     forget: str | Iterable[str] = (),
+    as_superuser: bool = False,
     patience: float = PATIENCE,
     ledger: str = NAME,
     schema: str | None = None,
@@ -120,6 +121,8 @@ def sweep(
         kept: also delete rows that ``keep_on_failure`` kept; or only those of this name.
         forget: first forget the entries of these owners, as :func:`find_orphans` and the error of a
             sweep name them; the rows stay, whoever made them.
+        as_superuser: sweep as a superuser although other roles may write to the ledger, and so
+            name rows that are deleted with a superuser's rights.
         patience: see above, in seconds.
         ledger: the name of the ledger's table.
         schema: the schema of that table.
@@ -130,8 +133,8 @@ def sweep(
         CleanupError: rows are still there; they stay in the ledger, for a later sweep. Or entries
             cannot be read, or name what is never a target.
         LedgerError: there is no ledger, or one of another version, or one that this role may not
-            use; or nothing is kept under the name that ``kept`` gives; or an owner in ``forget``
-            has no entries.
+            use; or this role is a superuser, see ``as_superuser``; or nothing is kept under the
+            name that ``kept`` gives; or an owner in ``forget`` has no entries.
         ProductionDatabaseError: the database looks like production.
         TypeError: an argument has a name that neither this nor ``CleanupManager`` knows.
         ValueError: a time is negative, or a name is empty.
@@ -142,7 +145,7 @@ def sweep(
     """
     _refuse_unknown_options(options)
     owners = owners_to_forget(forget)
-    arguments = SweepArguments(run, worker, older_than, kept, patience)
+    arguments = SweepArguments(run, worker, older_than, kept, patience, as_superuser=as_superuser)
     with _opened(place, ledger, schema, allow_production) as opened:
         recovery = Recovery(opened, options.get("retry"))
         try:
@@ -306,15 +309,9 @@ def _refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool |
     found = ledger.execute(connection, owners).scalars()
     names = [owner for owner in found if OwnerKind.KEPT.includes(owner)]
     if kept not in names:
-        kept_names = f"What is kept: {_first_names(names, _NAMES)}."
+        kept_names = f"What is kept: {names_in_short(names)}."
         there = kept_names if names else "Nothing else is, either."
         raise LedgerError(
             f"Nothing is kept as {kept!r} in {ledger!r}; it may have been swept already. "
             f"{there} find_orphans(engine) shows all that there is."
         )
-
-
-def _first_names(names: Sequence[str], most: int) -> str:
-    """The first names, and the number of the others."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -170,16 +170,18 @@ class WorkerDatabase:
 
     def recover_shared(self, worker: str) -> None:
         """Take over the rows that a worker made for all workers, until all have ended."""
-        self._recovery.recover(SweepArguments(run=self.run, worker=worker + _SHARED, handed=True))
+        self._recovery.recover(
+            SweepArguments(run=self.run, worker=worker + _SHARED, handed=True, as_superuser=True)
+        )
 
     def sweep(self, worker: str, options: Mapping[str, Any]) -> CleanupReport:
         """Delete what a worker left, with the cleanup options of its last test."""
-        return sweep(self._ledger, run=self.run, worker=worker, **options)
+        return sweep(self._ledger, run=self.run, worker=worker, as_superuser=True, **options)
 
     def finish(self) -> CleanupReport:
         """Delete what is left of the run."""
         with closing(self._recovery) as recovery:
-            recovery.recover(SweepArguments(run=self.run, handed=True))
+            recovery.recover(SweepArguments(run=self.run, handed=True, as_superuser=True))
             return recovery.delete_rows()
 
     @cached_property

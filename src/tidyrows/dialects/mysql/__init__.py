@@ -99,6 +99,23 @@ WHERE p.DB = me.DB AND p.ID NOT IN (me.ID, CONNECTION_ID())
       AND (p.STATE IS NULL OR p.STATE NOT LIKE 'Waiting%')
 ORDER BY 1"""
 _NEEDS_PROCESS = 1227
+_SUPERUSERS = (
+    "SELECT GRANTEE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SUPER'"
+)
+# The name of a schema in a GRANT is a pattern.
+_LESSER_WRITERS = f"""
+SELECT GRANTEE FROM (
+    SELECT GRANTEE, PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES
+    UNION SELECT GRANTEE, PRIVILEGE_TYPE FROM information_schema.SCHEMA_PRIVILEGES
+    WHERE %s LIKE TABLE_SCHEMA
+    UNION SELECT GRANTEE, PRIVILEGE_TYPE FROM information_schema.TABLE_PRIVILEGES
+    WHERE (TABLE_SCHEMA, TABLE_NAME) = (%s, %s)
+    UNION SELECT GRANTEE, PRIVILEGE_TYPE FROM information_schema.COLUMN_PRIVILEGES
+    WHERE (TABLE_SCHEMA, TABLE_NAME) = (%s, %s)
+) g WHERE PRIVILEGE_TYPE IN ('INSERT', 'UPDATE') AND GRANTEE NOT IN ({_SUPERUSERS})
+AND CONCAT(CHAR(39), SUBSTRING_INDEX(CURRENT_USER(), '@', 1), CHAR(39), '@', CHAR(39),
+           SUBSTRING_INDEX(CURRENT_USER(), '@', -1), CHAR(39)) IN ({_SUPERUSERS})
+GROUP BY 1 ORDER BY 1"""
 _OWN_SCHEMAS = frozenset({"mysql", "information_schema", "performance_schema", "sys"})
 
 
@@ -363,6 +380,10 @@ class MySQL(MySQLStatements):
 
     def is_system_table(self, schema: str, name: str) -> bool:
         return schema.lower() in _OWN_SCHEMAS
+
+    def lesser_writers(self, connection: sa.Connection, table: Place) -> list[str]:
+        asked = self._query(connection, _LESSER_WRITERS, table[0], *table, *table)
+        return [name for (name,) in asked]
 
     def application_schemas(self, connection: sa.Connection) -> list[str]:
         ((database,),) = self._query(connection, "SELECT DATABASE()")

@@ -138,6 +138,14 @@ SELECT relname FROM pg_catalog.pg_class
 WHERE relispartition AND relnamespace = (
     SELECT oid FROM pg_catalog.pg_namespace WHERE nspname = %s)"""
 
+_LESSER_WRITERS = """
+SELECT r.rolname FROM pg_catalog.pg_roles r, pg_catalog.pg_roles own, pg_catalog.pg_class c
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s AND own.rolname = current_user AND own.rolsuper
+      AND NOT r.rolsuper AND r.rolname !~ '^pg_'
+      AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
+      AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE') ORDER BY 1"""
+
 # Process 0 is a prepared transaction, which no session holds any more.
 _BLOCKERS = """
 SELECT b.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr), a.state,
@@ -405,6 +413,9 @@ class PostgreSQL(PostgreSQLStatements):
     def is_system_table(self, schema: str, name: str) -> bool:
         own = schema.startswith("pg_") and not schema.startswith("pg_temp")
         return own or schema == "information_schema"
+
+    def lesser_writers(self, connection: sa.Connection, table: Place) -> list[str]:
+        return [name for (name,) in self._query(connection, _LESSER_WRITERS, *table)]
 
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
         """Partitions: their rows are the partitioned table's."""
