@@ -28,6 +28,9 @@ UNREADABLE = {
     "a billion rows": '{"columns": ["id"], "ranges": [1, 1000000000]}',
     "a backward range": '{"columns": ["id"], "ranges": [2, 1]}',
     "an odd range": '{"columns": ["id"], "ranges": [1, 2, 3]}',
+    "fractions in a range": '{"columns": ["id"], "ranges": [1.0, 2.0]}',
+    "a range beyond all columns": f'{{"columns": ["id"], "ranges": [{10**30}, {10**30}]}}',
+    "a key beyond all columns": f'{{"columns": ["id"], "keys": [[{10**30}]]}}',
     "text in a range": '{"columns": ["id"], "ranges": ["1", "2"]}',
     "short hashes": json.dumps(
         {
@@ -87,6 +90,7 @@ def test_what_cannot_be_read_is_named_and_everybody_elses_rows_go(database, outs
     assert ids(outside, parents) == [1, 2]
     for word in (owner, "worker gw6 of run bad", "parents", f"forget=['{owner}']"):
         assert word in said
+    assert ("too deep" in said) == (body == UNREADABLE["deep"])
     assert [each["owner"] for each in entries(outside)] == [owner]
     report = sweep(outside, forget=[bad.owner])
     assert report.forgotten == {owner: 1}
@@ -160,8 +164,46 @@ def test_a_migration_of_a_key_leaves_the_rows_of_its_old_form(database, outside,
         connection.execute(sa.insert(new), [row])
     said, _report = left(outside)
     assert "parents" in said
+    assert {
+        "widened": "the primary key is (id, tenant) by now, not id",
+        "renamed": "the table has no column id any more",
+        "another type": "the column id has another type by now",
+    }[how] in said
     with outside.connect() as connection:
         assert len(connection.execute(sa.select(new)).all()) == 1
+
+
+def test_columns_of_a_type_that_sqlalchemy_does_not_know(database, outside, ledgers):
+    """A warning of SQLAlchemy's is an error here, and would keep everybody's rows."""
+    odd = {"postgresql": "pg_catalog.line", "mysql": "point", "sqlite": "weird"}[database.backend]
+    keys = "id integer PRIMARY KEY, odd " + odd
+    references = "parent_id integer NOT NULL REFERENCES strange (id)"
+    with outside.begin() as connection:
+        connection.exec_driver_sql(f"CREATE TABLE strange ({keys})")
+        connection.exec_driver_sql(f"CREATE TABLE stranger ({keys}, {references})")
+    strange = sa.Table("strange", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    with CleanupManager(ResourceTracker(outside)) as cleanup:
+        with outside.begin() as connection:
+            connection.execute(sa.insert(strange), numbered([1]))
+        with database.engine().begin() as connection:
+            connection.exec_driver_sql("INSERT INTO stranger (id, parent_id) VALUES (5, 1)")
+    assert cleanup.report.total_deleted == len(cleanup.report.dependents) == 1
+    dead_worker(database, ledgers, (strange, numbered([1, 2])))
+    assert len(orphans(outside)) == 1
+    assert sweep(outside, trust_keys=True).total_deleted == 2
+
+
+def test_numbers_longer_than_any_integer_are_entered_and_swept(database, outside, ledgers):
+    """What a sweep leaves is entered again by a reader that knows no types."""
+    if database.backend == "sqlite":
+        pytest.skip("SQLite has no exact numbers of this length")
+    longest = sa.Table(
+        "longest", sa.MetaData(), sa.Column("id", sa.Numeric(40, 0), primary_key=True)
+    )
+    longest.create(outside)
+    dead_worker(database, ledgers, (longest, numbered([10**30, 10**30 + 1])))
+    assert sweep(outside).total_deleted == 2
+    assert not ids(outside, longest)
 
 
 def test_a_key_whose_columns_have_another_order_by_now_names_the_same_row(

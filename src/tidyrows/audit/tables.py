@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.keys import TableName
+from tidyrows.schema.reflect import without_reflection_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -183,8 +184,10 @@ class WatchedTable:
 def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator[WatchedTable]:
     """The tables of one schema, as the database describes them."""
     inspector = sa.inspect(connection)
-    keys = inspector.get_multi_pk_constraint(schema=schema)
-    for (place, name), columns in inspector.get_multi_columns(schema=schema).items():
+    with without_reflection_warnings():
+        keys = inspector.get_multi_pk_constraint(schema=schema)
+        found = inspector.get_multi_columns(schema=schema)
+    for (place, name), columns in found.items():
         kinds: Mapping[str, Any] = {str(column["name"]): column["type"] for column in columns}
         constraint: Mapping[str, Any] = keys.get((place, name)) or {}
         key: Sequence[str] = constraint.get("constrained_columns") or ()

@@ -31,6 +31,7 @@ from tidyrows.cleanup.verify import (
 from tidyrows.dialects import Fault, was_dropped
 from tidyrows.errors import SessionStateError
 from tidyrows.keys import TableName
+from tidyrows.schema.reflect import without_reflection_warnings
 from tidyrows.tracking.keyset import KeySet
 
 if TYPE_CHECKING:
@@ -388,7 +389,8 @@ class KeylessDeletion:
 def _is_comparable(connection: sa.Connection, table: KeyedTable) -> bool:
     """Whether the table still exists; raises LookupError if its Table lacks a column."""
     try:
-        found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
+        with without_reflection_warnings():
+            found = sa.inspect(connection).get_columns(table.table.name, schema=table.name.schema)
     except sa.exc.NoSuchTableError:
         return False
     known = {column.name.lower() for column in table.table.columns}

@@ -6,7 +6,6 @@ index it reads the whole child table, for every row deleted.
 
 from __future__ import annotations
 
-import warnings
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from sqlalchemy.schema import CreateIndex
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, referenced, schema_of
 from tidyrows.errors import TidyRowsError
+from tidyrows.schema.reflect import without_reflection_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -126,8 +126,7 @@ def _indexes(
     """The columns of each index that finds every row by equal values; the names of all."""
     schema, table = place
     inspector = sa.inspect(connection)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", sa.exc.SAWarning)  # expressions, which do not count
+    with without_reflection_warnings():  # of expressions, which do not count
         indexes = inspector.get_indexes(table, schema=schema)
         unique = inspector.get_unique_constraints(table, schema=schema)
     invalid = dialect.invalid_indexes(connection, schema, table)

@@ -17,6 +17,7 @@ from tidyrows.schema.reflect import (
     model_foreign_keys,
     nullable_columns,
     with_real_columns,
+    without_reflection_warnings,
 )
 
 if TYPE_CHECKING:
@@ -77,9 +78,14 @@ class SchemaView:
         if place not in self._tables:
             (schema, name), own = place, self._declared.get(place)
             if own is None:
-                own = sa.Table(
-                    name, sa.MetaData(), schema=schema, autoload_with=connection, resolve_fks=False
-                )
+                with without_reflection_warnings():
+                    own = sa.Table(
+                        name,
+                        sa.MetaData(),
+                        schema=schema,
+                        autoload_with=connection,
+                        resolve_fks=False,
+                    )
             elif not own.primary_key.columns:
                 own = with_real_columns(connection, own, schema)
             self._tables[place] = KeyedTable(TableName(self._database, *place), own)

@@ -35,7 +35,9 @@ from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import UNTYPED, keys_from_json, keys_to_json, row_to_json
 from tidyrows.keys import KeyedTable, RowKey, TableName
 from tidyrows.ledger.entry_checks import (
+    HIGH,
     INCARNATION,
+    LOW,
     MALFORMED,
     MOST_ROWS,
     check_keys,
@@ -43,6 +45,7 @@ from tidyrows.ledger.entry_checks import (
     check_table,
     parsed,
 )
+from tidyrows.schema.reflect import without_reflection_warnings
 from tidyrows.worker import printable
 
 if TYPE_CHECKING:
@@ -167,7 +170,8 @@ def _keys_body(first: Change, keys: Sequence[Any], dialect: sa.Dialect) -> dict[
     is_number = not others and isinstance(column.type, (sa.Integer, UNTYPED))
     if is_number and column.type.dialect_impl(dialect).bind_processor(dialect) is None:
         runs = runs_of(keys)
-        if runs is not None:
+        # a numeric column, whose type is not known in a sweep, holds longer numbers
+        if runs is not None and runs[0][0] >= LOW and runs[-1][1] <= HIGH:
             return {"ranges": list(chain.from_iterable(runs))}
     return {"keys": keys_to_json(table, dialect, keys)}
 
@@ -265,17 +269,18 @@ class EntryReader:
 
         known = [sa.Column(column, UNTYPED, primary_key=True) for column in key]
         try:
-            table = sa.Table(
-                name,
-                sa.MetaData(),
-                *known,
-                schema=schema,
-                autoload_with=self._connection,
-                extend_existing=True,
-                autoload_replace=False,
-                resolve_fks=False,
-                listeners=[("column_reflect", note)],
-            )
+            with without_reflection_warnings():
+                table = sa.Table(
+                    name,
+                    sa.MetaData(),
+                    *known,
+                    schema=schema,
+                    autoload_with=self._connection,
+                    extend_existing=True,
+                    autoload_replace=False,
+                    resolve_fks=False,
+                    listeners=[("column_reflect", note)],
+                )
         except NoSuchTableError:
             found = None
         else:

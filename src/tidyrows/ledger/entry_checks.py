@@ -26,7 +26,8 @@ MOST_ENTRIES, MOST_CHARACTERS, MOST_ROWS = 1_000_000, 256_000_000, 20_000_000
 INCARNATION = re.compile(r"[\w.]*/[\w.]+", re.ASCII)
 """An incarnation of a table: it becomes part of SQL."""
 _MOST_KEYS = 5_000  # as many as one entry is written with
-_LOW, _HIGH = -(2**63), 2**64 - 1  # the MySQL family has unsigned integers
+LOW, HIGH = -(2**63), 2**64 - 1
+"""Of integers: the MySQL family has unsigned ones."""
 _LEDGER = frozenset({"maker", "seq", "owner", "scope", "kind", "schema_name", "body", "written"})
 
 
@@ -55,7 +56,7 @@ def check_keys(body: Mapping[str, Any], types: Mapping[str, sa.types.TypeEngine[
     columns = body["columns"]
     if "ranges" in body:
         ends = body["ranges"]
-        if not all(type(end) is int and _LOW <= end <= _HIGH for end in ends):
+        if not all(type(end) is int and LOW <= end <= HIGH for end in ends):
             raise ValueError("its ranges are no integers")
         sizes = [last - first + 1 for first, last in zip(ends[::2], ends[1::2], strict=True)]
         if min(sizes, default=1) < 1 or sum(sizes) > _MOST_KEYS:
@@ -72,6 +73,9 @@ def check_keys(body: Mapping[str, Any], types: Mapping[str, sa.types.TypeEngine[
         # a server compares 5 and '5abc' as equal, or 'abc' and 0
         if (is_text and kinds & {int, float}) or (is_number and str in kinds):
             raise ValueError(f"the column {column} has another type by now")
+        # a driver, or the server, takes no such number at all
+        if is_number and any(type(v) is int and not LOW <= v <= HIGH for v in values):
+            raise ValueError(f"the column {column} holds no such number")
 
 
 def check_table(

@@ -65,7 +65,7 @@ def inspector_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedK
 def _multi_foreign_keys(
     inspector: sa.Inspector, schema: str, **options: Any
 ) -> dict[str, list[ReflectedForeignKeyConstraint]]:
-    with _without_reflection_warnings():
+    with without_reflection_warnings():
         found = inspector.get_multi_foreign_keys(
             schema=schema, scope=ObjectScope.ANY, kind=ObjectKind.TABLE, **options
         )
@@ -129,7 +129,7 @@ def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
     """The columns of one table that may be set to NULL, without key and computed columns."""
     schema, table = place
     inspector = sa.inspect(connection)
-    with _without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
+    with without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
         key = inspector.get_pk_constraint(table, schema=schema)["constrained_columns"]
         return frozenset(
             column["name"]
@@ -145,7 +145,7 @@ def column_names(connection: sa.Connection, place: Place) -> frozenset[str]:
     inspector = sa.inspect(connection)
     if schema not in inspector.get_schema_names():
         return frozenset()
-    with _without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
+    with without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
         columns = inspector.get_columns(table, schema=schema)
         if table not in inspector.get_view_names(schema=schema):
             return frozenset(column["name"] for column in columns)
@@ -158,7 +158,7 @@ def with_real_columns(connection: sa.Connection, table: sa.Table, schema: str) -
     Columns that the Table has keep its types. It is the same Table where the database has no more.
     """
     inspector = sa.inspect(connection)
-    with _without_reflection_warnings():
+    with without_reflection_warnings():
         key = inspector.get_pk_constraint(table.name, schema=schema)["constrained_columns"]
         real = inspector.get_columns(table.name, schema=schema)
     own = {column.name: column for column in table.columns}
@@ -180,8 +180,8 @@ def with_real_columns(connection: sa.Connection, table: sa.Table, schema: str) -
 
 
 @contextmanager
-def _without_reflection_warnings() -> Iterator[None]:
-    """SQLAlchemy warns of types and DDL that it cannot parse, which are not asked for here."""
+def without_reflection_warnings() -> Iterator[None]:
+    """SQLAlchemy warns of types and DDL that it does not know, and nobody has to know them here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         yield

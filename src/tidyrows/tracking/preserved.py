@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import threading
-import warnings
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +23,7 @@ from tidyrows.capture.connections import driver_of
 from tidyrows.capture.ownership import entered_sinks
 from tidyrows.dialects.keys import plain_chunks, plain_condition
 from tidyrows.errors import NoPrimaryKeyError, UnknownTableError
+from tidyrows.schema.reflect import without_reflection_warnings
 from tidyrows.tracking import named_rows
 
 if TYPE_CHECKING:
@@ -202,9 +202,8 @@ def _columns(
     always = False
     columns = []
     schema, clause = table.name.schema or None, table.clause
-    with warnings.catch_warnings():
-        # a type that SQLAlchemy does not know: the model does, or the driver accepts its own values
-        warnings.simplefilter("ignore", sa.exc.SAWarning)
+    # a type that SQLAlchemy does not know: the model does, or the driver accepts its own values
+    with without_reflection_warnings():
         found = sa.inspect(connection).get_columns(table.name.name, schema=schema)
     for described in found:
         if described.get("computed"):
