@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import pytest
@@ -10,10 +11,17 @@ from sqlalchemy.orm import Session
 
 from harness.bystanders import Bystanders, snapshot
 from harness.models import Currency, Group, Org, User
-from harness.servers import prepares
+from harness.servers import end_elsewhere, prepares
 from harness.targets import on
-from tidyrows import CleanupError, CleanupManager, ResourceTracker
+from tidyrows import (
+    CleanupError,
+    CleanupManager,
+    LateCommitWarning,
+    LeftoverKind,
+    ResourceTracker,
+)
 from tidyrows.capture.raw_sql import Move, transaction_move
+from tidyrows.dialects import dialect_for
 
 CODES = ("AAA", "BBB", "CCC", "DDD")
 
@@ -235,6 +243,123 @@ def test_a_two_phase_session(any_driver_zoo_engine):
         assert len(tracker) == 3
     assert cleanup.report.total_deleted == 3
     assert snapshot(engine) == before
+
+
+PREFIX = f"tidyrows_{uuid.uuid4().hex[:8]}_"
+
+
+def new_xid():
+    return PREFIX + uuid.uuid4().hex
+
+
+def prepared(engine, xid, statement, *, raw=False):
+    """Run a statement in a transaction that is prepared, and belongs to no connection any more."""
+    connection = engine.connect()
+    if not raw:
+        transaction = connection.begin_twophase(xid)
+        connection.execute(statement)
+        transaction.prepare()
+    elif engine.dialect.name == "postgresql":
+        connection.execute(statement)
+        connection.exec_driver_sql(f"PREPARE TRANSACTION '{xid}'")
+    else:
+        connection.exec_driver_sql(f"XA START '{xid}'")
+        connection.execute(statement)
+        connection.exec_driver_sql(f"XA END '{xid}'")
+        connection.exec_driver_sql(f"XA PREPARE '{xid}'")
+    connection.invalidate()
+    connection.close()
+
+
+@pytest.fixture
+def two_phase_engine(any_driver_zoo_engine):
+    if not prepares(any_driver_zoo_engine):
+        pytest.skip("this server prepares no transactions")
+    yield any_driver_zoo_engine
+    with any_driver_zoo_engine.connect() as connection:  # what holds locks after a failure
+        left = dialect_for(any_driver_zoo_engine).prepared_transactions(connection)
+    for xid in left:
+        if xid.startswith(PREFIX):
+            end_elsewhere(any_driver_zoo_engine, "ROLLBACK", xid)
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["sqlalchemy", "raw"])
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_rows_of_a_prepared_transaction_are_said_until_it_has_ended(two_phase_engine, end, raw):
+    engine, xid = two_phase_engine, new_xid()
+    before = snapshot(engine)
+    with pytest.raises(CleanupError, match=xid) as caught:
+        with CleanupManager(ResourceTracker(engine)) as cleanup, Session(engine) as session:
+            session.add(Org(name="committed"))
+            session.commit()
+            prepared(engine, xid, sa.insert(Org).values(name="prepared"), raw=raw)
+    try:
+        (leftover,) = caught.value.leftovers
+        assert (leftover.kind, leftover.table.name) == (LeftoverKind.PREPARED, "orgs")
+        assert cleanup.report.total_deleted == 1
+    finally:
+        end_elsewhere(engine, end, xid)
+    assert cleanup.cleanup().total_deleted == (end == "COMMIT")
+    assert snapshot(engine) == before
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["sqlalchemy", "raw"])
+def test_rows_of_a_transaction_that_was_prepared_and_committed_elsewhere_go(two_phase_engine, raw):
+    engine, xid = two_phase_engine, new_xid()
+    before = snapshot(engine)
+    with CleanupManager(ResourceTracker(engine)) as cleanup:
+        prepared(engine, xid, sa.insert(Org).values(name="prepared"), raw=raw)
+        end_elsewhere(engine, "COMMIT", xid)
+    assert cleanup.report.total_deleted == 1
+    assert snapshot(engine) == before
+
+
+def test_a_transaction_that_was_prepared_in_the_block_and_committed_after_it(two_phase_engine):
+    engine = two_phase_engine
+    before = snapshot(engine)
+    with engine.connect() as connection:
+        transaction = connection.begin_twophase(new_xid())
+        with pytest.raises(CleanupError, match=str(transaction.xid)):
+            with CleanupManager(ResourceTracker(engine)) as cleanup:
+                connection.execute(sa.insert(Org).values(name="prepared"))
+                transaction.prepare()
+        with pytest.warns(LateCommitWarning):
+            transaction.commit()
+    assert cleanup.cleanup().total_deleted == 1
+    assert snapshot(engine) == before
+
+
+def test_a_prepared_transaction_whose_commit_fails_is_prepared_yet(two_phase_engine):
+    engine, xid = two_phase_engine, new_xid()
+    bystanders = Bystanders(engine)
+    with pytest.raises(CleanupError, match=xid):
+        with CleanupManager(ResourceTracker(engine)) as cleanup, engine.connect() as connection:
+            transaction = connection.begin_twophase(xid)
+            connection.execute(sa.insert(Currency).values(code="XTS", name="ours"))
+            transaction.prepare()
+            dialect = dialect_for(engine)
+            number = dialect.server_id(connection.connection.dbapi_connection)
+            kill = {"postgresql": "SELECT pg_terminate_backend({})"}.get(dialect.name, "KILL {}")
+            with engine.connect() as other:
+                other.exec_driver_sql(kill.format(number))
+            with pytest.raises(sa.exc.DBAPIError):
+                transaction.commit()
+    end_elsewhere(engine, "ROLLBACK", xid)
+    bystanders.insert(Currency, {"code": "XTS", "name": "theirs"})
+    with pytest.raises(CleanupError, match="may as well be somebody else's"):
+        cleanup.cleanup()
+    bystanders.assert_untouched()
+
+
+def test_a_stranger_under_the_key_of_a_prepared_row_that_was_rolled_back(two_phase_engine):
+    engine, xid = two_phase_engine, new_xid()
+    bystanders = Bystanders(engine)
+    with pytest.raises(CleanupError, match="may as well be somebody else's"):
+        with CleanupManager(ResourceTracker(engine)):
+            prepared(engine, xid, sa.insert(Currency).values(code="XTS", name="ours"))
+            end_elsewhere(engine, "ROLLBACK", xid)
+            bystanders.insert(Currency, {"code": "XTS", "name": "theirs"})
+    bystanders.assert_untouched()
 
 
 def test_merge_refresh_and_bulk_updates(any_driver_zoo_engine):

@@ -105,6 +105,17 @@ def prepares(engine: sa.Engine) -> bool:
     return int(allowed) > 0
 
 
+def end_elsewhere(engine: sa.Engine, verb: str, xid: str) -> None:
+    """COMMIT or ROLLBACK a prepared transaction, on a connection that did not prepare it."""
+    postgresql = engine.dialect.name == "postgresql"
+    other = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        connection.exec_driver_sql(
+            f"{verb} PREPARED '{xid}'" if postgresql else f"XA {verb} '{xid}'"
+        )
+    other.dispose()
+
+
 def _named(given: str, drivername: str, variable: str) -> Server:
     """The server that the environment asks for, which had better answer."""
     require_driver(drivername)

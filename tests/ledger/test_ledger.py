@@ -30,7 +30,7 @@ from harness.ledgers import (
     orphans,
     sweep,
 )
-from harness.servers import prepares
+from harness.servers import end_elsewhere, prepares
 from harness.targets import on
 from tidyrows import (
     CleanupError,
@@ -438,23 +438,68 @@ def test_an_aborted_transaction_is_not_entered(worker, outside):
 def test_a_prepared_transaction_is_entered_when_it_commits(worker, outside, end):
     if not prepares(outside):
         pytest.skip("this server prepares no transactions")
-    if end == "elsewhere" and outside.dialect.name == "mysql":
-        pytest.skip("only PostgreSQL lets another session commit it")
     parents, _children = family(outside)
+    xid = f"ledger_{end}_{secrets.token_hex(8)}"
     with worker, worker.engine.connect() as connection:
-        transaction = connection.begin_twophase(f"ledger_{end}")
+        transaction = connection.begin_twophase(xid)
         connection.execute(sa.insert(parents), numbered([1]))
         transaction.prepare()
         assert not entries(outside)
         if end == "elsewhere":
-            with outside.connect().execution_options(isolation_level="AUTOCOMMIT") as other:
-                other.exec_driver_sql(f"COMMIT PREPARED 'ledger_{end}'")
             connection.invalidate()
+            end_elsewhere(outside, "COMMIT", xid)
         else:
             getattr(transaction, end)()
     assert len(entries(outside)) == (end != "rollback")
     worker.dies()
     assert sweep(outside).total_deleted == (end != "rollback")
+
+
+@on(POSTGRESQL, MYSQL)
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+def test_what_was_prepared_before_a_kill_is_swept_once_it_is_committed(worker, outside, end):
+    if not prepares(outside):
+        pytest.skip("this server prepares no transactions")
+    parents, _children = family(outside)
+    xid = f"ledger_{secrets.token_hex(8)}"
+    with worker, worker.engine.connect() as connection:
+        transaction = connection.begin_twophase(xid)
+        connection.execute(sa.insert(parents), numbered([1]))
+        transaction.prepare()
+        connection.invalidate()
+    worker.dies()
+    try:
+        assert sweep(outside).total_deleted == 0
+    finally:
+        end_elsewhere(outside, end, xid)
+    assert ids(outside, parents) == [1] * (end == "COMMIT")
+    assert sweep(outside).total_deleted == (end == "COMMIT")
+    assert not ids(outside, parents)
+    assert not entries(outside)
+
+
+@on(POSTGRESQL, MYSQL)
+def test_a_prepared_row_that_a_cleanup_left_is_deleted_by_the_next_one(worker, outside):
+    if not prepares(outside):
+        pytest.skip("this server prepares no transactions")
+    parents, _children = family(outside)
+    xid = f"ledger_{secrets.token_hex(8)}"
+    manager = CleanupManager(worker.tracker)
+    try:
+        with pytest.raises(CleanupError, match=xid), manager:
+            with worker.engine.connect() as connection:
+                transaction = connection.begin_twophase(xid)
+                connection.execute(sa.insert(parents), numbered([1]))
+                transaction.prepare()
+                connection.invalidate()
+            insert(worker.engine, (parents, numbered([2])))
+        assert manager.report.total_deleted == 1
+    finally:
+        end_elsewhere(outside, "COMMIT", xid)
+    assert (ids(outside, parents), len(entries(outside))) == ([1], 1)
+    assert manager.cleanup().total_deleted == 1
+    assert not ids(outside, parents)
+    assert not entries(outside)
 
 
 @on(SQLITE)  # where a COMMIT may fail and leave its transaction open

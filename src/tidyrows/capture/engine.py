@@ -80,6 +80,8 @@ class Capture:
         tables: the engine's real tables.
         database: how row keys name the engine's database.
         resolve: applies the changes of every COMMIT that is over.
+        prepared: the changes of transactions that are prepared, by the transaction's id.
+        settle: a transaction is prepared no more, and nobody knows how it ended.
         uncommitted: yields what has been done for a sink and is not committed.
         unanswered: server ids of connections that were lost with a COMMIT, which may go on yet.
         destination: where the engine's connections lead.
@@ -101,6 +103,8 @@ class Capture:
         self.database = self.tables.database
         self._transactions = Transactions(self.dialect, self.sinks)
         self.resolve = self._transactions.resolve
+        self.prepared = self._transactions.prepared
+        self.settle = self._transactions.settle
         self.uncommitted = self._transactions.uncommitted
         self.unanswered = self._transactions.unanswered
         self._recorder = Recorder() if self.dialect.reuses_keys else None

@@ -62,6 +62,12 @@ _QUIET = re.compile(
     r"|COPY|FETCH|PRAGMA|LISTEN|UNLISTEN|NOTIFY)\b(?!.*/\*M?!)[^;]*[;\s]*",
     re.IGNORECASE | re.DOTALL,
 )
+# On the MySQL family nothing can be sent between XA END and the end of the transaction.
+_PHASE = re.compile(
+    r"""\s*(?P<verb>PREPARE\s+TRANSACTION|(?:COMMIT|ROLLBACK)\s+PREPARED
+    |XA\s+(?:END|PREPARE|COMMIT|ROLLBACK))\s+'(?P<xid>[^']+)'\s*(?:ONE\s+PHASE\s*)?;?\s*""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
 _EMPTIES = re.compile(
@@ -236,7 +242,8 @@ class CursorEvents:
         if self._sinks.idle:
             return
         transactions = self._transactions
-        if transactions.pending.all:
+        # XA COMMIT is itself a statement: what it commits is not committed before it.
+        if transactions.pending.all and not sql.startswith("XA "):
             transactions.resolve(context.root_connection)
         if INTERNAL in context.execution_options:
             return
@@ -274,8 +281,11 @@ class CursorEvents:
     def _raw(self, connection: sa.Connection, sql: str, context: Any) -> None:
         if self._dialect.session_setting(sql):
             self._moved(connection)
+        phase = _PHASE.fullmatch(sql)
         move = transaction_move(sql)
-        if move is not None:
+        if phase is not None:
+            self._phase(connection, context, phase["verb"].upper().split(), phase["xid"])
+        elif move is not None:
             self._move(connection, context, *move)
         elif may_end_transaction(sql) and (self._dialect.ddl_commits or ";" in sql):
             self._mark(connection, context)
@@ -322,6 +332,25 @@ class CursorEvents:
             transactions.rollback(connection)
         elif move is Move.UNCLEAR:
             self._mark(connection, context)
+
+    def _phase(
+        self, connection: sa.Connection, context: Any, verb: Sequence[str], xid: str
+    ) -> None:
+        """A raw statement of a two-phase commit is about to be sent."""
+        transactions = self._transactions
+        transactions.log(connection).targets.clear()
+        if "END" in verb:
+            transactions.before_commit(connection)
+        elif verb == ["XA", "PREPARE"]:
+            transactions.keep_prepared(connection, xid)
+        elif "TRANSACTION" in verb:
+            transactions.prepare_twophase(connection, xid)
+        elif "COMMIT" in verb:
+            transactions.commit_twophase(connection, xid, is_prepared=True)
+            after_statement(context, partial(transactions.resolve, connection))
+        else:
+            undo = partial(transactions.rollback_twophase, connection, xid, is_prepared=False)
+            after_statement(context, undo)
 
     def _emptied(
         self, connection: sa.Connection, names: Iterable[Sequence[str]], *, with_kin: bool

@@ -137,6 +137,7 @@ class PendingCommit:
         server_id: how the server names the connection; once it is lost, the driver does not tell.
         unasked: SQLAlchemy does not know of it: a COMMIT in a string, or DDL that commits.
         prepared: the transaction has left the driver's connection, which cannot tell of it.
+        xid: of a prepared transaction, which stays prepared if its COMMIT fails.
         sent: the COMMIT was sent, as the pool saw when the connection came back.
     """
 
@@ -146,6 +147,7 @@ class PendingCommit:
     server_id: int | None
     unasked: bool = False
     prepared: bool = False
+    xid: str | None = None
     sent: bool = False
 
 
@@ -164,6 +166,7 @@ class PendingCommits:
         *,
         unasked: bool = False,
         prepared: bool = False,
+        xid: str | None = None,
     ) -> None:
         """A COMMIT is about to be sent."""
         driver, info = connection.connection.dbapi_connection, connection.info
@@ -171,7 +174,9 @@ class PendingCommits:
             info[_SERVER_ID] = self._dialect.server_id(driver)
         where = weakref.ref(connection), driver, info[_SERVER_ID]
         with self._lock:
-            self.all.append(PendingCommit(changes, *where, unasked=unasked, prepared=prepared))
+            self.all.append(
+                PendingCommit(changes, *where, unasked=unasked, prepared=prepared, xid=xid)
+            )
 
     def pop_finished(
         self, connection: sa.Connection | None = None

@@ -49,7 +49,7 @@ class Transactions:
             weakref.WeakKeyDictionary()
         )
         self.pending = PendingCommits(dialect)
-        self._prepared: dict[Any, list[Logged]] = {}
+        self.prepared: dict[str, list[Logged]] = {}  # by the transaction's id
         self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
 
@@ -58,7 +58,7 @@ class Transactions:
         self._lock = threading.RLock()
         self.logs = weakref.WeakKeyDictionary()
         self.pending = PendingCommits(self._dialect)
-        self._prepared = {}
+        self.prepared.clear()
 
     def log(self, connection: sa.Connection) -> TransactionLog:
         """The log of a connection's transaction."""
@@ -149,8 +149,16 @@ class Transactions:
             self._ended(log, CommitOutcome.GONE if void else CommitOutcome.UNKNOWN)
         if not log.changed:
             return
-        # Warned of before the COMMIT, in the caller's own call: later nobody may ask.
         changes = log.all()
+        for _change, sink in changes:
+            if sink is not None and not sink.active:
+                self._warn_late(changes)
+                break
+        self._before_commit(connection, changes)
+        self.pending.add(connection, log.clear())
+
+    def _warn_late(self, changes: list[Logged]) -> None:
+        """Warn before the COMMIT, in the caller's own call: later nobody may ask."""
         warned = set()
         for change, sink in changes:
             if sink is None or sink.active or isinstance(change, Touched):
@@ -158,8 +166,6 @@ class Transactions:
             if (sink, change.table) not in warned:
                 warned.add((sink, change.table))
                 sink.warn_late(change.table)
-        self._before_commit(connection, changes)
-        self.pending.add(connection, log.clear())
 
     def commit_unasked(self, connection: sa.Connection) -> None:
         """A COMMIT in a string, of which SQLAlchemy does not know."""
@@ -258,25 +264,37 @@ class Transactions:
     def prepare_twophase(self, connection: sa.Connection, xid: Any) -> None:
         """The first phase: nothing is true yet, and another connection may commit it."""
         self.before_commit(connection)
+        self.keep_prepared(connection, xid)
+
+    def keep_prepared(self, connection: sa.Connection, xid: Any) -> None:
+        """As ``prepare_twophase``, where no statement can be sent any more."""
         log = self.logs.get(connection)
         if log is not None and log.changed:
-            self._prepared[xid] = log.clear()
+            self.prepared[str(xid)] = log.clear()
 
-    def commit_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
+    def commit_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
         """The second phase is about to be sent."""
         log = self.logs.get(connection)
-        changes = self._prepared.pop(xid, [])
+        changes = self.prepared.pop(str(xid), [])
         if log is not None and log.changed:
             self.before_commit(connection)
             void = self._dialect.commit_is_void(connection)
             changes += [] if void else log.clear()
         if changes:
-            self.pending.add(connection, changes, prepared=True)
+            self._warn_late(changes)
+            kept = str(xid) if is_prepared else None
+            self.pending.add(connection, changes, prepared=True, xid=kept)
 
-    def rollback_twophase(self, connection: sa.Connection, xid: Any, _is_prepared: bool) -> None:
+    def rollback_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
         """A two-phase transaction is about to be rolled back."""
-        changes = self._prepared.pop(xid, []) + self.log(connection).clear()
+        if is_prepared and (connection.invalidated or connection.closed):
+            return  # nothing is sent, and it outlives its connection
+        changes = self.prepared.pop(str(xid), []) + self.log(connection).clear()
         self._apply(not_undone(changes))
+
+    def settle(self, xid: str) -> None:
+        """A prepared transaction was committed or rolled back elsewhere: nobody knows which."""
+        self._apply(self.prepared.pop(xid, []), certain=False)
 
     def handle_error(self, context: Any) -> None:
         """A statement, a COMMIT or an attempt to connect has failed."""
@@ -289,7 +307,10 @@ class Transactions:
     def _failed(self, connection: sa.Connection, error: Any, *, lost: bool) -> None:
         failed = self.pending.pop_failed(connection)
         for pending in failed:
-            self._commit_failed(connection, pending, None if lost else error)
+            if pending.xid is not None:  # it is prepared yet, or it is not: the server knows
+                self.prepared[pending.xid] = pending.changes
+            else:
+                self._commit_failed(connection, pending, None if lost else error)
         log = self.log(connection)
         if log.mark is not None:  # what failed may have ended the transaction before
             self.look(connection)

@@ -271,6 +271,8 @@ class CleanupManager:
                 run.progress.finish()
                 failures += run.progress.failures
         report.forgotten = dict(self._forgotten)
+        for prepared in run.prepared.values():
+            leftovers += prepared
         report.leftovers = (*leftovers, *self._owners)
         report.blockers = tuple(
             [blocker for each in run.databases.values() for blocker in each.monitor.blockers]

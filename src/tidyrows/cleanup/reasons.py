@@ -43,6 +43,8 @@ class LeftoverKind(Enum):
     """The key is as it was sent, and the database may have stored another."""
     IN_DOUBT = auto()
     """The answer to the COMMIT that inserted it was lost."""
+    PREPARED = auto()
+    """Its transaction is prepared (two-phase commit), and neither committed nor rolled back."""
     UNANSWERED = auto()
     """The answer to the COMMIT that deleted it was lost, and it has no primary key."""
     UNNAMED = auto()
@@ -79,7 +81,7 @@ class Reason:
         names: for ``IGNORED`` triggers, rules and policies; for ``ALTERED`` the table where a row
             has the key that was sent; for ``REFUSED`` the tables whose rows reference it; for
             ``CIRCULAR`` the members of the circle; for ``UNCERTAIN`` the table, where it was
-            emptied or rebuilt.
+            emptied or rebuilt; for ``PREPARED`` the transaction's id.
         holder: the other tracker whose row needs it, if nothing else keeps it.
         blockers: the transactions that hold the lock.
         trouble: why the blockers are not known.
@@ -137,6 +139,9 @@ _TEXTS = {
     LeftoverKind.IN_DOUBT: "the answer to its COMMIT was lost, or its transaction was ended past "
     "SQLAlchemy, and a row with this key may as well be somebody else's; look at it, and delete it "
     "yourself or call tracker.track_rows() to own it",
+    LeftoverKind.PREPARED: "inserted by the prepared transaction {joined!r}, which anybody may yet "
+    "commit. End it with COMMIT PREPARED or ROLLBACK PREPARED (MariaDB, MySQL: XA COMMIT or XA "
+    "ROLLBACK), then clean up again; where it was entered into a ledger, a later sweep deletes it",
     LeftoverKind.UNANSWERED: "the table has no primary key, and a COMMIT was never answered: the "
     "rows may be gone, and a row that equals them may be somebody else's. Look yourself, or give "
     "the table a primary key",

@@ -8,22 +8,23 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+import sqlalchemy as sa
+
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.identity import Incarnations
-from tidyrows.cleanup.report import HERE, CleanupReport, TableRows, add_rows
+from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.report import HERE, CleanupReport, Leftover, TableRows, add_rows
+from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.claims import claimed_by_others
 from tidyrows.ledger.journal import JournalUpdate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import sqlalchemy as sa
-
     from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.options import CleanupOptions, DependentRules
     from tidyrows.cleanup.plan import Rows
-    from tidyrows.cleanup.reasons import Reason
     from tidyrows.cleanup.report import ProgressListener
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.dialects import Blocker
@@ -52,6 +53,8 @@ class CleanupRun:
     failure: BaseException | None = None  # the first error that kept rows from being deleted
     refusal: SessionStateError | None = None  # why nothing was deleted in one of the databases
     databases: dict[str, Database] = field(default_factory=dict)
+    # rows of prepared transactions, by the transaction's id
+    prepared: dict[str, list[Leftover]] = field(default_factory=dict)
     taken_over: set[str] = field(default_factory=set)  # databases in which a sweep has the rows now
     is_sweep: bool = False  # what it tracks may be another worker's by now, as the ledger tells
 
@@ -94,11 +97,45 @@ class CleanupRun:
 
     def held_by_database(self) -> list[tuple[Database, list[TableHoldings]]]:
         """What the tracker holds now, by database."""
-        self.tracker.engines.resolve()
+        for capture in self.tracker.engines.resolve():
+            self._look_for_prepared(self.database(capture.database))
         by_database: dict[str, list[TableHoldings]] = {}
         for held in self.tracker.store.snapshot():
             by_database.setdefault(held.table.name.database, []).append(held)
         return [(self.database(name), by_database[name]) for name in sorted(by_database)]
+
+    def _look_for_prepared(self, database: Database) -> None:
+        """Ask which transactions are prepared yet: their rows stay, those of others are in doubt.
+
+        A prepared transaction belongs to no session: anybody may commit it, at any time.
+        """
+        capture = database.capture
+
+        def ask() -> set[str]:
+            with database.reading() as connection:
+                return database.dialect.prepared_transactions(connection)
+
+        error: Exception | None = None
+        try:
+            left = self.retry(database, ask)
+        except (sa.exc.SQLAlchemyError, ConnectionError, TidyRowsError) as failure:
+            error, left = failure, set(capture.prepared)
+        for xid in list(capture.prepared):
+            if xid not in left:
+                capture.settle(xid)
+            self.prepared[xid] = []
+        for xid, changes in capture.prepared.items():
+            unseen = None if error is None else Reason(LeftoverKind.UNCONFIRMED, error)
+            reason = Reason(LeftoverKind.PREPARED, error, names=(xid,), also=unseen)
+            for change, sink in changes:
+                if sink is not self.tracker:
+                    continue
+                table, keys = change.table, change.keys
+                if table.key_columns:
+                    rows = [Leftover(table.name, table.row(key), reason) for key in keys]
+                else:
+                    rows = [Leftover(table.name, None, reason, len(keys))]
+                self.prepared[xid] += rows
 
     def retry(
         self,

@@ -132,6 +132,11 @@ class Sessions(DriverAccess):
             self._query(connection, self._busy.format(server_id))
         )
 
+    def prepared_transactions(self, connection: sa.Connection) -> set[str]:
+        """The ids of the transactions that are prepared on the server (two-phase commit)."""
+        found = connection.recover_twophase()
+        return {x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in found}
+
     # ----- the cleanup's connection
 
     def connect(self, engine: sa.Engine, seconds: float) -> AbstractContextManager[sa.Connection]:

@@ -112,10 +112,14 @@ class Engines:
             capture.dialect.is_transient(error) for capture in self._captures
         )
 
-    def resolve(self) -> None:
-        """Apply the changes of every COMMIT that is over."""
+    def resolve(self) -> list[Capture]:
+        """Apply the changes of every COMMIT that is over; where transactions are prepared yet."""
+        preparing = []
         for capture in list(self._captures):
             capture.resolve()
+            if capture.prepared:
+                preparing.append(capture)
+        return preparing
 
     def pending_changes(self) -> Iterator[Change]:
         """What is inserted for the tracker and not committed."""
