@@ -25,6 +25,7 @@ from tidyrows.cleanup.report import (
 )
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
+    ArgumentError,
     CleanupError,
     ExternalResourceError,
     KeyShapeError,
@@ -55,6 +56,7 @@ from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 __all__ = [
+    "ArgumentError",
     "Attempt",
     "Blocker",
     "CleanupError",

@@ -22,6 +22,18 @@ class TidyRowsError(Exception):
         self.__dict__.update(attributes)
 
 
+class ArgumentError(TidyRowsError, TypeError, ValueError):
+    """An argument has a value that it does not take, or a name that the call does not have.
+
+    Attributes:
+        argument: its name.
+        value: the value; None for an unknown name.
+    """
+
+    argument: str
+    value: Any = None
+
+
 class NotBoundError(TidyRowsError, TypeError):
     """The given object does not lead to a database."""
 

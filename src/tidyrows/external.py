@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from tidyrows.arguments import SWITCH, Kind, checked
 from tidyrows.errors import ExternalResourceError
 from tidyrows.keys import RowKey, TableName
 
@@ -130,6 +131,17 @@ _handlers: dict[str, Handler] = {}
 _lock = threading.Lock()
 
 
+@checked(
+    retry_on=Kind(
+        lambda kinds: (
+            isinstance(kinds, Collection)
+            and all(isinstance(kind, type) and issubclass(kind, Exception) for kind in kinds)
+        ),
+        "a list of exception classes",
+        "[TimeoutError]",
+    ),
+    replace=SWITCH,
+)
 def external_handler(
     kind: str,
     *,

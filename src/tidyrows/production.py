@@ -7,6 +7,7 @@ import re
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from tidyrows.arguments import Kind
 from tidyrows.errors import ProductionDatabaseError
 
 if TYPE_CHECKING:
@@ -92,21 +93,17 @@ _ELSEWHERE = ("host", "hostaddr", "dbname", "database", "service", "unix_socket"
 """Parameters of a URL that name hosts and databases."""
 
 
-def checked_permission(allowed: object) -> bool | Collection[str]:
-    """The value of ``allow_production``, if it is a boolean or a collection of names."""
-    if isinstance(allowed, bool):
-        return allowed
-    if (
-        isinstance(allowed, (str, bytes))  # one string is a collection of letters
-        or not isinstance(allowed, Collection)
-        or not all(isinstance(name, str) for name in allowed)
-    ):
-        names = f"[{allowed!r}]" if isinstance(allowed, str) else "['app_prod']"
-        raise TypeError(
-            f"allow_production={allowed!r} is neither a boolean nor a list of names. Write "
-            f"allow_production={names}."
-        )
-    return allowed
+def _is_permission(allowed: object) -> bool:
+    """Whether it is a boolean or a collection of names; one string is a collection of letters."""
+    return isinstance(allowed, bool) or (
+        isinstance(allowed, Collection)
+        and not isinstance(allowed, (str, bytes))
+        and all(isinstance(name, str) for name in allowed)
+    )
+
+
+PERMISSION = Kind(_is_permission, "True, False or a list of names", "['app_prod']")
+"""What an argument ``allow_production=`` takes."""
 
 
 def refuse_production(
@@ -141,7 +138,6 @@ def _refuse(
     allowed: bool | Collection[str],
     environ: Mapping[str, str],
 ) -> None:
-    allowed = checked_permission(allowed)
     if allowed is True:
         return
     listed = environ.get(ALLOW_VARIABLE, "").split(",")

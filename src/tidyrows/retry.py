@@ -7,14 +7,14 @@ deadlock may have undone all of it.
 from __future__ import annotations
 
 import logging
-import math
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NoReturn, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import tenacity
 
+from tidyrows.arguments import check, function, instance_of, number, optional, whole
 from tidyrows.errors import add_note
 from tidyrows.greenlets import sleep
 
@@ -33,14 +33,18 @@ logger = logging.getLogger("tidyrows")
 _jitter = random.SystemRandom().uniform
 
 
-_CALLABLES = {
-    "sleep": ("callable", "leave sleep out"),
-    "clock": ("callable", "leave clock out"),
-    "uniform": ("callable", "leave uniform out"),
-    "wait": ("callable, or None", "wait=tenacity.wait_fixed(1)"),
-    "stop": ("callable, or None", "stop=tenacity.stop_after_delay(10)"),
-    "retry": ("callable, or None", "retry=tenacity.retry_if_exception_type(ConnectionResetError)"),
-    "on_attempt": ("callable, or None", "on_attempt=print"),
+_KINDS = {
+    "attempts": whole("1 for no retry", least=1),
+    "base": number("0.05", least=0),
+    "max_wait": number("2.0", least=0),
+    "deadline": number("60.0", least=0),
+    "wait": optional(function("tenacity.wait_fixed(1)")),
+    "stop": optional(function("tenacity.stop_after_delay(10)")),
+    "retry": optional(function("tenacity.retry_if_exception_type(ConnectionResetError)")),
+    "on_attempt": optional(function("print")),
+    "sleep": function("time.sleep"),
+    "clock": function("time.monotonic"),
+    "uniform": function("random.uniform"),
 }
 
 
@@ -89,7 +93,7 @@ class RetryPolicy:
         uniform: draws the wait between two bounds.
 
     Raises:
-        ValueError: an attribute has an impossible value; the message names it.
+        ArgumentError: an attribute has an impossible value; the message names it.
 
     Example:
         >>> policy = RetryPolicy(attempts=3, base=0.0)
@@ -110,26 +114,9 @@ class RetryPolicy:
     uniform: Callable[[float, float], float] = field(default=_jitter, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.attempts, bool) or not isinstance(self.attempts, int):
-            self._refuse("attempts", "a whole number", "attempts=20")
-        if self.attempts < 1:
-            self._refuse("attempts", "at least 1", "attempts=1 for no retry")
-        for name in ("base", "max_wait", "deadline"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                self._refuse(name, "a number of seconds", f"{name}=2.0")
-            if not math.isfinite(value) or value < 0:
-                self._refuse(name, "finite and not negative", f"{name}=2.0")
-        if self.max_wait < self.base:
-            self._refuse("max_wait", f"at least base ({self.base})", "max_wait=2.0")
-        for name, (need, example) in _CALLABLES.items():
-            value = getattr(self, name)
-            if not callable(value) and (value is not None or need == "callable"):
-                self._refuse(name, need, example)
-
-    def _refuse(self, name: str, need: str, example: str) -> NoReturn:
-        value = getattr(self, name)
-        raise ValueError(f"RetryPolicy({name}={value!r}): {name} must be {need}; write {example}")
+        check("RetryPolicy", _KINDS, vars(self).items())
+        least = number(f"{self.base}", least=self.base)
+        check("RetryPolicy", {"max_wait": least}, [("max_wait", self.max_wait)])
 
     def run(
         self,
@@ -205,6 +192,10 @@ class RetryPolicy:
         backoff = tenacity.wait_exponential(multiplier=self.base, max=self.max_wait)(state)
         # Cut before the draw: the last attempts spread over the time that is left.
         return self.uniform(0.0, min(backoff, left))
+
+
+RETRY = optional(instance_of(RetryPolicy, need="a RetryPolicy", example="RetryPolicy(attempts=3)"))
+"""What an argument ``retry=`` takes."""
 
 
 def _log_retry(attempt: int, error: BaseException) -> None:

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 
+from tidyrows.arguments import checked
 from tidyrows.capture.connections import open_connections
 from tidyrows.capture.engine import root_engine
 from tidyrows.dialects import Fault, Loss, dialect_for
-from tidyrows.errors import NotBoundError, SessionStateError, add_note, text_of
+from tidyrows.errors import ArgumentError, NotBoundError, SessionStateError, add_note, text_of
 from tidyrows.greenlets import is_async, spawn, wait_for
-from tidyrows.retry import RetryPolicy
+from tidyrows.retry import RETRY, RetryPolicy
 from tidyrows.tracking.binding import session_engine
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _COMMITTED_IN_PART = (
 )
 
 
+@checked(retry=RETRY)
 def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None) -> Any:
     """Run ``fn`` as one transaction, and retry it after a transient error such as a deadlock.
 
@@ -99,14 +101,16 @@ def with_retries(bind: Any, fn: Any = None, *, retry: RetryPolicy | None = None)
 
 def _refuse_function(fn: Any, *, asynchronous: bool) -> None:
     if not callable(fn):
-        raise TypeError(
+        raise ArgumentError(
             f"with_retries() calls a function with the session, and {fn!r} is not a function. "
-            f"Write with_retries(session, lambda session: ...)."
+            f"Write with_retries(session, lambda session: ...).",
+            argument="fn",
         )
     if inspect.iscoroutinefunction(fn) and not asynchronous:
-        raise TypeError(
+        raise ArgumentError(
             f"{fn!r} is asynchronous and the session is not: give with_retries() an AsyncSession, "
-            f"async_sessionmaker or AsyncEngine, or write a plain def."
+            f"async_sessionmaker or AsyncEngine, or write a plain def.",
+            argument="fn",
         )
     may_be_awaited = (  # what a lambda or a decorator returns
         not inspect.isfunction(fn)
@@ -115,9 +119,10 @@ def _refuse_function(fn: Any, *, asynchronous: bool) -> None:
         or hasattr(fn, "__wrapped__")
     )
     if asynchronous and not may_be_awaited:
-        raise TypeError(
+        raise ArgumentError(
             f"{fn!r} is not asynchronous and the session is: write async def, and await what it "
-            f"does with the session."
+            f"does with the session.",
+            argument="fn",
         )
 
 

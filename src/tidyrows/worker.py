@@ -30,6 +30,7 @@ from functools import cached_property
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
+from tidyrows.arguments import check, instance_of, optional, whole
 from tidyrows.errors import ScopeError, WorkerContextError
 from tidyrows.template import (
     ALPHABET,
@@ -126,6 +127,16 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: _process.begin(uuid.uuid4().hex))
 
 
+_TEXT = instance_of(str, need="a text", example="'gw3'")
+_KINDS = {
+    "run_id": _TEXT,
+    "worker_id": _TEXT,
+    "worker_index": whole("3"),
+    "test_id": optional(_TEXT),
+    "worker_count": whole("8"),
+}
+
+
 @dataclass(frozen=True)
 class WorkerContext:
     """One test of one worker of one run.
@@ -139,6 +150,7 @@ class WorkerContext:
 
     Raises:
         WorkerContextError: an id is empty, or a number is out of its range.
+        ArgumentError: an argument has a value of another type.
 
     Example:
         >>> context = WorkerContext("nightly-17", "gw3", 3, test_id="test_login", worker_count=8)
@@ -153,6 +165,7 @@ class WorkerContext:
     worker_count: int = 1
 
     def __post_init__(self) -> None:
+        check("WorkerContext", _KINDS, vars(self).items())
         if not self.run_id or not self.worker_id:
             raise WorkerContextError(
                 "A run and a worker need an id: give run_id and worker_id, or set TIDYROWS_RUN "
@@ -305,3 +318,9 @@ def printable(text: str | None) -> str:
     """A text from a ledger or the environment, with control characters as escapes."""
     text = "?" if text is None else text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+CONTEXT = optional(
+    instance_of(WorkerContext, need="a WorkerContext", example="WorkerContext.current()")
+)
+"""What an argument ``context=`` takes."""

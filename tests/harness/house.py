@@ -21,7 +21,7 @@ PLUGIN = "pytest_tidyrows"
 FLOORS = {
     room: floor
     for floor, rooms in enumerate((
-        "errors keys greenlets",
+        "errors keys greenlets arguments",
         "schema",
         "dialects",
         "worker template production external key_json retry",

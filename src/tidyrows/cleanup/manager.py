@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
+from tidyrows.arguments import checked
 from tidyrows.cleanup.database_cleanup import DatabaseCleanup
 from tidyrows.cleanup.options import (
+    KINDS,
     CleanupOptions,
     Dependents,
     is_table_of_models,
@@ -104,6 +106,7 @@ class CleanupManager:
     _forgotten: Mapping[str, int] = MappingProxyType({})
     """Of a sweep: how many entries it forgot, by owner."""
 
+    @checked(**KINDS)
     def __init__(
         self,
         tracker: ResourceTracker,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from enum import Enum, auto
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import sqlalchemy as sa
 from sqlalchemy.orm.mapper import _all_registries  # nothing public has every mapped class
 
+from tidyrows.arguments import SWITCH, function, instance_of, number, optional, whole
 from tidyrows.cleanup.reasons import LeftoverKind
-from tidyrows.errors import UnknownTableError
-from tidyrows.retry import RetryPolicy
+from tidyrows.errors import ArgumentError, UnknownTableError
+from tidyrows.retry import RETRY, RetryPolicy
 from tidyrows.tracking.named_rows import mapper_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import orm
 
@@ -57,6 +59,25 @@ class Dependents(Enum):
     """Touch none: our rows that they reference stay and are reported with them."""
 
 
+KINDS = {
+    "dependents": instance_of(
+        Dependents,
+        need="Dependents.FOLLOW_SCHEMA, Dependents.DELETE or Dependents.ERROR",
+        example="Dependents.FOLLOW_SCHEMA",
+    ),
+    "retry": RETRY,
+    "verify": SWITCH,
+    "lock_timeout": number("5.0", above=0),
+    "deadline": optional(number("60.0", least=0)),
+    "rows_per_transaction": whole("25_000", least=1),
+    "on_progress": optional(function("progress_bar()")),
+    "trust_keys": SWITCH,
+    "keep_on_failure": SWITCH,
+    "allow_foreign_keys_off": SWITCH,
+}
+"""What the arguments of a CleanupManager take; those that name tables are checked with it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CleanupOptions:
     """The arguments of :class:`CleanupManager`, which describes them; all are valid."""
@@ -74,23 +95,10 @@ class CleanupOptions:
     allow_foreign_keys_off: bool = False
 
     def __post_init__(self) -> None:
-        if self.lock_timeout <= 0:
-            raise ValueError(
-                f"lock_timeout={self.lock_timeout!r} is no time to wait; give seconds, as in "
-                f"CleanupManager(tracker, lock_timeout=5.0)."
-            )
-        if self.rows_per_transaction < 1:
-            raise ValueError(
-                f"rows_per_transaction={self.rows_per_transaction!r} deletes nothing; give a "
-                f"number of rows, as in CleanupManager(tracker, rows_per_transaction=25_000)."
-            )
-        if not isinstance(self.dependents, Dependents):
-            raise TypeError(
-                f"dependents={self.dependents!r} is no way to treat dependents; write "
-                f"Dependents.FOLLOW_SCHEMA, Dependents.DELETE or Dependents.ERROR."
-            )
         for table in sorted(self.own & self.protect, key=str):
-            raise ValueError(f"{table} is in own= and in protect=; take it out of one of them.")
+            raise ArgumentError(
+                f"{table} is in own= and in protect=; take it out of one of them.", argument="own"
+            )
 
     @property
     def texts(self) -> frozenset[NamedTable]:
@@ -158,7 +166,7 @@ SCHEMA_ALONE = DependentRules()
 
 def named_tables(argument: str, tables: Iterable[Any]) -> frozenset[NamedTable]:
     """Mapped classes, Tables and names like ``"audit_log"`` or ``"audit.log"``."""
-    if isinstance(tables, (str, type, sa.Table)):
+    if isinstance(tables, (str, type, sa.Table)) or not isinstance(tables, Iterable):
         raise UnknownTableError(
             f"{argument}= takes a list of tables, and {tables!r} is one. Write "
             f"CleanupManager(tracker, {argument}=[{getattr(tables, '__name__', tables)}]).",
@@ -290,4 +298,6 @@ def is_table_of_models(named: NamedTable) -> bool:
 
 
 def _mappers() -> Iterable[orm.Mapper[Any]]:
-    return {mapper for registry in _all_registries() for mapper in registry.mappers}
+    # Not registry.mappers: a class whose mapping is deferred makes that fail.
+    managers = [each for registry in _all_registries() for each in list(registry._managers)]  # noqa: SLF001 -- as above
+    return {manager.mapper for manager in managers if manager.is_mapped}

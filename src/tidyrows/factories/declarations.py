@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from factory.declarations import BaseDeclaration
 from sqlalchemy.orm import ColumnProperty, Mapper
 
+from tidyrows.arguments import checked, instance_of, name, whole
 from tidyrows.errors import ScopeError
 from tidyrows.template import TAG_WIDTH, check, escaped
 from tidyrows.tracking.tracker import current_tracker
@@ -54,6 +55,7 @@ class Scoped(BaseDeclaration):
         'user-qr0wctk03010'
     """
 
+    @checked(template=name("user-{tag}"))
     def __init__(self, template: str) -> None:
         check(template)
         super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
@@ -82,6 +84,7 @@ class ScopedEmail(BaseDeclaration):
             column is too short for tag and domain.
     """
 
+    @checked(prefix=instance_of(str, need="a text", example="'user'"), domain=name("example.test"))
     def __init__(self, prefix: str = "user", domain: str = "example.test") -> None:
         if prefix and not _LOCAL.fullmatch(prefix):
             raise ScopeError(
@@ -120,6 +123,7 @@ class ScopedInteger(BaseDeclaration):
         ScopeError: the mapped column cannot hold the next value.
     """
 
+    @checked(start=whole("100"))
     def __init__(self, start: int = 0) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.start = start

@@ -14,12 +14,13 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from tidyrows.arguments import checked, name, number, optional
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import is_async, spawn, synchronous
 from tidyrows.ledger.entry_table import LEDGER, OPTIONS, VERSION, EntryTable
 from tidyrows.ledger.process import LedgerProcess
-from tidyrows.production import refuse_places, refuse_production
+from tidyrows.production import PERMISSION, refuse_places, refuse_production
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -57,6 +58,12 @@ class Ledger(EntryTable):
         >>> tracker = ResourceTracker(engine, ledger=Ledger(engine))
     """
 
+    @checked(
+        name=name("tidyrows_ledger"),
+        schema=optional(name("audit")),
+        beat=number("2.0", above=0),
+        allow_production=PERMISSION,
+    )
     def __init__(
         self,
         engine: sa.Engine | AsyncEngine,
@@ -73,8 +80,6 @@ class Ledger(EntryTable):
                 f"A ledger is reached by an engine, not by a {type(engine).__name__}. Write "
                 f"{'Ledger(create_engine(url))' if is_url else 'Ledger(engine)'}."
             )
-        if beat <= 0:
-            raise ValueError(f"beat={beat!r} is no time between heartbeats; give seconds, as 2.0.")
         refuse_production(bind.url, allow_production)
         refuse_places(dialect_for(bind).places_by_url(bind), allow_production)
         self._allow_production = allow_production

@@ -47,26 +47,6 @@ class SweepArguments:
     """Also what a worker has just handed to its controller: the controller itself asks for it."""
     as_superuser: bool = False
 
-    def __post_init__(self) -> None:
-        for name, seconds, example in (
-            ("older_than", self.older_than, "older_than=3600, or older_than=0 for all"),
-            ("patience", self.patience, "patience=15"),
-        ):
-            if seconds is not None and not seconds >= 0:
-                raise ValueError(
-                    f"{name}={seconds!r} is no length of time; give seconds, as in {example}."
-                )
-        for name, text, others in (
-            ("run", self.run, "leave run= out for all runs"),
-            ("worker", self.worker, "leave worker= out for all workers"),
-            ("kept", self.kept, "write kept=True for all that is kept"),
-        ):
-            if text == "":
-                raise ValueError(
-                    f"{name}='' names nothing; a shell variable that is not set gives that. Give "
-                    f"the name, as find_orphans(engine) shows it, or {others}."
-                )
-
 
 @dataclass(frozen=True, slots=True)
 class Candidate:

@@ -6,7 +6,8 @@ owner from being swept, and nobody else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -18,7 +19,7 @@ from tidyrows.ledger.process import OwnerKind, is_process_id
 from tidyrows.worker import printable, worker_name
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Sequence
 
     from tidyrows.ledger.table import Ledger
     from tidyrows.sweep.dead_workers import Candidate
@@ -90,16 +91,7 @@ def forget_owners(
     return forgotten
 
 
-def owners_to_forget(forget: str | Iterable[str]) -> tuple[str, ...]:
-    """The owners that ``forget=`` names.
-
-    Raises:
-        ValueError: a name is empty, or is no text.
-    """
-    names = (forget,) if isinstance(forget, str) else tuple(forget)
-    if not all(isinstance(name, str) and name for name in names):
-        raise ValueError(
-            f"forget={forget!r} has a name that names nothing. Give the owners as "
-            f"find_orphans(engine) shows them, as in forget=['left5f0c1a2b3c4d']."
-        )
-    return names
+def are_owners(forget: Any) -> bool:
+    """Whether ``forget=`` names owners: one, or a collection of them."""
+    names = (forget,) if isinstance(forget, str) else forget
+    return isinstance(names, Collection) and all(isinstance(e, str) and bool(e) for e in names)

@@ -10,23 +10,24 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.arguments import SWITCH, Kind, checked, name, number, optional
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError
-from tidyrows.greenlets import in_greenlet, spawn
+from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import NAME, Ledger
+from tidyrows.production import PERMISSION
 from tidyrows.sweep.dead_workers import (
     PATIENCE,
     SweepArguments,
     find_candidates,
     forget_dead_processes,
 )
-from tidyrows.sweep.owners import OwnerLeftError, names_in_short, owners_to_forget
+from tidyrows.sweep.owners import OwnerLeftError, are_owners, names_in_short
 from tidyrows.sweep.recovery import Recovery, TrackerEntries, read_owner
 from tidyrows.worker import printable, worker_name
 
@@ -89,6 +90,31 @@ class Orphans:
         )
 
 
+_KINDS = {
+    "place": Kind(
+        lambda place: isinstance(place, (str, sa.URL, sa.Engine, Ledger)) or is_async(place),
+        "an engine, a URL or a Ledger",
+        "engine",
+    ),
+    "run": optional(name("nightly-17")),
+    "worker": optional(name("gw3")),
+    "older_than": optional(number("3600, or older_than=0 for all", least=0)),
+    "kept": Kind(
+        lambda kept: isinstance(kept, bool) or (isinstance(kept, str) and bool(kept)),
+        "True, False, or a name as find_orphans(engine) shows it (a shell variable that is not "
+        "set gives an empty one)",
+        "True for all that is kept",
+    ),
+    "forget": Kind(are_owners, "owners as find_orphans(engine) shows them", "['left5f0c1a2b3c4d']"),
+    "patience": number("15", least=0),
+    "ledger": name(NAME),
+    "schema": optional(name("audit")),
+    "allow_production": PERMISSION,
+    "as_superuser": SWITCH,
+}
+
+
+@checked(CleanupManager, **_KINDS)
 def sweep(
     place: Place,
     *,
@@ -136,15 +162,14 @@ def sweep(
             use; or this role is a superuser, see ``as_superuser``; or nothing is kept under the
             name that ``kept`` gives; or an owner in ``forget`` has no entries.
         ProductionDatabaseError: the database looks like production.
-        TypeError: an argument has a name that neither this nor ``CleanupManager`` knows.
-        ValueError: a time is negative, or a name is empty.
+        ArgumentError: an argument has a value that it does not take, or a name that neither
+            this nor ``CleanupManager`` knows.
 
     Example:
         >>> print(sweep("postgresql+psycopg://ci@db/app"))
         public.users 3 deleted (0.012 s)
     """
-    _refuse_unknown_options(options)
-    owners = owners_to_forget(forget)
+    owners = (forget,) if isinstance(forget, str) else tuple(forget)
     arguments = SweepArguments(run, worker, older_than, kept, patience, as_superuser=as_superuser)
     with _opened(place, ledger, schema, allow_production) as opened:
         recovery = Recovery(opened, options.get("retry"))
@@ -160,6 +185,7 @@ def sweep(
                 forget_dead_processes(opened, arguments)
 
 
+@checked(**_KINDS)
 def find_orphans(
     place: Place,
     *,
@@ -188,7 +214,7 @@ def find_orphans(
     Raises:
         LedgerError: as for :func:`sweep`.
         ProductionDatabaseError: the database looks like production.
-        ValueError: a time is negative, or a name is empty.
+        ArgumentError: an argument has a value that it does not take.
     """
     arguments = SweepArguments(run, worker, older_than, kept, patience)
     with (
@@ -286,18 +312,6 @@ def _orphans(candidate: Candidate, entries: TrackerEntries) -> Orphans:
         candidate.owner if OwnerKind.KEPT.includes(candidate.owner) else None,
         candidate.owner,
     )
-
-
-def _refuse_unknown_options(options: Iterable[str]) -> None:
-    """Raise TypeError for an argument that neither ``sweep`` nor ``CleanupManager`` has."""
-    theirs = [name for name in signature(CleanupManager).parameters if name != "tracker"]
-    unknown = [f"{name}=" for name in options if name not in theirs]
-    if unknown:
-        taken = [name for name in signature(sweep).parameters if name not in {"place", "options"}]
-        raise TypeError(
-            f"sweep() does not take {', '.join(unknown)}. Beside the engine, URL or ledger it "
-            f"takes {', '.join(taken)}, and what CleanupManager takes: {', '.join(theirs)}."
-        )
 
 
 def _refuse_unknown_kept(ledger: Ledger, connection: sa.Connection, kept: bool | str) -> None:

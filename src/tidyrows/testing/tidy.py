@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
 
+from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
 from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.ledger.table import Ledger
+from tidyrows.production import PERMISSION
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
-from tidyrows.worker import WorkerContext
+from tidyrows.worker import CONTEXT, WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -72,6 +74,13 @@ class Tidy:
     tracker: ResourceTracker
     cleanup: CleanupManager
 
+    @checked(
+        CleanupManager,
+        test=optional(instance_of(str, need="a text", example="'test_login'")),
+        context=CONTEXT,
+        ledger=optional(instance_of(Ledger, bool, need="a Ledger, True or False", example="True")),
+        allow_production=PERMISSION,
+    )
     def __init__(
         self,
         bind: Bind | str | sa.URL,

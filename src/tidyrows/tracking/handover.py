@@ -136,7 +136,10 @@ def loads(
 
 
 _MALFORMED = (ValueError, TypeError, KeyError, ArithmeticError)
-_NOT_OURS = "This is not what ResourceTracker.to_json() writes; nothing was read."
+_NOT_OURS = (
+    "This is not what ResourceTracker.to_json() writes; nothing was read. Give the text that "
+    "tracker.to_json() returned."
+)
 
 
 def _parsed(text: str) -> tuple[dict[str, Any], WorkerContext]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
 
+from tidyrows.arguments import SWITCH, checked, name
 from tidyrows.capture.changes import Inserted
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import ExternalResourceError, SessionStateError, TidyRowsError
@@ -79,6 +80,7 @@ class Selection(TrackerParts):
         for keyed, stored in named_rows.named_rows(self.sessions, table, keys):
             self._hold_committed(keyed, stored)
 
+    @checked(late=SWITCH)
     def track_query(self, select: sa.Select[Any], *, late: bool = False) -> int:
         """Own the rows that a query finds now, as committed.
 
@@ -99,6 +101,7 @@ class Selection(TrackerParts):
         find = partial(named_rows.rows_of_query, self.sessions, select)
         return self._hold_found(find, late=late)
 
+    @checked(template=name("user-{tag}"), late=SWITCH)
     def track_tagged(
         self, column: Any, template: str, *, whose: TagOwner = "test", late: bool = False
     ) -> int:

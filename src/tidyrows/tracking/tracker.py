@@ -7,13 +7,16 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
 
+from tidyrows.arguments import checked
 from tidyrows.capture import ownership
 from tidyrows.errors import SessionStateError
 from tidyrows.greenlets import in_greenlet, spawn
-from tidyrows.retry import RetryPolicy
+from tidyrows.production import PERMISSION
+from tidyrows.retry import RETRY, RetryPolicy
 from tidyrows.tracking import handover
 from tidyrows.tracking.leak_warning import started_here
 from tidyrows.tracking.selection import Selection
+from tidyrows.worker import CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator
@@ -52,7 +55,7 @@ class ResourceTracker(Selection):
     Raises:
         NotBoundError: ``bind`` leads to no database.
         ProductionDatabaseError: the database, its host or the environment looks like production.
-        TypeError: ``allow_production`` is one string, or something else that is no list of names.
+        ArgumentError: an argument has a value that it does not take.
 
     Example:
         >>> tracker = ResourceTracker(engine)
@@ -62,6 +65,7 @@ class ResourceTracker(Selection):
         1
     """
 
+    @checked(context=CONTEXT, allow_production=PERMISSION, retry=RETRY)
     def __init__(
         self,
         bind: Bind | TrackerStack[ResourceTracker],

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.capture.changes import KeysChanged
 from tidyrows.errors import LateCommitWarning, UntrackedRowsWarning
 from tidyrows.external import Externals
-from tidyrows.production import checked_permission
 from tidyrows.tracking.binding import Binding, Engines
 from tidyrows.tracking.journals import Journals
 from tidyrows.tracking.leak_warning import warn_of_leak
@@ -69,7 +68,7 @@ class TrackerParts:
         self.active = False  # started, not stopped, and not inherited by a forked child
         self.is_foreign = False  # inherited by a forked child, which owns nothing
         self.started_at: list[str] = []
-        self.engines = Engines(self, checked_permission(allow_production))
+        self.engines = Engines(self, allow_production)
         self.binding = Binding(bind)
         self.sessions = Sessions(self.binding, self.engines)
         self.store = Store()
