@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
 import os
 import re
 import subprocess
@@ -97,3 +99,63 @@ def test_other_languages_are_not_run(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```console\n$ python\n```\n\n```python\nz = 3\n```\n\n```\nnothing\n```\n")
     assert [block.strip() for block in blocks(page)] == ["z = 3"]
+
+
+# --- the texts of errors.md
+
+
+OF_OTHERS = (
+    "FOREIGN KEY constraint failed",
+    "is still referenced from table",
+    "Cannot delete or update a parent row",
+    "gave up: ",  # and what the database says
+    "permission denied for table",
+    "Instance <User> has been deleted",
+    "is not bound to a Session",
+)
+"""Texts of databases and of SQLAlchemy, which the page explains too."""
+WORD = re.compile(r"[A-Za-z_]+")
+ENOUGH = 0.5
+"""How many words of a text one message must have: a text may be made of two."""
+VALUES = re.compile(r"'[^']*'|\[.*?\]|\(it contains[^)]*\)|\S*[._=]\w\S*")
+"""Names and values, which no message has."""
+
+
+def messages_of(path):
+    """The words of each text of a module that is no docstring, without what is put in."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            pieces = [each.value for each in node.values if isinstance(each, ast.Constant)]
+            yield WORD.findall(" ".join(map(str, pieces)))
+        elif isinstance(node, ast.Constant) and id(node) not in docstrings:
+            yield WORD.findall(re.sub(r"{[^}]*}", " ", str(node.value)))
+
+
+def share_in_order(words, message):
+    """How many of the words, from 0 to 1, a message has in the same order."""
+    if len(set(words) & set(message)) < ENOUGH * len(set(words)):
+        return 0.0
+    matcher = difflib.SequenceMatcher(None, words, message, autojunk=False)
+    blocks = [each.size for each in matcher.get_matching_blocks() if each.size > 1]
+    return sum(blocks) / len(words)
+
+
+def test_every_text_that_the_page_of_errors_explains_is_in_the_source():
+    package = Path(tidyrows.__file__).parent
+    messages = [words for path in package.rglob("*.py") for words in messages_of(path)]
+    page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    texts = [
+        text.strip(" .")
+        for heading in re.findall(r"^## (.*)$", page, re.MULTILINE)
+        for text in heading.split(" · ")
+        if not text.startswith(OF_OTHERS)
+    ]
+    assert len(texts) > 100
+    shares = {
+        text: max(share_in_order(words, message) for message in messages)
+        for text in texts
+        if (words := WORD.findall(VALUES.sub(" ", text)))
+    }
+    assert [text for text, share in shares.items() if share < ENOUGH] == []

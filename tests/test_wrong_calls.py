@@ -5,10 +5,16 @@ A row of a table is a call and three texts of its error: the object, the cause, 
 
 from __future__ import annotations
 
+import copy
+import pickle
+import sys
+import unittest
+from inspect import signature
+
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.declarative import AbstractConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
 
 from harness.models import Org, User
 from tidyrows import (
@@ -20,15 +26,25 @@ from tidyrows import (
     ScopedEmail,
     ScopedInteger,
     TidyRowsError,
+    TrackedFactory,
     WorkerContext,
     external_handler,
     find_orphans,
     sweep,
     with_retries,
 )
+from tidyrows.arguments import kinds_of
 from tidyrows.testing import Tidy
 
 WRITE_MANAGER = "CleanupManager(ResourceTracker(engine))"
+
+
+ID = sa.Column("id", sa.Integer, primary_key=True)
+
+
+def enter(manager):
+    with manager:
+        pytest.fail("it was entered")
 
 
 class Bench:
@@ -163,6 +179,24 @@ TRACKER = {
         lambda b: b.tracker.preserve(User), "User", "takes a select()", "preserve(select(",
     ),
     "mine": (lambda b: b.tracker.mine("users"), "'users'", "neither a mapped class", "the model"),
+    "a list": (
+        lambda b: b.tracker.track([Org(name="a")]), "a list", "takes mapped objects", "track(*",
+    ),
+    "a class": (lambda b: b.tracker.track(Org), "Org", "no mapped object", "track_rows("),
+    "explain": (
+        lambda b: b.tracker.explain(5), "explain()", "5 is no mapped object", "track_rows(",
+    ),
+    "a table that is not there": (
+        lambda b: b.tracker.track_rows(sa.Table("new", sa.MetaData(), ID), [1]), "new",
+        "has no table", "metadata.create_all(engine)",
+    ),
+    "pickle": (
+        lambda b: pickle.dumps(b.tracker), "ResourceTracker", "cannot be pickled", "to_json()",
+    ),
+    "copy": (lambda b: copy.copy(b.tracker), "ResourceTracker", "or copied", "from_json(text"),
+    "a tracker as a block": (
+        lambda b: enter(b.tracker), "tracker", "no block", "with CleanupManager(ResourceTracker(",
+    ),
     "no JSON of ours": (
         lambda b: ResourceTracker.from_json("{}", b.engine), "to_json()", "not what",
         "tracker.to_json()",
@@ -204,6 +238,21 @@ OTHERS = {
     "ledger's name": (lambda b: Ledger(b.engine, name=5), "name=5", "a text", "'tidyrows_ledger'"),
     "heartbeat": (lambda b: Ledger(b.engine, beat=0), "beat=0", "above 0", "beat=2.0"),
     "no place": (lambda _: sweep(5), "place=5", "an engine, a URL or a Ledger", "place=engine"),
+    "a URL of old": (
+        lambda _: sweep("postgres://me:secret@db/app"), "'postgres'", "does not know",
+        "postgresql+psycopg",
+    ),
+    "no URL": (lambda _: sweep("shop"), "text", "is no URL", "postgresql+psycopg"),
+    "no such driver": (
+        lambda _: sweep("mysql+missing://me:secret@db/app"), "'mysql+missing'", "does not know",
+        "mysql+pymysql://",
+    ),
+    "a URL for Tidy": (
+        lambda _: Tidy("postgre://me:secret@db/app"), "'postgre'", "does not know", "postgresql+",
+    ),
+    "no report yet": (
+        lambda b: b.manager().report, "CleanupManager", "no report yet", "call cleanup()",
+    ),
     "age": (
         lambda b: sweep(b.engine, older_than="1h"), "'1h'", "number of seconds", "older_than=3600",
     ),
@@ -250,6 +299,7 @@ def refused(call, *texts):
         call()
     said = str(caught.value)
     assert [text for text in texts if text not in said] == [], said
+    assert "secret" not in said
     return caught.value
 
 
@@ -290,6 +340,80 @@ def test_a_class_that_is_mapped_later_hides_no_typo(sqlite_engine):
         "'Shape'",
         "no such table",
     )
+
+
+def test_a_driver_that_is_not_installed_is_named_with_one_that_is(monkeypatch):
+    monkeypatch.setitem(sys.modules, "MySQLdb", None)
+    refused(lambda: sweep("mysql://me:secret@db/app"), "'mysql'", "MySQLdb", "mysql+pymysql://")
+
+
+def test_a_tracker_that_runs_is_refused_by_a_second_block(zoo_engine):
+    """The inner block would end it, and nobody would track the rows that come after."""
+    tracker = ResourceTracker(zoo_engine)
+    with CleanupManager(tracker) as cleanup:
+        for start in (lambda: enter(CleanupManager(tracker)), tracker.start):
+            refused(start, "This tracker", "started already", "blocks nest with a tracker each")
+        with Session(zoo_engine) as session:
+            session.add(Org(name="after the refusal"))
+            session.commit()
+    assert cleanup.report.total_deleted == 1
+
+
+def test_a_tidy_that_runs_is_not_started_again(zoo_engine):
+    tidy = Tidy(zoo_engine).start()
+    refused(tidy.start, "This tracker", "started already", "blocks nest with a tracker each")
+    tidy.finish()
+
+
+CHECKED = (CleanupManager, ResourceTracker, Ledger, Tidy, Scoped, ScopedEmail, ScopedInteger)
+CHECKED += (sweep, find_orphans, with_retries, external_handler)
+ELSEWHERE = {"self", "tracker", "own", "protect", "bind", "engine", "ledger", "fn", "kind"}
+"""Arguments with errors of their own."""
+
+
+@pytest.mark.parametrize("call", CHECKED, ids=lambda call: call.__name__)
+def test_every_argument_of_a_public_call_is_checked(call):
+    named = [p for p in signature(call).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    assert {p.name for p in named} - kinds_of(call).keys() - ELSEWHERE == set()
+
+
+# --- a factory without a tracker, the commonest of all
+
+
+class OrgFactory(TrackedFactory[Org]):
+    class Meta:
+        model = Org
+
+    name = Scoped("org-{tag}")
+
+
+def test_a_factory_without_a_tracker_is_told_of_the_fixture_in_pytest():
+    said = str(refused(OrgFactory, "OrgFactory", "no tracker is active", "def test_it(tidy):"))
+    assert "tidy_worker" in said
+    assert "TidyTestCase" not in said
+
+
+def test_a_factory_without_a_tracker_is_told_of_the_test_case_in_unittest():
+    class ShopTest(unittest.TestCase):
+        def runTest(self):  # noqa: N802 -- unittest's name
+            refused(
+                OrgFactory, "OrgFactory", "no tracker is active", "class ShopTest(TidyTestCase)"
+            )
+
+    ended = unittest.TestResult()
+    ShopTest().run(ended)
+    assert ended.wasSuccessful(), ended.failures + ended.errors
+
+
+def test_a_factory_without_a_tracker_is_told_of_the_block_elsewhere(monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    refused(OrgFactory, "OrgFactory", "no tracker", "with CleanupManager(tracker):", "scoped_to(")
+
+
+def test_a_factory_whose_table_is_not_there_is_told_to_create_it(engine):
+    with CleanupManager(ResourceTracker(engine)), pytest.raises(sa.exc.DBAPIError) as caught:
+        OrgFactory()
+    assert "has no table orgs. Create the tables first" in " ".join(caught.value.__notes__)
 
 
 def test_there_are_more_than_63_wrong_calls():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 from tidyrows.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -126,9 +126,7 @@ def checked(
 
         @wraps(function)
         def checking(*args: P.args, **options: P.kwargs) -> T:
-            for given in options:
-                if given not in names:
-                    raise _unknown(call, given, names)
+            check_names(call, names, options)
             check(call, every, chain(zip(positional, args, strict=False), options.items()))
             return function(*args, **options)
 
@@ -144,13 +142,22 @@ def kinds_of(call: Callable[..., Any]) -> Mapping[str, Kind]:
     return getattr(call, "kinds", kinds)
 
 
-def _unknown(call: str, given: str, names: list[str]) -> ArgumentError:
-    names = [name for name in names if name not in {"self", "cls"}]
-    near = get_close_matches(given, names, n=1) or [n for n in names if n.startswith(given)]
-    meant = f"Did you mean {near[0]}=? " if near else ""
-    return ArgumentError(
-        f"{call}() takes no {given}=. {meant}It takes {', '.join(names)}.", argument=given
-    )
+def check_names(call: str, names: Collection[str], given: Iterable[str]) -> None:
+    """Raise for the first argument that a call does not have.
+
+    Raises:
+        ArgumentError: it names the call, the argument, the nearest name, and all names.
+    """
+    for argument in given:
+        if argument not in names:
+            known = [name for name in names if name not in {"self", "cls"}]
+            near = get_close_matches(argument, known, n=1)
+            near = near or [name for name in known if name.startswith(argument)]
+            meant = f"Did you mean {near[0]}=? " if near else ""
+            raise ArgumentError(
+                f"{call}() takes no {argument}=. {meant}It takes {', '.join(known)}.",
+                argument=argument,
+            )
 
 
 def _shown(value: Any) -> str:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from sqlalchemy import orm
+    from sqlalchemy.ext.asyncio import AsyncSession
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -82,6 +83,16 @@ def synchronous(bind: Any) -> Any:
             )
         return bind.sync_connection
     return getattr(bind, "sync_session", getattr(bind, "sync_engine", bind))
+
+
+def asynchronous_session(session: orm.Session) -> AsyncSession:
+    """The asynchronous session of a synchronous one: the one it belongs to, or a new one."""
+    from sqlalchemy.ext.asyncio import AsyncSession  # noqa: PLC0415 -- needs the greenlet package
+
+    known = AsyncSession._retrieve_proxy_for_target(session, regenerate=False)  # noqa: SLF001 -- as async_object_session() does
+    made: Any = AsyncSession
+    result: AsyncSession = known or made(sync_session_class=lambda **_options: session)
+    return result
 
 
 class AsyncMaker:

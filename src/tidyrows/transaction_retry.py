@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from contextlib import contextmanager, suppress
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
@@ -26,6 +26,8 @@ from tidyrows.tracking.binding import session_engine
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _LOST_TRANSACTION = "tidyrows.lost_transaction"  # in Connection.info: the error that undid all
 _NO_ANSWER = (
     "tidyrows: the answer to the COMMIT was lost, so nobody knows whether it was committed, and it "
@@ -35,6 +37,16 @@ _COMMITTED_IN_PART = (
     "tidyrows: this session commits in several databases, one after the other, so some may have "
     "committed; it was not run again. Check each, or give every database a session of its own"
 )
+
+
+@overload
+def with_retries(bind: Any, fn: Callable[[Any], T], *, retry: RetryPolicy | None = None) -> T: ...
+
+
+@overload
+def with_retries(
+    bind: Any, fn: None = None, *, retry: RetryPolicy | None = None
+) -> Callable[[Callable[Concatenate[Any, P], T]], Callable[P, T]]: ...
 
 
 @checked(retry=RETRY)

@@ -34,6 +34,7 @@ from tidyrows import (
     TrackedFactory,
 )
 from tidyrows.greenlets import spawn
+from tidyrows.testing import Tidy
 
 everywhere, one_each = over(*ALL), over(*ONE_EACH)
 
@@ -530,3 +531,29 @@ def test_what_get_or_create_found_is_not_said_to_be_empty(world):
         assert names == [user.id]
 
     world.run(main)
+
+
+@one_each
+def test_the_session_of_an_asynchronous_test_is_asynchronous(world):
+    async def main(engine):
+        maker = async_sessionmaker(engine)
+        for bind in (engine, maker, maker()):
+            async with Tidy(bind, ledger=False) as tidy:
+                with pytest.raises(SessionStateError, match=r"Write await tidy\.async_session"):
+                    print(tidy.session)
+                org = await OrgFactory.create_async()
+                session = tidy.async_session
+                assert isinstance(session, AsyncSession)
+                assert session is tidy.async_session
+                assert await session.get(Org, org.id) is org, "it is the session of the factories"
+                session.add(Org(name="by hand"))
+                await session.commit()
+                assert len(tidy.tracker) == 2
+                await tidy.tracker.run_sync(lambda _tracker, tidy=tidy: tidy.session.get(Org, 1))
+            assert tidy.report.total_deleted == 2
+            if isinstance(bind, AsyncSession):
+                assert session is bind
+                await bind.close()
+
+    world.run(main)
+    world.bystanders.assert_untouched()

@@ -490,7 +490,9 @@ def test_the_report_says_what_was_done(zoo_engine):
     bystanders = Bystanders(zoo_engine)
     tracker = ResourceTracker(zoo_engine)
     with CleanupManager(tracker) as cleanup:
-        assert cleanup.report is None
+        assert cleanup.last_report is None
+        with pytest.raises(SessionStateError, match="no report yet"):
+            print(cleanup.report)
         with Session(zoo_engine) as session:
             org = Org(name="ours")
             session.add_all([org, User(email="a@example.test", org=org)])

@@ -95,7 +95,7 @@ def test_planning_changes_nothing(engine):
     manager = CleanupManager(tracker)
     assert manager.plan() == manager.plan()
     assert manager.plan().total_rows == len(tracker) == 5
-    assert manager.report is None
+    assert manager.last_report is None
     assert snapshot(engine) == before
 
 

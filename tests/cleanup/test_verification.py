@@ -173,8 +173,11 @@ def test_permission_denied_on_postgresql(engine, house, as_role, restricted, rig
     left = left_over(CleanupManager(tracker))
     assert set(left) == {("others", n) for n in range(2, 7)}
     assert all("permission denied" in cause for cause in left.values())
+    grant = f"GRANT SELECT, UPDATE, DELETE ON public.others TO {restricted}"
+    assert all(grant in cause for cause in left.values()), left
     assert len(tracker) == 5
-    as_role()
+    with engine.begin() as connection:
+        connection.exec_driver_sql(grant)
     assert CleanupManager(tracker).cleanup().total_deleted == 5
     bystanders.assert_untouched()
 
@@ -195,8 +198,10 @@ def test_permission_denied_on_mariadb(database, engine, house):
         left = left_over(CleanupManager(tracker))
         assert set(left) == {("others", n) for n in range(2, 7)}
         assert all("command denied" in cause for cause in left.values())
+        grant = f"GRANT SELECT, UPDATE, DELETE ON {here}.others TO '{user}'@'%'"
+        assert all(grant in cause.replace("`", "") for cause in left.values()), left
         with engine.begin() as connection:
-            connection.exec_driver_sql(f"GRANT DELETE ON {here}.others TO '{user}'@'%%'")
+            connection.exec_driver_sql(grant.replace("%", "%%"))
         theirs.dispose()
         assert CleanupManager(tracker).cleanup().total_deleted == 5
     finally:

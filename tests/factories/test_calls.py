@@ -289,8 +289,8 @@ def test_without_a_session_the_error_shows_the_lines_to_write():
         OrgFactory()
     text = str(caught.value)
     assert "OrgFactory has no session" in text
-    assert "tracker = ResourceTracker(engine)\n    with CleanupManager(tracker):\n" in text
-    assert "        OrgFactory()" in text
+    assert "    def test_it(tidy):\n        OrgFactory()\n" in text
+    assert "OrgFactory.scoped_to(tracker).create()" in text
     assert isinstance(caught.value, RuntimeError)
 
 

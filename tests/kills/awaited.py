@@ -41,7 +41,6 @@ async def _round(marks: Any, reached: sa.Engine, acts: Callable[..., Any], limit
                 raise error
         marks.phase(b"k")
     maker.end()
-    assert cleanup.report is not None
     assert not cleanup.report.already_gone, cleanup.report
     await asyncio.to_thread(ledger.close)
     await engine.dispose()

@@ -260,7 +260,7 @@ def test_a_mark_that_is_misspelt_is_said(suite):
     )
     ended = suite.pytest()
     assert ended.outcomes == {"error": 1}
-    assert "does not know keep_on_failures" in ended.text
+    assert "takes no keep_on_failures=. Did you mean keep_on_failure=?" in ended.text
     assert "keep_on_failure," in ended.text
 
 

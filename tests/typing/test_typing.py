@@ -10,8 +10,9 @@ SNIPPET = """\
 from typing import Any
 
 import factory
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from tidyrows import CleanupManager, with_retries
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.tracking.tracker import ResourceTracker
 
@@ -53,6 +54,24 @@ def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
     reveal_type(UserFactory.scoped_to(tracker).create_batch(3))
     reveal_type(UserFactory.scoped_to(tracker).build())
     reveal_type(UserFactory.scoped_to(tracker).build_batch(3))
+    with CleanupManager(tracker) as cleanup:
+        pass
+    reveal_type(cleanup.report)
+
+
+def pay(session: Session) -> str:
+    return "paid"
+
+
+@with_retries(Session())
+def pay_some(session: Session, amount: int, to: str = "") -> str:
+    return "paid"
+
+
+reveal_type(with_retries(Session(), pay))
+reveal_type(pay_some)
+with_retries(Session(), lambda session: None, retries=3)  # type: ignore[call-overload]
+CleanupManager(ResourceTracker(Session()), protects=[User])  # type: ignore[call-arg]
 
 
 async def check_async(tracker: ResourceTracker) -> None:
@@ -63,9 +82,11 @@ async def check_async(tracker: ResourceTracker) -> None:
     reveal_type(await tracker.run_sync(lambda tracker, number: number, 7))
 """
 
+REPORT = "tidyrows.cleanup.report.CleanupReport"
+PAY_SOME = "def (amount: int, to: str =) -> str"
 ONE, MANY = "snippet.User", "list[snippet.User]"
 REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY]
-REVEALED += [ONE, MANY, ONE, MANY, "int"]
+REVEALED += [REPORT, "str", PAY_SOME, ONE, MANY, ONE, MANY, "int"]
 
 
 def test_every_call_of_a_factory_is_typed_as_its_model(tmp_path):

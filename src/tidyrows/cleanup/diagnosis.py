@@ -6,6 +6,7 @@ index it reads the whole child table, for every row deleted.
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.schema import CreateIndex
 
-from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.reasons import LeftoverKind, Reason, in_short
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, referenced, schema_of
-from tidyrows.errors import TidyRowsError
+from tidyrows.errors import TidyRowsError, add_note
 from tidyrows.schema.reflect import without_reflection_warnings
 
 if TYPE_CHECKING:
@@ -59,6 +60,24 @@ def add_details(database: Database, batch: Batch, seen: Seen, reasons: dict[Any,
         tables = _referencing_tables(database, batch, refused) if refused else {}
         for key, names in tables.items():
             reasons[key] = replace(reasons[key], names=names)
+    for error in {id(reasons[k].error): reasons[k].error for k in reasons}.values():
+        if error is not None and database.dialect.is_permission_denied(error):
+            _add_grant(database, batch, error)
+
+
+def _add_grant(database: Database, batch: Batch, error: BaseException) -> None:
+    """Add to an error of a missing right the statement that gives it."""
+    with suppress(*_SILENCED):
+        graph = schema_of(database, [batch.table]).graph
+        places = [key.child for key in graph.incoming(batch.table.place)]
+        text = in_short(error)
+        named = (p for p in places if re.search(rf"\b{re.escape(p[1])}\b", text))
+        schema, name = next(named, batch.table.place)
+        with database.reading() as connection:
+            grant = database.dialect.grant(connection, sa.table(name, schema=schema))
+        note = f"have somebody who may run {grant}"
+        if note not in getattr(error, "__notes__", ()):
+            add_note(error, note)
 
 
 def _referencing_tables(

@@ -91,7 +91,7 @@ class CleanupManager:
     Attributes:
         tracker: as given.
         options: the other arguments.
-        report: what the cleanup did; None before the first.
+        last_report: as ``report``; None before the first cleanup.
 
     Example:
         >>> with CleanupManager(ResourceTracker(engine)) as cleanup:
@@ -131,7 +131,7 @@ class CleanupManager:
             )
         retry = retry or RetryPolicy()
         self.tracker = tracker
-        self.report: CleanupReport | None = None
+        self.last_report: CleanupReport | None = None
         self.options = CleanupOptions(
             dependents=dependents,
             own=named_tables("own", own),
@@ -157,8 +157,7 @@ class CleanupManager:
 
     def __enter__(self) -> Self:
         self.tracker.sessions.refuse_blocking("async with CleanupManager(tracker): ...")
-        if not self.tracker.active:
-            self.tracker.start()
+        self.tracker.start()
         return self
 
     def __exit__(
@@ -180,8 +179,7 @@ class CleanupManager:
             add_note(error, f"tidyrows: the cleanup after this failed too: {in_full(failure)}")
 
     async def __aenter__(self) -> Self:
-        if not self.tracker.active:
-            self.tracker.start()
+        self.tracker.start()
         return self
 
     async def __aexit__(
@@ -207,6 +205,20 @@ class CleanupManager:
             if error is None:
                 raise
             add_note(error, f"tidyrows: the cleanup after this failed too: {in_full(failure)}")
+
+    @property
+    def report(self) -> CleanupReport:
+        """What the last cleanup did.
+
+        Raises:
+            SessionStateError: there was no cleanup yet.
+        """
+        if self.last_report is None:
+            raise SessionStateError(
+                "There is no report yet: this CleanupManager has not cleaned up. Read it after the "
+                "with block, or call cleanup(), which returns it; plan() shows what is tracked now."
+            )
+        return self.last_report
 
     def plan(self) -> Plan:
         """The tracked rows that a cleanup would delete now, in order. Deletes nothing.
@@ -243,7 +255,7 @@ class CleanupManager:
         """
         self.tracker.sessions.refuse_blocking("await manager.cleanup_async()")
         run = self._new_run()
-        self.report = report = run.report
+        self.last_report = report = run.report
         started = run.until - self.options.retry.deadline
         leftovers: list[Leftover] = []
         failures: list[Exception] = []

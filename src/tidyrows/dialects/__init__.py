@@ -6,9 +6,13 @@ package adds one by an entry point of the group ``tidyrows.dialects``.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import Any
 from weakref import WeakKeyDictionary
+
+import sqlalchemy as sa
 
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_within
@@ -20,10 +24,7 @@ from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.sqlite import SQLite
 from tidyrows.dialects.statements import CycleForm
-from tidyrows.errors import DialectError
-
-if TYPE_CHECKING:
-    import sqlalchemy as sa
+from tidyrows.errors import DialectError, NotBoundError
 
 __all__ = [
     "Blocker",
@@ -40,6 +41,7 @@ __all__ = [
     "connect_within",
     "database_name",
     "dialect_for",
+    "engine_for",
     "was_dropped",
 ]
 
@@ -51,8 +53,47 @@ _BUILT_IN: dict[str, type[Dialect]] = {
     "mariadb": MySQL,
     "sqlite": SQLite,
 }
+_DRIVERS = {
+    "postgresql": ("psycopg", "psycopg2"),
+    "mysql": ("pymysql", "mysqldb"),
+    "mariadb": ("pymysql", "mysqldb", "mariadbconnector"),
+    "sqlite": ("pysqlite",),
+}
+"""The synchronous drivers of each database, as a URL names them."""
+_PACKAGES = {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "pysqlite": "sqlite3"}
+"""Drivers whose package has another name."""
 # Keyed by SQLAlchemy's own dialect object, which holds the driver and is one per engine.
 _known: WeakKeyDictionary[Any, Dialect] = WeakKeyDictionary()
+
+
+def engine_for(url: str | sa.URL) -> sa.Engine:
+    """An engine for a URL.
+
+    Raises:
+        NotBoundError: it is no URL, SQLAlchemy does not know its dialect, or its driver is not
+            installed.
+    """
+    try:
+        return sa.create_engine(url)
+    except sa.exc.ArgumentError as error:  # which may show the password
+        scheme = str(url).partition("://")[0] if "://" in str(url) else ""
+        why = f"begins with {scheme!r}, which SQLAlchemy does not know" if scheme else "is no URL"
+        raise NotBoundError(f"The text {why}. Write {_proposed(scheme)}://...") from error
+    except ModuleNotFoundError as error:
+        scheme = str(url).partition("://")[0]
+        raise NotBoundError(
+            f"The URL begins with {scheme!r}, and its driver {error.name} is not installed. "
+            f"Install it, or write {_proposed(scheme)}://..."
+        ) from error
+
+
+def _proposed(scheme: str) -> str:
+    """The beginning of a URL that is like this one, with a driver that is installed."""
+    backend = scheme.partition("+")[0]
+    for near in get_close_matches(backend, _DRIVERS, n=1) or ("postgresql",):
+        installed = [d for d in _DRIVERS[near] if find_spec(_PACKAGES.get(d, d)) is not None]
+        return f"{near}+{(installed or _DRIVERS[near])[0]}"
+    return scheme
 
 
 def dialect_for(bind: sa.Engine | sa.Connection) -> Dialect:

@@ -81,6 +81,17 @@ class Catalogue(DriverAccess):
         """Triggers, rules and policies that may keep a row although its DELETE raised nothing."""
         return []
 
+    def grant(self, connection: sa.Connection, table: sa.FromClause) -> str:
+        """The statement that gives this role what a cleanup needs of a table."""
+        role = str(connection.execute(sa.text("SELECT CURRENT_USER")).scalar_one())
+        preparer = connection.dialect.identifier_preparer
+        name = preparer.format_table(table)
+        return f"GRANT SELECT, UPDATE, DELETE ON {name} TO {self.role(preparer, role)}"
+
+    def role(self, preparer: sa.sql.compiler.IdentifierPreparer, name: str) -> str:
+        """The current user as GRANT names it."""
+        return preparer.quote(name)
+
     def hidden_tables(
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> set[tuple[str, str]]:

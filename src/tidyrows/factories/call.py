@@ -7,11 +7,14 @@ is made, and one commit follows when the outermost call returns.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy import event, inspect
+from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import RelationshipDirection, SessionTransactionOrigin
 from sqlalchemy.orm.attributes import set_committed_value
 
@@ -21,7 +24,6 @@ from tidyrows.greenlets import in_greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    import sqlalchemy as sa
     from sqlalchemy.orm import InstanceState, RelationshipProperty, Session, SessionTransaction
 
     from tidyrows.keys import TableName
@@ -105,7 +107,11 @@ class Call:
     def _roll_back(self, session: Session, error: BaseException) -> None:
         # a hook may have committed the objects that were made before it
         self.is_alone &= session.get_transaction() is self.transaction
-        is_lost = self.may_run_again and self.tracker.engines.is_transient(error)
+        is_transient = self.tracker.engines.is_transient(error)
+        is_lost = self.may_run_again and is_transient
+        is_of_sql = isinstance(error, (OperationalError, ProgrammingError)) and not is_transient
+        if is_of_sql and self.made:
+            _note_missing_tables(error, session, self.made[-1])
         if not self.tracker.owns_session and not is_lost:
             return  # the caller may want to keep the earlier part of the transaction
         on_transient = lambda _session, instance: self.expelled.append(instance)  # noqa: E731 -- to be removed again
@@ -119,6 +125,29 @@ class Call:
         finally:
             if is_lost:
                 event.remove(session, "persistent_to_transient", on_transient)
+
+
+def _note_missing_tables(error: BaseException, session: Session, instance: Any) -> None:
+    """Add to the error of a flush the tables of an object that the database does not have."""
+    mapper = inspect(instance).mapper
+    with suppress(SQLAlchemyError):
+        bind = session.get_bind(mapper)
+        if not isinstance(bind, sa.Engine):
+            return  # a Connection is in the transaction that failed
+        inspector = inspect(bind)
+        translate = bind.get_execution_options().get("schema_translate_map") or {}
+        missing = [
+            table.fullname
+            for table in mapper.tables
+            if not inspector.has_table(table.name, translate.get(table.schema, table.schema))
+        ]
+        if missing:
+            add_note(
+                error,
+                f"tidyrows: the database has no table {', '.join(missing)}. Create the tables "
+                f"first, as with Base.metadata.create_all(engine), or bind the tracker to the "
+                f"database that has them",
+            )
 
 
 def _is_begun_by_hand(session: Session) -> bool:

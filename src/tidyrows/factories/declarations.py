@@ -84,7 +84,10 @@ class ScopedEmail(BaseDeclaration):
             column is too short for tag and domain.
     """
 
-    @checked(prefix=instance_of(str, need="a text", example="'user'"), domain=name("example.test"))
+    @checked(
+        prefix=instance_of(str, need="a text", example="'user'"),
+        domain=instance_of(str, need="a text", example="'example.test'"),
+    )
     def __init__(self, prefix: str = "user", domain: str = "example.test") -> None:
         if prefix and not _LOCAL.fullmatch(prefix):
             raise ScopeError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -21,10 +23,15 @@ from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
     from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
+
+_TEST_CASE = "unittest.case.TestCase"
+_PYTEST = "PYTEST_CURRENT_TEST"
+"""The variable of the environment that pytest sets while a test or its fixtures run."""
 
 
 class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
@@ -150,12 +157,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         if session is None:
             raise NoSessionError(
                 f"{cls.__name__} has no session to create in: its Meta names none, and no tracker "
-                f"is active here. Write\n\n"
-                f"    tracker = ResourceTracker(engine)\n"
-                f"    with CleanupManager(tracker):\n"
-                f"        {cls.__name__}()\n\n"
-                f"or, in a thread that the block does not reach, "
-                f"{cls.__name__}.scoped_to(tracker).create()."
+                f"is active here. {_remedy(cls.__name__)}"
             )
         made: T
         if options.sqlalchemy_get_or_create:
@@ -213,6 +215,50 @@ class ScopedFactory(Generic[T]):
         """Build ``size`` objects."""
         with entered(self.tracker):
             return self.factory.build_batch(size, **kwargs)
+
+
+_IN_THREAD = (
+    "In a thread that the block does not reach, write {factory}.scoped_to(tracker).create()."
+)
+_IN_UNITTEST = """Use TidyTestCase:
+
+    from tidyrows.testing import TidyTestCase
+
+    class {case}(TidyTestCase):
+        tidy_engine = engine
+"""
+_IN_PYTEST = """Ask for the fixture `tidy`, in the test or in the fixture that creates rows:
+
+    def test_it(tidy):
+        {factory}()
+
+In a fixture of a module, class or session, ask for tidy_worker, and create in its block:
+
+    @pytest.fixture(scope="module")
+    def shared(tidy_worker):
+        with tidy_worker:
+            return {factory}()
+"""
+_ELSEWHERE = """Write
+
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        {factory}()
+"""
+
+
+def _remedy(factory: str) -> str:
+    """What to write where a factory has no tracker: it depends on the framework that runs."""
+    case: str | None = None
+    frame: FrameType | None = sys._getframe()  # noqa: SLF001 -- nothing else shows who calls
+    while case is None and frame is not None:
+        owner = frame.f_locals.get("self", frame.f_locals.get("cls"))
+        kind = owner if isinstance(owner, type) else type(owner)
+        if any(f"{each.__module__}.{each.__name__}" == _TEST_CASE for each in kind.__mro__):
+            case = kind.__name__
+        frame = frame.f_back
+    text = _IN_UNITTEST if case else _IN_PYTEST if _PYTEST in os.environ else _ELSEWHERE
+    return f"{text}\n{_IN_THREAD}".format(factory=factory, case=case)
 
 
 async def _in_greenlet(create: Callable[[], T]) -> T:

@@ -170,7 +170,7 @@ class SuiteCleanups:
             }
             _expunge_rows(gone)
             pending.reported = Counter(created_by(tracker))
-            self._record(tracker, created, manager.report)
+            self._record(tracker, created, manager.last_report)
 
     def _record(
         self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
@@ -208,7 +208,7 @@ class SuiteCleanups:
             if engine.url.username == tracker.own_engine_of(name).url.username:
                 continue
             tracker.engines.by_database[name] = engine
-            self._add({**record_of(tracker.test, {}, manager.report), "whole_suite": True})
+            self._add({**record_of(tracker.test, {}, manager.last_report), "whole_suite": True})
             try:
                 run_for([engine], manager.cleanup)
             except CleanupError:

@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from tidyrows.arguments import SWITCH, Kind, checked, name, number, optional
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.ledger.process import OwnerKind
@@ -260,7 +261,7 @@ def _opened(
         _refuse_missing_file(place)
         yield place
         return
-    engine = sa.create_engine(place) if isinstance(place, (str, sa.URL)) else place
+    engine = engine_for(place) if isinstance(place, (str, sa.URL)) else place
     try:
         if engine is not place and engine.dialect.is_async:
             raise LedgerError(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.arguments import check, check_names, kinds_of
 from tidyrows.cleanup.reasons import in_short
-from tidyrows.errors import LedgerError, TidyRowsError
+from tidyrows.dialects import engine_for
+from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
@@ -35,12 +35,8 @@ _FAILED = pytest.StashKey[bool]()
 RECORDS = "tidyrows"
 """The attribute of a report, and the key of xdist's ``workeroutput``, that carries the records."""
 _LEDGERS: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
-_OPTIONS = frozenset(
-    name
-    for accepts in (Tidy, CleanupManager)
-    for name, parameter in inspect.signature(accepts).parameters.items()
-    if parameter.kind is parameter.KEYWORD_ONLY
-) - {"test", "context"}
+_MARK = "@pytest.mark.tidy"
+_OPTIONS = sorted(kinds_of(Tidy).keys() - {"test", "context"} | {"own", "protect"})
 
 
 class Plugin:
@@ -71,7 +67,7 @@ class Plugin:
                 "conftest.py that returns the suite's Engine, or give --tidy-url (ini: tidy_url).",
                 pytrace=False,
             )
-        engine = sa.create_engine(url)
+        engine = engine_for(url)
         yield engine
         engine.dispose()
 
@@ -182,13 +178,11 @@ class Plugin:
             "verify": self._config.getoption("--tidy-verify") == "on",
         }
         for mark in reversed(list(item.iter_markers("tidy"))):
-            if mark.args or mark.kwargs.keys() - _OPTIONS:
-                unknown = [*map(repr, mark.args), *sorted(mark.kwargs.keys() - _OPTIONS)]
-                pytest.fail(
-                    f"@pytest.mark.tidy does not know {', '.join(unknown)}. It takes "
-                    f"{', '.join(sorted(_OPTIONS))}, by name.",
-                    pytrace=False,
-                )
+            try:
+                check_names(_MARK, _OPTIONS, [*mark.kwargs, *map(repr, mark.args)])
+                check(_MARK, kinds_of(Tidy), mark.kwargs.items())
+            except ArgumentError as error:
+                pytest.fail(str(error), pytrace=False)
             options |= mark.kwargs
         if self._notes is not None:
             self._notes.note_options(options)

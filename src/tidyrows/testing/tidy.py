@@ -15,8 +15,9 @@ import sqlalchemy as sa
 
 from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
-from tidyrows.greenlets import in_greenlet, is_async, spawn
+from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
 from tidyrows.ledger.table import Ledger
 from tidyrows.production import PERMISSION
 from tidyrows.tracking.binding import Binding
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlalchemy import orm
+    from sqlalchemy.ext.asyncio import AsyncSession
 
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
@@ -93,7 +95,7 @@ class Tidy:
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> None:
-        self._own_engine = sa.create_engine(bind) if isinstance(bind, (str, sa.URL)) else None
+        self._own_engine = engine_for(bind) if isinstance(bind, (str, sa.URL)) else None
         if self._own_engine is not None and self._own_engine.dialect.is_async:
             raise NotBoundError(
                 f"{self._own_engine.dialect.driver} is an asynchronous driver: write "
@@ -117,13 +119,35 @@ class Tidy:
 
     @property
     def session(self) -> orm.Session:
-        """The session that factories use."""
+        """The session that factories use.
+
+        Raises:
+            SessionStateError: the bind is asynchronous.
+        """
+        self.tracker.sessions.refuse_blocking(
+            "await tidy.async_session.scalars(...), or await tidy.tracker.run_sync(lambda tracker: "
+            "tracker.session.scalars(...))"
+        )
         return self.tracker.session
+
+    @property
+    def async_session(self) -> AsyncSession:
+        """The session that factories use, where the bind is asynchronous.
+
+        Raises:
+            SessionStateError: the bind is synchronous.
+        """
+        if not self.is_async:
+            raise SessionStateError(
+                "This test's database is reached by a synchronous engine. Write tidy.session, or "
+                "have tidy_engine return create_async_engine(...)."
+            )
+        return asynchronous_session(self.tracker.session)
 
     @property
     def report(self) -> CleanupReport | None:
         """The report of the cleanup; None before it."""
-        return self.cleanup.report
+        return self.cleanup.last_report
 
     # -- a framework's two hooks -------------------------------------------------------------------
 
@@ -133,7 +157,10 @@ class Tidy:
         Raises:
             LedgerError: a ledger was asked for, and this role may not make it.
             ProductionDatabaseError: the database looks like production.
+            SessionStateError: it has been started already.
         """
+        if hasattr(self, "tracker") and self.tracker.active:
+            self.tracker.start()  # which raises
         ledger = self._installed_ledger()
         self.tracker = ResourceTracker(
             self.bind,

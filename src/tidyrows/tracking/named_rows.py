@@ -95,16 +95,24 @@ def named_rows(
     ]
 
 
-def rows_of_instance(sessions: Sessions, instance: Any) -> Iterator[tuple[KeyedTable, Any]]:
+def rows_of_instance(
+    sessions: Sessions, instance: Any, call: str = "track"
+) -> Iterator[tuple[KeyedTable, Any]]:
     """The rows of a mapped object, one for each table of its inheritance hierarchy."""
     try:
         state = sa.inspect(instance)
     except NoInspectionAvailable:
         state = None
     if not isinstance(state, orm.InstanceState):
+        several = isinstance(instance, (list, tuple, set))
+        remedy = (
+            "Pass the objects themselves, as in tracker.track(*users)."
+            if several
+            else "For rows without an object write tracker.track_rows(table, keys)."
+        )
+        shown = f"a {type(instance).__name__}" if several else f"{instance!r}"
         raise UntrackableRowError(
-            f"{instance!r} is no mapped object. For rows without an object write "
-            f"tracker.track_rows(table, keys)."
+            f"tracker.{call}() takes mapped objects, and {shown} is no mapped object. {remedy}"
         )
     if state.identity is None:
         raise UntrackableRowError(

@@ -323,13 +323,16 @@ class Selection(TrackerParts):
 
         Args:
             row: a mapped object or a :class:`RowKey`.
+
+        Raises:
+            UntrackableRowError: it is neither, or has no row yet.
         """
         if isinstance(row, RowKey):
             key = row.key[0] if len(row.key) == 1 else row.key
             return self._explain_key(row.table, key, str(row))
         return "\n".join(
             self._explain_key(table.name, key, str(table.row(key)))
-            for table, key in named_rows.rows_of_instance(self.sessions, row)
+            for table, key in named_rows.rows_of_instance(self.sessions, row, "explain")
         )
 
     def _explain_key(self, name: TableName, key: Any, label: str) -> str:

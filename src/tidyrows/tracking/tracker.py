@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar, cast
 
 from tidyrows.arguments import checked
 from tidyrows.capture import ownership
-from tidyrows.errors import SessionStateError
+from tidyrows.errors import ArgumentError, SessionStateError
 from tidyrows.greenlets import in_greenlet, spawn
 from tidyrows.production import PERMISSION
 from tidyrows.retry import RETRY, RetryPolicy
@@ -197,6 +197,24 @@ class ResourceTracker(Selection):
     async def from_json_async(cls, text: str, bind: Bind, **options: Any) -> ResourceTracker:
         """As :meth:`from_json`, for something asynchronous."""
         return await spawn(cls.from_json, text, bind, **options)
+
+    def __reduce__(self) -> NoReturn:
+        raise ArgumentError(
+            f"{self!r} cannot be pickled or copied: it has connections. Send tracker.to_json() to "
+            f"the other process, and write ResourceTracker.from_json(text, engine) there.",
+            argument="tracker",
+        )
+
+    if not TYPE_CHECKING:  # a type checker refuses the block by itself
+
+        def __enter__(self) -> NoReturn:
+            raise ArgumentError(
+                "A tracker alone is no block, since nobody would clean up after it. Write "
+                "with CleanupManager(ResourceTracker(engine)): ...",
+                argument="tracker",
+            )
+
+        __aenter__ = __exit__ = __aexit__ = __enter__
 
     def __len__(self) -> int:
         if self.is_foreign:

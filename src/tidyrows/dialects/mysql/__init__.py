@@ -146,6 +146,10 @@ class MySQL(MySQLStatements):
         code: Any = getattr(error, "errno", None) or (error.args[0] if error.args else None)
         return code if isinstance(code, int) else None
 
+    def role(self, preparer: Any, name: str) -> str:
+        """Name and host, each quoted."""
+        return "@".join(f"'{part}'" for part in name.rpartition("@")[::2])
+
     def is_database_missing(self, error: BaseException) -> bool:
         return bool(self.code(error) == _NO_DATABASE)
 
