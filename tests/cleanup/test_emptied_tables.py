@@ -193,3 +193,66 @@ def test_a_table_that_is_rebuilt_keeps_its_rows_and_they_are_said(engine, outsid
         assert "emptied or rebuilt" in str(report.leftovers[0])
         assert CleanupManager(tracker, trust_keys=True).cleanup().total_deleted == 3
     assert names_in(outside) == []
+
+
+def set_next_key(engine, number):
+    """Make a number the next one that the database generates for ``plans``."""
+    ddl = {
+        "postgresql": f"SELECT setval('plans_id_seq', {number}, false)",
+        "sqlite": "SELECT 1",  # which gives the highest key again by itself
+    }
+    with engine.begin() as connection:
+        alter = f"ALTER TABLE plans AUTO_INCREMENT = {number}"
+        connection.exec_driver_sql(ddl.get(engine.dialect.name, alter)).close()
+
+
+def restart(engine):
+    with engine.begin() as connection:
+        ddl = {"postgresql": "ALTER SEQUENCE plans_id_seq RESTART", "sqlite": "SELECT 1"}
+        alter = "ALTER TABLE plans AUTO_INCREMENT = 1"
+        connection.exec_driver_sql(ddl.get(engine.dialect.name, alter)).close()
+
+
+@pytest.mark.parametrize("again", [restart, lambda engine: set_next_key(engine, 1)])
+def test_a_key_that_is_generated_again_is_not_ours(engine, outside, tracker, again):
+    """Somebody deletes our rows, sets the numbers back, and inserts his own."""
+    write(engine, plans, *[{"name": "of a test"}] * 3)
+    with outside.begin() as connection:
+        connection.execute(sa.delete(plans))
+    again(outside)
+    write(outside, plans, FREE, GOLD)
+    report, left = cleanup(tracker)
+    assert names_in(outside) == SEED
+    assert left == [("plans", 1), ("plans", 2)]
+    assert list(report.already_gone.values()) == [1]
+    assert not report.total_deleted
+
+
+def test_keys_that_the_test_has_given_are_no_matter_of_the_generator(engine, outside, tracker):
+    write(engine, plans, {"id": 1000, "name": "of a test"}, {"name": "of a test"})
+    report, left = cleanup(tracker)
+    assert report.total_deleted == 2
+    assert not left
+
+
+def test_a_generator_that_counts_downwards_is_believed(database, engine, outside, tracker):
+    if database.backend != "postgresql":
+        return
+    with outside.begin() as connection:
+        connection.exec_driver_sql("ALTER SEQUENCE plans_id_seq INCREMENT -1 MINVALUE -9 START -1")
+        connection.exec_driver_sql("ALTER SEQUENCE plans_id_seq RESTART")
+    write(engine, plans, *[{"name": "of a test"}] * 3)
+    report, left = cleanup(tracker)
+    assert report.total_deleted == 3
+    assert not left
+
+
+def test_fewer_rows_of_the_new_table_than_of_the_former_go(engine, outside, tracker, begin_anew):
+    write(engine, plans, *[{"name": "of a test"}] * 5)
+    begin_anew(outside)
+    write(engine, plans, *[{"name": "of a test"}] * 2)
+    write(outside, plans, {"id": 4, "name": "free"})
+    report, left = cleanup(tracker)
+    assert names_in(outside) == [(4, "free")]
+    assert report.total_deleted == 2
+    assert left == ([] if is_known_to_be_dropped(engine, begin_anew) else [("plans", 4)])

@@ -6,6 +6,7 @@ It neither commits nor retries: what it did is an :class:`Outcome`, which counts
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.cleanup.connection import DeadlineError
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.dependents import Found
     from tidyrows.cleanup.plan import Rows, Step
     from tidyrows.cleanup.run import Kept, Scope
-    from tidyrows.keys import TableName
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.schema.graph import Place
 
 logger = logging.getLogger("tidyrows")
@@ -134,11 +135,14 @@ class Deletion:
     def _certain(self, rows: Rows) -> Rows:
         """The rows without those that may be somebody else's by now."""
         connection, identity, run = self._connection, self._scope.identity, self._scope.run
-        certain, former = rows, self._incarnations.former
-        for place, (table, keys) in rows.items() if identity or run.is_sweep or former else ():
+        certain, former, ambiguous = rows, self._incarnations.former, self._view.ambiguous
+        asked_of = rows.items() if identity or run.is_sweep or former or ambiguous else ()
+        for place, (table, keys) in asked_of:
             unsure: dict[Any, Reason] = {}
             if former.get(place):
                 unsure = {key: former[place][key] for key in keys if key in former[place]}
+            if place in ambiguous:
+                unsure |= self._of_several(table, keys)
             if run.is_sweep:
                 for key, holder in run.entered_by_others(
                     connection, table, keys, entered=True
@@ -152,6 +156,13 @@ class Deletion:
                 self.outcome.kept[place] = dict(unsure)
                 certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
+
+    def _of_several(self, table: KeyedTable, keys: Sequence[Any]) -> dict[Any, Reason]:
+        """The keys that name no row or several, by the rows, which are locked."""
+        rows = self._dialect.find(self._connection, table, keys, table.key_clauses, lock=True)
+        found = Counter([row if len(row) > 1 else row[0] for row in rows])
+        several = Reason(LeftoverKind.AMBIGUOUS)
+        return {key: several for key in keys if found[key] != 1}
 
     def _with_dependents(
         self, rows: Rows, limit: int
@@ -285,10 +296,10 @@ class Deletion:
             table, place = batch.table, batch.table.place
             present = self._incarnations.present.get(place)
             if not present or not dialect.guards_deletes:
-                if present:
+                if present is not None:
                     self._unguarded.append(place)
                 return {table.name: dialect.delete_by_keys(connection, table, batch.keys)}
-            guard = dialect.guard(present)
+            guard = dialect.guard(present, self._incarnations.highest[place])
             count = dialect.delete_by_keys(connection, table, batch.keys, guard)
             if count < len(batch.keys):
                 self._refuse_former([place])
@@ -310,7 +321,9 @@ class Deletion:
             raise NewIncarnationError
 
     def _learn(self, places: Sequence[Place]) -> bool:
-        now = self._dialect.incarnations(self._connection, places)
+        highest = self._incarnations.highest
+        asked = {place: highest[place] for place in places if highest[place]}
+        now = self._dialect.incarnations(self._connection, places, asked)
         news = [self._incarnations.learn(place, now.get(place, "")) for place in places]
         return any(news)
 

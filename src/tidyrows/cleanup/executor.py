@@ -71,14 +71,18 @@ class Executor:
             if others is not None:
                 held.keys.update(others)
             size += len(keys)
-            if held.incarnation and not self._run.options.trust_keys:
-                scope.incarnations.add(held)
+            if not (self._dialect.reuses_keys or self._run.options.trust_keys):
+                scope.incarnations.add(held, keys)
         self._tables = [table for table, _keys in rows.values()]
         default = self._database.engine.dialect.default_schema_name or ""
         scope.rules = self._run.options.rules(self._tables, default)
         scope.view = known_schema(self._database, self._tables) or self._read_schema()
         if scope.rules is not SCHEMA_ALONE:
             scope.view = self._following(scope.view)
+        unknown = rows.keys() - scope.view.unique.keys()
+        if unknown:
+            read = partial(scope.view.read_unique, self._database, [rows[at][0] for at in unknown])
+            self._run.retry(self._database, read)
         steps = steps_of(self._scope.view.graph, rows)
         if size <= self._limit:
             self._delete(rows, steps)

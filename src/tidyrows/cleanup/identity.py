@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tidyrows.capture.changes import Shape
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import ForeignKeyGraph, Place
-    from tidyrows.tracking.fingerprints import RowHashes
     from tidyrows.tracking.store import TableHoldings
 
 _ROWS_AT_ONCE = 5_000
@@ -36,6 +35,7 @@ class Incarnations:
 
     Attributes:
         present: the incarnation of each table; "" where nobody knows it.
+        highest: the highest key that the database has generated, where it has generated all.
         unasked: tables that must be asked before the DELETE: their rows are of several.
         former: rows of another incarnation, which are no targets, and why.
         dropped: those among them that are gone with their table.
@@ -43,33 +43,44 @@ class Incarnations:
 
     def __init__(self) -> None:
         self.present: dict[Place, str] = {}
+        self.highest: dict[Place, int] = {}
         self.unasked: set[Place] = set()
         self.former: dict[Place, dict[Any, Reason]] = {}
         self.dropped: dict[Place, set[Any]] = {}
         self._held: dict[Place, TableHoldings] = {}
 
-    def add(self, held: TableHoldings) -> None:
-        """These rows are to be deleted."""
+    def add(self, held: TableHoldings, keys: Sequence[Any]) -> None:
+        """These rows, with these keys in order, are to be deleted."""
         place = held.table.place
-        self._held[place] = held
-        self.present[place] = held.incarnation or ""
-        if held.former:
-            self.unasked.add(place)
+        if held.named or held.former:
+            keys = [key for key in keys if key not in held.named and key not in held.former]
+        last = keys[-1] if keys and held.generated else None
+        self.highest[place] = last if type(last) is int else 0
+        if held.incarnation or self.highest[place]:
+            self._held[place] = held
+            self.present[place] = held.incarnation or ""
+            if held.former:
+                self.unasked.add(place)
 
     def learn(self, place: Place, now: str) -> bool:
         """The table is in this incarnation; whether that is news."""
-        if self.present[place] == now and place not in self.unasked:
+        known, held = self.present[place], self._held[place]
+        if known == now and place not in self.unasked:
             return False
         self.unasked.discard(place)
-        self.present[place], held = now, self._held[place]
+        self.present[place] = now
         before = held.of_another(now)
         dropped = {key for key in before if now and was_dropped(before[key], now)}
-        unknown = [key for key, each in held.former.items() if each is None] if before else []
+        unknown: Iterable[Any] = ()
+        if now.endswith("<"):
+            unknown = (*held.keys, *held.in_doubt)
+        elif before:
+            unknown = [key for key, each in held.former.items() if each is None]
         former = [*before, *(key for key in unknown if key not in held.named)]
         reason = Reason(LeftoverKind.UNCERTAIN, names=(str(held.table.name),))
         self.former[place] = dict.fromkeys(former, reason)
         self.dropped[place] = dropped
-        return True
+        return bool(known or former)
 
 
 class Identity:
@@ -94,7 +105,7 @@ class Identity:
         unsure: dict[Any, Reason] = {}
         if held is None or not keys:
             return unsure
-        if held.hashes is not None and not _are_final(connection, table, keys, held.hashes):
+        if held.hashes is not None and not _are_final(connection, table, keys, held):
             if place not in self._hashes:
                 self._hashes[place] = list(held.hashes.by_shape())
             for shape, hashes in self._hashes[place]:
@@ -170,11 +181,11 @@ def _reason(shape: Shape, old: int, new: int, row: Sequence[Any]) -> list[Reason
 
 
 def _are_final(
-    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], known: RowHashes
+    connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], held: TableHoldings
 ) -> bool:
     """Whether the database made these keys and makes none of them twice."""
     return (
-        known.generated
+        held.generated
         and len(table.key_columns) == 1
         and set(map(type, keys)) == {int}
         and not dialect_for(connection.engine).may_reuse_key(connection, table, max(keys))

@@ -39,6 +39,8 @@ class LeftoverKind(Enum):
     """A row of another tracker references it."""
     UNCERTAIN = auto()
     """The key may have been given to a row of somebody else, or the table was emptied."""
+    AMBIGUOUS = auto()
+    """Several rows have the key, which is not unique in the database."""
     ALTERED = auto()
     """The key is as it was sent, and the database may have stored another."""
     IN_DOUBT = auto()
@@ -133,6 +135,9 @@ _TEXTS = {
     "({columns}), and ON DELETE would change them unseen; clean up with a role that has BYPASSRLS",
     LeftoverKind.HELD: "{item} of {holder} " + _REFERENCES,
     LeftoverKind.UNCERTAIN: "identity uncertain: {identity}",
+    LeftoverKind.AMBIGUOUS: "several rows have this key, which is not unique in the database, so "
+    "nobody can say which one was inserted. Delete it yourself, and give the model a key that is "
+    "unique",
     LeftoverKind.ALTERED: "{stored}, and the key is as it was sent: the database may have stored "
     "another, by the column's type or by a trigger, and it was not read back. Look for the row and "
     "delete it; send a key that is stored as it is, or let the user SELECT",
@@ -183,7 +188,8 @@ def _identity(reason: Reason) -> str:
     if reason.item is not None:
         return f"it belongs to {reason.item}, which see"
     if reason.names:
-        return f"{reason.names[0]} was emptied or rebuilt after its INSERT, and {_UNKNOWN}"
+        anew = "was emptied or rebuilt, or its keys began anew, after the INSERT"
+        return f"{reason.names[0]} {anew}, and {_UNKNOWN}"
     if not reason.columns:
         return f"what it referenced is gone, and {_UNKNOWN}"
     more = ", ..." if len(reason.columns) > _COLUMNS_SHOWN else ""

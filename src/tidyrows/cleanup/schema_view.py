@@ -58,6 +58,8 @@ class SchemaView:
         self._nullable: dict[Place, frozenset[str]] = {}
         self._references: dict[ForeignKey, KeyedTable] = {}
         self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
+        self.unique: dict[Place, bool] = {}  # whether the key of a table names one row
+        self.ambiguous: set[Place] = set()  # tables of which it may name several
         # tables whose rows had untracked dependents the last time
         self.with_dependents: set[Place] = set()
         # the view with the models' keys that some rules speak of, by rules
@@ -72,6 +74,22 @@ class SchemaView:
                 if key.source == "database" and not key.inherited
             )
         return self._incoming[place]
+
+    def read_unique(self, database: Database, tables: Sequence[KeyedTable]) -> None:
+        """Find out whether the keys of these tables are unique in the database."""
+        indexes: dict[tuple[Place, str], set[str]] = {}
+        with database.reading() as connection:
+            places = [table.place for table in tables]
+            for schema, name, index, column in database.dialect.unique_columns(connection, places):
+                indexes.setdefault(((schema, name), index), set()).add(column.lower())
+        for table in tables:
+            key = {column.name.lower() for column in table.key_columns}
+            unique = any(
+                place == table.place and key >= columns for (place, _), columns in indexes.items()
+            )
+            self.unique[table.place] = unique
+            if not unique:
+                self.ambiguous.add(table.place)
 
     def table(self, connection: sa.Connection, place: Place) -> KeyedTable:
         """The table there: the project's own, with the database's key, or a reflected one."""

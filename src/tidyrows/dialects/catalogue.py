@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from contextlib import closing
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import sqlalchemy as sa
@@ -67,15 +68,47 @@ class Catalogue(DriverAccess):
             name: the table's name.
         """
 
-    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
+    def incarnations(
+        self,
+        connection: sa.Connection,
+        tables: Iterable[Place],
+        highest: Mapping[Place, int] = MappingProxyType({}),
+    ) -> dict[Place, str]:
         """What tells one life of a table from the next: ``table/contents``, in one statement.
 
         The part before the stroke changes when the table is created anew, and is empty where only
         the contents have a number. The part after it changes when all rows go at once, as with
         TRUNCATE; a statement that rebuilds the table, and keeps its rows, may change it too.
         Tables of which neither is known are left out. It must not make a transaction fail.
+
+        ``highest`` has keys that the database has generated. Where it may generate such a key
+        again, ``<`` is added: the numbers have begun anew.
         """
         return {}
+
+    def unique_columns(
+        self, connection: sa.Connection, tables: Iterable[Place]
+    ) -> Iterable[tuple[str, str, str, str]]:
+        """The columns that no two rows of a table can share: schema, table, index, column.
+
+        A table has none where rows of other tables count as its own (inheritance).
+        """
+        inspector = sa.inspect(connection)
+        for schema, name in tables:
+            keys: list[Any] = [
+                {"column_names": inspector.get_pk_constraint(name, schema)["constrained_columns"]}
+            ]
+            keys += inspector.get_unique_constraints(name, schema)
+            keys += [
+                each
+                for each in inspector.get_indexes(name, schema)
+                if each["unique"] and not each.get("dialect_options")
+            ]
+            for number, key in enumerate(keys):
+                if None not in key["column_names"]:
+                    yield from (
+                        (schema, name, str(number), str(column)) for column in key["column_names"]
+                    )
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
         """Triggers, rules and policies that may keep a row although its DELETE raised nothing."""

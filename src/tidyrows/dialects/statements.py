@@ -156,8 +156,8 @@ class Statements(DriverAccess):
     guards_deletes: ClassVar[bool] = False
     """Whether ``delete_by_keys`` takes ``guard``, and :meth:`guard` makes one."""
 
-    def guard(self, incarnation: str) -> str:
-        """SQL for "the table is in this incarnation" (see ``Catalogue.incarnations``)."""
+    def guard(self, incarnation: str, highest: int) -> str:
+        """SQL for "the table is in this incarnation", as ``Catalogue.incarnations`` tells it."""
         return ""
 
     def delete_by_keys(

@@ -33,21 +33,15 @@ class _Log:
 
 
 class RowHashes:
-    """The hashes of the rows of one table, by key; a row without one is not compared.
+    """The hashes of the rows of one table, by key; a row without one is not compared."""
 
-    Attributes:
-        generated: the database made the keys of all rows.
-    """
-
-    __slots__ = ("_logs", "generated")
+    __slots__ = ("_logs",)
 
     def __init__(self) -> None:
-        self.generated = True
         self._logs: dict[Shape, _Log] = {}
 
-    def record(self, keys: Sequence[Any], hashes: Hashes, *, generated: bool = False) -> None:
+    def record(self, keys: Sequence[Any], hashes: Hashes) -> None:
         """Add inserted rows; earlier hashes under these keys end."""
-        self.generated = self.generated and generated
         if self._logs.keys() - {hashes.shape}:
             self.drop(keys)
         self._logs.setdefault(hashes.shape, _Log()).add(keys, hashes.values)
@@ -86,7 +80,6 @@ class RowHashes:
     def copy(self) -> RowHashes:
         """A copy that no longer changes with this one."""
         twin = RowHashes()
-        twin.generated = self.generated
         for shape, log in self._logs.items():
             twin._logs[shape] = replace(log, keys=log.keys[:], hashes=log.hashes[:])
         return twin

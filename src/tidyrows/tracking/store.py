@@ -43,6 +43,7 @@ class TableHoldings:
         hashes: hashes of the rows, where the database may give their keys to other rows.
         incarnation: the table's, when the latest rows were inserted; None where it is not known.
         former: of rows with a key that were inserted in another incarnation, which one.
+        generated: the database has made the keys of all rows but ``named`` ones.
         keyless_rows: rows of a table without a primary key, as they were inserted.
         keyless_unknown: how many such rows there are whose values are not known.
         keyless_in_doubt: how many such rows may be there or not, and nobody can find out.
@@ -56,6 +57,7 @@ class TableHoldings:
     hashes: RowHashes | None = None
     incarnation: str | None = None
     former: dict[Any, str | None] = field(default_factory=dict)
+    generated: bool = True
     keyless_rows: list[tuple[Any, ...]] = field(default_factory=list)
     keyless_unknown: int = 0
     keyless_in_doubt: int = 0
@@ -109,10 +111,9 @@ class TableHoldings:
         """Keys that were seen in the database, and those that were only sent to it."""
         if not self.sent:
             return [(False, keys)] if keys else []
-        parts = [
-            (sent, [key for key in keys if (key in self.sent) is sent]) for sent in (False, True)
-        ]
-        return [part for part in parts if part[1]]
+        seen = [key for key in keys if key not in self.sent]
+        sent = [key for key in keys if key in self.sent]
+        return [part for part in ((False, seen), (True, sent)) if part[1]]
 
     def _alike(self, keys: Sequence[Any]) -> Iterator[tuple[dict[str, Any], Sequence[Any]]]:
         """These keys, those together of which the same is known."""
@@ -151,7 +152,7 @@ class TableHoldings:
 
     def _inserted(self, keys: Sequence[Any]) -> Iterator[Inserted]:
         """These keys as inserted rows, with their hashes."""
-        made, rest = self.hashes is not None and self.hashes.generated, set(keys)
+        made, rest = self.generated, set(keys)
         for shape, hashes in () if self.hashes is None else self.hashes.by_shape():
             known = [key for key in keys if key in hashes]
             rest.difference_update(known)
@@ -169,6 +170,7 @@ class TableHoldings:
         elif self.sent:
             self.sent.difference_update(keys)
         self._enter(change.incarnation, keys)
+        self.generated = self.generated and (change.generated or change.named)
         if certain:
             self.keys.update(keys)
         else:
@@ -177,7 +179,7 @@ class TableHoldings:
             self.named.update(keys)
         if change.hashes is not None and not (change.named and certain):
             self.hashes = self.hashes or RowHashes()
-            self.hashes.record(keys, change.hashes, generated=change.generated)
+            self.hashes.record(keys, change.hashes)
         elif self.hashes is not None:  # these rows are ours whatever their values are
             self.hashes.drop(keys)
 

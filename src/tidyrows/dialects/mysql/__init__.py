@@ -13,7 +13,7 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.locks import Blocker, LockStatements
-from tidyrows.dialects.mysql.statements import MySQLStatements
+from tidyrows.dialects.mysql.statements import NEEDS_PROCESS, MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
 if TYPE_CHECKING:
@@ -62,10 +62,6 @@ _ENGINE = re.compile(r"^\) ENGINE=(\w+)", re.MULTILINE)
 _WITHOUT_TRANSACTIONS = frozenset({"MYISAM", "ARIA", "MEMORY", "CSV", "ARCHIVE", "MRG_MYISAM"})
 
 _NO_SUCH_TABLE = frozenset({1146, 1049})
-# The names of files, in their own character set: what it makes of a text is read as bytes.
-_FILE = "CONVERT(CAST(CONVERT(%s USING filename) AS BINARY) USING utf8mb3)"
-_WANTED = f"SELECT {{}} AS number, CONCAT({_FILE}, '/', {_FILE}) AS file"
-_NO_SUCH_VIEW = 1109
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
     "('Innodb_lsn_current', 'Innodb_redo_log_current_lsn'{})"
@@ -98,7 +94,6 @@ JOIN information_schema.PROCESSLIST me ON me.ID = {waiter}
 WHERE p.DB = me.DB AND p.ID NOT IN (me.ID, CONNECTION_ID())
       AND (p.STATE IS NULL OR p.STATE NOT LIKE 'Waiting%')
 ORDER BY 1"""
-_NEEDS_PROCESS = 1227
 _SUPERUSERS = (
     "SELECT GRANTEE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SUPER'"
 )
@@ -138,7 +133,6 @@ class MySQL(MySQLStatements):
     permission_codes = frozenset({1044, 1142, 1143})
     table_options = MappingProxyType({"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"})
     long_text = LONGTEXT(charset="ascii")  # JSON, in which everything else is escaped
-    _shows_incarnations = True
     _busy = "SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {} AND COMMAND <> 'Sleep'"
 
     def driver_code(self, error: BaseException) -> int | None:
@@ -309,27 +303,6 @@ class MySQL(MySQLStatements):
             incarnation=self.incarnations(connection, [place]).get(place) if is_table else None,
         )
 
-    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
-        """InnoDB's number of a table, which TRUNCATE and a rebuild replace; needs PROCESS."""
-        if not self._shows_incarnations:
-            return {}
-        tables = list(tables)
-        wanted = " UNION ALL ".join(map(_WANTED.format, range(len(tables))))
-        view = f"INNODB_{'SYS_' if getattr(self._dialect(), 'is_mariadb', False) else ''}TABLES"
-        sql = (
-            f"SELECT number, MAX(TABLE_ID) FROM ({wanted}) tidyrows_wanted "
-            f"JOIN information_schema.{view} ON NAME = file "
-            "GROUP BY number HAVING COUNT(*) = 1"  # letters' case may be all the difference
-        )
-        try:
-            rows = self._query(connection, sql, *(str(each) for pair in tables for each in pair))
-        except self._dbapi.Error as error:
-            if self.code(error) not in {_NEEDS_PROCESS, _NO_SUCH_VIEW}:
-                raise
-            self._shows_incarnations = False
-            return {}
-        return {tables[number]: f"/{table_id}" for number, table_id in rows}
-
     def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
         """The machine is known to the server only; a proxy or a tunnel may stand before it."""
         cursor.execute("SELECT DATABASE(), @@hostname")
@@ -405,7 +378,7 @@ class MySQL(MySQLStatements):
         try:
             rows = _rows(cursor, _BLOCKERS.format(waits=waits, condition=condition))
         except self._dbapi.Error as refused:
-            if refused.args[:1] != (_NEEDS_PROCESS,):
+            if refused.args[:1] != (NEEDS_PROCESS,):
                 raise
             # That right alone shows InnoDB's waits, and connections of other users.
             candidates = _connected(cursor, waiter)

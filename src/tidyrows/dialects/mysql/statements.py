@@ -6,6 +6,7 @@ import json
 import weakref
 from dataclasses import dataclass
 from datetime import date, datetime
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -24,12 +25,13 @@ from tidyrows.dialects.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
     from tidyrows.dialects.keys import Select
     from tidyrows.dialects.statements import Proof
     from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import Place
 
 
 _COLUMNS = """
@@ -120,10 +122,30 @@ _FORMS: dict[str, tuple[frozenset[type], Callable[[RealType, Any], _Form | None]
 
 _JSON_KEYS = 20_000
 
+# The names of files, in their own character set: what it makes of a text is read as bytes.
+_FILE = "CONVERT(CAST(CONVERT(%s USING filename) AS BINARY) USING utf8mb3)"
+_WANTED = f"SELECT {{}} AS number, CONCAT({_FILE}, '/', {_FILE}) AS file"
+# Letters' case may be all the difference between two names.
+_NUMBERS = (
+    "SELECT number, MAX(TABLE_ID), NULL FROM ({}) tidyrows_wanted "
+    "JOIN information_schema.INNODB_{}TABLES ON NAME = file GROUP BY number HAVING COUNT(*) = 1"
+)
+_NEXT = (
+    "SELECT {}, NULL, AUTO_INCREMENT "
+    "FROM information_schema.TABLES WHERE TABLE_SCHEMA = %s AND TABLE_NAME = %s"
+)
+_UNIQUE = (
+    "SELECT TABLE_SCHEMA, TABLE_NAME, INDEX_NAME, COLUMN_NAME FROM information_schema.STATISTICS "
+    "WHERE NON_UNIQUE = 0 AND (TABLE_SCHEMA, TABLE_NAME) IN"
+)
+_NO_SUCH_VIEW = 1109
+NEEDS_PROCESS = 1227
+
 
 class MySQLStatements(Dialect):
     """A join with JSON_TABLE finds rows by the key, so it locks no other rows."""
 
+    _shows_incarnations = True
     reuses_keys = False
     explicit_zero_is_generated = True
     rounded_types = (*Dialect.rounded_types, sa.BINARY)  # which is filled up with zeros
@@ -145,6 +167,47 @@ class MySQLStatements(Dialect):
         """RETURNING of INSERT IGNORE yields the inserted rows; MySQL has no RETURNING."""
         sure = self._prefixes(insert) == {"IGNORE"} and self._post_values(insert) is None
         return sure and self.returning, None
+
+    def incarnations(
+        self,
+        connection: sa.Connection,
+        tables: Iterable[Place],
+        highest: Mapping[Place, int] = MappingProxyType({}),
+    ) -> dict[Place, str]:
+        """InnoDB's number of a table, which TRUNCATE and a rebuild replace; needs PROCESS.
+
+        MySQL 8 tells the next key of a table as it was up to a day ago, so it is not asked.
+        """
+        tables = list(tables)
+        mariadb = getattr(self._dialect(), "is_mariadb", False)
+        asked = {tables.index(place): key for place, key in highest.items() if mariadb}
+        parts, sent = [_NEXT.format(number) for number in asked], [tables[n] for n in asked]
+        if self._shows_incarnations and tables:
+            wanted = " UNION ALL ".join(map(_WANTED.format, range(len(tables))))
+            parts.append(_NUMBERS.format(wanted, "SYS_" if mariadb else ""))
+            sent += tables
+        if not parts:
+            return {}
+        sql, values = " UNION ALL ".join(parts), [str(each) for pair in sent for each in pair]
+        try:
+            rows = self._query(connection, sql, *values)
+        except self._dbapi.Error as error:
+            if self.code(error) not in {NEEDS_PROCESS, _NO_SUCH_VIEW}:
+                raise
+            self._shows_incarnations = False
+            return self.incarnations(connection, tables, highest)
+        found = {tables[number]: f"/{table_id}" for number, table_id, _next in rows if table_id}
+        for number, _table_id, following in rows:
+            if following is not None and following <= asked[number]:
+                found[tables[number]] = found.get(tables[number], "/") + "<"
+        return found
+
+    def unique_columns(
+        self, connection: sa.Connection, tables: Iterable[Place]
+    ) -> Iterable[tuple[str, str, str, str]]:
+        places = [str(each) for place in tables for each in place]
+        marks = ", ".join(["(%s, %s)"] * (len(places) // 2))
+        return self._query(connection, f"{_UNIQUE} ({marks})", *places)
 
     def delete_by_keys(
         self, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], guard: str = ""

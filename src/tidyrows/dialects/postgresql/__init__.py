@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.locks import Blocker, LockStatements
-from tidyrows.dialects.postgresql.statements import PostgreSQLStatements
+from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
 if TYPE_CHECKING:
@@ -43,13 +43,6 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 # These send several statements without parameters in one go.
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
-# A partitioned table has no file; TRUNCATE gives its partitions new ones.
-_INCARNATION = "CAST(c.oid AS pg_catalog.text) || '/' || CAST(c.relfilenode AS pg_catalog.text)"
-_INCARNATIONS = f"""
-SELECT n.nspname, c.relname, {_INCARNATION}
-FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
-JOIN unnest(CAST(%s AS pg_catalog.name[]), CAST(%s AS pg_catalog.name[])) AS w(s, t)
-  ON n.nspname = w.s AND c.relname = w.t"""
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 # Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW.
 _RESOLVE = f"""
@@ -65,7 +58,7 @@ SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS p
                      AND (t.tgrelid = c.oid
                           OR t.tgrelid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
                                            WHERE i.inhparent = c.oid))),
-       {_INCARNATION}
+       {INCARNATION}
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
 _VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
@@ -182,7 +175,6 @@ class PostgreSQL(PostgreSQLStatements):
 
     name = "postgresql"
     has_server = True
-    guards_deletes = True
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
@@ -353,23 +345,6 @@ class PostgreSQL(PostgreSQLStatements):
             returns=returns,
             alters_keys=alters_keys,
             incarnation=incarnation,
-        )
-
-    def incarnations(self, connection: sa.Connection, tables: Iterable[Place]) -> dict[Place, str]:
-        """The table's oid and its file, which TRUNCATE replaces."""
-        schemas, names = zip(*tables, strict=True)
-        asked = list(map(str, schemas)), list(map(str, names))
-        found = {}
-        for schema, name, incarnation in self._query(connection, _INCARNATIONS, *asked):
-            found[schema, name] = incarnation
-        return found
-
-    def guard(self, incarnation: str) -> str:
-        """Its snapshot is taken when the DELETE has locked the table."""
-        oid = int(incarnation.partition("/")[0])
-        return (
-            f"(SELECT {_INCARNATION} FROM pg_catalog.pg_class c WHERE c.oid = {oid}) "
-            f"= '{incarnation}'"
         )
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:

@@ -6,6 +6,7 @@ import json
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import chain
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -27,12 +28,13 @@ from tidyrows.dialects.keys import (
 from tidyrows.dialects.statements import CycleForm
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
     from tidyrows.dialects.keys import Select
     from tidyrows.dialects.statements import KeysByTable, Proof
     from tidyrows.keys import KeyedTable
+    from tidyrows.schema.graph import Place
 
 
 def rows_in_arrays(dialect: sa.Dialect, table: KeyedTable, arrays: Sequence[Any]) -> RowsByKey:
@@ -102,6 +104,43 @@ _WRITERS: dict[type, Callable[[Any], str | None]] = {
 }
 
 
+# A partitioned table has no file; TRUNCATE gives its partitions new ones. RESTART gives a sequence
+# a new one, setval does not. 1259 is pg_class.
+INCARNATION = """
+CAST(c.oid AS pg_catalog.text) || '/' || CAST(c.relfilenode AS pg_catalog.text) || COALESCE((
+    SELECT pg_catalog.string_agg('.' || CAST(s.relfilenode AS pg_catalog.text), '' ORDER BY s.oid)
+    FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_class s ON s.oid = d.objid AND s.relkind = 'S'
+    WHERE d.refobjid = c.oid AND d.deptype IN ('a', 'i')
+          AND d.refclassid = 1259 AND d.classid = 1259), '')"""
+# The numbers of the primary key have begun anew, where what was generated is above the latest.
+_BEGUN_ANEW = """
+CASE WHEN EXISTS (
+    SELECT FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_sequence q ON q.seqrelid = d.objid
+    JOIN pg_catalog.pg_index i ON i.indrelid = c.oid AND i.indisprimary
+    WHERE d.refobjid = c.oid AND d.refobjsubid = i.indkey[0] AND d.deptype IN ('a', 'i')
+          AND d.refclassid = 1259 AND d.classid = 1259 AND q.seqincrement > 0 AND NOT q.seqcycle
+          AND CASE WHEN pg_catalog.has_sequence_privilege(d.objid, 'USAGE, SELECT')
+              THEN COALESCE(pg_catalog.pg_sequence_last_value(d.objid), 0) < {} END
+) THEN '<' ELSE '' END"""
+_INCARNATIONS = f"""
+SELECT n.nspname, c.relname, {INCARNATION} || {_BEGUN_ANEW.format("w.h")}
+FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN unnest(CAST(%s AS pg_catalog.name[]), CAST(%s AS pg_catalog.name[]),
+            CAST(%s AS pg_catalog.int8[])) AS w(s, t, h)
+  ON n.nspname = w.s AND c.relname = w.t"""
+
+_UNIQUE = """
+SELECT n.nspname, c.relname, CAST(i.indexrelid AS pg_catalog.text), a.attname
+FROM pg_catalog.pg_index i JOIN pg_catalog.pg_class c ON c.oid = i.indrelid
+JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+  AND a.attnum = ANY((CAST(i.indkey AS pg_catalog.int2[]))[0:i.indnkeyatts - 1])
+JOIN unnest(CAST(%s AS pg_catalog.name[]), CAST(%s AS pg_catalog.name[])) AS w(s, t)
+  ON n.nspname = w.s AND c.relname = w.t
+WHERE i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND (c.relkind = 'p'
+       OR NOT EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent = c.oid))"""
+
 # One array stays far below the 1 GB that a value may hold; fewer statements are faster.
 _ARRAY_KEYS = 200_000
 
@@ -121,6 +160,7 @@ class PostgreSQLStatements(Dialect):
     cycle_form = CycleForm.ONE_STATEMENT
     _count_locked = f"SELECT count(*) FROM (SELECT 1 FROM {{}} FOR UPDATE) AS {KEYS}"
     reuses_keys = False
+    guards_deletes = True
     rounded_types = (*Dialect.rounded_types, INTERVAL, BIT)
     deletes_keyless_rows = True
     verified_at_once = _ARRAY_KEYS
@@ -139,6 +179,39 @@ class PostgreSQLStatements(Dialect):
                 xmax: sa.ColumnElement[int] = sa.literal_column("xmax", sa.Integer)
                 return True, xmax == sa.literal_column("0", sa.Integer)
         return False, None
+
+    # ----- incarnations
+
+    def incarnations(
+        self,
+        connection: sa.Connection,
+        tables: Iterable[Place],
+        highest: Mapping[Place, int] = MappingProxyType({}),
+    ) -> dict[Place, str]:
+        """The table's oid, its file and those of its sequences, which TRUNCATE replaces."""
+        tables = list(tables)
+        schemas, names = zip(*tables, strict=True)
+        keys = [highest.get(place) for place in tables] if highest else [None] * len(tables)
+        asked = list(map(str, schemas)), list(map(str, names)), keys
+        found = {}
+        for schema, name, incarnation in self._query(connection, _INCARNATIONS, *asked):
+            found[schema, name] = incarnation
+        return found
+
+    def guard(self, incarnation: str, highest: int) -> str:
+        """Its snapshot is taken when the DELETE has locked the table."""
+        oid = int(incarnation.partition("/")[0])
+        what = INCARNATION
+        if highest:
+            what = f"{INCARNATION} || {_BEGUN_ANEW.format(int(highest))}"
+        return f"(SELECT {what} FROM pg_catalog.pg_class c WHERE c.oid = {oid}) = '{incarnation}'"
+
+    def unique_columns(
+        self, connection: sa.Connection, tables: Iterable[Place]
+    ) -> Iterable[tuple[str, str, str, str]]:
+        """A unique index of a table is not one of the tables that inherit from it."""
+        schemas, names = (list(map(str, each)) for each in zip(*tables, strict=True))
+        return self._query(connection, _UNIQUE, schemas, names)
 
     # ----- changes and locks
 
