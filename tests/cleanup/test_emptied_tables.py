@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import sqlalchemy as sa
 
+from harness.ledgers import Worker, sweep
 from tidyrows import CleanupError, CleanupManager, Dependents, LeftoverKind, ResourceTracker
 
 pytestmark = pytest.mark.slow
@@ -256,3 +257,44 @@ def test_fewer_rows_of_the_new_table_than_of_the_former_go(engine, outside, trac
     assert names_in(outside) == [(4, "free")]
     assert report.total_deleted == 2
     assert left == ([] if is_known_to_be_dropped(engine, begin_anew) else [("plans", 4)])
+
+
+moving = sa.MetaData()
+codes = sa.Table("codes", moving, sa.Column("code", sa.String(9), primary_key=True))
+uses = sa.Table(
+    "uses",
+    moving,
+    sa.Column("n", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column(
+        "code", sa.ForeignKey("codes.code", onupdate="CASCADE"), primary_key=True, nullable=False
+    ),
+)
+
+
+def test_a_key_that_on_update_cascade_has_moved_is_followed(engine, outside, tracker):
+    """Somebody takes the old key."""
+    moving.create_all(outside)
+    write(engine, codes, {"code": "old"})
+    write(engine, uses, {"n": 1, "code": "old"}, {"n": 2, "code": "old"})
+    with engine.begin() as connection:
+        connection.execute(sa.update(codes).where(codes.c.code == "old").values(code="new"))
+    write(outside, codes, {"code": "old"})
+    write(outside, uses, {"n": 1, "code": "old"})
+    assert {row.key for row in tracker.rows()} == {("new",), (1, "new"), (2, "new")}
+    report = CleanupManager(tracker).cleanup()
+    assert names_in(outside, codes) == [("old",)]
+    assert names_in(outside, uses) == [(1, "old")]
+    assert report.total_deleted == 3
+
+
+def test_a_sweep_follows_it_too(database, outside, ledgers):
+    moving.create_all(outside)
+    worker = Worker(database, ledgers)
+    worker.writes((codes, [{"code": "old"}]), (uses, [{"n": 1, "code": "old"}]))
+    with worker.engine.begin() as connection:
+        connection.execute(sa.update(codes).where(codes.c.code == "old").values(code="new"))
+    worker.dies()
+    write(outside, codes, {"code": "old"})
+    write(outside, uses, {"n": 1, "code": "old"})
+    assert sweep(outside).total_deleted == 2
+    assert names_in(outside, uses) == [(1, "old")]

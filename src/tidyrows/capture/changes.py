@@ -110,6 +110,37 @@ class KeysChanged(Change):
     sent: bool = False
 
 
+def cascaded(parents: KeysChanged, child: KeyedTable, keys: Iterable[Any]) -> KeysChanged | None:
+    """What ON UPDATE CASCADE does to rows of a table whose key has the changed one in it.
+
+    The models need not say it: without it, the database refuses to change a key that has children.
+    """
+    names = [column.name for column in child.key_columns]
+    by_target = {
+        tuple(element.target_fullname.split(".")[-2:]): element.parent.name
+        for constraint in child.table.foreign_key_constraints
+        for element in constraint.elements
+    }
+    changed = parents.table
+    targets = [(changed.table.name, column.name) for column in changed.key_columns]
+    own = [str(by_target[each]) for each in targets if each in by_target]
+    if child is changed or len(own) != len(targets) or not set(own) <= set(names):
+        return None
+    new_keys = dict(parents.keys)
+    pairs: list[tuple[Any, Any]] = []
+    for key in keys:
+        parts = dict(zip(names, child.row(key).key, strict=True))
+        old = tuple(parts[each] for each in own)
+        old = old if len(old) > 1 else old[0]
+        if old in new_keys:
+            new = new_keys[old]
+            parts.update(zip(own, new if len(own) > 1 else (new,), strict=True))
+            moved = tuple(parts.values()) if len(names) > 1 else new
+            pairs.append((key, None if new is None else moved))
+    # sent: the database may not enforce the foreign key, so that the row has not moved
+    return KeysChanged(child, pairs, sent=True) if pairs else None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class KeysLost(Change):
     """Primary keys were changed, of unknown rows to unknown values; ``keys`` is empty."""

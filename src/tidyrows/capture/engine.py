@@ -22,7 +22,14 @@ from sqlalchemy.sql.dml import Delete, Insert, Update
 from sqlalchemy.sql.elements import ReleaseSavepointClause
 
 from tidyrows.capture import affected_rows, returning
-from tidyrows.capture.changes import INTERNAL, Change, Inserted, InsertedWhole, KeysChanged
+from tidyrows.capture.changes import (
+    INTERNAL,
+    Change,
+    Inserted,
+    InsertedWhole,
+    KeysChanged,
+    cascaded,
+)
 from tidyrows.capture.connections import OpenConnections
 from tidyrows.capture.destination import Destination
 from tidyrows.capture.fingerprints import Recorder
@@ -321,7 +328,7 @@ class Capture:
         target = found[0]
         changes: list[Change] = []
         if rewrite is not None or self._is_held(target, log):
-            changes = self._followed(target, rewrite, statement, result)
+            changes = self._followed(target, rewrite, statement, result, log)
         watcher = self.sinks.watcher
         if watcher is not None:  # first, while rows that go with this are known as whose they were
             touched = affected_rows.touched(statement, result, target, changes)
@@ -336,16 +343,36 @@ class Capture:
         rewrite: Rewrite | None,
         statement: Update | Delete,
         result: sa.CursorResult[Any],
+        log: TransactionLog,
     ) -> list[Change]:
         """What a statement did to rows that are tracked, or are pending."""
         change = affected_rows.change_of(statement, result, target, rewrite)
         if isinstance(change, KeysChanged) and self.dialect.rounds_keys(target):
             change = replace(change, sent=True)
         changes = [] if change is None else [change]
+        if isinstance(change, KeysChanged):
+            changes += self._cascades(change, log)
         if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
             updated = self._recorder.updated(statement, result.context, target)
             changes[:0] = [] if updated is None else [updated]
         return changes
+
+    def _cascades(self, change: KeysChanged, log: TransactionLog) -> list[KeysChanged]:
+        """What ON UPDATE CASCADE does to the keys of rows that are tracked, or are pending here."""
+        held: dict[KeyedTable, list[Any]] = {}
+        for sink in self.sinks:
+            for table, keys in sink.keys_by_table():
+                held.setdefault(table, []).extend(keys)
+        for each, _sink in log.all():
+            if isinstance(each, Inserted):
+                held.setdefault(each.table, []).extend(each.keys)
+        found = [change]
+        for parents in found:
+            for table, keys in held.items():
+                moved = cascaded(parents, table, keys)
+                if moved is not None and all(table is not each.table for each in found):
+                    found.append(moved)
+        return found[1:]
 
     def _is_held(self, target: KeyedTable, log: TransactionLog) -> bool:
         """Whether rows of a table are tracked, or are pending here."""
