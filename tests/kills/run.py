@@ -1,11 +1,13 @@
 """The kills: workers and sweeps that die at any instant, and strangers beside them.
 
     python tests/kills/run.py --backend postgresql --kills 200
+    python tests/kills/run.py --backend postgresql --kills 200 --emptied
 
 Each wave is some workers on one database, each killed at an instant of its own: by chance, or at,
 or soon after, the n-th statement, COMMIT or answer to one. Strangers then take every key that is
 free, a sweep follows (or two at once, or one that is killed too), and the whole database is
-compared row by row.
+compared row by row. With ``--emptied`` all tables are truncated or made anew after the kills, and
+two more workers live while the sweeps run: their rows have the keys of the dead ones.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from kills.tables import (
     other_notes,
 )
 from storm import shop
-from tidyrows import Ledger, find_orphans, sweep
+from tidyrows import CleanupError, Ledger, LeftoverKind, find_orphans, sweep
 
 WORKERS = 4
 PATIENT = 30.0
@@ -110,12 +112,17 @@ class Scene:
         self.schema = schema
         self._number = 0
         self._lock = threading.Lock()
-        for metadata in ALL:
-            metadata.create_all(self.engine)
-        there = self.engine.execution_options(schema_translate_map={OTHER: schema})
+        self.metadatas = list(ALL)
         if schema is not None:
-            other_notes.metadata.create_all(there)
+            self.metadatas.append(sa.MetaData())
+            other_notes.to_metadata(self.metadatas[-1], schema=schema)
+        for metadata in self.metadatas:
+            metadata.create_all(self.engine)
         Ledger(self.engine).install()
+        self.seed()
+
+    def seed(self) -> None:
+        """The strangers that are there at the beginning."""
         self.bystanders = Bystanders(self.engine)
         self.bystanders.insert(shop.Org, *({"name": f"bystander {n}", "v": n} for n in range(5)))
         with self.engine.connect() as connection:
@@ -130,6 +137,18 @@ class Scene:
         self.bystanders.insert(log_lines, *({"text": "line", "n": n % 3} for n in range(6)))
         self.strangers([])
         (self.folder / "bystander").touch()
+
+    def begin_anew(self) -> None:
+        """Another suite truncates all tables, or makes them anew, and seeds them."""
+        if self.rng.random() < 0.5:
+            for metadata in self.metadatas:
+                metadata.drop_all(self.engine)
+                metadata.create_all(self.engine)
+        else:
+            tables = [each for metadata in self.metadatas for each in metadata.sorted_tables]
+            with self.engine.begin() as connection:
+                truncate(connection, tables)
+        self.seed()
 
     def worker(self, blow: dict[str, Any] | None = None) -> Child:
         """One that waits for its line."""
@@ -172,6 +191,15 @@ class Scene:
             self.result.rows += report.total_deleted
             if report.already_gone:
                 self.result.wrong.append(f"a sweep found rows gone already: {report}")
+
+    def sweep_beside(self, *, kept: bool = False) -> None:
+        """Once, while others live; on SQLite the values may not tell whose a row is."""
+        try:
+            self.result.rows += sweep(self.url, kept=kept, patience=0.0).total_deleted
+        except CleanupError as error:
+            kinds = {each.kind for each in error.leftovers}
+            if self.engine.dialect.name != "sqlite" or kinds != {LeftoverKind.UNCERTAIN}:
+                self.result.wrong.append(f"a sweep raised {error!r}")
 
     def sweep_in_child(self, blow: dict[str, Any]) -> Child:
         """One that waits for its line."""
@@ -227,7 +255,7 @@ class Scene:
         while True:
             times += 1
             self.sweep(kept=True)  # kept, and killed before it could tell
-            if not self._entries() or time.monotonic() > until or self.result.wrong:
+            if not self.entries() or time.monotonic() > until or self.result.wrong:
                 break
             pause.wait(0.1)
         self.result.again = max(self.result.again, times)
@@ -241,7 +269,7 @@ class Scene:
                 self.result.wrong.append(f"{name}: {count} were kept, and {things} are: {found}")
             self.sweep(kept=name)
 
-    def _entries(self) -> list[str]:
+    def entries(self) -> list[str]:
         """All but the ledger's own rows."""
         asked = sa.text(f"SELECT * FROM {LEDGER} WHERE maker <> 'tidyrows'")
         with self.engine.connect() as connection:
@@ -263,13 +291,71 @@ class Scene:
             for name in [name for name in each if name.endswith(LEDGER)]:
                 del each[name]
         wrong += self.bystanders.expected.difference(now)
-        wrong += [f"entry {entry}" for entry in self._entries()]
+        wrong += [f"entry {entry}" for entry in self.entries()]
         left = {path.name for path in self.folder.iterdir()} ^ {"bystander"}
         wrong += [f"file {name}" for name in sorted(left)]
         if self.engine.dialect.name == "sqlite":
             database = Path(str(self.engine.url.database))
             locks = database.parent.glob(f"{database.name}-tidyrows-*")
             wrong += [f"lock file {path.name}" for path in locks]
+
+
+def truncate(connection: sa.Connection, tables: list[sa.Table]) -> None:
+    """All of them at once, whatever references what; their numbers begin anew."""
+    quote = connection.dialect.identifier_preparer.format_table
+    names = [quote(table) for table in tables]
+    match connection.dialect.name:
+        case "postgresql":
+            connection.exec_driver_sql(f"TRUNCATE {', '.join(names)} RESTART IDENTITY")
+        case "sqlite":
+            for name in names:
+                connection.exec_driver_sql(f"DELETE FROM {name}")
+        case _:
+            connection.exec_driver_sql("SET foreign_key_checks = 0")
+            for name in names:
+                connection.exec_driver_sql(f"TRUNCATE TABLE {name}")
+            connection.exec_driver_sql("SET foreign_key_checks = 1")
+
+
+def emptied(
+    url: sa.URL, folder: Path, *, count: int, seed: int | None = None, schema: str | None = None
+) -> Result:
+    """As :func:`kills`; after each wave all tables begin anew, and two workers live meanwhile."""
+    began = time.monotonic()
+    seed = random.randrange(10**6) if seed is None else seed
+    rng = random.Random(seed)
+    result = Result()
+    scene = Scene(url, folder, result, rng, schema)
+    while result.kills < count and not result.wrong:
+        blows = [blow_of(rng, longest=1.0) for _ in range(WORKERS)]
+        dead = [scene.worker(_to_child(blow)) for blow in blows]
+        scene.killed(dead, blows)
+        scene.begin_anew()
+        scene.strangers(dead)
+        live = [scene.worker(), scene.worker()]
+        for each in live:
+            each.wait_for(b"i")
+            each.line()
+        for number in range(3):
+            for each in live:
+                each.wait_for(b"c", number + 1)
+            scene.sweep_beside()
+        result.wrong += [wrong for each in live if (wrong := each.leave())]
+        until, pause = time.monotonic() + PATIENT, threading.Event()
+        sweeps = 0
+        while scene.entries() and time.monotonic() < until and not result.wrong:
+            sweeps += 1
+            scene.sweep_beside(kept=True)
+            if scene.engine.dialect.name == "sqlite" and sweeps > 1:
+                with scene.engine.begin() as connection:  # what is uncertain stays entered
+                    connection.exec_driver_sql(f"DELETE FROM {LEDGER} WHERE maker <> 'tidyrows'")
+            pause.wait(0.05)
+        scene.compared(live)
+    scene.engine.dispose()
+    result.seconds = time.monotonic() - began
+    if result.wrong:
+        result.wrong.insert(0, f"seed {seed}, after {result.kills} kills")
+    return result
 
 
 def blow_of(rng: random.Random, *, longest: float = 0.3, sweeping: bool = False) -> dict[str, Any]:
@@ -368,6 +454,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--workers", type=int, default=WORKERS)
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--emptied", action="store_true", help="empty the tables after each wave")
     given = parser.parse_args()
     homes = Homes({"postgresql": servers.find_postgresql, "mysql": servers.find_mysql})
     with ExitStack() as stack:
@@ -378,8 +465,11 @@ def main() -> None:
         else:
             home = homes.home(given.backend)
             url, schema = home.url, home.extra_schema(OTHER)
-        options = {"workers": given.workers, "seed": given.seed, "schema": schema}
-        result = kills(url, folder, count=given.kills, **options)
+        options: dict[str, Any] = {"seed": given.seed, "schema": schema}
+        if given.emptied:
+            result = emptied(url, folder, count=given.kills, **options)
+        else:
+            result = kills(url, folder, count=given.kills, workers=given.workers, **options)
     print(result)
     print(f"{len(result.wrong)} wrong")
     print("\n".join(result.wrong[:40]))
