@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy import event, orm
+from sqlalchemy.pool import _ConnectionFairy
+
+from tidyrows.capture.unseen import WatchedConnection
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tidyrows.capture.destination import Destination
+    from tidyrows.capture.unseen import UnseenInserts
     from tidyrows.dialects import Dialect
 
 
@@ -22,18 +26,28 @@ def driver_of(connection: sa.Connection) -> Any:
 class OpenConnections:
     """The connections of one engine that are checked out of its pool."""
 
-    def __init__(self, engine: sa.Engine, dialect: Dialect, destination: Destination) -> None:
+    def __init__(
+        self,
+        engine: sa.Engine,
+        dialect: Dialect,
+        destination: Destination,
+        unseen: UnseenInserts,
+    ) -> None:
         self._dialect = dialect
         self._destination = destination
+        self._unseen = unseen
         self._url = engine.url
         self._out: set[Any] = set()
         event.listen(engine, "checkout", self.checkout)
         event.listen(engine, "checkin", self._checkin)
         event.listen(engine, "detach", self._checkin)
 
-    def checkout(self, driver: Any, record: Any, _fairy: Any) -> None:
+    def checkout(self, driver: Any, record: Any, fairy: Any) -> None:
         """A connection leaves the pool."""
         self._out.add(record)
+        if type(fairy) is _ConnectionFairy:
+            fairy.unseen = self._unseen  # type: ignore[attr-defined]  # what it is in a moment
+            fairy.__class__ = WatchedConnection
         if not self._destination.is_settled:
             self._destination.look(driver, is_new=True)
 
@@ -45,6 +59,7 @@ class OpenConnections:
 
     def _checkin(self, _driver: Any, record: Any) -> None:
         self._out.discard(record)
+        self._unseen.uses.pop(record, None)
 
     def by_id(self, own: Any) -> dict[int, str]:
         """What has a transaction open, in words, by the server's id of its connection."""

@@ -98,8 +98,10 @@ class Capture:
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = dialect_for(engine)
         self.destination = Destination(self.dialect)
-        self.opened = OpenConnections(engine, self.dialect, self.destination)
         self.sinks = EngineSinks()
+        self._transactions = Transactions(self.dialect, self.sinks)
+        unseen = self._transactions.unseen
+        self.opened = OpenConnections(engine, self.dialect, self.destination, unseen)
         self.tables = RealTables(
             engine,
             self.dialect,
@@ -108,7 +110,6 @@ class Capture:
             self.destination.refuse_schema,
         )
         self.database = self.tables.database
-        self._transactions = Transactions(self.dialect, self.sinks)
         self.resolve = self._transactions.resolve
         self.prepared = self._transactions.prepared
         self.settle = self._transactions.settle

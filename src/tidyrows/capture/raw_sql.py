@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.affected_rows import after_statement, keep_count
@@ -86,6 +86,19 @@ _UPDATES = re.compile(
     re.IGNORECASE | re.DOTALL | re.VERBOSE,
 )
 _NESTED = re.compile(r"\([^()]*\)(?!\s*=)")  # brackets, save those of (a, b) = ...
+# What may be written as a function of the database, and inserts nothing.
+_CALL = re.compile(r"\b([a-z_][\w$]*)\s*\(", re.IGNORECASE)
+_HARMLESS = re.compile(
+    r"""(?:pg_|json|array_|string_|to_|regexp_|current_|st_|has_|date|time|generate_).*
+    |abs|all|and|any|array|as|avg|between|by|cast|ceil|ceiling|char|char_length|coalesce|concat|count
+    |connection_id|currval|database|distinct|else|exists|extract|filter|first_value|floor|from|get_lock
+    |greatest|group_concat|having|hex|if|ifnull|in|index|integer|interval|is|last_insert_id|last_value
+    |lateral|least|left|length|like|limit|lower|lpad|ltrim|max|md5|min|mod|nextval|not|now|nullif
+    |numeric|offset|on|or|over|partition|position|power|random|release_lock|replace|returning|right
+    |round|row|row_count|row_number|rows|select|set|set_config|setval|split_part|sqrt|substr|substring
+    |sum|then|trim|trunc|union|unnest|upper|user|using|uuid|values|varchar|version|when|where|with""",
+    re.IGNORECASE | re.VERBOSE,
+)
 _PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
 
 
@@ -118,6 +131,19 @@ def inserted_table(sql: str) -> str | None:
 
 def _without_semicolons(literal: re.Match[str]) -> str:
     return literal[0].replace(";", " ")
+
+
+@lru_cache(maxsize=1024)
+def runs_code(sql: str) -> bool:
+    """Whether a statement may run a procedure or a function that nobody but the database knows."""
+    word = first_word(sql)
+    if inserted_table(sql) is not None:  # that is said without a question
+        return False
+    if word in {"CALL", "EXECUTE", "DO", "BEGIN"}:
+        return word != "BEGIN" or "NOT ATOMIC" in sql.upper()
+    if word not in {"SELECT", "WITH", "VALUES", "EXPLAIN", "SET", "UPDATE", "DELETE", "TABLE"}:
+        return False
+    return not all(map(_HARMLESS.fullmatch, _CALL.findall(_LITERAL.sub("''", sql))))
 
 
 def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
@@ -245,6 +271,8 @@ class CursorEvents:
         # XA COMMIT is itself a statement: what it commits is not committed before it.
         if transactions.pending.all and not sql.startswith("XA "):
             transactions.resolve(context.root_connection)
+        if transactions.unseen.uses:
+            transactions.unseen.statement(context, sql)
         if INTERNAL in context.execution_options:
             return
         log = transactions.logs.get(context.root_connection)
@@ -261,7 +289,10 @@ class CursorEvents:
         self._look_at(context, sql)
 
     def _look_at(self, context: Any, sql: str) -> None:
-        if context.compiled is None or context.is_text:
+        is_raw = context.compiled is None or context.is_text
+        if self._dialect.runs_code and (is_raw or "(" in sql) and runs_code(sql):
+            self._transactions.unseen.begin(context.root_connection.connection, by_driver=False)
+        if is_raw:
             self._raw(context.root_connection, sql, context)
         elif sql[:4] == "WITH":
             self._warn_of_insert(context.root_connection, sql)

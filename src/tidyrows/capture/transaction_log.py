@@ -109,6 +109,11 @@ class TransactionLog:
         self.mark = None
         return changes
 
+    @property
+    def in_savepoint(self) -> bool:
+        """Whether a savepoint is set."""
+        return len(self._savepoints) > 1
+
     def find(self, name: str) -> int | None:
         """How deep a savepoint is; None where its setting was not seen."""
         for place in range(len(self._savepoints) - 1, 0, -1):
@@ -192,14 +197,24 @@ class PendingCommits:
                 own = pending.connection()
                 gone = pending.sent or own is None or own.closed or own.invalidated
                 # SQLAlchemy has no transaction once it has the answer to the COMMIT; an error has
-                # been handled by then.
-                if gone or own is connection or own.get_transaction() is None:  # type: ignore[union-attr]
+                # been handled by then. While its transaction is active, it still tells listeners.
+                running: Any = None if gone else own.get_transaction()  # type: ignore[union-attr]
+                unheard = pending.unasked or pending.prepared
+                if running is None or (own is connection and (unheard or not running.is_active)):
                     self.all.remove(pending)
                     # A commit listener that raises prevents the COMMIT, or an interrupt. An open
                     # transaction may as well be a new one, begun past SQLAlchemy: it is asked then.
                     sent = gone or pending.prepared or not self._dialect.is_begun(pending.driver)
                     (committed if sent else uncertain).extend(pending.changes)
         return committed, uncertain
+
+    def announced(self, connection: sa.Connection) -> PendingCommit | None:
+        """The COMMIT that SQLAlchemy still tells its listeners of, before it sends it."""
+        running: Any = connection.get_transaction()
+        for pending in self.all if running is not None and running.is_active else ():
+            if pending.connection() is connection and not (pending.unasked or pending.prepared):
+                return pending
+        return None
 
     def pop_failed(self, connection: sa.Connection) -> list[PendingCommit]:
         """Take what was announced on a connection that has raised."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.capture.changes import Change, Touched
 from tidyrows.capture.connections import driver_of
 from tidyrows.capture.transaction_log import PendingCommits, TransactionLog, not_undone
+from tidyrows.capture.unseen import UnseenInserts
 from tidyrows.dialects import CommitOutcome, Loss
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Transactions:
         )
         self.pending = PendingCommits(dialect)
         self.prepared: dict[str, list[Logged]] = {}  # by the transaction's id
+        self.unseen = UnseenInserts(dialect, sinks, self.changes_of)
         self.unanswered: set[int] = set()  # a COMMIT may go on though its client is gone
         self._lock = threading.RLock()
 
@@ -59,6 +61,7 @@ class Transactions:
         self.logs = weakref.WeakKeyDictionary()
         self.pending = PendingCommits(self._dialect)
         self.prepared.clear()
+        self.unseen.uses.clear()
 
     def log(self, connection: sa.Connection) -> TransactionLog:
         """The log of a connection's transaction."""
@@ -76,6 +79,13 @@ class Transactions:
         sink: Sink | None = None,
     ) -> None:
         """Log a change of one sink, or of all; under autocommit it is committed already."""
+        announced = self.pending.announced(connection) if self.pending.all else None
+        if announced is not None:  # by a commit listener that comes after this one
+            if log.in_savepoint:  # its rollback would come too late
+                change = replace(change, certain=False)
+            announced.changes.append((change, sink))
+            self._before_commit(connection, [(change, sink)])
+            return
         driver = connection.connection.dbapi_connection
         if (
             not log.changed
@@ -91,6 +101,8 @@ class Transactions:
 
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
+        if self.unseen.uses:
+            self.unseen.before_commit(connection)
         log = self.logs.get(connection)
         if log is not None and log.changed and not self._dialect.commit_is_void(connection):
             self._before_commit(connection, log.all())
@@ -120,6 +132,8 @@ class Transactions:
         if not self._sinks.idle:
             if self.pending.all:
                 self.resolve(connection)
+            if self.unseen.uses:
+                self.unseen.begun(connection)
             log = self.logs.get(connection)
             if log is None:
                 return
@@ -139,6 +153,8 @@ class Transactions:
             return
         if self.pending.all:
             self.resolve(connection)
+        if self.unseen.uses:
+            self.unseen.before_commit(connection)
         log = self.logs.get(connection)
         if log is None or not log.changed:
             return
@@ -232,6 +248,8 @@ class Transactions:
             name = f"sa_savepoint_{connection._Connection__savepoint_seq + 1}"  # type: ignore[attr-defined]  # noqa: SLF001 -- the event does not tell the name
         begun = self._dialect.in_transaction(driver_of(connection)) is not False
         log = self.log(connection)
+        if self.unseen.uses:
+            self.unseen.savepoint(connection)
         if self._dialect.release_commits and not begun:
             log.outermost = name
         log.savepoint(name)
@@ -258,6 +276,8 @@ class Transactions:
         self, connection: sa.Connection, name: str, _context: None = None
     ) -> None:
         """A savepoint is about to be rolled back."""
+        if self.unseen.uses:
+            self.unseen.rollback_savepoint(connection)
         self.look(connection)
         self.log(connection).rollback_to(name)
 
@@ -311,6 +331,8 @@ class Transactions:
                 self.prepared[pending.xid] = pending.changes
             else:
                 self._commit_failed(connection, pending, None if lost else error)
+        if self.unseen.uses and not connection.invalidated:
+            self.unseen.failed(connection)
         log = self.log(connection)
         if log.mark is not None:  # what failed may have ended the transaction before
             self.look(connection)
@@ -345,11 +367,15 @@ class Transactions:
             committed, uncertain = self.pending.pop_finished(connection)
             self._apply(uncertain, certain=False)
             self._apply(committed)
+        if self.unseen.late:
+            self.unseen.warn_late()
 
-    def reset(self, driver: Any, _record: Any, _state: Any) -> None:
+    def reset(self, driver: Any, record: Any, _state: Any) -> None:
         """A connection goes back to its pool."""
         if self.pending.all:
             self.pending.returned(driver)
+        if self.unseen.uses:
+            self.unseen.returned(driver, record)
 
     def _apply(self, changes: list[Logged], *, certain: bool = True) -> None:
         """Let the sinks hear of changes that are committed, or of which that is not known."""
@@ -366,6 +392,16 @@ class Transactions:
                 rest = sink.apply(rest) if certain else sink.mark_uncertain(rest)
         for sink, own in self._by_sink(changes):
             sink.after_commit(own, certain=certain)
+
+    def changes_of(self, record: Any) -> Iterator[Change]:
+        """What is not committed on the connection of an entry of the pool."""
+        with self._lock:
+            logs = list(self.logs.items())
+        for connection, log in logs:
+            if not (connection.closed or connection.invalidated):
+                fairy: Any = connection.connection
+                if fairy._connection_record is record:  # noqa: SLF001 -- no public name
+                    yield from (change for change, _sink in log.all())
 
     def uncommitted(self, sink: Sink) -> Iterator[Change]:
         """What has been done for a sink and is not committed."""

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from tidyrows.capture.changes import INTERNAL
 from tidyrows.capture.connections import driver_of
 from tidyrows.capture.engine import capture_for
+from tidyrows.capture.unseen import ignore_driver
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import DriverSocket, Fault, SilentServerError
 from tidyrows.errors import SessionStateError, TakenOverError, TidyRowsError
@@ -114,6 +115,7 @@ class Database:
         try:
             with self.dialect.connect(self.engine, left + _MARGIN) as connection:
                 connection.execution_options(**{INTERNAL: True})
+                ignore_driver(connection)
                 yield from self._inside(connection, begin, committed, lock_timeout, left)
         except SilentServerError:
             self.is_silent = True

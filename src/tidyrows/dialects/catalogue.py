@@ -54,6 +54,12 @@ class Catalogue(DriverAccess):
     table_options: ClassVar[Mapping[str, Any]] = {}
     """Options of the ledger's Table, so that it stores any text."""
 
+    counts_every_change: ClassVar[bool] = False
+    """Whether ``rows_inserted`` counts rows that were changed or deleted, too."""
+
+    runs_code: ClassVar[bool] = False
+    """Whether a statement may run code of the database that inserts: a procedure, a function."""
+
     # ----- tables
 
     @abstractmethod
@@ -146,6 +152,38 @@ class Catalogue(DriverAccess):
     def lesser_writers(self, connection: sa.Connection, table: Place) -> list[str]:
         """Roles that may write to a table and are no superusers; none unless this role is one."""
         return []
+
+    def rows_inserted(
+        self, dbapi_connection: Any, *, inside: bool = True
+    ) -> tuple[dict[Place | None, int], dict[Place | None, int]] | None:
+        """How many rows a session has inserted, by table, or under None of all tables together.
+
+        Args:
+            dbapi_connection: the session.
+            inside: whether the question may begin a transaction, and leave it open.
+
+        Returns:
+            The counts now, and what they begin with after the open transaction; only differences
+            mean something. None where nothing can tell. A dialect overrides
+            :meth:`driver_rows_inserted`.
+        """
+        try:
+            with closing(dbapi_connection.cursor()) as cursor:
+                counts = self.driver_rows_inserted(dbapi_connection, cursor)
+            if not inside:
+                dbapi_connection.rollback()
+        except self._dbapi.Error as error:
+            lost = self._dialect().is_disconnect(error, dbapi_connection, None)
+            return ({}, {}) if lost else None  # no COMMIT will succeed
+        except sa.exc.MissingGreenlet:
+            return None
+        return counts
+
+    def driver_rows_inserted(
+        self, dbapi_connection: Any, cursor: Any
+    ) -> tuple[dict[Place | None, int], dict[Place | None, int]] | None:
+        """As :meth:`rows_inserted`; may raise the driver's errors."""
+        return None
 
     # ----- foreign keys
 

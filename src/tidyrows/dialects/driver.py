@@ -90,7 +90,8 @@ class DriverAccess(ABC):
     def _query(self, connection: sa.Connection, sql: str, *values: Any) -> list[Any]:
         """All rows, without SQLAlchemy's events: on a cursor of the driver."""
         try:
-            with closing(connection.connection.cursor()) as cursor:
+            driver: Any = connection.connection.dbapi_connection
+            with closing(driver.cursor()) as cursor:
                 cursor.execute(self._marked(sql), *([values] if values else []))
                 return list(cursor.fetchall())
         except BaseException as error:

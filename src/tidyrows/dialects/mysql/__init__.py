@@ -119,6 +119,7 @@ class MySQL(MySQLStatements):
 
     name = "mysql"
     has_server = True
+    runs_code = True
     ddl_commits = True
     # Not UNIX_TIMESTAMP(NOW(6)): in the hour that a session's time zone has twice it is off by one.
     clock = "(TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6)) / 1e6)"
@@ -354,6 +355,12 @@ class MySQL(MySQLStatements):
         """How far InnoDB's log is written; on MariaDB also how many rows, by any engine."""
         mariadb = getattr(self._dialect(), "is_mariadb", False)
         return self._query(connection, _LOG.format(_WRITTEN if mariadb else "")) or None
+
+    def driver_rows_inserted(self, dbapi_connection: Any, cursor: Any) -> Any:
+        """Rows that storage engines wrote for the session; on MySQL 8, temporary tables too."""
+        cursor.execute("SHOW SESSION STATUS LIKE 'Handler_write'")
+        total = {None: int(cursor.fetchone()[1])}
+        return total, total
 
     def is_system_table(self, schema: str, name: str) -> bool:
         return schema.lower() in _OWN_SCHEMAS

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.locks import Blocker, LockStatements
+from tidyrows.dialects.postgresql import statements
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
@@ -175,6 +176,7 @@ class PostgreSQL(PostgreSQLStatements):
 
     name = "postgresql"
     has_server = True
+    runs_code = True
     clock = "CAST(extract(epoch FROM pg_catalog.clock_timestamp()) AS double precision)"
     transient_codes = frozenset({"40001", "40P01", "55P03", "57014", "53300"})
     timeout_codes = frozenset({"55P03", "57014"})
@@ -263,10 +265,26 @@ class PostgreSQL(PostgreSQLStatements):
             host = address[0] if isinstance(address, tuple) else address
         return [("database", database), ("host", host)]
 
+    def driver_rows_inserted(self, dbapi_connection: Any, cursor: Any) -> Any:
+        """By the statistics of this session, which are not yet handed over."""
+        try:
+            cursor.execute(statements.INSERTED)
+        except self._dbapi.Error as error:
+            if self.code(error) == _IN_ERROR:
+                return {}, {}  # its COMMIT is a ROLLBACK
+            raise
+        counts = {(schema, name): count for schema, name, count in cursor.fetchall()}
+        rest = counts
+        if (self._dialect().server_version_info or ()) >= statements.HANDS_OVER:
+            cursor.execute(statements.HAND_OVER)
+            rest = {}
+        return counts, rest
+
     def commit_is_void(self, connection: sa.Connection) -> bool | None:
         """True in an aborted transaction: its COMMIT is a silent ROLLBACK."""
         if self._status is not None:
-            status = self._status(connection.connection.driver_connection)
+            driver: Any = connection.connection.dbapi_connection
+            status = self._status(getattr(driver, "driver_connection", driver))
             return None if status == _IDLE else status == _INERROR
         if self.in_transaction(connection.connection.dbapi_connection) is False:
             return None

@@ -153,6 +153,20 @@ FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid
 JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE (n.nspname, c.relname) IN ({}) AND a.attnum > 0 AND NOT a.attisdropped"""
 
+# A partition's rows are its root's. Counters of earlier transactions are among these until the
+# session hands them over, which PostgreSQL does once a second, and 15 when it is asked to.
+INSERTED = """
+SELECT n.nspname, r.relname,
+       CAST(sum(pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid)) AS pg_catalog.int8)
+FROM pg_catalog.pg_class c
+JOIN pg_catalog.pg_class r ON r.oid = COALESCE(pg_catalog.pg_partition_root(c.oid), c.oid)
+JOIN pg_catalog.pg_namespace n ON n.oid = r.relnamespace
+WHERE c.relkind = 'r' AND c.relpersistence <> 't' AND n.nspname !~ '^pg_'
+      AND pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) > 0
+GROUP BY n.nspname, r.relname"""
+HAND_OVER = "SELECT CAST(pg_catalog.pg_stat_force_next_flush() AS pg_catalog.text)"
+HANDS_OVER = (15,)  # the first version that has it
+
 
 class PostgreSQLStatements(Dialect):
     """Arrays, and one statement for a whole cycle."""

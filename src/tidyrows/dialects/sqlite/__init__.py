@@ -94,6 +94,7 @@ class SQLite(SQLiteStatements, SQLiteLocks):
 
     name = "sqlite"
     release_commits = True
+    counts_every_change = True
     clock = "((julianday('now') - 2440587.5) * 86400.0)"
     transient_codes = frozenset({_BUSY, _LOCKED})
     timeout_codes = transient_codes
@@ -323,6 +324,11 @@ class SQLite(SQLiteStatements, SQLiteLocks):
             self._query(connection, f"PRAGMA busy_timeout = {busy}")
         raw: Any = connection.connection.driver_connection
         return versions, getattr(raw, "total_changes", 0)
+
+    def rows_inserted(self, dbapi_connection: Any, *, inside: bool = True) -> Any:
+        """Rows that were inserted, changed or deleted, without a question to the database."""
+        total: int = raw_connection(dbapi_connection).total_changes
+        return {None: total}, {None: total}
 
     def default_schema(self, bind: sa.Engine | sa.Connection) -> str:
         """The file that was opened, not one that was attached."""

@@ -1,0 +1,307 @@
+"""Rows that were inserted past SQLAlchemy: by the driver's cursor, a procedure, a function.
+
+A connection that has left its pool notices when other code than SQLAlchemy uses the driver. From
+then on, and after raw SQL that runs code of the database, the database's own counters are compared
+before each COMMIT with what capture has seen. Other connections are never asked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import sqlalchemy as sa
+from sqlalchemy.pool import _ConnectionFairy
+
+from tidyrows.capture.affected_rows import after_statement
+from tidyrows.capture.changes import Inserted, InsertedWhole
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from tidyrows.capture.changes import Change, Sink
+    from tidyrows.capture.ownership import EngineSinks
+    from tidyrows.dialects import Dialect
+    from tidyrows.schema.graph import Place
+
+Counts: TypeAlias = "Mapping[Place | None, int]"
+
+_OWN = frozenset({"sqlalchemy", "tidyrows"})
+# Methods of the drivers' connections that send statements.
+_SENDING = frozenset(
+    {"execute", "executemany", "executescript", "query", "transaction", "pipeline", "copy"}
+)
+
+
+class WatchedConnection(_ConnectionFairy):
+    """The pool's proxy of a connection, which notices when the driver is used past SQLAlchemy.
+
+    Attributes:
+        unseen: told of the first such use.
+    """
+
+    unseen: UnseenInserts
+    # What __getattr__ would find, without a call of its own.
+    commit: Any = property(attrgetter("dbapi_connection.commit"))
+    rollback: Any = property(attrgetter("dbapi_connection.rollback"))
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        """A cursor of the driver."""
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- which code asks
+            self.unseen.begin(self)
+        return self.dbapi_connection.cursor(*args, **options)
+
+    @property
+    def driver_connection(self) -> Any:  # type: ignore[override]  # as SQLAlchemy does
+        """The driver's own connection."""
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- as above
+            self.unseen.begin(self)
+        record = self._connection_record
+        return record and record.driver_connection
+
+    def __getattr__(self, key: str) -> Any:
+        if key in _SENDING:
+            self.unseen.begin(self)
+        return getattr(self.dbapi_connection, key)
+
+
+def ignore_driver(connection: sa.Connection) -> None:
+    """Notice nothing of this connection, which only tidyrows uses: its statements are cheaper."""
+    fairy: Any = connection.connection
+    if fairy.__class__ is WatchedConnection:
+        fairy.__class__ = _ConnectionFairy  # type: ignore[assignment]  # as SQLAlchemy made it
+
+
+class UsedConnection(WatchedConnection):
+    """A connection whose driver was used past SQLAlchemy: its COMMIT may be asked for there too."""
+
+    def commit(self) -> None:
+        """COMMIT, by whoever asks for it."""
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- SQLAlchemy has an event
+            self.unseen.before_commit(self)
+        self.dbapi_connection.commit()
+        self.unseen.begin_anew(self)
+
+    def rollback(self) -> None:
+        """ROLLBACK, by whoever asks for it."""
+        self.dbapi_connection.rollback()
+        self.unseen.begin_anew(self)
+
+
+@dataclass(slots=True)
+class _Use:
+    """A connection that is used past SQLAlchemy.
+
+    Attributes:
+        counts: what the database's counters were when that began; None where it could not tell.
+        seen: the inserts of the open transaction that capture had seen by then.
+        found: the rows that were found before the last savepoint.
+        by_driver: a cursor of the driver may be kept, into later transactions too.
+        is_exact: no statement has failed, which may be counted all the same.
+        is_stale: a savepoint was rolled back, and with it rows that are counted.
+        statement: a statement of SQLAlchemy under way, and the counters before it.
+    """
+
+    counts: Counts | None
+    seen: Counter[Place]
+    by_driver: bool
+    found: Counter[Place | None] = field(default_factory=Counter)
+    is_exact: bool = True
+    is_stale: bool = False
+    statement: tuple[Any, Counts | None] = (None, None)
+
+
+class UnseenInserts:
+    """Compares the counters of one engine's database with what capture has seen.
+
+    Attributes:
+        uses: the connections that are used past SQLAlchemy, by their entries in the pool.
+        late: warnings that a pool would swallow.
+    """
+
+    def __init__(
+        self,
+        dialect: Dialect,
+        sinks: EngineSinks,
+        changes_of: Callable[[Any], Iterable[Change]],
+    ) -> None:
+        self._dialect = dialect
+        self._sinks = sinks
+        self._changes_of = changes_of
+        self.uses: dict[Any, _Use] = {}
+        self.late: list[tuple[Sink, Any, str]] = []
+
+    def begin(self, fairy: Any, *, by_driver: bool = True) -> None:
+        """From now on statements may be sent that capture does not see.
+
+        Args:
+            fairy: the pool's proxy of the connection.
+            by_driver: False for a statement of SQLAlchemy that is about to be sent, and may run
+                code of the database.
+        """
+        record = _record_of(fairy)
+        # SQLAlchemy asks a new connection through a proxy of another kind.
+        if record is None or self._sinks.idle or not isinstance(fairy, _ConnectionFairy):
+            return
+        use = self.uses.get(record)
+        if use is None:
+            self.uses[record] = self._use(record, by_driver=by_driver)
+        elif use.is_stale:
+            self._begin_after_savepoint(record, use)
+        if by_driver and (use is None or not use.by_driver):
+            self.uses[record].by_driver = True
+            fairy.unseen = self  # type: ignore[attr-defined]  # what it is in a moment
+            fairy.__class__ = UsedConnection
+
+    def begin_anew(self, fairy: Any) -> None:
+        """The transaction of a connection has ended."""
+        record = _record_of(fairy)
+        if record in self.uses:
+            self.uses[record] = self._use(record, by_driver=True)
+
+    def begun(self, connection: sa.Connection) -> None:
+        """SQLAlchemy begins a transaction: what ran in the one before is over."""
+        record = _record_of(connection)
+        if record in self.uses and not self.uses[record].by_driver:
+            del self.uses[record]
+
+    def savepoint(self, connection: sa.Connection) -> None:
+        """A savepoint is about to be set: what was inserted before stays if it is rolled back."""
+        record = _record_of(connection)
+        use = self.uses.get(record)
+        if use is not None and not use.is_stale:
+            use.found = self._found(record, use, self._counts(record))
+            self._begin_after_savepoint(record, use)
+
+    def rollback_savepoint(self, connection: sa.Connection) -> None:
+        """A savepoint is about to be rolled back; the counters will not be."""
+        use = self.uses.get(_record_of(connection))
+        if use is not None:
+            use.is_stale = True
+
+    def failed(self, connection: sa.Connection) -> None:
+        """A statement of SQLAlchemy has failed."""
+        use = self.uses.get(_record_of(connection))
+        if use is not None:
+            use.is_exact = False
+
+    def statement(self, context: Any, sql: str) -> None:
+        """SQLAlchemy is about to send a statement: what it changes is seen."""
+        record = _record_of(context.root_connection)
+        use = self.uses.get(record)
+        if use is None:
+            return
+        if use.is_stale and not sql.startswith("ROLLBACK"):  # to the savepoint
+            self._begin_after_savepoint(record, use)
+        if not self._dialect.counts_every_change or use.statement[0] is context:
+            return  # or one of its several batches
+        use.statement = context, self._counts(record)
+
+        def seen() -> None:
+            (_context, before), now = use.statement, self._counts(record)
+            if use.counts is not None and before is not None and now is not None:
+                use.counts = {None: use.counts[None] + now[None] - before[None]}
+            use.statement = None, None
+
+        after_statement(context, seen)
+
+    def before_commit(self, connection: Any) -> None:
+        """A COMMIT is about to be sent: warn of what was inserted and not seen.
+
+        Args:
+            connection: of SQLAlchemy, or the pool's proxy of a connection.
+        """
+        record = _record_of(connection)
+        use = self.uses.get(record)
+        owner = self._sinks.owner(connection) if use is not None else None
+        if use is not None and owner is not None:
+            for subject, message in self._told(record, use, self._counts(record)):
+                owner.warn_once(subject, message)
+
+    def returned(self, driver: Any, record: Any) -> None:
+        """A connection goes back to its pool; what it committed by itself has not been said yet."""
+        use = self.uses.pop(record, None)
+        if use is None or self._dialect.in_transaction(driver):  # the pool rolls it back
+            return
+        counts, owner = self._counts(record), self._sinks.owner(self)  # type: ignore[arg-type]  # nobody's
+        if counts is not None and owner is not None:
+            self.late += [(owner, *each) for each in self._told(record, use, counts)]
+
+    def warn_late(self) -> None:
+        """Warn of what was found as a connection went back to its pool."""
+        while self.late:
+            owner, subject, message = self.late.pop()
+            owner.warn_once(subject, message)
+
+    def _use(self, record: Any, *, by_driver: bool) -> _Use:
+        driver = record.dbapi_connection
+        # A statement under way stands in the transaction that the question begins: that matters
+        # behind a pooler, which gives each transaction another session.
+        begun = not by_driver or self._dialect.in_transaction(driver) is not False
+        counts = self._dialect.rows_inserted(driver, inside=begun)
+        return _Use(counts and counts[0 if begun else 1], self._seen(record), by_driver)
+
+    def _begin_after_savepoint(self, record: Any, use: _Use) -> None:
+        use.counts, use.seen, use.is_stale = self._counts(record), self._seen(record), False
+
+    def _counts(self, record: Any) -> Counts | None:
+        counts = self._dialect.rows_inserted(record.dbapi_connection)
+        return counts and counts[0]
+
+    def _seen(self, record: Any) -> Counter[Place]:
+        """How many rows the open transaction has inserted, by table, as capture saw them."""
+        seen: Counter[Place] = Counter()
+        for change in self._changes_of(record):
+            if isinstance(change, (Inserted, InsertedWhole)):
+                seen[change.table.place] += len(change.keys)
+        return seen
+
+    def _found(self, record: Any, use: _Use, now: Counts | None) -> Counter[Place | None]:
+        """How many rows were inserted and not seen, by table or in all."""
+        found, before = Counter(use.found), use.counts or {}
+        seen = Counter() if self._dialect.counts_every_change else self._seen(record) - use.seen
+        for place, count in (now or {}).items():
+            start = before.get(place, 0)
+            rows = count - start if count >= start else count  # or they have begun anew meanwhile
+            rows -= seen[place] if place is not None else seen.total()
+            found[place] += max(rows, 0)
+        return +found
+
+    def _told(self, record: Any, use: _Use, now: Counts | None) -> Iterable[tuple[Any, str]]:
+        """Of each table, or of all, what a warning must say."""
+        if now is None:
+            yield ("unseen", None), _NOBODY_KNOWS
+        exact = use.counts is not None and use.is_exact and not use.is_stale
+        for place, rows in self._found(record, use, now).items():
+            told = f"{rows}" if exact else f"up to {rows}"
+            yield ("unseen", place), _message(told, place, self._dialect)
+        use.counts, use.seen, use.found = now, Counter(), Counter()
+
+
+def _record_of(connection: Any) -> Any:
+    """The entry in the pool of a connection of SQLAlchemy, or of the pool's proxy of one."""
+    fairy = connection.connection if isinstance(connection, sa.Connection) else connection
+    return fairy._connection_record  # noqa: SLF001 -- no public name
+
+
+_NOBODY_KNOWS = (
+    "The driver was used past SQLAlchemy, and the database cannot tell which rows that inserted: "
+    "they are not tracked. Take them with tracker.track_query(select(...))."
+)
+
+
+def _message(count: str, place: Place | None, dialect: Dialect) -> str:
+    verb = "inserted, changed or deleted" if dialect.counts_every_change else "inserted"
+    if place is None:
+        where = ", and the database does not tell in which tables"
+        named = "table"
+    else:
+        where, named = f" in {'.'.join(place)}", place[1]
+    return (
+        f"{count} row(s) were {verb} past SQLAlchemy{where}: by the driver's own cursor, a "
+        f"procedure, a function or a trigger. They are not tracked; cleanup deletes those that "
+        f"reference tracked rows. Take the others with tracker.track_query(select({named})...)."
+    )
