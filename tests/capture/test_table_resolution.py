@@ -7,7 +7,7 @@ import pickle
 import uuid
 import weakref
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import pytest
@@ -284,6 +284,91 @@ def test_use_that_a_pooled_connection_keeps(places):
         connection.commit()
         connection.exec_driver_sql(f"USE `{places.home}`")
         assert found(tracker) == [(places.other, 1), (places.other, 2)]
+    places.bystanders.assert_untouched()
+
+
+def _by_function(connection: sa.Connection, schema: str) -> None:
+    connection.execute(sa.select(sa.func.enter(schema))).all()
+
+
+def _by_cursor(connection: sa.Connection, schema: str) -> None:
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute(f'SET search_path TO "{schema}"')
+
+
+def _by_driver(connection: sa.Connection, schema: str) -> None:
+    with closing(connection.connection.dbapi_connection.cursor()) as cursor:
+        cursor.execute(f'SET search_path TO "{schema}"')
+
+
+def _by_second_statement(connection: sa.Connection, schema: str) -> None:
+    connection.exec_driver_sql(f'SELECT 1; SET search_path TO "{schema}"')
+
+
+def _by_temporary_table(connection: sa.Connection, schema: str) -> None:
+    with closing(connection.connection.cursor()) as cursor:
+        cursor.execute("CREATE TEMP TABLE numbered (id serial PRIMARY KEY, name text)")
+
+
+@on(*POSTGRESQL)
+@pytest.mark.parametrize(
+    "move", [_by_function, _by_cursor, _by_driver, _by_second_statement, _by_temporary_table]
+)
+@pytest.mark.parametrize("before", ["in an earlier transaction", "in this transaction"])
+def test_a_name_that_comes_to_mean_another_table_past_sqlalchemy(places, move, before):
+    """The database tells of each RETURNING which table it reads."""
+    numbered = sa.Table(
+        "numbered",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("name", sa.String(20)),
+    )
+    for engine in (places.engine, places.there):
+        numbered.create(engine)
+    with places.engine.begin() as connection:
+        rows = [{"name": "theirs"} for _ in range(9)]
+        connection.execute(sa.insert(numbered), rows)
+        connection.exec_driver_sql(
+            "CREATE FUNCTION enter(place text) RETURNS text LANGUAGE sql "
+            "AS $$ SELECT set_config('search_path', place, false) $$"
+        )
+    places.bystanders = Bystanders(places.engine)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(numbered).values(name="ours"))
+        if before == "in an earlier transaction":
+            connection.commit()
+        move(connection, places.other)
+        for _ in range(3):
+            connection.execute(sa.insert(numbered).values(name="ours"))
+        connection.execute(sa.insert(numbered), [{"name": "ours"}, {"name": "ours"}])
+        connection.commit()
+        temporary = move is _by_temporary_table
+        moved = [] if temporary else [(places.other, number) for number in range(1, 6)]
+        assert [row for row in found(tracker) if row != (places.home, 10)] == moved
+    places.bystanders.assert_untouched()
+
+
+@on("mysql+pymysql", "mysql+mysqldb")
+@pytest.mark.parametrize("how", ["select_db", "of the driver", "comment"])
+def test_a_database_that_no_statement_uses(places, how):
+    places.delete_from(places.other, 1)
+    places.delete_from(places.home, 2)
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(things).values(id=2, name="ours"))
+        connection.commit()
+        connection.execute(sa.insert(things).values(id=50, name="ours"))
+        if how == "comment":
+            connection.exec_driver_sql(f"/*! USE `{places.other}` */")
+        elif how == "select_db":
+            connection.connection.select_db(places.other)
+        else:
+            connection.connection.dbapi_connection.select_db(places.other)
+        connection.execute(sa.insert(things).values(id=1, name="ours"))
+        connection.commit()
+        connection.exec_driver_sql(f"USE `{places.home}`")
+        assert found(tracker) == sorted([(places.home, 2), (places.home, 50), (places.other, 1)])
     places.bystanders.assert_untouched()
 
 

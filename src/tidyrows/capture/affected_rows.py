@@ -7,6 +7,7 @@ parameters; where neither tells, see :mod:`~tidyrows.capture.returning`.
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -342,11 +343,19 @@ def after_statement(context: Any, action: Callable[[], None]) -> None:
 
 def keep_count(context: Any) -> None:
     """Note how many rows a statement changed, while its cursor is open and tells it."""
+    context.post_exec = partial(_keep_count, context, context.post_exec)
 
-    def keep() -> None:
-        context.tidyrows_count = context.cursor.rowcount
 
-    after_statement(context, keep)
+def _keep_count(context: Any, go_on: Callable[[], None]) -> None:
+    context.tidyrows_count = context.cursor.rowcount
+    go_on()
+
+
+def keep_table(tell: Callable[[Any], Any], context: Any, go_on: Callable[[], None]) -> None:
+    """Note which table RETURNING reads, as ``oid/``, while the cursor is open."""
+    number = tell(context.cursor)(0)
+    context.tidyrows_table = f"{number}/" if number else ""
+    go_on()
 
 
 def kept_count(context: Any) -> int:

@@ -252,9 +252,10 @@ class Capture:
         if owner is None:
             return
         found = self.tables.find(connection, log.targets, insert, options)
-        if found is None:
-            return
-        if isinstance(found, str):
+        told = getattr(result.context, "tidyrows_table", "")
+        if type(found) is tuple and not (found[1].incarnation or told).startswith(told):
+            found = self.tables.find_moved(connection, log, insert, options, told)
+        if not isinstance(found, tuple):
             self._warn_untracked(owner, table_of(insert), found)
             return
         target = found[0]
@@ -305,7 +306,9 @@ class Capture:
         if change.keys:
             self._transactions.add(connection, log, change, owner)
 
-    def _warn_untracked(self, owner: Sink, table: Any, reason: str) -> None:
+    def _warn_untracked(self, owner: Sink, table: Any, reason: str | None) -> None:
+        if reason is None:  # a temporary table
+            return
         name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)
         owner.warn_once(
             ("untold", name),

@@ -11,7 +11,7 @@ from enum import Enum, auto
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.affected_rows import after_statement, keep_count
+from tidyrows.capture.affected_rows import after_statement, keep_count, keep_table
 from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost
 
 if TYPE_CHECKING:
@@ -55,12 +55,6 @@ _MOVE = re.compile(
     (?:\s+(?:WORK|TRANSACTION))?
     (?:(?P<to>\s+TO)?(?:\s+SAVEPOINT)?\s+(?P<name>\w+|"[^"]+"|`[^`]+`|\[[^\]]+\]))?\s*;?\s*""",
     re.IGNORECASE | re.VERBOSE,
-)
-# What reads or writes rows, alone in its string: it ends no transaction. An executable comment may.
-_QUIET = re.compile(
-    r"(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|VALUES|TABLE|SHOW|DESC|DESCRIBE|EXPLAIN"
-    r"|COPY|FETCH|PRAGMA|LISTEN|UNLISTEN|NOTIFY)\b(?!.*/\*M?!)[^;]*[;\s]*",
-    re.IGNORECASE | re.DOTALL,
 )
 # On the MySQL family nothing can be sent between XA END and the end of the transaction.
 _PHASE = re.compile(
@@ -206,13 +200,6 @@ def transaction_move(sql: str) -> tuple[Move, str] | None:
     return (move, name) if takes_name is bool(name) else (Move.UNCLEAR, "")
 
 
-def may_end_transaction(sql: str) -> bool:
-    """Whether it is not sure that a string leaves the transaction open, on any database."""
-    place = _LEADING.match(sql)
-    start = place.end() if place else 0
-    return "/*" in sql[:start] or _QUIET.fullmatch(sql, start) is None
-
-
 def is_ddl(sql: str) -> bool:
     """Whether a raw statement changes the schema."""
     return first_word(sql) in _DDL
@@ -259,6 +246,7 @@ class CursorEvents:
         self._tables = tables
         self._dialect = dialect
         self._loses_count = not dialect.counts_when_closed
+        self._returned_table = dialect.returned_table
 
     def do_execute(self, cursor: Any, sql: str, parameters: Any, context: Any) -> None:
         """Look at what only the cursor sees: raw strings, and an INSERT in the WITH of a SELECT.
@@ -277,16 +265,23 @@ class CursorEvents:
             return
         log = transactions.logs.get(context.root_connection)
         if log is not None and log.changed:
-            transactions.look(context.root_connection)
-            if context.isddl and self._dialect.ddl_commits:
-                transactions.mark(context.root_connection)
+            self._during(context)
         if context.isinsert:
-            if self._loses_count and not context.compiled.effective_returning:
-                keep_count(context)  # the rows of RETURNING are counted as they are
+            returning, tell = context.compiled.effective_returning, self._returned_table
+            if returning and tell is not None:
+                context.post_exec = partial(keep_table, tell, context, context.post_exec)
+            elif self._loses_count and not returning:  # whose rows are counted as they are
+                keep_count(context)
             if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
                 self._warn_of_insert(context.root_connection, sql)
             return
         self._look_at(context, sql)
+
+    def _during(self, context: Any) -> None:
+        """A statement is about to be sent while changes are not committed."""
+        self._transactions.look(context.root_connection)
+        if context.isddl and self._dialect.ddl_commits:
+            self._transactions.mark(context.root_connection)
 
     def _look_at(self, context: Any, sql: str) -> None:
         is_raw = context.compiled is None or context.is_text
@@ -318,7 +313,7 @@ class CursorEvents:
             self._phase(connection, context, phase["verb"].upper().split(), phase["xid"])
         elif move is not None:
             self._move(connection, context, *move)
-        elif may_end_transaction(sql) and (self._dialect.ddl_commits or ";" in sql):
+        elif self._dialect.session_setting(sql) and (self._dialect.ddl_commits or ";" in sql):
             self._mark(connection, context)
         if is_ddl(sql):
             watcher, database = self._sinks.watcher, dropped_database(sql)

@@ -2,12 +2,14 @@
 
 A ``schema_translate_map``, a search_path or USE decide what a name means. The
 answer is kept per connection of the driver where nothing can have moved it, else per transaction.
+psycopg and psycopg2 tell of each RETURNING from which table it returns.
 Each block asks once whether known tables have been emptied or made anew since.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tidyrows.capture.ownership import EngineSinks
+    from tidyrows.capture.transaction_log import TransactionLog
     from tidyrows.dialects import Dialect
 
 Target = tuple[KeyedTable, RealTable]
-_CACHE, _MOVED = "tidyrows_targets", "tidyrows_moved"
+_CACHE, _KNOWN = "tidyrows_targets", "tidyrows_known"
+MOVED = "tidyrows_moved"
+"""In ``connection.info``: names on this connection of the driver may mean something else by now."""
 _KEPT = "_tidyrows_targets"
 
 
@@ -78,9 +83,12 @@ class RealTables:
         place = (table, schema)
         if place not in known:
             info = connection.info
+            if _KNOWN not in info:
+                self._dialect.watch_names(connection, partial(_move, info))
+            info[_KNOWN] = known
             # another listener may set a search_path past SQLAlchemy's events
             checkout = list(connection.engine.pool.dispatch.checkout)
-            kept = _MOVED not in info and checkout == [self._harmless]
+            kept = MOVED not in info and checkout == [self._harmless]
             version, block, cache = info.get(_CACHE, (None, None, {}))
             if version != self.schema_version or block != self._sinks.started:
                 if not kept or version != self.schema_version:
@@ -114,7 +122,27 @@ class RealTables:
 
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""
-        connection.info[_MOVED] = True
+        connection.info[MOVED] = True
+
+    def find_moved(
+        self,
+        connection: sa.Connection,
+        log: TransactionLog,
+        statement: sa.Insert,
+        options: Mapping[str, Any],
+        told: str,
+    ) -> Target | str | None:
+        """As :meth:`find`, after a name has turned out to mean the table of another number.
+
+        Nobody knows since when, so the rows before it in the transaction are in doubt.
+        """
+        log.mark_uncertain()
+        log.targets.clear()
+        self.moved(connection)
+        found = self.find(connection, log.targets, statement, options)
+        if isinstance(found, tuple) and not (found[1].incarnation or told).startswith(told):
+            return "the statement wrote to another table than its name means now"
+        return found
 
     def _asked(  # noqa: PLR0917 -- one call for all
         self,
@@ -219,6 +247,11 @@ def _kept(table: sa.Table) -> dict[Any, Any]:
     own = table.metadata.tables.get(table.key, table)  # without the ORM's annotations
     kept: dict[Any, Any] = vars(own).setdefault(_KEPT, _Kept())
     return kept
+
+
+def _move(info: Any) -> None:
+    info[MOVED] = True
+    info[_KNOWN].clear()
 
 
 def table_of(statement: sa.Insert | sa.Update | sa.Delete) -> Any:

@@ -6,6 +6,7 @@ import re
 from abc import abstractmethod
 from contextlib import nullcontext
 from enum import Enum, auto
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sqlalchemy as sa
@@ -15,14 +16,24 @@ from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
 
-# Any DDL may give an unqualified name a new meaning (CREATE TEMP TABLE hides a table).
-_SETTING = re.compile(
-    r"(?:\s|;|--[^\n]*\n|/\*.*?\*/)*"
-    r"(?:set|reset|discard|use|attach|detach|create|drop|alter|do|call)\b",
+# What reads or writes rows, or moves the transaction in plain words, alone in its string. All else
+# may end the transaction, or give an unqualified name a new meaning (CREATE TEMP TABLE hides a
+# table); so may a comment that MariaDB executes.
+_QUIET = re.compile(
+    r"(?:\s|;|--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/|\()*"
+    r"(?:(?:SELECT|INSERT|UPDATE|DELETE|REPLACE|MERGE|WITH|VALUES|TABLE|SHOW|DESC|DESCRIBE|EXPLAIN|COPY"
+    r"|FETCH|PRAGMA|LISTEN|UNLISTEN|NOTIFY|BEGIN|START|COMMIT|END|ROLLBACK|ABORT|SAVEPOINT|RELEASE)\b"
+    r"(?!.*/\*M?!)[^;]*[;\s]*)?",
     re.IGNORECASE | re.DOTALL,
 )
+
+
+@lru_cache(maxsize=4096)
+def _is_quiet(sql: str) -> bool:
+    return _QUIET.fullmatch(sql) is not None
 
 
 class CommitOutcome(Enum):
@@ -75,8 +86,11 @@ class Sessions(DriverAccess):
             return False
 
     def session_setting(self, sql: str) -> bool:
-        """Whether this raw SQL may change which table an unqualified name means."""
-        return _SETTING.match(sql) is not None
+        """Whether SQL may change which table an unqualified name means, or end the transaction."""
+        return not _is_quiet(sql)
+
+    def watch_names(self, connection: sa.Connection, moved: Callable[[], None]) -> None:
+        """Call ``moved`` when a method of the driver changes what names on a connection mean."""
 
     def before_savepoint(self, connection: sa.Connection) -> None:
         """Make sure that the next SAVEPOINT stands inside a transaction."""

@@ -31,7 +31,7 @@ from tidyrows.dialects.keys import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from tidyrows.dialects.catalogue import RealTable
     from tidyrows.dialects.keys import RowsByKey, Select
@@ -52,6 +52,9 @@ class Inserts(DriverAccess):
 
     counts_when_closed: bool = True
     """Whether a cursor still has its row count once SQLAlchemy has closed it."""
+    returned_table: Callable[[Any], Callable[[int], int]] | None = None
+    """Of a cursor with rows of RETURNING: what tells of a column, by its number, the number with
+    which incarnations of its table begin."""
     reuses_keys: ClassVar[bool] = True
     """Whether a generated key may come again after its row is gone."""
     explicit_zero_is_generated: ClassVar[bool] = False

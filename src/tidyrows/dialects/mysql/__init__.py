@@ -17,7 +17,7 @@ from tidyrows.dialects.mysql.statements import NEEDS_PROCESS, MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import sqlalchemy as sa
 
@@ -177,6 +177,17 @@ class MySQL(MySQLStatements):
 
     def driver_server_id(self, raw: Any) -> int | None:
         return int(raw.thread_id())
+
+    def watch_names(self, connection: sa.Connection, moved: Callable[[], None]) -> None:
+        """``select_db`` changes the database without a statement."""
+        raw = raw_connection(connection.connection.dbapi_connection)
+        select_db = raw.select_db
+
+        def select(*args: Any, **options: Any) -> Any:
+            moved()
+            return select_db(*args, **options)
+
+        raw.select_db = select
 
     def mark_transaction(self, connection: sa.Connection) -> Any | None:
         """A savepoint, which ends with its transaction; and how often the session rolled back."""

@@ -32,6 +32,12 @@ _STATUS: dict[str, Callable[[Any], int]] = {
     "psycopg": attrgetter("pgconn.transaction_status"),
     "psycopg2": methodcaller("get_transaction_status"),
 }
+# Of a cursor: what tells the oid of the table of a column, by the column's number.
+_TABLES: dict[tuple[str, bool], Callable[[Any], Callable[[int], int]]] = {
+    ("psycopg", False): attrgetter("pgresult.ftable"),
+    ("psycopg", True): attrgetter("_cursor.pgresult.ftable"),
+    ("psycopg2", False): lambda cursor: lambda place: cursor.description[place].table_oid,
+}
 _BEGINNING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE"
 # A role left on a pooled connection goes, where the login has its rights anyway (INHERIT).
 _SETTINGS = """
@@ -189,6 +195,7 @@ class PostgreSQL(PostgreSQLStatements):
     def __init__(self, dialect: sa.Dialect) -> None:
         super().__init__(dialect)
         self._status = _STATUS.get(self.driver)
+        self.returned_table = _TABLES.get((self.driver, dialect.is_async))
         self.counts_when_closed = self.driver != "psycopg"
 
     def driver_code(self, error: BaseException) -> str | None:
