@@ -101,6 +101,8 @@ class Catalogue(DriverAccess):
         """
         inspector = sa.inspect(connection)
         for schema, name in tables:
+            if not inspector.has_table(name, schema):  # it was dropped meanwhile
+                continue
             keys: list[Any] = [
                 {"column_names": inspector.get_pk_constraint(name, schema)["constrained_columns"]}
             ]
