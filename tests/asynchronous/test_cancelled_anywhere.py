@@ -104,3 +104,34 @@ def test_wherever_a_test_is_cancelled_nothing_is_left(world, times, with_ledger)
     world.bystanders.insert(Org, *({"name": f"stranger {each}"} for each in range(3)))
     assert world.run(main) > times / 2
     world.bystanders.assert_untouched()
+
+
+@over("sqlite+aiosqlite")
+def test_a_cancelled_select_keeps_no_lock(world):
+    """The traceback holds its cursor, and the cursor the lock of the closed connection."""
+    world.bystanders.insert(Org, *({"name": f"stranger {each}"} for each in range(3)))
+
+    async def main(engine):
+        tracker = ResourceTracker(engine)
+
+        async def look():
+            async with engine.connect() as connection:
+                await connection.execute(sa.select(Org))
+
+        counted = CancelledAt(look())
+        await awaited(counted)
+        errors = []
+        for wait in range(1, counted.waits + 1):
+            try:
+                await asyncio.create_task(awaited(CancelledAt(look(), wait)))
+            except asyncio.CancelledError as error:
+                errors.append(error)
+            with world.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+                connection.execute(sa.update(Org).values(name=Org.name))
+                connection.commit()
+        assert len(tracker) == 0
+        assert errors
+
+    world.run(main)
+    world.bystanders.assert_untouched()

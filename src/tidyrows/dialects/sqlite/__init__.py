@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from contextlib import closing, suppress
@@ -22,7 +23,7 @@ from tidyrows.dialects.sqlite.locks import (
     named_files,
 )
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
-from tidyrows.greenlets import in_greenlet
+from tidyrows.greenlets import in_greenlet, wait_for
 from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
@@ -122,18 +123,24 @@ class SQLite(SQLiteStatements, SQLiteLocks):
         return not always and super().is_begun(raw)
 
     def guard_pool(self, engine: sa.Engine) -> None:
-        """Also roll back before a connection is thrown away.
-
-        A closed connection keeps its locks for as long as a cursor of it is referenced, say in the
-        traceback of a cancelled task.
-        """
+        """Also end what a connection that is thrown away, say by a cancelled task, has begun."""
         super().guard_pool(engine)
-        if self._roll_back_discarded not in engine.pool.dispatch.invalidate:
-            sa.event.listen(engine.pool, "invalidate", self._roll_back_discarded)
+        if self._dialect().is_async and self._end_all not in engine.pool.dispatch.invalidate:
+            sa.event.listen(engine.pool, "invalidate", self._end_all)
 
-    def _roll_back_discarded(self, dbapi_connection: Any, record: Any, error: Any) -> None:
-        if self._dialect().is_async and in_greenlet():
-            dbapi_connection.rollback()
+    def _end_all(self, dbapi_connection: Any, record: Any, error: Any) -> None:
+        """A closed connection keeps its locks as long as a cursor with more rows is referenced.
+
+        The traceback of a cancelled task does so.
+        """
+        raw = raw_connection(dbapi_connection)
+        opened = getattr(raw, "_connection", None)  # no public name
+        if opened is None or not in_greenlet():
+            return
+        for each in gc.get_referrers(opened):
+            if isinstance(each, self._dbapi.sqlite.Cursor):
+                wait_for(raw._execute(each.close))  # noqa: SLF001 -- in the connection's thread
+        dbapi_connection.rollback()
 
     def driver_server_id(self, raw: Any) -> int | None:
         """Locks are the process's: its own id, for a connection that is in a transaction."""
