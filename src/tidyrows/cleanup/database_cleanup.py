@@ -218,15 +218,23 @@ class DatabaseCleanup:
         return leftovers
 
     def _look(self, batches: Sequence[Batch]) -> dict[TableName, Seen]:
-        if self._run.remaining() <= 0 or self._database.is_silent:
-            error = DeadlineError("the cleanup's deadline had passed before it was looked for")
-            return assumed(batches, self._outcome, error)
+        outcome, database = self._outcome, self._database
+        if self._run.remaining() <= 0 or database.is_silent:
+            late = DeadlineError("the cleanup's deadline had passed before it was looked for")
+            return assumed(batches, outcome, late)
+        asked, untried = batches, []
+        if outcome.kept or outcome.refused:
+            untried = [batch for batch in batches if outcome.is_late(batch)]
+            asked = [batch for batch in batches if batch not in untried]
         try:
-            return self._run.retry(self._database, partial(existing_rows, self._database, batches))
+            seen = self._run.retry(database, partial(existing_rows, database, asked))
         except SessionStateError:
             raise
-        except Exception as error:  # noqa: BLE001 -- it becomes the reason of the rows
-            return unconfirmed(batches, error)
+        except Exception as failure:  # noqa: BLE001 -- it becomes the reason of the rows
+            if database.is_silent or isinstance(failure, DeadlineError):
+                return assumed(batches, outcome, failure)
+            seen = unconfirmed(asked, failure)
+        return seen | assumed(untried, outcome) if untried else seen
 
     def _account(self, batch: Batch, seen: Seen) -> list[Leftover]:
         """Report one table's rows as deleted, gone or left over, and forget what is gone."""

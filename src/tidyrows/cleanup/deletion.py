@@ -14,7 +14,7 @@ from tidyrows.cleanup.cycles import delete_by_levels
 from tidyrows.cleanup.dependents import Discovery, acts_unseen, keys_in_use
 from tidyrows.cleanup.options import Fate
 from tidyrows.cleanup.plan import steps_of
-from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.reasons import LATE, LeftoverKind, Reason
 from tidyrows.cleanup.report import TableRows, add_rows
 from tidyrows.cleanup.run import Outcome
 from tidyrows.cleanup.schema_view import SILENT_ACTIONS, with_columns
@@ -78,9 +78,11 @@ class Deletion:
         if discover:
             self._run_with_dependents(rows, limit)
             steps = ()
-        for number, step in enumerate(self._steps(rows) if steps is None else steps):
-            if number:
-                self._refuse_lateness()
+        steps = self._steps(rows) if steps is None else steps
+        for number, step in enumerate(steps):
+            if number and self._scope.run.is_late:
+                self._leave(steps[number:])
+                break
             if self._may_be_silent(step):
                 self._run_with_dependents(step.rows, limit)
             else:
@@ -90,9 +92,13 @@ class Deletion:
 
     def _run_with_dependents(self, rows: Rows, limit: int) -> None:
         going, dependents = self._with_dependents(rows, limit)
-        for number, step in enumerate(self._steps(going)):
-            if number:
-                self._refuse_lateness()
+        # Rows of others go, or are detached, only together with all that they reference.
+        together = any(self.referenced[place] for place in rows)
+        steps = self._steps(going)
+        for number, step in enumerate(steps):
+            if number and self._scope.run.is_late:
+                self._leave(steps[number:], together=together)
+                return
             self._run_step(step, dependents)
 
     def _run_step(self, step: Step, dependents: Mapping[Place, Collection[Any]]) -> None:
@@ -108,9 +114,14 @@ class Deletion:
     def _steps(self, rows: Rows) -> Sequence[Step]:
         return steps_of(self._view.graph, {p: each for p, each in rows.items() if each[1]})
 
-    def _refuse_lateness(self) -> None:
-        if self._scope.run.remaining() <= 0:
+    def _leave(self, steps: Sequence[Step], *, together: bool = False) -> None:
+        """End the transaction without these rows of ours, if there is the time to commit."""
+        if together or self._scope.run.remaining() <= 0:
             raise DeadlineError("the cleanup's deadline struck before its transaction had ended")
+        outcome = self.outcome
+        for batch in (batch for step in steps for batch in step.batches):
+            kept = outcome.kept.setdefault(batch.table.place, {})
+            kept.update(dict.fromkeys(batch.keys, LATE))
 
     def _count(
         self,

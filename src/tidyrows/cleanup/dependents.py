@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TooManyError(Exception):
-    """More untracked rows reference these than one transaction is to delete."""
+    """Too many untracked rows reference these for one transaction, or to find them takes long."""
 
 
 @dataclass(slots=True)
@@ -68,6 +68,7 @@ class Discovery:
         self._rules = scope.rules
         self._tracked = tracked
         self._claimed = scope.run.claimed
+        self._remaining = scope.run.remaining
         self._limit = limit
         self._enforced = self._dialect.enforces_foreign_keys(connection)
         self._before = scope.outcome.kept
@@ -95,8 +96,9 @@ class Discovery:
 
     def look(self, roots: Mapping[Place, Sequence[Any]]) -> Found:
         """Find what goes with these rows; rows that must stay are put into :attr:`kept`."""
+        self._until = 0.75 * self._remaining()  # what is left when a smaller part is tried instead
         if sum(map(len, roots.values())) == 1:
-            self._limit = sys.maxsize
+            self._limit, self._until = sys.maxsize, 0.0
         while True:
             doomed = {
                 place: dict.fromkeys(key for key in keys if key not in self.kept.get(place, ()))
@@ -112,7 +114,7 @@ class Discovery:
     def _spread(self, found: Found) -> None:
         frontier = {place: list(keys) for place, keys in found.doomed.items() if keys}
         while frontier:
-            place = max(frontier, key=lambda place: (self._view.graph.rank(place), place))
+            place = self._next(frontier)
             keys = frontier.pop(place)
             incoming = self._view.incoming(place)
             if not incoming:
@@ -143,6 +145,11 @@ class Discovery:
                     frontier.setdefault(key.child, []).extend(new)
                     if sum(map(len, found.dependents.values())) > self._limit:
                         raise TooManyError
+
+    def _next(self, frontier: Iterable[Place]) -> Place:
+        if self._remaining() < self._until:
+            raise TooManyError
+        return max(frontier, key=lambda place: (self._view.graph.rank(place), place))
 
     def _children(self, key: ForeignKey, values: Sequence[Any], found: Found) -> list[Any]:
         """Sort the rows that reference these values; those to be deleted are returned."""

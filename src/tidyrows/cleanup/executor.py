@@ -19,7 +19,7 @@ from tidyrows.cleanup.deletion import Deletion, IgnoredDeleteError, NewIncarnati
 from tidyrows.cleanup.dependents import TooManyError
 from tidyrows.cleanup.options import SCHEMA_ALONE
 from tidyrows.cleanup.plan import Step, part_of, steps_of, transactions_of
-from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.reasons import LATE, LeftoverKind, Reason
 from tidyrows.cleanup.run import Outcome
 from tidyrows.cleanup.schema_view import forget_schema, known_schema, schema_of
 from tidyrows.dialects import Fault
@@ -41,9 +41,10 @@ _WAITS = 3
 """After how many lock timeouts the rows that are not locked go first."""
 _ROUNDS = 8
 """How often dependents are looked for again, because others came or one would not go."""
+_MOST_OF_IT = 0.75
+"""The part of the time that must be left when rows are tried together another time."""
 _FAILURES_IN_A_ROW = 50
 """After so many, larger parts are refused whole: ten thousand rows may all be blocked."""
-_LATE = Reason(LeftoverKind.LATE)
 
 
 class Executor:
@@ -90,8 +91,8 @@ class Executor:
         else:
             parts = transactions_of(steps, self._limit, apart=self._apart)
             for number, part in enumerate(parts):
-                if number and self._run.remaining() <= 0:
-                    self._refuse(part, _LATE)
+                if number and self._run.is_late:
+                    self._refuse(part, LATE)
                 else:
                     self._delete(part)
                 self._run.done(_size(part))
@@ -99,7 +100,12 @@ class Executor:
 
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
+        run = self._run
+        enough = _MOST_OF_IT * run.remaining()
         failure = self._failure_of(rows, steps, discover=False)
+        if failure is not None and run.remaining() < enough:
+            self._delete_in_quarters(rows)  # to look for dependents of all would take longer yet
+            return
         looked = False
         constraints = 0
         for _round in range(_ROUNDS):
@@ -111,21 +117,26 @@ class Executor:
             looked = True
             failure = self._failure_of(rows, discover=True)
         if isinstance(failure, TooManyError):
-            self._delete_in_halves(rows)
+            self._delete_in_quarters(rows)
         elif failure is not None:
             self._delete_one_by_one(rows)
 
-    def _delete_in_halves(self, rows: Rows) -> None:
-        """Delete half of the rows at a time: too many untracked rows reference them all."""
-        half = (_size(rows) + 1) // 2
-        halves = list(
-            transactions_of(steps_of(self._scope.view.graph, rows), half, apart=self._apart)
-        )
-        if len(halves) == 1:  # a circle of rows, which only go together
+    def _delete_in_quarters(self, rows: Rows) -> None:
+        """Delete a quarter of the rows at a time: too much references them all together.
+
+        A quarter, since to look for it may have taken a quarter of the time: a smaller part would
+        not be found in what is left otherwise.
+        """
+        steps, quarter = steps_of(self._scope.view.graph, rows), (_size(rows) + 3) // 4
+        parts = list(transactions_of(steps, quarter, apart=self._apart))
+        if len(parts) == 1:  # a circle of rows, which only go together
             self._delete_one_by_one(rows)
             return
-        for each in halves:
-            self._delete(each)
+        for part in parts:
+            if self._run.is_late:
+                self._refuse(part, LATE)
+            else:
+                self._delete(part)
 
     def _apart(self, step: Step) -> Iterator[Step]:
         """A step of a cycle in smaller ones: rows that go one after the other, and circles."""
@@ -146,7 +157,7 @@ class Executor:
             return True
         if isinstance(failure, RowLoopError):  # an untracked row may reference the loop
             return self._run.options.allow_foreign_keys_off and not looked
-        if isinstance(failure, (TooManyError, DeadlineError)) or self._run.remaining() <= 0:
+        if isinstance(failure, (TooManyError, DeadlineError)) or self._run.is_late:
             return False
         if self._dialect.fault(failure) is Fault.CONSTRAINT:
             # A CHECK, a NOT NULL or a trigger refuses the same rows again. A foreign key may be
@@ -210,7 +221,7 @@ class Executor:
                 self._note_ignored(error)
             if not self._database.is_transient(error):
                 return error
-            if around and self._dialect.is_timeout(error) and self._run.remaining() > 0:
+            if around and self._dialect.is_timeout(error) and not self._run.is_late:
                 self._delete_unlocked_first(rows)
             else:
                 self._refuse(rows, self._database.reason(error))
@@ -324,7 +335,7 @@ class Executor:
                 reason = self._delete_or_reason(rows)
                 if reason is None:
                     failures = 0
-                elif len(keys) == 1 or failures >= _FAILURES_IN_A_ROW or self._run.remaining() <= 0:
+                elif len(keys) == 1 or failures >= _FAILURES_IN_A_ROW or self._run.is_late:
                     failures += 1
                     self._refuse(rows, reason)
                 else:
@@ -333,8 +344,8 @@ class Executor:
 
     def _delete_or_reason(self, rows: Rows) -> Reason | None:
         """Delete rows in a transaction of their own; returns the reason if that failed."""
-        if self._run.remaining() <= 0:
-            return _LATE
+        if self._run.is_late:
+            return LATE
         for _round in range(_ROUNDS):
             try:
                 self._transact(rows)

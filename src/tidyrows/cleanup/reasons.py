@@ -121,6 +121,7 @@ class Reason:
 
 _REFERENCES = "references it by ({columns})"
 _PRESERVED = "preserved, and not as it was: "
+LATE = Reason(LeftoverKind.LATE)
 _TEXTS = {
     LeftoverKind.LOCKED: "gave up: {error}{blockers}{tables}",
     LeftoverKind.DISCONNECTED: "gave up: {error}{blockers}{tables}",

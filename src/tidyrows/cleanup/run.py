@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.identity import Incarnations
-from tidyrows.cleanup.reasons import LeftoverKind, Reason
+from tidyrows.cleanup.reasons import LATE, LeftoverKind, Reason
 from tidyrows.cleanup.report import HERE, CleanupReport, Leftover, TableRows, add_rows
 from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.claims import claimed_by_others
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.identity import Identity
     from tidyrows.cleanup.options import CleanupOptions, DependentRules
-    from tidyrows.cleanup.plan import Rows
+    from tidyrows.cleanup.plan import Batch, Rows
     from tidyrows.cleanup.report import ProgressListener
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.dialects import Blocker
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 logger = logging.getLogger("tidyrows")
+_LAST_SECONDS = 2.0
+"""Seconds before the deadline in which no further row is tried."""
 
 
 @dataclass(slots=True)
@@ -61,6 +63,11 @@ class CleanupRun:
     def remaining(self) -> float:
         """The seconds until the deadline."""
         return self.until - self.options.retry.clock()
+
+    @property
+    def is_late(self) -> bool:
+        """Whether there is only the time left to commit, to look and to record."""
+        return self.remaining() <= min(self.options.retry.deadline / 10, _LAST_SECONDS)
 
     def fail(self, error: BaseException) -> None:
         """Remember the first failure."""
@@ -232,6 +239,12 @@ class Outcome:
 
     def __bool__(self) -> bool:
         return any(self.deleted.values()) or bool(self.dependents or self.detached)
+
+    def is_late(self, batch: Batch) -> bool:
+        """Whether none of these rows was tried before the deadline."""
+        place = batch.table.place
+        stay = self.kept.get(place) or self.refused.get(place)
+        return stay is not None and all(stay.get(key) is LATE for key in batch.keys)
 
     def add(self, part: Outcome) -> None:
         """Add what a transaction did, now that it is committed."""

@@ -95,7 +95,9 @@ def unconfirmed(batches: Sequence[Batch], error: Exception) -> dict[TableName, S
     }
 
 
-def assumed(batches: Sequence[Batch], outcome: Outcome, error: Exception) -> dict[TableName, Seen]:
+def assumed(
+    batches: Sequence[Batch], outcome: Outcome, error: Exception | None = None
+) -> dict[TableName, Seen]:
     """What is known without a look: what was counted is gone, what was not tried is there."""
     unseen = Reason(LeftoverKind.UNCONFIRMED, error)
     found = {}
