@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager, suppress
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 import sqlalchemy as sa
 
@@ -28,6 +29,10 @@ T = TypeVar("T")
 
 class SilentServerError(ConnectionError, TimeoutError):
     """The server did not answer in time, so the connection was given up."""
+
+
+_troubled: WeakSet[sa.Pool] = WeakSet()
+"""Pools of which a connection was given up: its place is counted as idle, and connects anew."""
 
 
 class BoundedConnection:
@@ -49,8 +54,9 @@ class BoundedConnection:
     def __enter__(self) -> sa.Connection:
         until = time.monotonic() + self._seconds
         pool: Any = self._engine.pool
-        # An idle connection comes at once, unless the pool asks the server first.
-        if getattr(pool, "checkedin", int)() and not pool._pre_ping and pool._recycle < 0:  # noqa: SLF001 -- no public names
+        # An idle connection comes at once, unless the pool asks the server first, or has lost one.
+        may_connect = pool._pre_ping or pool._recycle >= 0 or pool._invalidate_time  # noqa: SLF001 -- no public names
+        if getattr(pool, "checkedin", int)() and not may_connect and pool not in _troubled:
             connection = self._engine.connect()
         else:
             connection = connect_within(self._engine.connect, self._seconds, late=_discard)
@@ -63,6 +69,7 @@ class BoundedConnection:
         wire, connection = self._wire, self._connection
         try:
             if wire.was_shut:
+                _troubled.add(self._engine.pool)
                 connection.invalidate()
             try:
                 connection.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from enum import Enum, auto
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +16,7 @@ from tidyrows.dialects.driver import DriverAccess, database_name
 from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
 # What reads or writes rows, or moves the transaction in plain words, alone in its string. All else
@@ -34,6 +34,10 @@ _QUIET = re.compile(
 @lru_cache(maxsize=4096)
 def _is_quiet(sql: str) -> bool:
     return _QUIET.fullmatch(sql) is not None
+
+
+LOCK_SECONDS = 5.0
+"""The longest wait for one lock of a connection that only looks."""
 
 
 class CommitOutcome(Enum):
@@ -160,6 +164,31 @@ class Sessions(DriverAccess):
             SilentServerError: the server did not answer in that time.
         """
         return BoundedConnection(engine, seconds) if self.has_server else closed_at_end(engine)
+
+    @contextmanager
+    def looking(self, engine: sa.Engine, seconds: float, **options: Any) -> Iterator[sa.Connection]:
+        """A connection to look with, closed at the end, that waits for no lock for long.
+
+        Args:
+            engine: of the database.
+            seconds: for everything, connecting and closing included.
+            options: execution options of the connection.
+
+        Raises:
+            SilentServerError: the server did not answer in that time.
+        """
+        with self.connect(engine, seconds) as connection:
+            connection.execution_options(**options)
+            # All users of a StaticPool share one connection, and perhaps a transaction.
+            if not self.has_server or self.is_begun(connection.connection.dbapi_connection):
+                yield connection
+                return
+            lock_timeout = min(LOCK_SECONDS, seconds)
+            try:
+                self.begin_reading(connection, lock_timeout=lock_timeout, statement_timeout=seconds)
+                yield connection
+            finally:
+                self.end_cleanup(connection)
 
     @abstractmethod
     def begin_cleanup(

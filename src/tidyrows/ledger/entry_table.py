@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from copy import copy
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 
@@ -27,7 +28,13 @@ RUN, WORKER, _TEST = 80, 40, 255
 
 
 class EntryTable:
-    """The table of a ledger, and the statements about it."""
+    """The table of a ledger, and the statements about it.
+
+    Attributes:
+        seconds: what a connection about the ledger alone may take in all.
+    """
+
+    seconds = 60.0
 
     def __init__(self, engine: sa.Engine, name: str, schema: str | None) -> None:
         self.engine = engine
@@ -142,8 +149,9 @@ class EntryTable:
         dialect = self.dialect
         with (
             self.explaining_rights(),
-            self.engine.connect().execution_options(**OPTIONS) as connection,
+            dialect.connect(self.engine, self.seconds) as connection,
         ):
+            connection.execution_options(**OPTIONS)
             try:
                 dialect.begin_cleanup(
                     connection, lock_timeout=lock_timeout, statement_timeout=lock_timeout + 5.0
@@ -155,6 +163,21 @@ class EntryTable:
                 raise
             finally:
                 dialect.end_cleanup(connection)
+
+    @contextmanager
+    def looking(self) -> Iterator[sa.Connection]:
+        """A connection to look into the ledger with; no wait is longer than ``seconds``."""
+        with (
+            self.explaining_rights(),
+            self.dialect.looking(self.engine, self.seconds, **OPTIONS) as connection,
+        ):
+            yield connection
+
+    def within(self, seconds: float) -> Self:
+        """The same ledger, with connections that take no longer than so many seconds."""
+        twin = copy(self)
+        twin.seconds = min(seconds, self.seconds)
+        return twin
 
     def insert(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write entries of :meth:`row` in one statement, in the transaction of their rows."""

@@ -36,7 +36,7 @@ _BOUND = 5.0
 """Seconds that a statement of a beat may wait for a lock, or run."""
 _STEP = 15.0
 """Seconds that a beat over an asynchronous driver may take, connecting included."""
-_STOP = 10.0
+STOP = 10.0
 """Seconds that ``stop`` waits for the thread."""
 
 _running: WeakSet[Heartbeat] = WeakSet()
@@ -102,10 +102,10 @@ class Heartbeat:
                 f"it is alive. See whether it answers, and start again with a new heartbeat."
             )
         if self._failure is not None:
-            self._thread.join(_STOP)
+            self._thread.join(STOP)
             raise self._failure
 
-    def stop(self, *, timeout: float = _STOP) -> None:
+    def stop(self, *, timeout: float = STOP) -> None:
         """Call ``end`` and release the lock, within so many seconds; raises nothing."""
         self._stopped.set()
         thread = self._thread

@@ -24,7 +24,7 @@ import sqlalchemy as sa
 
 from tidyrows.errors import LedgerError, ScopeError
 from tidyrows.ledger.entry_table import OPTIONS
-from tidyrows.ledger.heartbeat import Heartbeat
+from tidyrows.ledger.heartbeat import STOP, Heartbeat
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -60,10 +60,10 @@ class LedgerProcess:
         is_beating = self._heartbeat is None or self._heartbeat.is_running
         return self._pid == os.getpid() and is_beating
 
-    def close(self) -> None:
-        """Stop the heartbeat and release the liveness lock."""
+    def close(self, *, timeout: float = STOP) -> None:
+        """Stop the heartbeat and release the liveness lock, or wait for so many seconds."""
         if self._heartbeat is not None and self._pid == os.getpid():
-            self._heartbeat.stop()
+            self._heartbeat.stop(timeout=timeout)
 
     def step_aside(self) -> bool:
         """Close all connections, unless there are entries: then the process must look alive.

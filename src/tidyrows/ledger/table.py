@@ -102,8 +102,9 @@ class Ledger(EntryTable):
         """
         with (
             self.explaining_rights(),
-            self.engine.connect().execution_options(**OPTIONS) as connection,
+            self.dialect.connect(self.engine, self.seconds) as connection,
         ):
+            connection.execution_options(**OPTIONS)
             table = self.table_on(connection)
             if self.version(connection) is None:
                 connection.rollback()
@@ -117,7 +118,7 @@ class Ledger(EntryTable):
 
     def ddl(self) -> str:
         """The statements that :meth:`install` runs."""
-        with self.engine.connect() as connection:
+        with self.looking() as connection:
             table = self.table_on(connection)
         return ";\n".join(self._statements(table)) + ";"
 

@@ -182,7 +182,7 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
     """Wait until the server has released the locks of processes that ended on this machine."""
     until = retry.clock() + _LOCK_RELEASE
     while True:
-        with ledger.engine.connect() as connection:
+        with ledger.looking() as connection:
             is_held = any(
                 has_ended(each.process)
                 and is_process_id(each.owner)

@@ -177,7 +177,7 @@ class Recovery:
     """A process in the ledger, as each worker is one, that deletes the rows of dead workers."""
 
     def __init__(self, ledger: Ledger, retry: RetryPolicy | None = None) -> None:
-        with ledger.engine.connect() as connection:
+        with ledger.looking() as connection:
             ledger.check(connection)
         self._ledger = ledger
         self._retry = retry or RetryPolicy()
@@ -219,12 +219,12 @@ class Recovery:
             return cleanup.cleanup()
         finally:
             # What fails here is done by the next sweep.
-            with suppress(sa.exc.SQLAlchemyError, LedgerError):
+            with suppress(sa.exc.SQLAlchemyError, LedgerError, ConnectionError):
                 self._put_aside()
 
-    def close(self) -> None:
+    def close(self, **options: float) -> None:
         """Release the liveness lock: the next sweep recovers the rows that are left."""
-        self._process.close()
+        self._process.close(**options)
 
     def _run(self, transaction: Callable[[], T]) -> T:
         return self._retry.run(transaction, is_transient=self._ledger.dialect.is_transient)
@@ -283,7 +283,7 @@ class Recovery:
         tracker = ResourceTracker(ledger.engine, allow_production=True)
         tracker.dismiss_leak_warning()
         externals: dict[tuple[str, int], dict[str, Any]] = {}
-        with ledger.engine.connect() as connection:
+        with ledger.looking() as connection:
             for entries in read_entries(ledger, connection, self._process.id).values():
                 externals |= entries.externals
                 journal.committed |= entries.numbers

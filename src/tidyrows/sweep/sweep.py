@@ -16,12 +16,13 @@ import sqlalchemy as sa
 
 from tidyrows.arguments import SWITCH, Kind, checked, name, number, optional
 from tidyrows.cleanup.manager import CleanupManager
-from tidyrows.dialects import engine_for
+from tidyrows.dialects import SilentServerError, engine_for
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import NAME, Ledger
 from tidyrows.production import PERMISSION
+from tidyrows.retry import RetryPolicy
 from tidyrows.sweep.dead_workers import (
     PATIENCE,
     SweepArguments,
@@ -172,18 +173,28 @@ def sweep(
     """
     owners = (forget,) if isinstance(forget, str) else tuple(forget)
     arguments = SweepArguments(run, worker, older_than, kept, patience, as_superuser=as_superuser)
-    with _opened(place, ledger, schema, allow_production) as opened:
-        recovery = Recovery(opened, options.get("retry"))
+    retry = options.get("retry") or RetryPolicy()
+    with _opened(place, ledger, schema, allow_production) as whole:
+        opened = whole.within(options.get("deadline") or retry.deadline)
+        recovery = Recovery(opened, retry)
+        silent = False
         try:
-            with opened.engine.connect() as connection:
+            with opened.looking() as connection:
                 _refuse_unknown_kept(opened, connection, kept)
             recovery.forget(owners)
             recovery.recover(arguments)
             return recovery.delete_rows(**options)
+        except Exception as error:
+            causes = [each.error for each in getattr(error, "leftovers", ())]
+            silent = any(isinstance(each, SilentServerError) for each in (error, *causes))
+            raise
         finally:
-            recovery.close()
-            with suppress(sa.exc.SQLAlchemyError, LedgerError):
-                forget_dead_processes(opened, arguments)
+            if silent:
+                recovery.close(timeout=0.0)
+            else:
+                recovery.close()
+                with suppress(sa.exc.SQLAlchemyError, LedgerError, ConnectionError):
+                    forget_dead_processes(opened, arguments)
 
 
 @checked(**_KINDS)
@@ -220,7 +231,7 @@ def find_orphans(
     arguments = SweepArguments(run, worker, older_than, kept, patience)
     with (
         _opened(place, ledger, schema, allow_production) as opened,
-        opened.engine.connect() as connection,
+        opened.looking() as connection,
     ):
         opened.check(connection)
         _refuse_unknown_kept(opened, connection, kept)

@@ -116,7 +116,8 @@ def loads(
             "ResourceTracker.from_json(text, engine)."
         )
     database = tracker.engines.capture(engine).database
-    with engine.connect().execution_options(**OPTIONS) as connection:
+    dialect, seconds = tracker.engines.capture(engine).dialect, tracker.sessions.patience
+    with dialect.looking(engine, seconds, **OPTIONS) as connection:
         try:
             changes = _read(tracker, data, connection, database)
         except UnknownTableError:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.tags import TagOwner
 
+_AT_LEAST = 0.2
+"""The fewest seconds that a late query gets, also where the deadline has passed."""
+
 Find: TypeAlias = Callable[[], Found]
 
 
@@ -139,11 +142,22 @@ class Selection(TrackerParts):
         One query that fails keeps no other from being run, and no row from being deleted.
         """
         errors: list[Exception] = []
-        for find in list(self._late):
-            try:
-                retry.run(partial(self._hold_found, find), is_transient=self.engines.is_transient)
-            except (sa.exc.SQLAlchemyError, TidyRowsError) as error:
-                errors.append(error)
+        if not self._late:
+            return errors
+        usual, until = self.sessions.patience, retry.clock() + retry.deadline
+
+        def run(find: Find) -> None:
+            self.sessions.patience = max(until - retry.clock(), _AT_LEAST)
+            self._hold_found(find)
+
+        try:
+            for find in list(self._late):
+                try:
+                    retry.run(partial(run, find), is_transient=self.engines.is_transient)
+                except (sa.exc.SQLAlchemyError, TidyRowsError, ConnectionError) as error:
+                    errors.append(error)
+        finally:
+            self.sessions.patience = usual
         return errors
 
     def _hold_found(self, find: Find, *, late: bool = False) -> int:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.exc import UnboundExecutionError
 
+from tidyrows.capture.changes import INTERNAL
 from tidyrows.capture.engine import root_engine
-from tidyrows.dialects import Fault
+from tidyrows.dialects import Fault, dialect_for
 from tidyrows.errors import (
     NoPrimaryKeyError,
     NotBoundError,
@@ -21,6 +22,7 @@ from tidyrows.errors import (
     UnknownTableError,
 )
 from tidyrows.greenlets import in_greenlet
+from tidyrows.retry import RetryPolicy
 from tidyrows.tracking.binding import listen_to_session
 
 if TYPE_CHECKING:
@@ -91,12 +93,14 @@ class Sessions:
 
     Attributes:
         opened: the sessions that were opened here, by thread.
+        patience: the seconds that a connection of :meth:`new_connection` may take in all.
     """
 
     def __init__(self, binding: Binding, engines: Engines) -> None:
         self.binding = binding
         self.engines = engines
         self.opened: dict[int, orm.Session] = {}
+        self.patience = RetryPolicy().deadline
         self._callers_transaction: orm.SessionTransaction | None = None
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
@@ -208,7 +212,8 @@ class Sessions:
                 f"ResourceTracker(engine) for the engine that has it."
             )
         translate = bind.get_execution_options().get("schema_translate_map")
-        with bind.engine.connect() as connection:
+        dialect, options = dialect_for(bind.engine), {INTERNAL: True}
+        with dialect.looking(bind.engine, self.patience, **options) as connection:
             if translate is not None:
                 connection.execution_options(schema_translate_map=translate)
             yield connection

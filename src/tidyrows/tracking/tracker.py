@@ -77,6 +77,7 @@ class ResourceTracker(Selection):
     ) -> None:
         super().__init__(bind, context, allow_production, ledger)
         self.retry = retry or RetryPolicy()
+        self.sessions.patience = self.retry.deadline
         _all.add(self)
 
     def start(self) -> ResourceTracker:
