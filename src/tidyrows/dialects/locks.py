@@ -284,6 +284,14 @@ class Locks(DriverAccess):
         """
         return []
 
+    def cancel(self, connection: sa.Connection, waiter: int) -> None:
+        """End the statement that a connection of this user waits in; it fails as by a timeout.
+
+        Args:
+            connection: another connection.
+            waiter: as for :meth:`blockers`.
+        """
+
     # ----- liveness
 
     def lock_statements(self, number: int) -> LockStatements | None:

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING
 from weakref import WeakSet, ref
 
@@ -30,6 +31,8 @@ logger = logging.getLogger("tidyrows")
 
 INTERVAL = 2.0
 """Seconds between two beats."""
+_GUARD = 1.0
+"""Seconds between two calls of ``guard``."""
 _START = 30.0
 """Seconds that ``start`` waits for the lock and the first entry."""
 _BOUND = 5.0
@@ -46,7 +49,8 @@ class Heartbeat:
     """Holds a liveness lock and beats, in a thread of its own, until it is stopped.
 
     It stops when the engine is gone. A forked child has none, and its parent's goes on. Where the
-    database keeps its beats in a file, ``beat`` is not called.
+    database keeps its beats in a file, ``beat`` is not called. Between the beats ``guard`` is asked
+    for other work to do.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Heartbeat:
         beat: Work,
         begin: Work | None = None,
         end: Work | None = None,
+        guard: Callable[[], Work | None] = lambda: None,
         interval: float = INTERVAL,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -64,6 +69,7 @@ class Heartbeat:
         self._dialect = dialect_for(engine)
         self._is_async = bool(engine.dialect.is_async)
         self._begin, self._beat, self._end = begin, beat, end
+        self._guard = guard
         self._interval = interval
         self._clock = clock
         self._pid = os.getpid()
@@ -130,8 +136,16 @@ class Heartbeat:
                 return
             finally:
                 self._ready.set()
-            while not self._stopped.wait(self._interval) and self._engine() is not None:
-                self._try(call, self._next)
+            pause = min(self._interval, _GUARD)
+            pauses = 0.0
+            while not self._stopped.wait(pause) and self._engine() is not None:
+                work = self._guard()
+                if work is not None:
+                    self._try(call, partial(self._commit, work))
+                pauses += pause
+                if pauses >= self._interval:
+                    self._try(call, self._next)
+                    pauses = 0.0
             self._stopped.set()
             self._try(call, lambda: self._commit(self._end))
             self._try(call, self.lock.release)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import weakref
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +18,14 @@ import sqlalchemy as sa
 
 from tidyrows.capture.changes import Change, Inserted, InsertedWhole
 from tidyrows.dialects.keys import chunks
+from tidyrows.dialects.sessions import LOCK_SECONDS
 from tidyrows.errors import LedgerError, TakenOverError, add_note
 from tidyrows.ledger.entries import EXTERNAL, Entry, Number, entries_of, resource_body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
+    from tidyrows.dialects import Blocker
     from tidyrows.external import ExternalResource, Tie
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.process import LedgerProcess
@@ -62,7 +66,9 @@ class Journal:
         self._numbers: weakref.WeakKeyDictionary[Change, list[Number]]
         self._numbers = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
-        self._recording = 0  # calls of `record` that write now
+        # connections on which `record` writes now, with their waiters and since when
+        self._recording: dict[sa.Connection, tuple[Any, float]] = {}
+        self._blockers: dict[sa.Connection, list[Blocker]] = {}
         process.journals.add(self)
 
     @property
@@ -96,13 +102,18 @@ class Journal:
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
     ) -> None:
         """Write changes in the transaction that made them; those written before are skipped."""
-        with self._lock:
-            self._recording += 1  # before the look at the process: it looks at this afterwards
+        dialect, info = self.ledger.dialect, connection.info
+        if dialect.has_server and _WAITER not in info:
+            info[_WAITER] = dialect.waiter(connection)
+        with self._lock:  # before the look at the process: it looks at this afterwards
+            self._recording[connection] = info.get(_WAITER), time.monotonic()
         try:
             self._come_back()
             self._record(connection, changes, context)
         finally:
-            self._recording -= 1
+            with self._lock:
+                self._recording.pop(connection, None)
+                self._blockers.pop(connection, None)
 
     def _record(
         self, connection: sa.Connection, changes: Sequence[Change], context: WorkerContext
@@ -118,12 +129,20 @@ class Journal:
         except BaseException as error:
             with self._lock:
                 self._waiting[:0] = waiting
+            with self._lock:
+                blockers = self._blockers.get(connection)
             if isinstance(error, sa.exc.DBAPIError):
+                why = (
+                    "The role that writes them needs INSERT on that table; without ledger= the "
+                    "tracker writes nothing."
+                )
+                if blockers is not None:
+                    named = " and ".join(map(str, blockers)) or "somebody whom it does not name"
+                    why = f"The database made it wait for {LOCK_SECONDS:g} s, blocked by {named}."
                 add_note(
                     error,
                     f"tidyrows: the rows of this transaction could not be entered into "
-                    f"{self.ledger!r}, so it was not committed. The role that writes them needs "
-                    f"INSERT on that table; without ledger= the tracker writes nothing.",
+                    f"{self.ledger!r}, so it was not committed. {why}",
                 )
             raise
         with self._lock:
@@ -131,6 +150,27 @@ class Journal:
             self._numbers.update(numbers)
             for each in waiting if changes else ():
                 self._numbers[changes[0]] += numbers[each][-1:]
+
+    def is_stuck(self) -> bool:
+        """Whether an entry waits for longer than a lock is waited for; called in any thread."""
+        return bool(self._stuck())
+
+    def cancel_stuck(self, connection: sa.Connection) -> None:
+        """End such a wait, by another connection: the transaction then fails, and says why."""
+        dialect = self.ledger.dialect
+        with self._lock:  # no entry is finished meanwhile, so no other statement is ended
+            for stuck, waiter in self._stuck():
+                with closing(connection.connection.cursor()) as cursor:
+                    self._blockers[stuck] = dialect.blockers(cursor, waiter)
+                dialect.cancel(connection, waiter)
+
+    def _stuck(self) -> list[tuple[sa.Connection, Any]]:
+        latest, recording = time.monotonic() - LOCK_SECONDS, list(self._recording.items())
+        return [
+            (each, waiter)
+            for each, (waiter, since) in recording
+            if waiter is not None and since < latest
+        ]
 
     def confirm(self, changes: Iterable[Change]) -> None:
         """The transaction has committed; rows that it did not record are recorded next time."""
@@ -429,6 +469,8 @@ class Journal:
             )
 
 
+_WAITER = "tidyrows.waiter"
+"""In ``connection.info``: what its database knows it by; asked for before it waits."""
 _AT_ONCE, _LONG = 50, 500_000
 """Entries in one INSERT, and characters of their bodies."""
 _IN_ONE = 500

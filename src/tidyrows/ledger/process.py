@@ -28,6 +28,8 @@ from tidyrows.ledger.heartbeat import STOP, Heartbeat
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tidyrows.ledger.entry_table import EntryTable
 
 RANGE = 1000
@@ -106,12 +108,21 @@ class LedgerProcess:
             if not forget_process(connection, table, process_id):
                 update(connection, body=json.dumps({**describe_process(), "ended": True}))
 
+        journals = self.journals
+
+        def guard() -> Callable[[sa.Connection], object] | None:
+            stuck = [journal for journal in list(journals) if journal.is_stuck()]
+            if not (stuck and dialect.has_server):  # a file's driver bounds its waits itself
+                return None
+            return lambda connection: [journal.cancel_stuck(connection) for journal in stuck]
+
         heartbeat = Heartbeat(
             ledger.engine,
             dialect.liveness_lock(ledger.engine, number),
             begin=begin,
             beat=beat,
             end=end,
+            guard=guard,
             interval=interval,
         )
         with ledger.explaining_rights():

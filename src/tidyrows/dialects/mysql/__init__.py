@@ -386,6 +386,9 @@ class MySQL(MySQLStatements):
 
     # ----- locks
 
+    def cancel(self, connection: sa.Connection, waiter: int) -> None:
+        self._query(connection, f"KILL QUERY {waiter}")
+
     def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
         """By InnoDB's lock waits, else by the process list."""
         is_mariadb = bool(getattr(self._dialect(), "is_mariadb", False))

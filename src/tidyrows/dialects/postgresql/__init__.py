@@ -423,6 +423,9 @@ class PostgreSQL(PostgreSQLStatements):
 
     # ----- locks
 
+    def cancel(self, connection: sa.Connection, waiter: int) -> None:
+        self._query(connection, "SELECT pg_catalog.pg_cancel_backend(%s)", waiter)
+
     def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
         cursor.execute("SET statement_timeout = 1500")
         cursor.execute(_BLOCKERS.format(waiter=int(waiter)))
