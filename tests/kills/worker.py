@@ -128,7 +128,6 @@ def cleaned(marks: Marks, ledger: Ledger, acts: Callable[..., Any], limit: int) 
         marks.phase(b"k")
     maker.end()
     report = cleanup.report
-    assert report is not None
     assert not report.already_gone, report  # nobody else may take a living worker's rows
 
 

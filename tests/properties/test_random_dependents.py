@@ -92,7 +92,6 @@ def test_what_the_application_wrote_ends_as_the_design_says(
             return {(tables[number].name, key) for number, key in some}
 
         report = cleanup.report
-        assert report is not None
         assert read(world.outside, tables) == ending.rows
         assert left == by_name(ending.kept)
         assert {(row.table.name, row.key) for row in tracker.rows()} == by_name(ending.kept)

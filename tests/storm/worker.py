@@ -114,7 +114,7 @@ def main(url: str, rounds: int, bystanders: list[int], seconds: float, number: i
                     application.write(user.id, f"worker {number} round {done}")
         except Exception:  # noqa: BLE001 -- what reached the test is what the storm is about
             failures.append(f"worker {number}, round {done}:\n{traceback.format_exc()}")
-        report = cleanup.report
+        report = cleanup.last_report
         if report is not None:
             cleaning.append(report.seconds)
             met["retries of cleanup"] += report.retries

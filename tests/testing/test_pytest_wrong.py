@@ -198,6 +198,7 @@ def test_a_wrong_test_is_told_what_to_write(suite, autouse):
         if any(text not in said[name] for text in texts)
     }
     assert unsaid == {}
+    assert "KeyError" not in ended.text, "hooks of other plugins were called"
     assert suite.rows() == suite.before
     assert len(WRONG) + len(RUNS) > 22
 
@@ -215,3 +216,27 @@ def test_a_wrong_run_is_told_what_to_write(suite, wrong):
     assert "secret" not in "".join(
         line for line in ended.text.splitlines() if line.startswith("E ")
     )
+
+
+@on("sqlite")
+def test_a_name_that_no_table_has_deletes_nothing_of_a_whole_suite_and_is_said(suite):
+    suite.write(
+        "test_wrong.py",
+        """
+        import os
+        import pytest
+        import sqlalchemy as sa
+
+        @pytest.mark.tidy(own=["usres"])
+        def test_it():
+            with sa.create_engine(os.environ["SUITE_URL"]).begin() as connection:
+                orgs = sa.Table("orgs", sa.MetaData(), autoload_with=connection)
+                connection.execute(sa.insert(orgs).values(name="mine"))
+        """,
+    )
+    ended = suite.pytest("-o", "tidy_autouse=true")
+    assert ended.outcomes == {"passed": 1, "error": 1}
+    assert "own= names 'usres'" in ended.text
+    assert "Did you mean 'users'" in ended.text
+    assert "without tidyrows 1 row(s) of 1 test(s) would have stayed; 0 deleted" in ended.text
+    assert suite.count("orgs") == 2, "the stranger's, and the test's: it is said above"

@@ -12,7 +12,7 @@ from tidyrows.suite.suite import WholeSuite
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from tidyrows.suite.tracker import SuiteTracker
     from tidyrows.testing.pytest_plugin import Plugin
@@ -28,6 +28,7 @@ class Autouse:
         self._suite: WholeSuite | None = None
         self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
         self._test = ExitStack()
+        self._wrong_mark: BaseException | None = None
 
     def begin(self, plugin: Plugin) -> None:
         """Start, where tests are run: not in the controller of pytest-xdist."""
@@ -57,14 +58,30 @@ class Autouse:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """A test begins with the suite's own hooks, before its first fixture."""
         if self._suite is not None and self._plugin is not None:
-            options, keeps = self._plugin.whole_suite_options(item)
+            options, keeps = self._options(self._plugin, item)
             show = partial(item.add_report_section, "teardown", "tidyrows")
             self._test.enter_context(self._suite.test(item.nodeid, options, keeps, show))
         return (yield)
 
+    def _options(
+        self, plugin: Plugin, item: pytest.Item
+    ) -> tuple[dict[str, Any], Callable[[], bool]]:
+        """The options of a test; those of a wrong mark fail its first fixture.
+
+        A hook that fails here would keep the hooks of other plugins from being called.
+        """
+        self._wrong_mark = None
+        try:
+            return plugin.whole_suite_options(item)
+        except pytest.fail.Exception as error:
+            self._wrong_mark = error
+            return {}, lambda: False
+
     @pytest.fixture(autouse=True)
     def _tidy_autouse(self) -> Iterator[None]:
         """Set up before the test's other fixtures, and so torn down after them."""
+        if self._wrong_mark is not None:
+            raise self._wrong_mark
         yield
         self._test.close()
 

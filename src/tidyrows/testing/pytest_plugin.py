@@ -10,9 +10,10 @@ import pytest
 import sqlalchemy as sa
 
 from tidyrows.arguments import check, check_names, kinds_of
+from tidyrows.cleanup.options import named_tables
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.dialects import engine_for
-from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError
+from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError, UnknownTableError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
@@ -181,7 +182,9 @@ class Plugin:
             try:
                 check_names(_MARK, _OPTIONS, [*mark.kwargs, *map(repr, mark.args)])
                 check(_MARK, kinds_of(Tidy), mark.kwargs.items())
-            except ArgumentError as error:
+                for name in {"own", "protect"} & mark.kwargs.keys():
+                    named_tables(name, mark.kwargs[name])
+            except (ArgumentError, UnknownTableError) as error:
                 pytest.fail(str(error), pytrace=False)
             options |= mark.kwargs
         if self._notes is not None:
