@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from importlib import import_module
 
 import pytest
 import sqlalchemy as sa
@@ -130,6 +131,53 @@ def test_what_no_tidyrows_wrote_is_left_where_it_is(database, outside, ledgers, 
     assert [each["owner"] for each in entries(outside)] == [owner]
 
 
+LONG = '{"columns": ["id"], "ranges": [1, 2]}' + " " * 2000
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        ("sweep.owners", "MOST_ENTRIES", 3, ["{}"] * 4, "It has 4 entries of"),
+        ("sweep.owners", "MOST_CHARACTERS", 2000, [LONG], "It has 1 entries of 20"),
+        ("ledger.entry_checks", "LONGEST", 2000, [LONG], "its body has more than"),
+        ("ledger.entries", "MOST_ROWS", 3, [LONG.rstrip()] * 2, "name more than 3 rows"),
+    ],
+)
+def test_what_one_owner_may_have_written_is_bounded(database, outside, ledgers, monkeypatch, bound):
+    module, name, most, bodies, said = bound
+    parents, _children = family(outside)
+    with outside.begin() as connection:
+        connection.execute(sa.insert(parents), numbered([1, 2], name="stranger"))
+    dead_worker(database, ledgers, (parents, numbered([5])))
+    for number, body in enumerate(bodies, 1):
+        owner = write(outside, seq=number, body=body)
+    monkeypatch.setattr(import_module(f"tidyrows.{module}"), name, most)
+    text, report = left(outside)
+    assert said in text
+    assert report.total_deleted == 1
+    assert {each["owner"] for each in entries(outside)} == {owner}
+
+
+def test_a_table_that_cannot_be_read_keeps_nobody_elses_rows(database, outside, ledgers):
+    if database.backend == "postgresql":
+        pytest.skip("PostgreSQL keeps the table of a view")
+    parents, _children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([5])))
+    with outside.begin() as connection:
+        for statement in (
+            "CREATE TABLE once (id int)",
+            "CREATE VIEW broken AS SELECT * FROM once",
+            "DROP TABLE once",
+        ):
+            connection.exec_driver_sql(statement)
+    write(outside, table_name="broken")
+    text, report = left(outside)
+    assert "Its entries cannot be read" in text
+    assert report.total_deleted == 1
+    with outside.begin() as connection:
+        connection.exec_driver_sql("DROP VIEW broken")
+
+
 def test_the_catalogue_is_never_a_target(database, outside, ledgers):
     family(outside)
     ledgers.installed(outside)
@@ -194,14 +242,21 @@ def test_columns_of_a_type_that_sqlalchemy_does_not_know(database, outside, ledg
 
 
 def test_numbers_longer_than_any_integer_are_entered_and_swept(database, outside, ledgers):
-    """What a sweep leaves is entered again by a reader that knows no types."""
+    """A sweep enters the rows again as its own, and knows no types of their keys."""
     if database.backend == "sqlite":
         pytest.skip("SQLite has no exact numbers of this length")
     longest = sa.Table(
         "longest", sa.MetaData(), sa.Column("id", sa.Numeric(40, 0), primary_key=True)
     )
     longest.create(outside)
-    dead_worker(database, ledgers, (longest, numbered([10**30, 10**30 + 1])))
+    ledgers.installed(outside)
+    with outside.begin() as connection:
+        connection.execute(sa.insert(longest), numbered([10**30, 10**30 + 1]))
+    write(
+        outside,
+        table_name="longest",
+        body=json.dumps({"columns": ["id"], "keys": [[10**30], [10**30 + 1]]}),
+    )
     assert sweep(outside).total_deleted == 2
     assert not ids(outside, longest)
 
