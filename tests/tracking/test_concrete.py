@@ -7,10 +7,10 @@ from typing import ClassVar
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.declarative import AbstractConcreteBase, ConcreteBase
-from sqlalchemy.orm import DeclarativeBase, Session, configure_mappers
+from sqlalchemy.orm import DeclarativeBase, Session, configure_mappers, registry
 
 from harness.bystanders import snapshot
-from tidyrows import CleanupManager, ResourceTracker, UnknownTableError
+from tidyrows import CleanupManager, NoPrimaryKeyError, ResourceTracker, UnknownTableError
 
 
 class Base(DeclarativeBase):
@@ -124,6 +124,44 @@ def test_preserved_rows_are_put_back_in_their_own_table(tables, model, kinds):
             for kind in kinds:
                 connection.execute(kind.__table__.update().values(text="changed"))
     assert snapshot(tables) == before
+
+
+def test_a_class_of_a_join_is_refused_by_name(sqlite_engine):
+    """Its rows are tracked where they are made; only to name them, no one table is meant."""
+
+    class Joined:
+        pass
+
+    person, circle = Person.__table__, Circle.__table__
+    both = person.join(circle, person.c.id == circle.c.id)
+    registry().map_imperatively(
+        Joined,
+        both,
+        properties={"id": [person.c.id, circle.c.id], "text": [person.c.text, circle.c.text]},
+    )
+    Base.metadata.create_all(sqlite_engine)
+    tracker = ResourceTracker(sqlite_engine)
+    made = Joined()
+    made.id, made.text = 1, "one"
+    with CleanupManager(tracker) as cleanup:
+        with Session(sqlite_engine) as session:
+            session.add(made)
+            session.commit()
+        for refused in (
+            lambda: tracker.track_rows(Joined, [1]),
+            lambda: tracker.track_query(sa.select(Joined)),
+            lambda: tracker.mine(Joined),
+        ):
+            with pytest.raises(UnknownTableError, match="Joined is mapped to a join or a query"):
+                refused()
+    assert cleanup.report.total_deleted == 2
+
+
+def test_rows_without_a_key_are_not_said_to_be_nobodys(sqlite_engine):
+    keyless = sa.Table("keyless", sa.MetaData(), sa.Column("text", sa.String(40)))
+    tracker = ResourceTracker(sqlite_engine)
+    with pytest.raises(NoPrimaryKeyError, match="keyless has no primary key"):
+        tracker.mine(keyless)
 
 
 def test_a_kind_that_no_class_has_is_never_looked_for_under_its_number(tables, monkeypatch):

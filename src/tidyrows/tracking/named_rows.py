@@ -262,6 +262,14 @@ def table_of(model: Any) -> sa.Table:
     mapper = mapper_of(model)
     if mapper is not None and isinstance(mapper.local_table, sa.Table):
         return mapper.local_table
+    if mapper is not None:
+        names = " and ".join(str(table) for table in mapper.tables) or "no table"
+        raise UnknownTableError(
+            f"{mapper.class_.__name__} is mapped to a join or a query (of {names}), so its rows "
+            f"are in no one table. Name the rows of each table, as in "
+            f"track_query(select(table).where(...)).",
+            table=model,
+        )
     raise UnknownTableError(
         f"{model!r} is neither a mapped class nor a Table. Pass the model, as in "
         f"track_rows(User, [1, 2]).",

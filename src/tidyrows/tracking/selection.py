@@ -20,6 +20,7 @@ from tidyrows.keys import KeyedTable, RowKey, TableName
 from tidyrows.tracking import named_rows, tags
 from tidyrows.tracking.named_rows import Found, mapper_of, parts_of, table_of
 from tidyrows.tracking.preserved import Preserved
+from tidyrows.tracking.sessions import refuse_keyless
 from tidyrows.tracking.tracker_parts import TrackerParts
 
 if TYPE_CHECKING:
@@ -314,8 +315,12 @@ class Selection(TrackerParts):
 
         Example:
             >>> session.scalars(select(User).where(tracker.mine(User))).all()
+
+        Raises:
+            NoPrimaryKeyError: the model has no primary key to compare.
         """
         table = table_of(model)
+        refuse_keyless(table)
         self.engines.resolve()
         keys: list[Any] = []
         for held in self.store.snapshot():
