@@ -126,6 +126,37 @@ def test_preserved_rows_are_put_back_in_their_own_table(tables, model, kinds):
     assert snapshot(tables) == before
 
 
+def test_a_key_whose_columns_have_another_order_in_the_table_below(engine):
+    class Other(DeclarativeBase):
+        pass
+
+    number = {"primary_key": True, "autoincrement": False}
+
+    class Seat(ConcreteBase, Other):
+        __tablename__ = "seats"
+        row = sa.Column(sa.Integer, **number)
+        place = sa.Column(sa.Integer, **number)
+        __mapper_args__: ClassVar = {"polymorphic_identity": "seat", "concrete": True}
+
+    class Box(Seat):
+        __tablename__ = "boxes"
+        place = sa.Column(sa.Integer, **number)
+        row = sa.Column(sa.Integer, **number)
+        __mapper_args__: ClassVar = {"polymorphic_identity": "box", "concrete": True}
+
+    configure_mappers()
+    Other.metadata.create_all(engine)
+    with Session(engine) as session:
+        session.add_all([Box(row=1, place=2), Box(row=2, place=1), Seat(row=3, place=3)])
+        session.commit()
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        assert tracker.track_query(sa.select(Seat).where(Seat.row == 1)) == 1
+    with engine.connect() as connection:
+        assert connection.execute(sa.select(Box.__table__.c.row)).scalars().all() == [2]
+    Other.metadata.drop_all(engine)
+
+
 def test_a_class_of_a_join_is_refused_by_name(sqlite_engine):
     """Its rows are tracked where they are made; only to name them, no one table is meant."""
 
