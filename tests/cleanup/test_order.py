@@ -224,6 +224,17 @@ def test_a_table_that_was_dropped_meanwhile_has_no_rows_left(database):
     assert sum(map(len, snapshot(engine).values())) == sum(map(len, bystanders.values())) - 1
 
 
+def test_an_index_of_an_expression_gives_no_warning_of_sqlalchemys(sqlite_engine):
+    """As an error it would keep the rows: SQLAlchemy warns of what it cannot reflect."""
+    metadata = sa.MetaData()
+    kept = table(metadata, "kept")
+    metadata.create_all(sqlite_engine)
+    with sqlite_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE UNIQUE INDEX negative ON kept (-id)")
+    tracker = tracked(sqlite_engine, (kept, numbers(2)))
+    assert CleanupManager(tracker).cleanup().total_deleted == 1
+
+
 def test_names_that_need_quoting_are_quoted(database):
     engine = database.engine()
     metadata = sa.MetaData()

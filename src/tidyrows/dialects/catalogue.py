@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import sqlalchemy as sa
 
 from tidyrows.dialects.driver import DriverAccess, database_name
-from tidyrows.schema.reflect import reflect_foreign_keys
+from tidyrows.schema.reflect import reflect_foreign_keys, without_reflection_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,17 +101,16 @@ class Catalogue(DriverAccess):
         """
         inspector = sa.inspect(connection)
         for schema, name in tables:
-            if not inspector.has_table(name, schema):  # it was dropped meanwhile
-                continue
-            keys: list[Any] = [
-                {"column_names": inspector.get_pk_constraint(name, schema)["constrained_columns"]}
-            ]
-            keys += inspector.get_unique_constraints(name, schema)
-            keys += [
-                each
-                for each in inspector.get_indexes(name, schema)
-                if each["unique"] and not each.get("dialect_options")
-            ]
+            keys: list[Any] = []
+            # a table may have been dropped; indexes of expressions do not count
+            with without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
+                primary = inspector.get_pk_constraint(name, schema)["constrained_columns"]
+                keys = [{"column_names": primary}, *inspector.get_unique_constraints(name, schema)]
+                keys += [
+                    each
+                    for each in inspector.get_indexes(name, schema)
+                    if each["unique"] and not each.get("dialect_options")
+                ]
             for number, key in enumerate(keys):
                 if None not in key["column_names"]:
                     yield from (
