@@ -16,7 +16,7 @@ from sqlalchemy.engine.reflection import ObjectKind, ObjectScope
 
 from tidyrows.dialects.sqlite import pragma_foreign_keys
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph
-from tidyrows.schema.reflect import nullable_columns, reflect_foreign_keys
+from tidyrows.schema.reflect import reflect_columns, reflect_foreign_keys
 
 TABLES = 1_000
 KEYS_EACH = 3
@@ -93,7 +93,7 @@ def test_a_thousand_tables_with_three_thousand_foreign_keys(database, large_sche
         picked = random.Random(8).sample([(schema, f"t{n:04}") for n in range(TABLES)], PICKED)
         assert len(graph.order(picked)) == PICKED
         ordering = median_milliseconds(lambda: graph.order(picked), 200)
-        nullable = median_milliseconds(lambda: nullable_columns(connection, picked[0]), 3)
+        nullable = median_milliseconds(lambda: reflect_columns(connection, picked[:1]), 3)
     print(
         f"\n{database.target}: Inspector alone {inspecting:.0f} ms,"
         f" reflect + build {reflecting:.0f} + {building:.0f} ms"

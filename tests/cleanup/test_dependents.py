@@ -1389,6 +1389,43 @@ def test_a_dependent_in_a_table_with_rows_of_ours_is_counted_apart(database):
     scene.assert_left((leaves, numbered(3)))
 
 
+CATALOGUE = re.compile(r"pg_class|pg_attribute|information_schema|SHOW|pragma_|PRAGMA|_master")
+
+
+@everywhere
+def test_the_catalogue_is_read_in_bulk(database):
+    """What a cleanup reads of tables that no model knows is read for all of them at once."""
+    counts = {}
+    for length in (4, 40):
+        metadata = sa.MetaData()
+        tables = line(metadata, length)
+        scene = Scene(database, metadata)
+        hidden = sa.MetaData()
+        line(hidden, length)
+        others = [
+            table(
+                hidden,
+                f"other_{at}",
+                reference("parent_id", f"line_{at}.id", nullable=at % 2 == 0),
+                reference("line_id", "line_0.id", nullable=True),
+            )
+            for at in range(length)
+        ]
+        hidden.create_all(scene.outside)
+        tracker = scene.ours(
+            *((each, links((1, 1)) if at else numbered(1)) for at, each in enumerate(tables))
+        )
+        scene.application(*((each, [{"id": 1, "parent_id": 1, "line_id": 1}]) for each in others))
+        manager = CleanupManager(tracker, retry=RetryPolicy(clock=lambda: 0.0))
+        seen = statements_of(scene.engine, manager.cleanup)
+        reads = [each for each in seen if not each.startswith("DELETE")]  # which may be guarded
+        counts[length] = sum(bool(CATALOGUE.search(each)) for each in reads)
+        assert sum(map(len, manager.report.dependents.values())) == length // 2
+        assert sum(map(len, manager.report.detached.values())) == length // 2
+        hidden.drop_all(scene.outside)
+    assert 0 < counts[40] == counts[4]
+
+
 def star(actions):
     metadata = sa.MetaData()
     users = table(metadata, "users")

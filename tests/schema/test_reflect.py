@@ -7,9 +7,16 @@ import sqlalchemy as sa
 
 from harness.models import zoo_metadata
 from harness.targets import on
+from tidyrows.dialects import dialect_for
+from tidyrows.dialects.mysql.reflection import read_foreign_keys
 from tidyrows.dialects.sqlite import pragma_foreign_keys
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
-from tidyrows.schema.reflect import model_foreign_keys, nullable_columns, reflect_foreign_keys
+from tidyrows.schema.reflect import (
+    Columns,
+    model_foreign_keys,
+    reflect_columns,
+    reflect_foreign_keys,
+)
 
 
 def home_schema(database):
@@ -29,17 +36,35 @@ def run(engine, *statements):
 
 
 def reflect(engine, *schemas, search_path=None, read=None):
-    if read is None and engine.dialect.name == "sqlite":
-        read = pragma_foreign_keys
+    if read is None:
+        read = {"sqlite": pragma_foreign_keys, "mysql": read_foreign_keys}.get(engine.dialect.name)
     with engine.connect() as connection:
         if search_path is not None:
             connection.execute(sa.text(f"SET search_path = {search_path}"))
         return reflect_foreign_keys(connection, schemas, read=read)
 
 
-def nullable(engine, place):
+def spelled(column):
+    """A column's name and type, without the collation, which is not asked for."""
+    name, kind = column
+    return name, type(kind), getattr(kind, "length", None), getattr(kind, "scale", None)
+
+
+def columns(engine, *places):
+    """The columns of tables: few statements find what SQLAlchemy's Inspector finds."""
     with engine.connect() as connection:
-        return nullable_columns(connection, place)
+        found = dialect_for(engine).columns_of(connection, places)
+        inspected = reflect_columns(connection, places)
+    assert found.keys() == inspected.keys()
+    for place, each in inspected.items():
+        assert found[place].key == each.key
+        assert found[place].nullable == each.nullable
+        assert [*map(spelled, found[place].types.items())] == [*map(spelled, each.types.items())]
+    return found
+
+
+def nullable(engine, place):
+    return columns(engine, place).get(place, Columns({}, (), frozenset())).nullable
 
 
 def tables_of(keys):
@@ -365,6 +390,83 @@ def test_nullable_columns_are_those_that_can_be_set_to_null(database, engine):
     run(engine, f"CREATE TABLE [{other}].child (id INTEGER PRIMARY KEY, x INTEGER)")
     assert nullable(engine, (other, "child")) == {"x"}
     assert nullable(engine, (home, "child")) == {"may"}
+
+
+def test_the_columns_of_the_zoo_are_those_that_the_inspector_reads(zoo_database, zoo_engine):
+    home = home_schema(zoo_database)
+    tables = [
+        table
+        for metadata in zoo_metadata(zoo_database.backend)
+        for table in metadata.tables.values()
+    ]
+    places = [(table.schema or home, table.name) for table in tables]
+    found = columns(zoo_engine, *places, (home, "nowhere"), ("nowhere", "nowhere"))
+    assert found.keys() == set(places)
+    for table, place in zip(tables, places, strict=True):
+        assert list(found[place].types) == [column.name for column in table.columns]
+        assert set(found[place].key) == {column.name for column in table.primary_key}
+
+
+def test_columns_of_rare_types_are_read(database, engine):
+    text = {"sqlite": "ODD TYPE(3, 4)", "postgresql": "POINT", "mysql": "GEOMETRY"}
+    run(
+        engine,
+        f"CREATE TABLE shapes ([a b] {text[database.backend]}, [Per cent %] DECIMAL(7, 2) NOT NULL,"
+        " [quo'ted] VARCHAR(30), id BIGINT, [Second] CHAR(3), PRIMARY KEY ([Second], id))",
+        "CREATE VIEW looks AS SELECT * FROM shapes",
+    )
+    home = home_schema(database)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = columns(engine, (home, "shapes"), (home, "looks"))
+    assert found.keys() == {(home, "shapes")}
+    assert found[home, "shapes"].key == ("Second", "id")
+    assert found[home, "shapes"].nullable == {"a b", "quo'ted"}
+
+
+@on("mysql+pymysql")
+@pytest.mark.parametrize("right", ["SELECT", "SELECT, DELETE", "DELETE"])
+def test_a_user_with_few_rights_is_shown_every_key(database, engine, right):
+    """information_schema hides keys from a user with SELECT alone; SHOW CREATE TABLE does not."""
+    home = home_schema(database)
+    run(
+        engine,
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY, other INTEGER UNIQUE)",
+        "CREATE TABLE child (id INTEGER PRIMARY KEY, a INTEGER, b INTEGER, c INTEGER, d INTEGER,"
+        " FOREIGN KEY (a) REFERENCES parent (id) ON DELETE CASCADE,"
+        " FOREIGN KEY (b) REFERENCES parent (other) ON DELETE SET NULL,"
+        " FOREIGN KEY (c) REFERENCES parent (id) ON DELETE RESTRICT,"
+        " FOREIGN KEY (d) REFERENCES parent (id))",
+        "CREATE USER tidyrows_few@'%'",
+    )
+    try:
+        run(engine, f"GRANT {right} ON {home}.* TO tidyrows_few@'%'")
+        few = sa.create_engine(engine.url.set(username="tidyrows_few", password=None))
+        with few.connect() as connection:
+            keys = dialect_for(few).foreign_keys(connection, [home])
+        few.dispose()
+    finally:
+        run(engine, "DROP USER tidyrows_few@'%'")
+    actions = {key.child_columns[0]: key.on_delete for key in keys}
+    assert actions == {"a": "CASCADE", "b": "SET NULL", "c": "NO ACTION", "d": "NO ACTION"}
+    assert set(keys) == set(reflect(engine, home))
+
+
+@on("mysql+pymysql")
+def test_keys_to_a_table_with_system_versioning_are_read(database, engine):
+    """MariaDB and SQLAlchemy's Inspector do not list it among the tables."""
+    home = home_schema(database)
+    run(
+        engine,
+        "CREATE TABLE parent (id INTEGER PRIMARY KEY, x INTEGER) WITH SYSTEM VERSIONING",
+        "CREATE TABLE child (id INTEGER PRIMARY KEY, a INTEGER REFERENCES parent (id))",
+    )
+    assert tables_of(reflect(engine, home)) == {
+        ((home, "child"), ("a",), (home, "parent"), ("id",))
+    }
+    with engine.connect() as connection:
+        found = dialect_for(engine).columns_of(connection, [(home, "parent")])
+    assert found[home, "parent"].nullable == {"x"}
 
 
 def test_a_type_that_sqlalchemy_does_not_know_raises_no_warning(postgresql_engine):

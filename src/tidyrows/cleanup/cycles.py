@@ -15,7 +15,6 @@ from tidyrows.cleanup.plan import by_place
 from tidyrows.cleanup.schema_view import referenced, referencing_pairs, with_columns
 from tidyrows.errors import TidyRowsError
 from tidyrows.schema.graph import RowOrder, RowStep, levels
-from tidyrows.schema.reflect import nullable_columns, reflect_foreign_keys
 from tidyrows.tracking.keyset import in_order
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.plan import Step
+    from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.keys import TableName
     from tidyrows.schema.graph import ForeignKey, Place
 
@@ -40,7 +40,12 @@ class RowLoopError(TidyRowsError):
 
 
 def delete_by_levels(
-    connection: sa.Connection, database: Database, step: Step, *, foreign_keys_off: bool
+    connection: sa.Connection,
+    database: Database,
+    view: SchemaView,
+    step: Step,
+    *,
+    foreign_keys_off: bool,
 ) -> dict[TableName, int]:
     """Delete the rows of a cyclic step, level by level."""
     dialect = database.dialect
@@ -50,7 +55,7 @@ def delete_by_levels(
     for key in list(references):
         if not order.loops and len(order.steps) <= _DEEP:
             break
-        nullable = set(key.child_columns) & nullable_columns(connection, key.child)
+        nullable = view.nullable(connection, key.child).intersection(key.child_columns)
         if nullable:
             looped = {row for loop in order.loops for row in loop}
             children = {
@@ -165,7 +170,7 @@ def _refuse_orphans(
         database.dialect.lock(connection, tables[place][0], keys)
     schemas = {schema for schema, _name in tables}
     schemas |= database.dialect.schemas_that_reference(connection, schemas)
-    for key in reflect_foreign_keys(connection, sorted(schemas)):
+    for key in database.dialect.foreign_keys(connection, sorted(schemas)):
         if key.parent not in keys_of:
             continue
         parent = tables[key.parent][0]

@@ -342,7 +342,7 @@ class Deletion:
         if self._dialect.cycle_form is CycleForm.LEVELS:
             allowed = self._scope.run.options.allow_foreign_keys_off
             return delete_by_levels(
-                self._connection, self._database, step, foreign_keys_off=allowed
+                self._connection, self._database, self._view, step, foreign_keys_off=allowed
             )
         rows = [(batch.table, batch.keys) for batch in step.batches]
         counts = self._dialect.delete_cycle(self._connection, rows)

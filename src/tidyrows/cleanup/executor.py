@@ -80,6 +80,7 @@ class Executor:
         scope.view = known_schema(self._database, self._tables) or self._read_schema()
         if scope.rules is not SCHEMA_ALONE:
             scope.view = self._following(scope.view)
+        scope.view.roots.update(rows)
         unknown = rows.keys() - scope.view.unique.keys()
         if unknown:
             read = partial(scope.view.read_unique, self._database, [rows[at][0] for at in unknown])
@@ -183,9 +184,10 @@ class Executor:
     def _schema_has_changed(self) -> bool:
         """Read the schema again; whether it has changed."""
         forget_schema(self._database.engine)
-        before = self._scope.view.graph.foreign_keys
-        self._scope.view = self._following(self._read_schema())
-        return self._scope.view.graph.foreign_keys != before
+        before = self._scope.view
+        view = self._scope.view = self._following(self._read_schema())
+        view.roots |= before.roots
+        return view.graph.foreign_keys != before.graph.foreign_keys
 
     def _only_we_enforce(self) -> bool:
         """Whether the database enforces foreign keys on our connection only."""

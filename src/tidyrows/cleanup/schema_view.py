@@ -12,25 +12,21 @@ import sqlalchemy as sa
 from tidyrows.dialects.keys import chunks, run
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
-from tidyrows.schema.reflect import (
-    column_names,
-    model_foreign_keys,
-    nullable_columns,
-    with_real_columns,
-    without_reflection_warnings,
-)
+from tidyrows.schema.reflect import Columns, model_foreign_keys, with_real_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from tidyrows.cleanup.connection import Database
     from tidyrows.cleanup.options import DependentRules
+    from tidyrows.dialects import Dialect
     from tidyrows.schema.graph import Place
 
 _Part: TypeAlias = tuple[sa.MetaData, str | None, str]
 """The models of one MetaData, what they call a schema, and which schema that really is."""
 
 _CACHED = 8
+_NO_COLUMNS = Columns({}, (), frozenset())
 CHUNK = 500
 """Keys in one statement."""
 _UNENFORCED = "NOT ENFORCED"
@@ -45,6 +41,7 @@ class SchemaView:
     def __init__(
         self,
         database: str,
+        dialect: Dialect,
         graph: ForeignKeyGraph,
         declared: dict[Place, sa.Table],
         hidden: set[Place],
@@ -52,14 +49,16 @@ class SchemaView:
         self.graph = graph
         self.hidden = hidden  # tables that may have rows which the cleanup is not shown
         self._database = database
+        self._dialect = dialect
         self._declared = declared
         self._tables: dict[Place, KeyedTable] = {}
         self._wide: dict[Place, KeyedTable] = {}
-        self._nullable: dict[Place, frozenset[str]] = {}
+        self._columns: dict[Place, Columns] = {}
         self._references: dict[ForeignKey, KeyedTable] = {}
         self._incoming: dict[Place, tuple[ForeignKey, ...]] = {}
         self.unique: dict[Place, bool] = {}  # whether the key of a table names one row
         self.ambiguous: set[Place] = set()  # tables of which it may name several
+        self.roots: set[Place] = set()  # tables whose rows have been tracked
         # tables whose rows had untracked dependents the last time
         self.with_dependents: set[Place] = set()
         # the view with the models' keys that some rules speak of, by rules
@@ -96,14 +95,12 @@ class SchemaView:
         if place not in self._tables:
             (schema, name), own = place, self._declared.get(place)
             if own is None:
-                with without_reflection_warnings():
-                    own = sa.Table(
-                        name,
-                        sa.MetaData(),
-                        schema=schema,
-                        autoload_with=connection,
-                        resolve_fks=False,
-                    )
+                found = self.columns(connection, [place])[place]
+                if not found.types:
+                    raise sa.exc.NoSuchTableError(name)
+                columns = [sa.Column(*each) for each in found.types.items()]
+                key = sa.PrimaryKeyConstraint(*found.key)
+                own = sa.Table(name, sa.MetaData(), *columns, key, schema=schema)
             elif not own.primary_key.columns:
                 own = with_real_columns(connection, own, schema)
             self._tables[place] = KeyedTable(TableName(self._database, *place), own)
@@ -132,9 +129,29 @@ class SchemaView:
 
     def nullable(self, connection: sa.Connection, place: Place) -> frozenset[str]:
         """The columns that a row of this table can lose to NULL and still be the same row."""
-        if place not in self._nullable:
-            self._nullable[place] = nullable_columns(connection, place)
-        return self._nullable[place]
+        return self.columns(connection, [place])[place].nullable
+
+    def columns(
+        self, connection: sa.Connection, places: Collection[Place]
+    ) -> Mapping[Place, Columns]:
+        """The columns that the database has, of these tables at least; none of a missing one.
+
+        The first question is for all tables that it may be about: those whose rows have been
+        tracked, and all that reference them.
+        """
+        known = self._columns
+        if not known.keys() >= set(places):
+            todo = [*places, *self.roots]
+            wanted: set[Place] = set()
+            while todo:
+                place = todo.pop()
+                if place not in wanted:
+                    wanted.add(place)
+                    todo += [key.child for key in self.graph.incoming(place)]
+            wanted -= known.keys()
+            found = self._dialect.columns_of(connection, sorted(wanted))
+            known.update({place: found.get(place, _NO_COLUMNS) for place in wanted})
+        return known
 
     def with_model_keys(self, database: Database, rules: DependentRules) -> SchemaView:
         """The same, with keys of the models that these rules speak of as if of the database.
@@ -145,13 +162,14 @@ class SchemaView:
         if not keys:
             return self
         with database.reading() as connection:
-            found = {
-                key: replace(key, source="database", on_delete=_UNENFORCED)
-                for key in keys
-                if set(key.child_columns) <= column_names(connection, key.child)
-            }
+            columns = self._dialect.columns_of(connection, {key.child for key in keys})
+        found = {
+            key: replace(key, source="database", on_delete=_UNENFORCED)
+            for key in keys
+            if key.child in columns and set(key.child_columns) <= columns[key.child].types.keys()
+        }
         graph = ForeignKeyGraph([found.get(key, key) for key in self.graph.foreign_keys])
-        return SchemaView(self._database, graph, self._declared, self.hidden)
+        return SchemaView(self._database, self._dialect, graph, self._declared, self.hidden)
 
 
 def with_key(
@@ -193,7 +211,8 @@ def schema_of(database: Database, tables: Iterable[KeyedTable]) -> SchemaView:
         parts, version = _parts(tables), database.capture.tables.schema_version
         found, hidden = _found(database, parts)
         declared, models = _models(parts)
-        view = SchemaView(database.name, ForeignKeyGraph(merge(found, declared)), models, hidden)
+        graph = ForeignKeyGraph(merge(found, declared))
+        view = SchemaView(database.name, database.dialect, graph, models, hidden)
         with _lock:
             views = _views.setdefault(database.engine, {})
             views[parts] = (version, view)

@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import sqlalchemy as sa
 
 from tidyrows.dialects.driver import DriverAccess, database_name
-from tidyrows.schema.reflect import reflect_foreign_keys, without_reflection_warnings
+from tidyrows.schema.reflect import (
+    reflect_columns,
+    reflect_foreign_keys,
+    without_reflection_warnings,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import ForeignKey, Place
+    from tidyrows.schema.reflect import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +198,15 @@ class Catalogue(DriverAccess):
     ) -> tuple[ForeignKey, ...]:
         """All foreign keys that tables of these schemas hold, wherever they point."""
         return reflect_foreign_keys(connection, schemas)
+
+    def columns_of(
+        self, connection: sa.Connection, places: Iterable[Place]
+    ) -> Mapping[Place, Columns]:
+        """The columns of these tables, in few statements for all of them.
+
+        Views, and tables that do not exist, are left out.
+        """
+        return reflect_columns(connection, places)
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """The schemas of all tables that hold a foreign key to a table of one of these."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import sqlalchemy as sa
@@ -18,6 +19,21 @@ if TYPE_CHECKING:
 
     ReflectedKeys: TypeAlias = Mapping[str, Sequence[ReflectedForeignKeyConstraint]]
     Reader: TypeAlias = Callable[[sa.Connection, str], ReflectedKeys]
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The columns of one table, as the database has them.
+
+    Attributes:
+        types: by name, in the table's order.
+        key: the names of the primary key's columns, in its order; empty where there is none.
+        nullable: those that may be set to NULL, without key and computed columns.
+    """
+
+    types: Mapping[str, sa.types.TypeEngine[Any]]
+    key: tuple[str, ...]
+    nullable: frozenset[str]
 
 
 def reflect_foreign_keys(
@@ -125,31 +141,30 @@ def model_foreign_keys(
     return tuple(found)
 
 
-def nullable_columns(connection: sa.Connection, place: Place) -> frozenset[str]:
-    """The columns of one table that may be set to NULL, without key and computed columns."""
-    schema, table = place
+def reflect_columns(connection: sa.Connection, places: Iterable[Place]) -> dict[Place, Columns]:
+    """The columns of these tables, as SQLAlchemy's Inspector reads them; no view is among them."""
+    names: dict[str, list[str]] = {}
+    for schema, name in places:
+        names.setdefault(schema, []).append(name)
     inspector = sa.inspect(connection)
-    with without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
-        key = inspector.get_pk_constraint(table, schema=schema)["constrained_columns"]
-        return frozenset(
-            column["name"]
-            for column in inspector.get_columns(table, schema=schema)
-            if column["nullable"] and "computed" not in column and column["name"] not in key
-        )
-    return frozenset()
-
-
-def column_names(connection: sa.Connection, place: Place) -> frozenset[str]:
-    """The columns of a table; none of a view, and none where there is no such table."""
-    schema, table = place
-    inspector = sa.inspect(connection)
-    if schema not in inspector.get_schema_names():
-        return frozenset()
-    with without_reflection_warnings(), suppress(sa.exc.NoSuchTableError):
-        columns = inspector.get_columns(table, schema=schema)
-        if table not in inspector.get_view_names(schema=schema):
-            return frozenset(column["name"] for column in columns)
-    return frozenset()
+    found: dict[Place, Columns] = {}
+    for schema in sorted(names.keys() & set(inspector.get_schema_names())):
+        asked: Any = {"schema": schema, "filter_names": names[schema], "scope": ObjectScope.ANY}
+        with without_reflection_warnings():
+            keys = inspector.get_multi_pk_constraint(**asked, kind=ObjectKind.TABLE)
+            tables = inspector.get_multi_columns(**asked, kind=ObjectKind.TABLE)
+        for (_schema, name), columns in tables.items():
+            key = keys[_schema, name]["constrained_columns"]
+            found[schema, name] = Columns(
+                {column["name"]: column["type"] for column in columns},
+                tuple(key),
+                frozenset(
+                    column["name"]
+                    for column in columns
+                    if column["nullable"] and "computed" not in column and column["name"] not in key
+                ),
+            )
+    return found
 
 
 def with_real_columns(connection: sa.Connection, table: sa.Table, schema: str) -> sa.Table:

@@ -13,16 +13,19 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.locks import Blocker, LockStatements
+from tidyrows.dialects.mysql.reflection import SHOWN_TRIGGERS, read_columns, read_foreign_keys
 from tidyrows.dialects.mysql.statements import NEEDS_PROCESS, MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
+from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema.graph import Place
+    from tidyrows.schema.graph import ForeignKey, Place
+    from tidyrows.schema.reflect import Columns
 
 _ROLLED_BACK = frozenset({1213, 1020})
 # 1205 rolls back all with innodb_rollback_on_timeout; 1206 is a full lock table.
@@ -47,20 +50,11 @@ SELECT COALESCE(%s, DATABASE()), @@SESSION.sql_mode,
        EXISTS (SELECT 1 FROM information_schema.triggers
                WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
                      AND action_timing = 'BEFORE' AND event_manipulation = 'INSERT')"""
-# Whether this user is shown the triggers of a table.
-_SHOWN = """
-SELECT EXISTS (SELECT 1 FROM information_schema.user_privileges
-               WHERE privilege_type = 'TRIGGER' AND grantee = {me})
-       OR EXISTS (SELECT 1 FROM information_schema.schema_privileges
-                  WHERE privilege_type = 'TRIGGER' AND grantee = {me} AND %s LIKE table_schema)
-       OR EXISTS (SELECT 1 FROM information_schema.table_privileges
-                  WHERE privilege_type = 'TRIGGER' AND grantee = {me}
-                        AND table_schema = %s AND table_name = %s)
-""".format(me="CONCAT('''', REPLACE(CURRENT_USER(), '@', '''@'''), '''')")
 # The line after the columns in SHOW CREATE TABLE, in upper case.
 _ENGINE = re.compile(r"^\) ENGINE=(\w+)", re.MULTILINE)
 _WITHOUT_TRANSACTIONS = frozenset({"MYISAM", "ARIA", "MEMORY", "CSV", "ARCHIVE", "MRG_MYISAM"})
 
+_TEMPORARY = "CREATE TEMPORARY TABLE"
 _NO_SUCH_TABLE = frozenset({1146, 1049})
 _LOG = (
     "SHOW GLOBAL STATUS WHERE Variable_name IN "
@@ -289,17 +283,13 @@ class MySQL(MySQLStatements):
         alters_keys = bool(triggers) or "STRICT_" not in mode
         if not alters_keys and self.returning:
             alters_keys = not self._is_shown_triggers(connection, schema, name)
-        try:
-            row = self._query(connection, f"SHOW CREATE TABLE {_quoted(schema)}.{_quoted(name)}")[0]
-        except self._dbapi.Error as error:
-            if self.loss(error, dbapi_connection=None) is Loss.EVERYTHING:
-                raise  # whatever was done before in this transaction is undone
+        definition = self._definition(connection, schema, name)
+        if definition is None:
             # Without the right to look, there still is the table that the INSERT went to.
-            missing = self.code(error) in _NO_SUCH_TABLE
-            known = RealTable(schema, "table", plain=False, alters_keys=alters_keys)
-            return None if missing else known
-        definition = str(row[1]).upper()
-        if definition.startswith("CREATE TEMPORARY TABLE"):
+            return RealTable(schema, "table", plain=False, alters_keys=alters_keys)
+        if not definition:
+            return None
+        if definition.startswith(_TEMPORARY):
             return RealTable(schema, "temporary", plain=False)
         is_table = definition.startswith("CREATE TABLE")
         kind: Literal["table", "other"] = "table" if is_table else "other"
@@ -314,6 +304,19 @@ class MySQL(MySQLStatements):
             transactional=transactional,
             incarnation=self.incarnations(connection, [place]).get(place) if is_table else None,
         )
+
+    def _definition(self, connection: sa.Connection, schema: str, name: str) -> str | None:
+        """SHOW CREATE TABLE in upper case; empty without such a table, None where it is refused."""
+        try:
+            row = self._query(connection, f"SHOW CREATE TABLE {_quoted(schema)}.{_quoted(name)}")[0]
+        except self._dbapi.Error as error:
+            if self.loss(error, dbapi_connection=None) is Loss.EVERYTHING:
+                raise  # whatever was done before in this transaction is undone
+            return "" if self.code(error) in _NO_SUCH_TABLE else None
+        return str(row[1]).upper()
+
+    def _is_temporary(self, connection: sa.Connection, schema: str, name: str) -> bool:
+        return (self._definition(connection, schema, name) or "").startswith(_TEMPORARY)
 
     def driver_places(self, raw: Any, cursor: Any) -> list[tuple[str, Any]]:
         """The machine is known to the server only; a proxy or a tunnel may stand before it."""
@@ -338,9 +341,19 @@ class MySQL(MySQLStatements):
         """Whether it is sure that this user sees a table's triggers; asked once per table."""
         shown = self._shown.get((schema, name))
         if shown is None:
-            ((answer,),) = self._query(connection, _SHOWN, schema, schema, name)
+            ((answer,),) = self._query(connection, SHOWN_TRIGGERS, schema, schema, name)
             shown = self._shown[schema, name] = bool(answer)
         return shown
+
+    def foreign_keys(
+        self, connection: sa.Connection, schemas: Iterable[str]
+    ) -> tuple[ForeignKey, ...]:
+        return reflect_foreign_keys(connection, schemas, read=read_foreign_keys)
+
+    def columns_of(
+        self, connection: sa.Connection, places: Iterable[Place]
+    ) -> Mapping[Place, Columns]:
+        return read_columns(connection, places)
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         """Databases of the whole server: a foreign key may stand in any of them."""

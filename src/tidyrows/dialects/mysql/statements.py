@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import weakref
+from abc import abstractmethod
 from dataclasses import dataclass
 from datetime import date, datetime
 from types import MappingProxyType
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
 
 _COLUMNS = """
-SELECT column_name, data_type, character_set_name, collation_name
-FROM information_schema.columns WHERE table_schema = %s AND table_name = %s"""
+SELECT table_name, column_name, data_type, character_set_name, collation_name
+FROM information_schema.columns WHERE table_schema = %s"""
 _LONGEST = 4000  # characters; beyond that plain IN does
 _Form = tuple[str, "Callable[[Any], Any]", str]
 """JSON_TABLE's column type, how a value is written, and what the real column is compared to."""
@@ -155,6 +156,9 @@ class MySQLStatements(Dialect):
         super().__init__(dialect)
         self._types: weakref.WeakKeyDictionary[KeyedTable, list[RealType]]
         self._types = weakref.WeakKeyDictionary()
+        # what a transaction has read, by place and column
+        self._read: weakref.WeakKeyDictionary[sa.Connection, dict[Place, dict[str, RealType]]]
+        self._read = weakref.WeakKeyDictionary()
         self._shown: dict[tuple[str, str], bool] = {}
 
     def read_key(self, column: sa.Column[Any]) -> sa.ColumnElement[Any]:
@@ -233,9 +237,15 @@ class MySQLStatements(Dialect):
             first = (10, 6) if getattr(dialect, "is_mariadb", False) else (8, 0, 4)
             if (getattr(dialect, "server_version_info", None) or ()) < first:
                 return None
-            place = (str(table.name.schema), str(table.table.name))
-            rows = connection.exec_driver_sql(_COLUMNS, place)
-            known = {row[0]: RealType(row[1].lower(), row[2], row[3]) for row in rows}
+            place = str(table.name.schema), str(table.table.name)
+            read = self._read.setdefault(connection, {})
+            if place not in read:
+                # of one table, or of all where one transaction asks for more
+                some = _COLUMNS if read else f"{_COLUMNS} AND table_name = %s"
+                for name, *row in connection.exec_driver_sql(some, place[: 1 if read else 2]):
+                    found = RealType(row[1].lower(), row[2], row[3])
+                    read.setdefault((place[0], name), {})[row[0]] = found
+            known = read.setdefault(place, {})
             if any(column.name not in known for column in table.key_columns):
                 return None
             self._types[table] = [known[column.name] for column in table.key_columns]
@@ -273,10 +283,13 @@ class MySQLStatements(Dialect):
             parts.append(RowsByKey(source, f"{place} USING {source}", (text,)))
         return parts
 
+    @abstractmethod
+    def _is_temporary(self, connection: sa.Connection, schema: str, name: str) -> bool:
+        """Whether this connection has a temporary table of this name."""
+
     def _refuse_temporary(self, connection: sa.Connection, table: KeyedTable) -> None:
         """Drop the connection if a temporary table of an earlier user hides the real one."""
-        real = self.resolve(connection, table.name.schema, table.name.name)
-        if real is not None and real.kind == "temporary":
+        if self._is_temporary(connection, *table.place):
             connection.invalidate()
             raise ConnectionError(
                 f"A temporary table {table.name} was left on a pooled connection and hides the "

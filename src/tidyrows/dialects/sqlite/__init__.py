@@ -24,15 +24,19 @@ from tidyrows.dialects.sqlite.locks import (
 )
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
 from tidyrows.greenlets import in_greenlet, wait_for
-from tidyrows.schema.reflect import reflect_foreign_keys
+from tidyrows.schema.reflect import (
+    Columns,
+    reflect_foreign_keys,
+    without_reflection_warnings,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from sqlalchemy.engine.interfaces import ReflectedForeignKeyConstraint
 
     from tidyrows.keys import KeyedTable
-    from tidyrows.schema.graph import ForeignKey
+    from tidyrows.schema.graph import ForeignKey, Place
     from tidyrows.schema.reflect import ReflectedKeys
 
 _BUSY, _LOCKED, _CONSTRAINT = 5, 6, 19
@@ -62,6 +66,14 @@ LEFT JOIN {0}.sqlite_master AS p
 LEFT JOIN pragma_table_info(p.name, ?) AS c
     ON CASE WHEN f."to" IS NULL THEN c.pk = f.seq + 1 ELSE c.name = f."to" COLLATE NOCASE END
 WHERE m.type = 'table' ORDER BY m.name, f.id, f.seq"""
+
+
+_COLUMNS = """
+SELECT m.name, x.name, x.type, x."notnull", x.pk, x.hidden
+FROM {0}.sqlite_master AS m JOIN pragma_table_xinfo(m.name, ?) AS x
+WHERE m.type = 'table' AND m.rootpage > 0 ORDER BY m.name, x.cid"""
+# A generated column's type says so too.
+_GENERATED = re.compile(r"GENERATED|ALWAYS")
 
 
 def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
@@ -272,6 +284,34 @@ class SQLite(SQLiteStatements, SQLiteLocks):
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> tuple[ForeignKey, ...]:
         return reflect_foreign_keys(connection, schemas, read=pragma_foreign_keys)
+
+    def columns_of(
+        self, connection: sa.Connection, places: Iterable[Place]
+    ) -> Mapping[Place, Columns]:
+        """One statement for each schema; the Inspector sends several for each table."""
+        # names as they are asked for: letters' case is no difference here
+        wanted = {(schema, name.lower()): name for schema, name in places}
+        type_of = connection.dialect._resolve_type_affinity  # type: ignore[attr-defined]  # noqa: SLF001 -- there is no public way from a type's text to a type
+        found: dict[Place, Columns] = {}
+        attached = {row[1] for row in self._query(connection, "PRAGMA database_list")}
+        for schema in sorted(attached & {schema for schema, _name in wanted}):
+            asked = _COLUMNS.format(quoted(schema))
+            rows = connection.exec_driver_sql(asked, (schema,)).all()
+            for table, group in groupby(rows, itemgetter(0)):
+                name = wanted.get((schema, table.lower()))
+                if name is None:
+                    continue
+                columns = list(group)
+                key = sorted((row for row in columns if row[4]), key=itemgetter(4))
+                texts = {row[1]: _GENERATED.sub("", row[2].upper()).strip() for row in columns}
+                with without_reflection_warnings():
+                    types = {column: type_of(text) for column, text in texts.items()}
+                found[schema, name] = Columns(
+                    types,
+                    tuple(row[1] for row in key),
+                    frozenset(row[1] for row in columns if not (row[3] or row[4] or row[5])),
+                )
+        return found
 
     def is_private(self, engine: sa.Engine) -> bool:
         return is_in_memory(engine.url)
