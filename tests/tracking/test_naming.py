@@ -43,6 +43,7 @@ from tidyrows import (
     UnknownTableError,
     UntrackableRowError,
 )
+from tidyrows.capture.engine import capture_for
 from tidyrows.keys import RowKey
 
 
@@ -564,3 +565,60 @@ def test_a_session_that_turns_out_to_write_to_production_is_refused_at_its_first
         session.rollback()
         assert not snapshot(engine)["main.orgs"]
     engine.dispose()
+
+
+def test_a_block_asks_once_which_table_a_name_means(zoo_engine, monkeypatch):
+    """Not with each call; again after DDL, and where a listener may move the names."""
+    dialect = capture_for(zoo_engine).dialect
+    asked = []
+    resolve = type(dialect).resolve
+
+    def note(self, connection, schema, name):
+        asked.append(name)
+        return resolve(self, connection, schema, name)
+
+    monkeypatch.setattr(type(dialect), "resolve", note)
+    tracker = ResourceTracker(zoo_engine)
+    for _block in range(2):
+        asked.clear()
+        with CleanupManager(tracker):
+            for key in range(1000, 1005):
+                tracker.track_rows(Org, [key])
+                tracker.track_rows(User, [key])
+            assert sorted(asked) == ["orgs", "users"]
+    with CleanupManager(tracker):
+        tracker.track_rows(Org, [1000])
+        with zoo_engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE of_a_migration (id INTEGER PRIMARY KEY)")
+        asked.clear()
+        tracker.track_rows(Org, [1000])
+        assert asked == ["orgs"]
+        with zoo_engine.begin() as connection:
+            connection.exec_driver_sql("DROP TABLE of_a_migration")
+        sa.event.listen(zoo_engine, "checkout", lambda *_: None)
+        asked.clear()
+        for _call in range(3):
+            tracker.track_rows(Org, [1000])
+        assert len(asked) == 3
+
+
+def test_a_name_that_means_another_table_now_is_asked_anew(postgresql_engine):
+    """In a transaction of the session the database is asked each time: its path may have moved."""
+    metadata = sa.MetaData()
+    things = sa.Table("things", metadata, sa.Column("id", sa.Integer, primary_key=True))
+    with postgresql_engine.begin() as connection:
+        for schema in ("one", "two"):
+            connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+            connection.exec_driver_sql(f"CREATE TABLE {schema}.things (id INTEGER PRIMARY KEY)")
+    with Session(postgresql_engine) as session:
+        tracker = ResourceTracker(session)
+        for schema in ("one", "two", "one"):
+            cursor = session.connection().connection.cursor()
+            cursor.execute(f"SET search_path = {schema}")
+            tracker.track_rows(things, [len(tracker) + 1])
+        assert sorted(str(row.table) for row in tracker.rows()) == [
+            "one.things",
+            "one.things",
+            "two.things",
+        ]
+        session.rollback()

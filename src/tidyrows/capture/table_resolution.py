@@ -29,6 +29,7 @@ Target = tuple[KeyedTable, RealTable]
 _CACHE, _KNOWN = "tidyrows_targets", "tidyrows_known"
 MOVED = "tidyrows_moved"
 """In ``connection.info``: names on this connection of the driver may mean something else by now."""
+_NAMED = "tidyrows_named"
 _KEPT = "_tidyrows_targets"
 
 
@@ -119,6 +120,19 @@ class RealTables:
         known.clear()
         again = self.find(connection, known, statement, options)
         return found if again is None or isinstance(again, str) else again
+
+    def named(self, connection: sa.Connection, block: object) -> dict[Any, KeyedTable]:
+        """What a block has learnt of names on this connection of the driver; to be added to.
+
+        It is empty where the names may mean something else by now.
+        """
+        info, now = connection.info, (block, self.schema_version)
+        since, known = info.get(_NAMED, (None, {}))
+        moved = MOVED in info or list(connection.engine.pool.dispatch.checkout) != [self._harmless]
+        if moved or since != now:
+            known = {}
+            info[_NAMED] = now, known
+        return known  # type: ignore[no-any-return]
 
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""

@@ -104,11 +104,13 @@ class Sessions:
         self._callers_transaction: orm.SessionTransaction | None = None
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
+        self._block = object()  # another one in each block
         self._locks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
         self._locks = weakref.WeakKeyDictionary()
 
     def begin(self) -> None:
         """A block begins: listen; a transaction that is open now is the caller's to end."""
+        self._block = object()
         self.engines.refuse_known()
         session = self.binding.callers_session()
         if session is not None:
@@ -117,6 +119,7 @@ class Sessions:
 
     def stop_listening(self) -> None:
         """Listen no more."""
+        self._block = object()
         while self._undo:
             self._undo.pop()()
         self._watched.clear()
@@ -219,13 +222,21 @@ class Sessions:
             yield connection
 
     def real_table(self, table: sa.Table, near: orm.Session | None = None) -> KeyedTable:
-        """The real table, named as a session names it: on its connection if in a transaction."""
+        """The real table, named as a session names it: on its connection if in a transaction.
+
+        Outside of a transaction the database is asked once in each block.
+        """
         refuse_keyless(table)
         session = near or self._callers()
         if session is not None and session.in_transaction():
             return self.real_table_on(session.connection(bind_arguments={"clause": table}), table)
         with self.new_connection(table, session) as connection:
-            return self.real_table_on(connection, table)
+            translate = connection.get_execution_options().get("schema_translate_map") or {}
+            place = table, translate.get(table.schema, table.schema)
+            known = self.engines.capture(connection.engine).tables.named(connection, self._block)
+            if place not in known:
+                known[place] = self.real_table_on(connection, table)
+            return known[place]
 
     def real_table_on(self, connection: sa.Connection, table: sa.Table) -> KeyedTable:
         """The real table that a name means on this connection."""
