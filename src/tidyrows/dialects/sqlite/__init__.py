@@ -72,6 +72,15 @@ _COLUMNS = """
 SELECT m.name, x.name, x.type, x."notnull", x.pk, x.hidden
 FROM {0}.sqlite_master AS m JOIN pragma_table_xinfo(m.name, ?) AS x
 WHERE m.type = 'table' AND m.rootpage > 0 ORDER BY m.name, x.cid"""
+# No index of expressions, and none of some rows; a primary key of the rowid has no index.
+_UNIQUE = """
+SELECT m.name, '', x.name FROM {0}.sqlite_master AS m JOIN pragma_table_info(m.name, ?) AS x
+WHERE m.type = 'table' AND m.rootpage > 0 AND x.pk > 0
+UNION ALL
+SELECT m.name, i.name, x.name FROM {0}.sqlite_master AS m
+JOIN pragma_index_list(m.name, ?) AS i JOIN pragma_index_info(i.name, ?) AS x
+WHERE m.type = 'table' AND m.rootpage > 0 AND i."unique" AND NOT i.partial
+      AND NOT EXISTS (SELECT 1 FROM pragma_index_info(i.name, ?) AS e WHERE e.name IS NULL)"""
 # A generated column's type says so too.
 _GENERATED = re.compile(r"GENERATED|ALWAYS")
 
@@ -284,6 +293,18 @@ class SQLite(SQLiteStatements, SQLiteLocks):
         self, connection: sa.Connection, schemas: Iterable[str]
     ) -> tuple[ForeignKey, ...]:
         return reflect_foreign_keys(connection, schemas, read=pragma_foreign_keys)
+
+    def unique_columns(
+        self, connection: sa.Connection, tables: Iterable[Place]
+    ) -> Iterable[tuple[str, str, str, str]]:
+        """One statement for each schema; the Inspector sends several for each table."""
+        wanted = {(schema, name.lower()): name for schema, name in tables}
+        for schema in sorted({schema for schema, _name in wanted}):
+            asked = _UNIQUE.format(quoted(schema))
+            for table, index, column in connection.exec_driver_sql(asked, (schema,) * 4).all():
+                name = wanted.get((schema, table.lower()))
+                if name is not None:
+                    yield schema, name, index, column
 
     def columns_of(
         self, connection: sa.Connection, places: Iterable[Place]
