@@ -5,6 +5,8 @@ Each statement takes a second of the policy's clock.
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import sqlalchemy as sa
 
@@ -17,6 +19,10 @@ LONGER = 12
 """Statements after the deadline: those of a transaction that has begun before it."""
 
 
+_FILE_READ = re.compile("sqlite_master|PRAGMA")
+"""A catalogue that is read in the process itself takes no time."""
+
+
 class Clock:
     def __init__(self, engine):
         self.now = 0
@@ -27,8 +33,8 @@ class Clock:
         return float(self.now)
 
     def _tick(self, _connection, _cursor, statement, *_more):
-        self.now += 1
         self.sent.append(statement)
+        self.now += not _FILE_READ.search(statement)
 
 
 class Chain:
@@ -62,7 +68,7 @@ class Chain:
             return sum(counts), connection.execute(sa.select(self.foreign)).all()
 
 
-@pytest.mark.parametrize("deadline", [25, 40, 60, 90])
+@pytest.mark.parametrize("deadline", [25, 40, 60])
 @pytest.mark.parametrize("nullable", [True, False], ids=["detached", "deleted"])
 def test_what_can_be_deleted_in_time_is_deleted(database, deadline, nullable):
     engine = database.engine()
