@@ -349,6 +349,51 @@ def test_a_name_that_comes_to_mean_another_table_past_sqlalchemy(places, move, b
     places.bystanders.assert_untouched()
 
 
+@on(*POSTGRESQL, "mysql+pymysql", "mysql+mysqldb")
+def test_a_cursor_that_is_kept_and_moves_names_between_inserts(places):
+    """Nothing is remembered of names while other code uses the driver."""
+    places.delete_from(places.other, 1)
+    enter = 'SET search_path TO "{}"' if places.engine.dialect.name == "postgresql" else "USE `{}`"
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(things).values(id=50, name="ours"))
+        connection.commit()
+        with closing(connection.connection.cursor()) as cursor:
+            connection.execute(sa.insert(things).values(id=51, name="ours"))
+            cursor.execute(enter.format(places.other))
+            connection.execute(sa.insert(things).values(id=1, name="ours"))
+            cursor.execute(enter.format(places.home))
+            connection.execute(sa.insert(things).values(id=52, name="ours"))
+            connection.commit()
+        moved = [(places.other, 1)]
+        assert found(tracker) == sorted([(places.home, key) for key in (50, 51, 52)] + moved)
+    places.bystanders.assert_untouched()
+
+
+@pytest.mark.filterwarnings("ignore:.*past SQLAlchemy")  # MariaDB counts them, and not where
+@on(*POSTGRESQL, "mysql+pymysql", "mysql+mysqldb")
+def test_a_temporary_table_that_a_function_makes(places):
+    """It hides the table of its name; its rows go with the connection."""
+    making = "CREATE TEMPORARY TABLE things (id INT PRIMARY KEY, name VARCHAR(20));"
+    if places.engine.dialect.name == "postgresql":
+        body = f"RETURNS int LANGUAGE plpgsql AS $$ BEGIN {making} RETURN 1; END $$"
+    else:
+        body = f"RETURNS INT BEGIN {making} RETURN 1; END"
+    with places.engine.begin() as connection:
+        connection.exec_driver_sql(f"CREATE FUNCTION hide() {body}")
+    tracker = ResourceTracker(places.engine)
+    with CleanupManager(tracker), places.engine.connect() as connection:
+        connection.execute(sa.insert(things).values(id=50, name="ours"))
+        connection.commit()
+        connection.execute(sa.select(sa.func.hide())).all()
+        for key in (1, 2):
+            connection.execute(sa.insert(things).values(id=key, name="hidden"))
+        connection.commit()
+        assert found(tracker) == [(places.home, 50)]
+        connection.invalidate()
+    places.bystanders.assert_untouched()
+
+
 @on("mysql+pymysql", "mysql+mysqldb")
 @pytest.mark.parametrize("how", ["select_db", "of the driver", "comment"])
 def test_a_database_that_no_statement_uses(places, how):

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Dialect
 
 Target = tuple[KeyedTable, RealTable]
-_CACHE, _KNOWN = "tidyrows_targets", "tidyrows_known"
-MOVED = "tidyrows_moved"
-"""In ``connection.info``: names on this connection of the driver may mean something else by now."""
+_CACHE, _KNOWN, _MOVED = "tidyrows_targets", "tidyrows_known", "tidyrows_moved"
 _NAMED = "tidyrows_named"
 _KEPT = "_tidyrows_targets"
 
@@ -85,11 +83,11 @@ class RealTables:
         if place not in known:
             info = connection.info
             if _KNOWN not in info:
-                self._dialect.watch_names(connection, partial(_move, info))
+                self._dialect.watch_names(connection, partial(forget_names, info))
             info[_KNOWN] = known
             # another listener may set a search_path past SQLAlchemy's events
             checkout = list(connection.engine.pool.dispatch.checkout)
-            kept = MOVED not in info and checkout == [self._harmless]
+            kept = _MOVED not in info and checkout == [self._harmless]
             version, block, cache = info.get(_CACHE, (None, None, {}))
             if version != self.schema_version or block != self._sinks.started:
                 if not kept or version != self.schema_version:
@@ -128,7 +126,7 @@ class RealTables:
         """
         info, now = connection.info, (block, self.schema_version)
         since, known = info.get(_NAMED, (None, {}))
-        moved = MOVED in info or list(connection.engine.pool.dispatch.checkout) != [self._harmless]
+        moved = _MOVED in info or list(connection.engine.pool.dispatch.checkout) != [self._harmless]
         if moved or since != now:
             known = {}
             info[_NAMED] = now, known
@@ -136,7 +134,7 @@ class RealTables:
 
     def moved(self, connection: sa.Connection) -> None:
         """From now on names on this connection of the driver may mean something else."""
-        connection.info[MOVED] = True
+        connection.info[_MOVED] = True
 
     def find_moved(
         self,
@@ -263,9 +261,10 @@ def _kept(table: sa.Table) -> dict[Any, Any]:
     return kept
 
 
-def _move(info: Any) -> None:
-    info[MOVED] = True
-    info[_KNOWN].clear()
+def forget_names(info: dict[Any, Any]) -> None:
+    """Names on the connection of the driver with this ``info`` may mean something else by now."""
+    info[_MOVED] = True
+    info.get(_KNOWN, {}).clear()
 
 
 def table_of(statement: sa.Insert | sa.Update | sa.Delete) -> Any:

@@ -18,6 +18,7 @@ from sqlalchemy.pool import _ConnectionFairy
 
 from tidyrows.capture.affected_rows import after_statement
 from tidyrows.capture.changes import Inserted, InsertedWhole
+from tidyrows.capture.table_resolution import forget_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -144,7 +145,10 @@ class UnseenInserts:
         """
         record = _record_of(fairy)
         # SQLAlchemy asks a new connection through a proxy of another kind.
-        if record is None or self._sinks.idle or not isinstance(fairy, _ConnectionFairy):
+        if record is None or not isinstance(fairy, _ConnectionFairy):
+            return
+        forget_names(record.info)
+        if self._sinks.idle:
             return
         use = self.uses.get(record)
         if use is None:
@@ -194,6 +198,8 @@ class UnseenInserts:
         use = self.uses.get(record)
         if use is None:
             return
+        if use.by_driver:
+            forget_names(record.info)
         if use.is_stale and not sql.startswith("ROLLBACK"):  # to the savepoint
             self._begin_after_savepoint(record, use)
         if not self._dialect.counts_every_change or use.statement[0] is context:
