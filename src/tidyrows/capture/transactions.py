@@ -99,6 +99,13 @@ class Transactions:
         else:
             log.add(change, sink)
 
+    def _clear(self, connection: sa.Connection, log: TransactionLog) -> list[Logged]:
+        """Empty the log of a transaction that has ended, or ends now."""
+        changes = log.clear()
+        if self.unseen.uses and not (connection.invalidated or connection.closed):
+            self.unseen.cleared(connection, [change for change, _sink in changes])
+        return changes
+
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
         if self.unseen.uses:
@@ -162,7 +169,8 @@ class Transactions:
             self.look(connection)
         void = self._dialect.commit_is_void(connection)
         if void is not False and (void or log.is_undoable()):  # and no error will say so
-            self._ended(log, CommitOutcome.GONE if void else CommitOutcome.UNKNOWN)
+            outcome = CommitOutcome.GONE if void else CommitOutcome.UNKNOWN
+            self._ended(connection, log, outcome)
         if not log.changed:
             return
         changes = log.all()
@@ -171,7 +179,7 @@ class Transactions:
                 self._warn_late(changes)
                 break
         self._before_commit(connection, changes)
-        self.pending.add(connection, log.clear())
+        self.pending.add(connection, self._clear(connection, log))
 
     def _warn_late(self, changes: list[Logged]) -> None:
         """Warn before the COMMIT, in the caller's own call: later nobody may ask."""
@@ -188,14 +196,16 @@ class Transactions:
         self.resolve(connection)
         log = self.logs.get(connection)
         if log is not None and log.changed:
-            self.pending.add(connection, log.clear(), unasked=True)
+            self.pending.add(connection, self._clear(connection, log), unasked=True)
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
         self.look(connection)
         log = self.logs.get(connection)
         if log is not None and log.changed:
-            self._apply(not_undone(log.clear()))
+            self._apply(not_undone(self._clear(connection, log)))
+        if self.unseen.uses:
+            self.unseen.begun(connection)
 
     # -- what ends a transaction past SQLAlchemy -----------------------------------------------
 
@@ -207,7 +217,7 @@ class Transactions:
         self._before_commit(connection, log.all())
         log.mark = self._dialect.mark_transaction(connection)
         if log.mark is None:
-            self._apply(log.clear(), certain=False)
+            self._apply(self._clear(connection, log), certain=False)
 
     def look(self, connection: sa.Connection) -> None:
         """Notice where a transaction was ended by a statement, or past SQLAlchemy."""
@@ -218,17 +228,21 @@ class Transactions:
         gone = connection.invalidated or connection.closed
         if log.mark is not None:
             mark, log.mark = log.mark, None
-            unknown = CommitOutcome.UNKNOWN
-            self._ended(log, unknown if gone else self._dialect.marked_outcome(connection, mark))
+            outcome = CommitOutcome.UNKNOWN
+            if not gone:
+                outcome = self._dialect.marked_outcome(connection, mark)
+            self._ended(connection, log, outcome)
         elif gone:
             return
         elif self._dialect.in_transaction(driver_of(connection)) is False and log.is_undoable():
-            self._ended(log, CommitOutcome.UNKNOWN)
+            self._ended(connection, log, CommitOutcome.UNKNOWN)
 
-    def _ended(self, log: TransactionLog, outcome: CommitOutcome) -> None:
+    def _ended(
+        self, connection: sa.Connection, log: TransactionLog, outcome: CommitOutcome
+    ) -> None:
         if outcome is CommitOutcome.OPEN:
             return
-        changes = log.clear()
+        changes = self._clear(connection, log)
         if outcome is not CommitOutcome.COMMITTED:
             kept = not_undone(changes)
             if outcome is CommitOutcome.UNKNOWN:
@@ -270,7 +284,7 @@ class Transactions:
         """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
         log = self.logs.get(connection)
         if log is not None and self._dialect.in_transaction(driver_of(connection)) is False:
-            self._apply(log.clear())
+            self._apply(self._clear(connection, log))
 
     def rollback_savepoint(
         self, connection: sa.Connection, name: str, _context: None = None
@@ -290,7 +304,7 @@ class Transactions:
         """As ``prepare_twophase``, where no statement can be sent any more."""
         log = self.logs.get(connection)
         if log is not None and log.changed:
-            self.prepared[str(xid)] = log.clear()
+            self.prepared[str(xid)] = self._clear(connection, log)
 
     def commit_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
         """The second phase is about to be sent."""
@@ -299,7 +313,7 @@ class Transactions:
         if log is not None and log.changed:
             self.before_commit(connection)
             void = self._dialect.commit_is_void(connection)
-            changes += [] if void else log.clear()
+            changes += [] if void else self._clear(connection, log)
         if changes:
             self._warn_late(changes)
             kept = str(xid) if is_prepared else None
@@ -309,7 +323,8 @@ class Transactions:
         """A two-phase transaction is about to be rolled back."""
         if is_prepared and (connection.invalidated or connection.closed):
             return  # nothing is sent, and it outlives its connection
-        changes = self.prepared.pop(str(xid), []) + self.log(connection).clear()
+        changes = self.prepared.pop(str(xid), [])
+        changes += self._clear(connection, self.log(connection))
         self._apply(not_undone(changes))
 
     def settle(self, xid: str) -> None:
@@ -341,7 +356,7 @@ class Transactions:
         driver = None if connection.invalidated else driver_of(connection)
         loss = Loss.EVERYTHING if lost else self._dialect.loss(error, driver)
         if loss is Loss.EVERYTHING:
-            self._apply(not_undone(log.clear()))
+            self._apply(not_undone(self._clear(connection, log)))
         elif loss is Loss.UNKNOWN:
             log.mark_uncertain()
 
@@ -354,6 +369,7 @@ class Transactions:
             outcome = self._dialect.commit_outcome(error, connection)
         if outcome is CommitOutcome.OPEN:
             self.log(connection).restore(pending.changes)
+            self.unseen.rollback_savepoint(connection)  # compare from the next statement on
         elif outcome is CommitOutcome.UNKNOWN:
             if pending.server_id is not None:
                 self.unanswered.add(pending.server_id)

@@ -172,6 +172,12 @@ class UnseenInserts:
         if record in self.uses and not self.uses[record].by_driver:
             del self.uses[record]
 
+    def cleared(self, connection: sa.Connection, changes: Iterable[Change]) -> None:
+        """Changes that capture has seen are no longer in the log: their rows are counted still."""
+        use = self.uses.get(_record_of(connection))
+        if use is not None:
+            use.seen.subtract(_rows_of(changes))
+
     def savepoint(self, connection: sa.Connection) -> None:
         """A savepoint is about to be set: what was inserted before stays if it is rolled back."""
         record = _record_of(connection)
@@ -259,16 +265,15 @@ class UnseenInserts:
 
     def _seen(self, record: Any) -> Counter[Place]:
         """How many rows the open transaction has inserted, by table, as capture saw them."""
-        seen: Counter[Place] = Counter()
-        for change in self._changes_of(record):
-            if isinstance(change, (Inserted, InsertedWhole)):
-                seen[change.table.place] += len(change.keys)
-        return seen
+        return _rows_of(self._changes_of(record))
 
     def _found(self, record: Any, use: _Use, now: Counts | None) -> Counter[Place | None]:
         """How many rows were inserted and not seen, by table or in all."""
         found, before = Counter(use.found), use.counts or {}
-        seen = Counter() if self._dialect.counts_every_change else self._seen(record) - use.seen
+        seen: Counter[Place] = Counter()
+        if not self._dialect.counts_every_change:
+            seen = self._seen(record)
+            seen.subtract(use.seen)
         for place, count in (now or {}).items():
             start = before.get(place, 0)
             rows = count - start if count >= start else count  # or they have begun anew meanwhile
@@ -284,7 +289,15 @@ class UnseenInserts:
         for place, rows in self._found(record, use, now).items():
             told = f"{rows}" if exact else f"up to {rows}"
             yield ("unseen", place), _message(told, place, self._dialect)
-        use.counts, use.seen, use.found = now, Counter(), Counter()
+        use.counts, use.seen, use.found = now, self._seen(record), Counter()
+
+
+def _rows_of(changes: Iterable[Change]) -> Counter[Place]:
+    rows: Counter[Place] = Counter()
+    for change in changes:
+        if isinstance(change, (Inserted, InsertedWhole)):
+            rows[change.table.place] += len(change.keys)
+    return rows
 
 
 def _record_of(connection: Any) -> Any:
