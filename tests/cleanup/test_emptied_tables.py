@@ -298,3 +298,24 @@ def test_a_sweep_follows_it_too(database, outside, ledgers):
     write(outside, uses, {"n": 1, "code": "old"})
     assert sweep(outside).total_deleted == 2
     assert names_in(outside, uses) == [(1, "old")]
+
+
+def test_rows_that_the_user_named_are_those_of_the_table_as_it_was(
+    database, outside, ledgers, tracker, begin_anew
+):
+    """The tracker was told of them before the table was emptied; so was a worker that dies."""
+    if database.backend == "sqlite":
+        return  # a row that the user named is ours whatever its values are
+    write(outside, plans, FREE, GOLD)
+    worker = Worker(database, ledgers)
+    with worker:
+        worker.tracker.track_rows(plans, [1])
+    worker.dies()
+    tracker.track_rows(plans, [2])
+    begin_anew(outside)
+    write(outside, plans, FREE, GOLD)
+    assert sweep(outside).total_deleted == 0
+    report, left = cleanup(tracker)
+    assert names_in(outside) == SEED
+    assert not report.total_deleted
+    assert left == ([] if is_known_to_be_dropped(outside, begin_anew) else [("plans", 2)])

@@ -180,7 +180,8 @@ class Selection(TrackerParts):
 
     def _hold(self, table: KeyedTable, keys: list[Any], *, sent: bool = False) -> None:
         """Hold rows that the user named, and record them in the ledger."""
-        named = Inserted(table, keys, named=True, sent=sent)
+        incarnation = self.sessions.incarnations.get(table)
+        named = Inserted(table, keys, named=True, sent=sent, incarnation=incarnation)
         self.store.apply(named)
         self.journals.add(named)
 

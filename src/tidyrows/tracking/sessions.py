@@ -94,6 +94,7 @@ class Sessions:
     Attributes:
         opened: the sessions that were opened here, by thread.
         patience: the seconds that a connection of :meth:`new_connection` may take in all.
+        incarnations: of each table that the user named, when it was named last.
     """
 
     def __init__(self, binding: Binding, engines: Engines) -> None:
@@ -101,6 +102,8 @@ class Sessions:
         self.engines = engines
         self.opened: dict[int, orm.Session] = {}
         self.patience = RetryPolicy().deadline
+        self.incarnations: weakref.WeakKeyDictionary[KeyedTable, str | None]
+        self.incarnations = weakref.WeakKeyDictionary()
         self._callers_transaction: orm.SessionTransaction | None = None
         self._watched: weakref.WeakSet[orm.Session] = weakref.WeakSet()
         self._undo: list[Callable[[], None]] = []
@@ -252,7 +255,9 @@ class Sessions:
             )
         self.engines.refuse_known()
         self.engines.refuse_places(capture.dialect.places_of_schema(connection, real.schema))
-        return capture.tables.keyed(connection, table, real)
+        keyed = capture.tables.keyed(connection, table, real)
+        self.incarnations[keyed] = real.incarnation
+        return keyed
 
 
 def refuse_keyless(table: sa.Table) -> None:
