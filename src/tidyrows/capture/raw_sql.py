@@ -259,13 +259,14 @@ class CursorEvents:
         # XA COMMIT is itself a statement: what it commits is not committed before it.
         if transactions.pending.all and not sql.startswith("XA "):
             transactions.resolve(context.root_connection)
-        if transactions.unseen.uses:
-            transactions.unseen.statement(context, sql)
-        if INTERNAL in context.execution_options:
-            return
+        internal = INTERNAL in context.execution_options
         log = transactions.logs.get(context.root_connection)
-        if log is not None and log.changed:
+        if log is not None and log.changed and not internal:
             self._during(context)
+        if transactions.unseen.uses:  # its question may begin a transaction
+            transactions.unseen.statement(context, sql)
+        if internal:
+            return
         if context.isinsert:
             returning, tell = context.compiled.effective_returning, self._returned_table
             if returning and tell is not None:

@@ -108,10 +108,11 @@ class Transactions:
 
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
-        if self.unseen.uses:
-            self.unseen.before_commit(connection)
         log = self.logs.get(connection)
-        if log is not None and log.changed and not self._dialect.commit_is_void(connection):
+        written = log is not None and log.changed and not self._dialect.commit_is_void(connection)
+        if self.unseen.uses:  # its question may begin a transaction
+            self.unseen.before_commit(connection)
+        if log is not None and written:
             self._before_commit(connection, log.all())
 
     def _before_commit(self, connection: sa.Connection, changes: list[Logged]) -> None:
@@ -160,18 +161,17 @@ class Transactions:
             return
         if self.pending.all:
             self.resolve(connection)
-        if self.unseen.uses:
-            self.unseen.before_commit(connection)
         log = self.logs.get(connection)
+        if log is not None and log.changed:
+            if log.mark is not None:
+                self.look(connection)
+            void = self._dialect.commit_is_void(connection)
+            if void is not False and (void or log.is_undoable()):  # and no error will say so
+                outcome = CommitOutcome.GONE if void else CommitOutcome.UNKNOWN
+                self._ended(connection, log, outcome)
+        if self.unseen.uses:  # its question may begin a transaction
+            self.unseen.before_commit(connection)
         if log is None or not log.changed:
-            return
-        if log.mark is not None:
-            self.look(connection)
-        void = self._dialect.commit_is_void(connection)
-        if void is not False and (void or log.is_undoable()):  # and no error will say so
-            outcome = CommitOutcome.GONE if void else CommitOutcome.UNKNOWN
-            self._ended(connection, log, outcome)
-        if not log.changed:
             return
         changes = log.all()
         for _change, sink in changes:
