@@ -84,6 +84,7 @@ class Transactions:
             if log.in_savepoint:  # its rollback would come too late
                 change = replace(change, certain=False)
             announced.changes.append((change, sink))
+            self._unlogged(connection, change)
             self._before_commit(connection, [(change, sink)])
             return
         driver = connection.connection.dbapi_connection
@@ -92,6 +93,7 @@ class Transactions:
             and change.table.transactional
             and self._dialect.in_transaction(driver) is False
         ):
+            self._unlogged(connection, change)
             try:
                 self._before_commit(connection, [(change, sink)])
             finally:  # the row is there, whatever a sink could write of it
@@ -102,9 +104,14 @@ class Transactions:
     def _clear(self, connection: sa.Connection, log: TransactionLog) -> list[Logged]:
         """Empty the log of a transaction that has ended, or ends now."""
         changes = log.clear()
-        if self.unseen.uses and not (connection.invalidated or connection.closed):
-            self.unseen.cleared(connection, [change for change, _sink in changes])
+        if not (connection.invalidated or connection.closed):
+            self._unlogged(connection, *[change for change, _sink in changes])
         return changes
+
+    def _unlogged(self, connection: sa.Connection, *changes: Change) -> None:
+        """Changes that capture has seen are not in the log, or no longer."""
+        if self.unseen.uses:
+            self.unseen.unlogged(connection, changes)
 
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""

@@ -172,8 +172,8 @@ class UnseenInserts:
         if record in self.uses and not self.uses[record].by_driver:
             del self.uses[record]
 
-    def cleared(self, connection: sa.Connection, changes: Iterable[Change]) -> None:
-        """Changes that capture has seen are no longer in the log: their rows are counted still."""
+    def unlogged(self, connection: sa.Connection, changes: Iterable[Change]) -> None:
+        """Rows of changes that are not in the log, or no longer, are counted, and were seen."""
         use = self.uses.get(_record_of(connection))
         if use is not None:
             use.seen.subtract(_rows_of(changes))
