@@ -75,6 +75,11 @@ def engine_of(url: str) -> sa.Engine:
         sa.event.listen(
             engine, "connect", lambda raw, _record: raw.execute("PRAGMA foreign_keys = ON")
         )
+    # A server that an engine has never reached is not waited for; the storm may rage already.
+    RetryPolicy(attempts=100, deadline=60).run(
+        lambda: engine.connect().close(),
+        is_transient=lambda error: isinstance(error, sa.exc.DBAPIError),
+    )
     return engine
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from tidyrows.cleanup.plan import Batch, Rows
-    from tidyrows.cleanup.run import Scope
+    from tidyrows.cleanup.run import Kept, Scope
     from tidyrows.cleanup.schema_view import SchemaView
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import Place, RowOrder
@@ -59,6 +59,7 @@ class Executor:
         self._outcome = scope.outcome
         self._limit = scope.run.options.rows_per_transaction
         self._tables: Sequence[KeyedTable] = ()
+        self._waits: Kept = {}  # rows of transactions that waited for a lock too long
 
     def delete(self, holdings: Iterable[TableHoldings]) -> list[Batch]:
         """Delete everything that can be deleted; what came of it is in the scope's outcome."""
@@ -97,7 +98,15 @@ class Executor:
                 else:
                     self._delete(part)
                 self._run.done(_size(part))
+        self._name_waits()
         return [batch for step in steps for batch in step.batches]
+
+    def _name_waits(self) -> None:
+        """Rows that waited for a lock before the deadline passed stay for that reason."""
+        for place, waits in self._waits.items():
+            for stay in (self._outcome.refused.get(place, {}), self._outcome.kept.get(place, {})):
+                late = [key for key in stay if stay[key] is LATE and key in waits]
+                stay.update({key: waits[key] for key in late})
 
     def _delete(self, rows: Rows, steps: Sequence[Step] | None = None) -> None:
         """Delete what can be deleted of these rows, all together if nothing stands in the way."""
@@ -272,6 +281,7 @@ class Executor:
             except BaseException as error:
                 # A task that is cancelled during COMMIT has no answer either.
                 is_error = isinstance(error, Exception)
+                self._note_wait(rows, error)
                 if sent and not (is_error and self._dialect.fault(error) is not Fault.LOST):
                     # what found nothing undoes no count
                     unanswered = done if done or unanswered is None else unanswered
@@ -280,6 +290,12 @@ class Executor:
                 raise
 
         self._run.retry(self._database, attempt, waits=waits)
+
+    def _note_wait(self, rows: Rows, error: BaseException) -> None:
+        if isinstance(error, Exception) and self._dialect.is_timeout(error):
+            reason = self._database.reason(error)
+            for place, (_table, keys) in rows.items():
+                self._waits.setdefault(place, {}).update(dict.fromkeys(keys, reason))
 
     # -- around a failure ----------------------------------------------------------------------
 

@@ -196,6 +196,7 @@ class TableHoldings:
             case DeletedWhole():
                 return self._delete_equal(change, certain=certain)
             case KeysChanged() if certain:
+                self.generated = False
                 return change if self._change_keys(keys, sent=change.sent) else None
             case KeysChanged():
                 self._doubt([key for pair in keys for key in pair])
