@@ -7,7 +7,7 @@ again: it is a function that can be called twice.
 from __future__ import annotations
 
 import inspect
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
@@ -24,7 +24,7 @@ from tidyrows.retry import RETRY, RetryPolicy
 from tidyrows.tracking.binding import session_engine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -170,8 +170,12 @@ def _run(bind: Any, fn: Callable[[Any], Any], policy: RetryPolicy) -> Any:
         databases = _Databases(session_engine(source))
     else:
         databases = _Databases(source if isinstance(source, sa.Engine) else None)
-    with databases.explaining():
+    # No context manager of contextlib: it sets __traceback__, and the function's error may refuse.
+    try:
         return policy.run(attempt, is_transient=databases.is_transient)
+    except Exception as error:
+        databases.explain(error)
+        raise
 
 
 def _synchronous(bind: Any) -> tuple[Any, bool]:
@@ -198,15 +202,10 @@ class _Databases:
             dialect_for(engine).is_transient(error) for engine in self._engines
         )
 
-    @contextmanager
-    def explaining(self) -> Iterator[None]:
+    def explain(self, error: Exception) -> None:
         """Name the server of a first connection that failed."""
-        try:
-            yield
-        except Exception as error:
-            for engine in self._engines if len(self._engines) == 1 else ():
-                dialect_for(engine).explain_first_connection(error, engine)
-            raise
+        for engine in self._engines if len(self._engines) == 1 else ():
+            dialect_for(engine).explain_first_connection(error, engine)
 
     def _fault(self, error: BaseException) -> Fault:
         faults = [dialect_for(engine).fault(error) for engine in self._engines]
