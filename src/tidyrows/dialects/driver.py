@@ -202,6 +202,10 @@ class Errors(DriverAccess):
             if note not in getattr(error, "__notes__", ()):
                 add_note(error, note)
 
+    def has_answered(self, error: BaseException) -> bool:
+        """Whether an error is the database's own, and no failure to connect to it."""
+        return self._has_connected() and self.fault(error) is not Fault.LOST
+
     def _has_connected(self) -> bool:
         # SQLAlchemy asks for the version on the first connection.
         return self._dialect().server_version_info is not None

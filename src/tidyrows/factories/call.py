@@ -18,6 +18,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
 from sqlalchemy.orm import RelationshipDirection, SessionTransactionOrigin
 from sqlalchemy.orm.attributes import set_committed_value
 
+from tidyrows.dialects import dialect_for
 from tidyrows.errors import add_note, text_of
 from tidyrows.greenlets import in_greenlet
 
@@ -134,6 +135,8 @@ def _note_missing_tables(error: BaseException, session: Session, instance: Any) 
         bind = session.get_bind(mapper)
         if not isinstance(bind, sa.Engine):
             return  # a Connection is in the transaction that failed
+        if not dialect_for(bind).has_answered(error):
+            return  # a server that is not there would be waited for once more
         inspector = inspect(bind)
         translate = bind.get_execution_options().get("schema_translate_map") or {}
         missing = [
