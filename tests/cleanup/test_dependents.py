@@ -1582,6 +1582,25 @@ def test_a_name_that_no_table_has_is_refused_at_the_call(database, argument):
 
 
 @everywhere
+def test_a_schema_that_vanishes_meanwhile_hides_no_wrong_name(database, monkeypatch):
+    """On MariaDB every database of the server is a schema, and others drop theirs."""
+    metadata, parents, _children = family(nullable=True)
+    scene = Scene(database, metadata)
+    tracker = scene.ours((parents, numbered(2)))
+    listed = sa.Inspector.get_schema_names
+    calls = []
+
+    def with_a_dropped_one(inspector, **options):
+        calls.append(inspector)
+        return listed(inspector, **options) + ["dropped"] * (len(calls) == 1)
+
+    monkeypatch.setattr(sa.Inspector, "get_schema_names", with_a_dropped_one)
+    with pytest.raises(UnknownTableError, match=r"protect=.*pchildren.*'children'"):
+        CleanupManager(tracker, protect=["pchildren"])
+    assert calls
+
+
+@everywhere
 def test_a_name_that_no_table_has_any_more_stops_the_cleanup_before_it_deletes(database):
     metadata, parents, children = family(nullable=True)
     lock = table(metadata, "lock")

@@ -241,7 +241,7 @@ def unknown_tables(
                 found = any(_has_table(inspector, schemas, *place) for place in sorted(places))
                 anywhere = {default, *(schema for schema, _name in places)}
                 if each.schema is None and not found:
-                    others = [s for s in schemas if each.name in inspector.get_table_names(s)]
+                    others = [s for s in schemas if each.name in _table_names(inspector, s)]
                     anywhere.update(others)
                     found = tables is None and bool(others)
                 if found:
@@ -251,11 +251,26 @@ def unknown_tables(
                 unknown[each] = {
                     name
                     for schema in anywhere & schemas
-                    for table in inspector.get_table_names(schema)
+                    for table in _table_names(inspector, schema)
                     for name in (f"{schema}.{table}", table)[: 1 + (schema == default)]
                 }
     _known[database.engine] = version, known
     return unknown
+
+
+def _table_names(inspector: sa.Inspector, schema: str) -> list[str]:
+    """The tables of a schema; none where somebody dropped it since the schemas were listed.
+
+    On MariaDB the schemas are all databases of the server, of other applications too.
+    """
+    try:
+        return inspector.get_table_names(schema)
+    except sa.exc.DBAPIError as error:
+        if error.connection_invalidated or schema == inspector.default_schema_name:
+            raise
+        if schema in sa.inspect(inspector.bind).get_schema_names():
+            raise
+        return []
 
 
 def _has_table(inspector: sa.Inspector, schemas: set[str], schema: str, name: str) -> bool:
