@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     Reader: TypeAlias = Callable[[sa.Connection, str], ReflectedKeys]
 
 
+_SILENT = "skip_user_error_events"
+"""SQLAlchemy's execution option of statements whose errors no listener hears."""
+
+
 @dataclass(frozen=True, slots=True)
 class Columns:
     """The columns of one table, as the database has them.
@@ -173,7 +177,7 @@ def with_real_columns(connection: sa.Connection, table: sa.Table, schema: str) -
     Columns that the Table has keep its types. It is the same Table where the database has no more.
     """
     inspector = sa.inspect(connection)
-    with without_reflection_warnings():
+    with without_reflection_warnings(), _hearing_errors(connection):
         key = inspector.get_pk_constraint(table.name, schema=schema)["constrained_columns"]
         real = inspector.get_columns(table.name, schema=schema)
     own = {column.name: column for column in table.columns}
@@ -200,6 +204,20 @@ def without_reflection_warnings() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", sa.exc.SAWarning)
         yield
+
+
+@contextmanager
+def _hearing_errors(connection: sa.Connection) -> Iterator[None]:
+    """SQLAlchemy's Inspector of MySQL switches a connection's error events off, and never on again.
+
+    Without the events capture does not hear that the COMMIT of the caller's connection has failed.
+    """
+    before = connection.get_execution_options().get(_SILENT, False)
+    try:
+        yield
+    finally:
+        if connection.get_execution_options().get(_SILENT, False) != before:
+            connection.execution_options(**{_SILENT: before})
 
 
 def _action(on_delete: str | None) -> str:
