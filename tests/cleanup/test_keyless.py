@@ -297,15 +297,29 @@ def test_a_lock_timeout_is_waited_out(database, engine, log):
     bystanders.assert_untouched()
 
 
-def test_a_column_that_the_table_lacks_keeps_its_rows(engine, log):
-    """Rows that differ in it would look equal, so one of a stranger might go."""
+def test_a_column_that_the_table_lacks_tells_its_rows_apart(engine, log):
+    """Rows that differ in it are not equal: those of a stranger stay."""
     part = sa.Table("log", sa.MetaData(), sa.Column("line", sa.String(40)))
-    manager = CleanupManager(ResourceTracker(engine))
-    with pytest.raises(CleanupError, match="lacks the column 'number'"), manager:
-        with engine.begin() as connection:
-            connection.execute(sa.insert(part).values(line="a"))
-        bystanders = Bystanders(engine)
-        bystanders.insert(log, {"line": "a", "number": 7})
+    bystanders = Bystanders(engine)
+    bystanders.insert(log, {"line": "a", "number": 7}, {"line": "a", "number": None})
+    with CleanupManager(ResourceTracker(engine)) as cleanup, engine.begin() as connection:
+        connection.execute(sa.insert(part).values(line="a"))
+    assert cleanup.report.total_deleted == 1
+    bystanders.assert_untouched()
+
+
+def test_a_column_that_is_added_after_the_insert_keeps_the_rows(database, engine, log):
+    """Rows that differ in it would look equal, so one of a stranger might go."""
+    tracker = ResourceTracker(engine)
+    with tracker_running(tracker), engine.begin() as connection:
+        connection.execute(sa.insert(log).values(line="a", number=1))
+    application = database.engine()
+    with application.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE log ADD COLUMN whose VARCHAR(9)")
+        connection.exec_driver_sql("INSERT INTO log VALUES ('a', 1, 'theirs')")
+    bystanders = Bystanders(engine)
+    with pytest.raises(CleanupError, match="lacks the column 'whose'"):
+        CleanupManager(tracker).cleanup()
     bystanders.assert_untouched()
 
 
