@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
+import json
 import uuid
 from contextlib import contextmanager
 
@@ -105,6 +106,31 @@ def test_what_the_caller_sees_of_the_insert_is_as_without_a_tracker(engine, log)
     bystanders = Bystanders(engine)
     with CleanupManager(ResourceTracker(engine)):
         assert seen() == without
+    bystanders.assert_untouched()
+
+
+@pytest.mark.parametrize("kind", ["insert", "delete"])
+def test_what_begins_a_transaction_is_seen_as_what_comes_later(engine, log, kind):
+    """Where a table is not known yet, the question begins the transaction, not the statement."""
+    bystanders = Bystanders(engine)
+    bystanders.insert(log, {"line": "a", "number": 7})
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup, engine.connect() as connection:
+        if kind == "delete":
+            other = sa.Table("log", sa.MetaData(), *(column._copy() for column in log.columns))
+            connection.execute(sa.insert(other), [{"line": "b", "number": n} for n in (1, 2)])
+            connection.commit()
+            result = connection.execute(sa.delete(log).where(log.c.number == 1))
+        else:
+            result = connection.execute(sa.insert(log).values(line="b", number=1))
+        assert not result.returns_rows
+        nested = connection.begin_nested()  # SQLite refuses it while rows wait to be read
+        nested.commit()
+        connection.commit()
+        (entry,) = json.loads(tracker.to_json())["entries"]
+        assert entry[3]["rows"] == [["b", 2 if kind == "delete" else 1]]
+    assert cleanup.report.total_deleted == 1
+    assert not cleanup.report.already_gone
     bystanders.assert_untouched()
 
 

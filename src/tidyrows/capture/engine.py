@@ -186,10 +186,11 @@ class Capture:
     ) -> Any:
         """The statement, with RETURNING where nothing else would tell its rows."""
         self._transactions.resolve(connection)  # before the question below begins a transaction
-        log = self._transactions.log(connection)
-        found = self.tables.find(connection, log.targets, statement, options)
+        targets = self._transactions.log(connection).targets
+        found = self.tables.find(connection, targets, statement, options)
         if found is None or isinstance(found, str):  # said afterwards, if the statement succeeds
             return statement
+        log = self._transactions.log(connection)  # the question may have begun the transaction
         if isinstance(statement, Insert):
             rewrite = returning.rewrite_insert(statement, parameters, *found, self.dialect)
             plain = found[0].key_columns and not found[1].alters_keys
