@@ -104,7 +104,7 @@ class Transactions:
     def _clear(self, connection: sa.Connection, log: TransactionLog) -> list[Logged]:
         """Empty the log of a transaction that has ended, or ends now."""
         changes = log.clear()
-        if not (connection.invalidated or connection.closed):
+        if self.unseen.uses and not (connection.invalidated or connection.closed):
             self._unlogged(connection, *[change for change, _sink in changes])
         return changes
 
