@@ -31,6 +31,8 @@ from tidyrows.errors import (
     KeyShapeError,
     LateCommitWarning,
     LedgerError,
+    LockLostError,
+    LockTimeoutError,
     NoPrimaryKeyError,
     NoSessionError,
     NotBoundError,
@@ -49,6 +51,12 @@ from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
+from tidyrows.locks.advisory import (
+    AdvisoryLock,
+    LockManager,
+    advisory_lock,
+    try_advisory_lock,
+)
 from tidyrows.retry import Attempt, RetryPolicy
 from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
@@ -56,6 +64,7 @@ from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 __all__ = [
+    "AdvisoryLock",
     "ArgumentError",
     "Attempt",
     "Blocker",
@@ -72,6 +81,9 @@ __all__ = [
     "LedgerError",
     "Leftover",
     "LeftoverKind",
+    "LockLostError",
+    "LockManager",
+    "LockTimeoutError",
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",
@@ -98,12 +110,14 @@ __all__ = [
     "UntrackedRowsWarning",
     "WorkerContext",
     "WorkerContextError",
+    "advisory_lock",
     "external_handler",
     "find_orphans",
     "find_orphans_async",
     "progress_bar",
     "sweep",
     "sweep_async",
+    "try_advisory_lock",
     "with_retries",
 ]
 

@@ -151,6 +151,28 @@ class LivenessLockError(TidyRowsError):
         )
 
 
+class LockTimeoutError(TidyRowsError, TimeoutError):
+    """An advisory lock was not free in time.
+
+    Attributes:
+        lock: its name.
+        holders: a Blocker for each session or process that holds it, as far as the database shows.
+    """
+
+    lock: str
+    holders: tuple[Any, ...] = ()
+
+
+class LockLostError(TidyRowsError):
+    """An advisory lock was lost inside its block: the connection that held it is gone.
+
+    Attributes:
+        lock: its name.
+    """
+
+    lock: str
+
+
 class DialectError(TidyRowsError):
     """A package's entry point for its database cannot be used.
 

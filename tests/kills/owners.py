@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from kills.tables import LEDGER
 from tidyrows.dialects import dialect_for
-from tidyrows.dialects.mysql import lock_name
+from tidyrows.dialects.mysql.locks import lock_name
 from tidyrows.dialects.sqlite.locks import lock_file
 
 

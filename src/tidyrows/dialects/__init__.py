@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
+from tidyrows.dialects.advisory import HeldLock, LockName
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_within
 from tidyrows.dialects.catalogue import RealTable, was_dropped
@@ -33,7 +34,9 @@ __all__ = [
     "Dialect",
     "DriverSocket",
     "Fault",
+    "HeldLock",
     "LivenessLock",
+    "LockName",
     "LockStatements",
     "Loss",
     "RealTable",

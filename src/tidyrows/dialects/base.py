@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.dialects.advisory import AdvisoryLocks
 from tidyrows.dialects.catalogue import Catalogue, RealTable
 from tidyrows.dialects.driver import Errors
 from tidyrows.dialects.keyless_rows import KeylessStatements
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 
-class Dialect(Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, Catalogue):
+class Dialect(
+    Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, AdvisoryLocks, Catalogue
+):
     """A database as tidyrows needs it. Subclass it for another database.
 
     It must have what is abstract, and ``name``; docs/dialects.md lists what it may have. Each

@@ -53,13 +53,7 @@ class BoundedConnection:
 
     def __enter__(self) -> sa.Connection:
         until = time.monotonic() + self._seconds
-        pool: Any = self._engine.pool
-        # An idle connection comes at once, unless the pool asks the server first, or has lost one.
-        may_connect = pool._pre_ping or pool._recycle >= 0 or pool._invalidate_time  # noqa: SLF001 -- no public names
-        if getattr(pool, "checkedin", int)() and not may_connect and pool not in _troubled:
-            connection = self._engine.connect()
-        else:
-            connection = connect_within(self._engine.connect, self._seconds, late=_discard)
+        connection = checkout_within(self._engine, self._seconds)
         self._connection = connection
         wire = self._wire = DriverSocket(connection.connection.dbapi_connection)
         _watcher.add(wire, until)
@@ -87,6 +81,20 @@ class BoundedConnection:
                 f"the server did not answer within {self._seconds:.1f} s, and the connection was "
                 f"given up"
             ) from error
+
+
+def checkout_within(engine: sa.Engine, seconds: float) -> sa.Connection:
+    """A connection of the engine; to connect takes no longer than so many seconds.
+
+    Raises:
+        SilentServerError: it took longer.
+    """
+    pool: Any = engine.pool
+    # An idle connection comes at once, unless the pool asks the server first, or has lost one.
+    may_connect = pool._pre_ping or pool._recycle >= 0 or pool._invalidate_time  # noqa: SLF001 -- no public names
+    if getattr(pool, "checkedin", int)() and not may_connect and pool not in _troubled:
+        return engine.connect()
+    return connect_within(engine.connect, seconds, late=_discard)
 
 
 @contextmanager

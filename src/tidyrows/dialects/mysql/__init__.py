@@ -12,14 +12,14 @@ from sqlalchemy.dialects.mysql import LONGTEXT
 
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
-from tidyrows.dialects.locks import Blocker, LockStatements
+from tidyrows.dialects.mysql.locks import MySQLLocks
 from tidyrows.dialects.mysql.reflection import SHOWN_TRIGGERS, read_columns, read_foreign_keys
-from tidyrows.dialects.mysql.statements import NEEDS_PROCESS, MySQLStatements
+from tidyrows.dialects.mysql.statements import MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.schema.reflect import reflect_foreign_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import sqlalchemy as sa
 
@@ -63,31 +63,6 @@ _LOG = (
 # MyISAM and Aria write no log of InnoDB's. MySQL counts what it is asked here as written, too.
 _WRITTEN = ", 'Handler_write', 'Handler_update', 'Handler_delete'"
 
-_MARIADB_WAITS = """
-information_schema.INNODB_LOCK_WAITS w
-JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_trx_id
-JOIN information_schema.INNODB_TRX t ON t.trx_id = w.blocking_trx_id"""
-# By its manual; not tried.
-_MYSQL_8_WAITS = """
-performance_schema.data_lock_waits w
-JOIN information_schema.INNODB_TRX r ON r.trx_id = w.requesting_engine_transaction_id
-JOIN information_schema.INNODB_TRX t ON t.trx_id = w.blocking_engine_transaction_id"""
-_BLOCKERS = """
-SELECT DISTINCT t.trx_mysql_thread_id, p.USER, p.HOST, p.COMMAND, t.trx_state,
-       TIMESTAMPDIFF(SECOND, t.trx_started, NOW()), COALESCE(t.trx_query, p.INFO)
-FROM {waits}
-LEFT JOIN information_schema.PROCESSLIST p ON p.ID = t.trx_mysql_thread_id
-WHERE {condition}"""
-# Locks of whole tables are not InnoDB's: whoever has a transaction open may hold them, or whoever
-# is connected to the same database (LOCK TABLES).
-_STATE = "SELECT STATE FROM information_schema.PROCESSLIST WHERE ID = {waiter}"
-_CANDIDATES = """
-SELECT p.ID, p.USER, p.HOST, p.COMMAND, p.STATE, p.TIME, p.INFO
-FROM information_schema.PROCESSLIST p
-JOIN information_schema.PROCESSLIST me ON me.ID = {waiter}
-WHERE p.DB = me.DB AND p.ID NOT IN (me.ID, CONNECTION_ID())
-      AND (p.STATE IS NULL OR p.STATE NOT LIKE 'Waiting%')
-ORDER BY 1"""
 _SUPERUSERS = (
     "SELECT GRANTEE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE = 'SUPER'"
 )
@@ -108,7 +83,7 @@ GROUP BY 1 ORDER BY 1"""
 _OWN_SCHEMAS = frozenset({"mysql", "information_schema", "performance_schema", "sys"})
 
 
-class MySQL(MySQLStatements):
+class MySQL(MySQLStatements, MySQLLocks):
     """A deadlock rolls back the transaction, a lock timeout only the statement; DDL commits."""
 
     name = "mysql"
@@ -397,70 +372,7 @@ class MySQL(MySQLStatements):
         ((database,),) = self._query(connection, "SELECT DATABASE()")
         return [] if database is None else [str(database)]
 
-    # ----- locks
-
-    def cancel(self, connection: sa.Connection, waiter: int) -> None:
-        self._query(connection, f"KILL QUERY {waiter}")
-
-    def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
-        """By InnoDB's lock waits, else by the process list."""
-        is_mariadb = bool(getattr(self._dialect(), "is_mariadb", False))
-        if is_mariadb:
-            cursor.execute("SET max_statement_time = 1.5")
-        waits = _MARIADB_WAITS if is_mariadb else _MYSQL_8_WAITS
-        condition = f"r.trx_mysql_thread_id = {int(waiter)}"
-        try:
-            rows = _rows(cursor, _BLOCKERS.format(waits=waits, condition=condition))
-        except self._dbapi.Error as refused:
-            if refused.args[:1] != (NEEDS_PROCESS,):
-                raise
-            # That right alone shows InnoDB's waits, and connections of other users.
-            candidates = _connected(cursor, waiter)
-            if not candidates:
-                raise
-            return candidates
-        if rows:
-            return [_blocker(row) for row in rows]
-        state = _rows(cursor, _STATE.format(waiter=int(waiter)))
-        if not state or not str(state[0][0]).startswith("Waiting"):
-            return []
-        return _connected(cursor, waiter)
-
-    def lock_statements(self, number: int) -> LockStatements:
-        """GET_LOCK."""
-        lock = lock_name(number)
-        return LockStatements(
-            isolation="AUTOCOMMIT",
-            acquire=f"SELECT GET_LOCK({lock}, 0)",
-            is_held=f"SELECT IS_USED_LOCK({lock}) = CONNECTION_ID()",
-            is_alive=f"SELECT IS_USED_LOCK({lock}) IS NOT NULL",
-            release=f"SELECT RELEASE_LOCK({lock})",
-        )
-
 
 def _quoted(name: str) -> str:
     # SQLAlchemy's quoting doubles percent signs: wrong for a statement without parameters.
     return "`" + name.replace("`", "``") + "`"
-
-
-def lock_name(number: int) -> str:
-    """The lock of a worker, quoted; names are the server's, of at most 64 characters."""
-    return f"'tidyrows:{int(number):016x}'"
-
-
-def _connected(cursor: Any, waiter: int) -> list[Blocker]:
-    rows = _rows(cursor, _CANDIDATES.format(waiter=int(waiter)))
-    return [_blocker(row, certain=False) for row in rows]
-
-
-def _blocker(row: Sequence[Any], *, certain: bool = True) -> Blocker:
-    pid, user, host, command, state, seconds, query = row
-    doing = ", ".join(str(each).lower() for each in (command, state) if each)
-    age = None if seconds is None else float(seconds)
-    host = str(host).rpartition(":")[0] or host if host else None
-    return Blocker(int(pid), user, None, host, doing or None, age, query or None, None, certain)
-
-
-def _rows(cursor: Any, sql: str) -> list[Any]:
-    cursor.execute(sql)
-    return list(cursor.fetchall())

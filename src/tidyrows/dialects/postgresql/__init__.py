@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
-from tidyrows.dialects.locks import Blocker, LockStatements
 from tidyrows.dialects.postgresql import statements
+from tidyrows.dialects.postgresql.locks import PostgreSQLLocks
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
@@ -146,35 +146,8 @@ WHERE n.nspname = %s AND c.relname = %s AND own.rolname = current_user AND own.r
       AND pg_catalog.has_schema_privilege(r.oid, n.oid, 'USAGE')
       AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE') ORDER BY 1"""
 
-# Process 0 is a prepared transaction, which no session holds any more.
-_BLOCKERS = """
-SELECT b.pid, a.usename, a.application_name, pg_catalog.host(a.client_addr), a.state,
-       extract(epoch FROM pg_catalog.clock_timestamp() - a.xact_start)::float8, a.query,
-       pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(b.pid), ', ')
-FROM (SELECT DISTINCT unnest(pg_catalog.pg_blocking_pids({waiter})) AS pid) b
-LEFT JOIN pg_catalog.pg_stat_activity a ON a.pid = b.pid ORDER BY 1"""
-_PREPARED = """
-SELECT gid, owner, extract(epoch FROM pg_catalog.clock_timestamp() - prepared)::float8
-FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()"""
 
-# For this transaction only: a pooler shares sessions. From no table, which would be
-# locked for as long. PostgreSQL 17 is the first that ends long transactions.
-_BEGIN_LIVENESS = """
-SELECT pg_catalog.set_config('application_name', 'tidyrows: a worker is alive', true),
-       pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
-       pg_catalog.set_config('statement_timeout', '0', true),
-       CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
-            THEN pg_catalog.set_config('transaction_timeout', '0', true) END"""
-# The halves of a lock's number are listed apart, with 1 for a number in one piece.
-_ALIVE = """
-SELECT EXISTS (SELECT FROM pg_catalog.pg_locks l JOIN pg_catalog.pg_database d ON d.oid = l.database
-               WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
-                     AND l.classid = CAST('{high}' AS pg_catalog.oid)
-                     AND l.objid = CAST('{low}' AS pg_catalog.oid)
-                     AND d.datname = pg_catalog.current_database())"""
-
-
-class PostgreSQL(PostgreSQLStatements):
+class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
     """A transaction that saw an error persists nothing, and its COMMIT raises nothing.
 
     Settings of the cleanup are for its transaction only: a pooler shares sessions.
@@ -420,46 +393,6 @@ class PostgreSQL(PostgreSQLStatements):
     def storage_tables(self, connection: sa.Connection, schema: str) -> set[str]:
         """Partitions: their rows are the partitioned table's."""
         return {name for (name,) in self._query(connection, _PARTITIONS, schema)}
-
-    # ----- locks
-
-    def cancel(self, connection: sa.Connection, waiter: int) -> None:
-        self._query(connection, "SELECT pg_catalog.pg_cancel_backend(%s)", waiter)
-
-    def blockers(self, cursor: Any, waiter: int) -> list[Blocker]:
-        cursor.execute("SET statement_timeout = 1500")
-        cursor.execute(_BLOCKERS.format(waiter=int(waiter)))
-        found = []
-        for pid, user, name, host, state, age, query, waits_for in cursor.fetchall():
-            waiting = f"{state or 'waiting'}, itself waiting for pid {waits_for},"
-            doing = waiting if waits_for else state
-            session = Blocker(pid, user, name or None, host, doing, age, query or None)
-            found += [session] if pid else _prepared(cursor)
-        return found
-
-    def lock_statements(self, number: int) -> LockStatements:
-        """An advisory lock of a transaction that stays open; it holds no snapshot meanwhile."""
-        # Not a session's lock: behind a pooler sessions belong to nobody, while an open transaction
-        # keeps its server connection, and ends with its client.
-        acquire = f"SELECT pg_catalog.pg_try_advisory_xact_lock({int(number)})"
-        high, low = divmod(int(number), 2**32)
-        return LockStatements(
-            isolation="READ COMMITTED",
-            begin=_BEGIN_LIVENESS,
-            acquire=acquire,
-            is_held=acquire,  # acquired again where it is held already: as good a proof as any
-            is_alive=_ALIVE.format(high=high, low=low),  # the list that everybody may read
-        )
-
-
-def _prepared(cursor: Any) -> list[Blocker]:
-    cursor.execute(_PREPARED)
-    rows = cursor.fetchall()
-    one = len(rows) == 1
-    return [
-        Blocker(0, owner, state=f"prepared transaction {gid!r}", seconds=float(age), certain=one)
-        for gid, owner, age in rows
-    ]
 
 
 def _numbered(sql: str) -> str:

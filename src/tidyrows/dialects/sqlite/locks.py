@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 import os
 import re
+import tempfile
 import time
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
+from weakref import WeakKeyDictionary
 
+from tidyrows.dialects.advisory import HeldLock
 from tidyrows.dialects.base import Dialect
+from tidyrows.dialects.driver import database_name
 from tidyrows.dialects.locks import PATIENCE, Blocker, LivenessLock
+from tidyrows.errors import ArgumentError
+from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+    from tidyrows.dialects.advisory import LockName
 
 # flock, never lockf: that one is lost as soon as any other descriptor of the file is closed.
 flock: Any
@@ -176,9 +185,89 @@ def _beat(path: Path, descriptor: int) -> None:
     os.utime(descriptor if os.utime in os.supports_fd else path)
 
 
+class FileHeldLock(HeldLock):
+    """A file, locked by whoever holds the lock; its lines say who that may be."""
+
+    _descriptor: int | None = None
+    _path: Path
+
+    def acquire(self, timeout: float) -> list[Blocker] | None:
+        """By trying again and again."""
+        self._path = _advisory_file(self._engine, self.name.number)
+        until = time.monotonic() + timeout
+        while not self._try_to_hold():
+            left = until - time.monotonic()
+            if left <= 0:
+                return self._holders()
+            sleep(min(left, _OFTEN))
+        self.server_id = os.getpid()
+        return None
+
+    def release(self) -> bool:
+        """Close it; the last one deletes it."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is None:
+            return True
+        try:
+            if self._process != os.getpid():
+                return True
+            held = _is_there(self._path, descriptor)
+            with suppress(OSError):  # others share it
+                flock(descriptor, LOCK_EX | LOCK_NB)
+                # That is not one step: somebody may have deleted the file meanwhile.
+                if _is_there(self._path, descriptor):
+                    self._path.unlink()
+            return held
+        finally:
+            os.close(descriptor)
+
+    def _try_to_hold(self) -> bool:
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            with suppress(BlockingIOError):
+                flock(descriptor, (LOCK_SH if self.name.shared else LOCK_EX) | LOCK_NB)
+                if _is_there(self._path, descriptor):
+                    os.write(descriptor, f"{os.getpid()} {self.name.label}\n".encode())
+                    self._descriptor = descriptor
+        finally:
+            if self._descriptor != descriptor:
+                os.close(descriptor)
+        return self._descriptor == descriptor
+
+    def _holders(self) -> list[Blocker]:
+        """As Linux tells who locks the file; elsewhere by its lines."""
+        try:
+            lines = self._path.read_text(errors="replace").splitlines()
+            facts = self._path.stat()
+        except OSError:
+            return []
+        labels = {int(pid): label for pid, _space, label in (line.partition(" ") for line in lines)}
+        locking = _locking({_identity(facts)}, "READ|WRITE")
+        wanted = labels if locking is None else {pid: labels.get(pid) for pid in locking}
+        return [Blocker(pid, application=label or _command(pid)) for pid, label in wanted.items()]
+
+
+_OFTEN = 0.01
+"""Seconds between two tries to lock a file."""
+_advisory_places: WeakKeyDictionary[sa.Engine, Path] = WeakKeyDictionary()
+
+
+def _advisory_file(engine: sa.Engine, number: int) -> Path:
+    """The file of an advisory lock; of a database in memory it is among the temporary files."""
+    place = _advisory_places.get(engine)
+    if place is None:
+        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
+            database = database_file(cursor)
+        if database is None:
+            name = hashlib.blake2b(database_name(engine).encode(), digest_size=8).hexdigest()
+            database = f"{tempfile.gettempdir()}/{os.getpid()}-{name}"
+        place = _advisory_places[engine] = Path(database).resolve()
+    return place.with_name(f"{place.name}-tidyrows-lock-{number:016x}")
+
+
 _LOCKS = Path("/proc/locks")
 # Such as "1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF"; not of one that waits, nor without a file.
-_LOCK = re.compile(r"\d+: +\w+ +\w+ +WRITE +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) ", re.ASCII)
+_LOCK = r"\d+: +\w+ +\w+ +(?:{kind}) +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) "
 
 
 class SQLiteLocks(Dialect):
@@ -200,16 +289,8 @@ class SQLiteLocks(Dialect):
             for suffix in ("", "-wal", "-shm"):
                 with suppress(OSError):
                     facts = os.stat(path + suffix)  # noqa: PTH116 -- a name as SQLite has it
-                    wanted.add((os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino))
-        try:
-            lines = _LOCKS.read_text(errors="replace").splitlines()
-        except OSError:
-            return []
-        held = (
-            (int(pid), (int(major, 16), int(minor, 16), int(inode)))
-            for pid, major, minor, inode in (m.groups() for m in map(_LOCK.match, lines) if m)
-        )
-        pids = dict.fromkeys(pid for pid, file in held if pid > 0 and file in wanted)
+                    wanted.add(_identity(facts))
+        pids = _locking(wanted, "WRITE") or ()
         return [Blocker(pid, application=_command(pid)) for pid in pids]
 
     def liveness_lock(
@@ -247,11 +328,39 @@ class SQLiteLocks(Dialect):
                 finally:
                     os.close(descriptor)
 
+    def advisory_lock(self, engine: sa.Engine, name: LockName) -> HeldLock:
+        """A locked file beside the database's own; one in memory has it among temporary files."""
+        if flock is None:
+            raise ArgumentError(
+                "SQLite's advisory locks are locked files, which this system does not have. Use "
+                "filelock.FileLock, or a database server.",
+                argument="bind",
+            )
+        return FileHeldLock(self, engine, name)
+
     def _file(self, connection: sa.Connection) -> str | None:
         if is_in_memory(connection.engine.url):
             return None
         with closing(connection.connection.cursor()) as cursor:
             return database_file(cursor)
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int, int]:
+    return os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino
+
+
+def _locking(wanted: set[tuple[int, int, int]], kind: str) -> list[int] | None:
+    """The processes that lock one of these files; None where the system does not tell."""
+    try:
+        lines = _LOCKS.read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    lock = re.compile(_LOCK.format(kind=kind), re.ASCII)
+    held = (
+        (int(pid), (int(major, 16), int(minor, 16), int(inode)))
+        for pid, major, minor, inode in (m.groups() for m in map(lock.match, lines) if m)
+    )
+    return list(dict.fromkeys(pid for pid, file in held if pid > 0 and file in wanted))
 
 
 def _command(pid: int) -> str | None:
