@@ -51,12 +51,7 @@ from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
-from tidyrows.locks.advisory import (
-    AdvisoryLock,
-    LockManager,
-    advisory_lock,
-    try_advisory_lock,
-)
+from tidyrows.locks.advisory import LockManager, advisory_lock, try_advisory_lock
 from tidyrows.retry import Attempt, RetryPolicy
 from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
@@ -64,7 +59,6 @@ from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 __all__ = [
-    "AdvisoryLock",
     "ArgumentError",
     "Attempt",
     "Blocker",

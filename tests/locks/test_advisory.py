@@ -239,6 +239,23 @@ def test_no_file_is_left(sqlite_engine):
     assert lock_files(sqlite_engine) == []
 
 
+def test_a_file_that_is_deleted_between_its_opening_and_the_lock(sqlite_engine, monkeypatch):
+    """Whoever locks it then would be alone with it: others make a new one."""
+    opened = os.open
+    first = advisory_lock(sqlite_engine, "seed")
+
+    def slow(path, *options):
+        found = opened(path, *options)
+        if first._held:
+            first.__exit__(None, None, None)
+        return found
+
+    first.__enter__()
+    monkeypatch.setattr(os, "open", slow)
+    with advisory_lock(sqlite_engine, "seed"):
+        assert not is_free(sqlite_engine, "seed")
+
+
 def test_a_database_in_memory_is_this_process_alone():
     engine, other = sa.create_engine("sqlite://"), sa.create_engine("sqlite://")
     with advisory_lock(engine, "seed"):
