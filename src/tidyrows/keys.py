@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -49,6 +50,14 @@ class RowKey:
         return f"{self.table}({', '.join(repr(value) for value in self.key)})"
 
 
+def python_type(column: sa.Column[Any]) -> type | None:
+    """The type of a column's values in Python; None where only its TypeDecorator knows."""
+    with suppress(NotImplementedError):
+        if not isinstance(column.type, sa.types.TypeDecorator):
+            return column.type.python_type
+    return None
+
+
 @dataclass(frozen=True, eq=False)
 class KeyedTable:
     """A real table, with the columns and types of the project's own ``Table``.
@@ -75,6 +84,11 @@ class KeyedTable:
     def key_names(self) -> tuple[str, ...]:
         """How statements' parameters name the primary key's columns."""
         return tuple(column.key for column in self.key_columns)
+
+    @cached_property
+    def own_types(self) -> tuple[set[type], ...]:
+        """By key column the types of values that are as a SELECT gives them; more are learnt."""
+        return tuple({type(None), python_type(column) or type(None)} for column in self.key_columns)
 
     @cached_property
     def generated_name(self) -> str | None:

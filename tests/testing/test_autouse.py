@@ -161,6 +161,18 @@ STORY = """
             session.delete(org)
             session.commit()
 
+    def test_what_is_gone_already_is_deleted_again():
+        with orm.Session(engine, expire_on_commit=False) as stale, engine.connect() as connection:
+            orgs = [Org(name=f"stale {n}") for n in range(6)]
+            stale.add_all(orgs)
+            stale.commit()
+            ids = [{"its": org.id} for org in orgs]
+            delete = sa.delete(Org.__table__).where(Org.__table__.c.id == sa.bindparam("its"))
+            connection.execute(delete, ids[:5])
+            connection.commit()
+            connection.execute(delete, ids)  # six DELETEs, of which one finds its row
+            connection.commit()
+
     def test_a_shared_row_is_changed():
         session = Session()
         session.scalars(sa.select(Org).where(Org.name == "seed")).one().name = "changed"
@@ -209,7 +221,9 @@ STORY = """
 
     def test_a_session_that_outlives_the_test():
         global kept
-        kept = OrgFactory()
+        kept = OrgFactory(id="900001")
+        kept.name = "kept"
+        Session.commit()
 
     def test_does_not_give_out_rows_that_are_gone():
         assert kept not in Session()
@@ -240,7 +254,7 @@ def async_url(suite):
 def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, async_url):
     suite.write("test_story.py", STORY)
     ended = suite.pytest("-W", "error", ASYNC_URL=async_url)
-    assert ended.outcomes == {"passed": 23}, ended.text
+    assert ended.outcomes == {"passed": 24}, ended.text
     assert suite.rows() == suite.before
     orgs = next(table for table in suite.before if "orgs" in str(table))
     schema = "main" if suite.engine.dialect.name == "sqlite" else str(orgs).split(".")[0]
@@ -248,7 +262,8 @@ def test_what_each_test_commits_is_gone_after_it_whatever_the_suite_does(suite, 
     assert "\n  most of them:" not in said
     assert f"made before the first test or by session fixtures: {schema}.orgs 1" not in said
     assert "updated by test_story.py::test_a_shared_row_is_changed" in said
-    assert "test_its_own_row_is_changed" not in said.partition("not made them:")[2]
+    for test in ("test_its_own_row_is_changed", "test_a_session_that_outlives_the_test"):
+        assert test not in said.partition("not made them:")[2]
     assert "deleted by" not in said
     assert "rows that raw SQL inserted into orgs (test_story.py::test_raw_sql)" in said
     assert "without tidyrows 12 row(s) of 10 test(s) would have stayed; 12 deleted" in said

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ from sqlalchemy.sql.dml import Delete, Update
 from tidyrows.capture.changes import Change, Deleted, DeletedWhole, KeysChanged, KeysLost, Touched
 from tidyrows.capture.returning import computed_names, is_plain, keys_from_rewritten, makes_key
 from tidyrows.dialects.keyless_rows import is_as_given
+from tidyrows.dialects.keys import own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -48,9 +50,16 @@ def inserted_keys(
     reported = _reported_keys(insert, result.context, *found, dialect)
     if reported is None:
         return "its result does not tell which rows it made"
-    return *reported, found[1].moves_keys or (
-        found[1].alters_keys and not _has_key(result, found[0])
-    )
+    keys, generated = reported
+    sent = found[1].moves_keys or (found[1].alters_keys and not _has_key(result, found[0]))
+    types = found[0].own_types
+    if len(types) > 1 or not types[0].issuperset(map(type, map(_first, keys))):
+        keys, are_own = own_keys(found[0], result.context.dialect, keys)
+        sent = sent or not are_own
+    return keys, generated, sent
+
+
+_first = itemgetter(0)
 
 
 def _reported_keys(
@@ -242,7 +251,7 @@ def matched_keys(
         if len(key) > 1 or expanded is None or not all(name in parameters for name in expanded):
             return None
         keys += [(parameters[name],) for name in expanded]
-    return keys
+    return own_keys(target, context.dialect, keys)[0]
 
 
 def matched_rows(statement: sa.Delete, context: Any, target: KeyedTable) -> list[Any] | None:
@@ -326,6 +335,7 @@ def renamed_keys(
         if all(name in row for name in changed):
             values = zip(names, old, strict=True)
             new = tuple(row[name] if name in changed else value for name, value in values)
+            new = own_keys(target, context.dialect, [new])[0][0]
         pairs.append((old, new))
     return pairs
 

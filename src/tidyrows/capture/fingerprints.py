@@ -21,6 +21,7 @@ import sqlalchemy as sa
 from tidyrows.capture.affected_rows import matched_keys
 from tidyrows.capture.changes import Hashes, Shape, Updated
 from tidyrows.capture.returning import computed_names
+from tidyrows.dialects.keys import own_keys
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -228,18 +229,13 @@ def _in_order(context: Any, target: KeyedTable, keys: Sequence[tuple[Any, ...]])
     """Whether the keys that a statement was given, if any, are those of its rows, in order."""
     if not context.compiled_parameters:
         return not keys
-    given = [
-        (place, name)
-        for place, name in enumerate(target.key_names)
-        if name in context.compiled_parameters[0]
-    ]
     if len(keys) != len(context.compiled_parameters):
         return True  # several VALUES: one set of parameters has them all
+    given = [tuple(map(row.get, target.key_names)) for row in context.compiled_parameters]
     return all(
-        key[place] == parameters.get(name)
-        for place, name in given
-        for key, parameters in zip(keys, context.compiled_parameters, strict=True)
-        if parameters.get(name) is not None
+        sent is None or sent == value
+        for row, key in zip(own_keys(target, context.dialect, given)[0], keys, strict=True)
+        for sent, value in zip(row, key, strict=True)
     )
 
 

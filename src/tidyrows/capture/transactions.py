@@ -446,8 +446,8 @@ def _tell_watcher(watcher: Sink, touched: Touched, sinks: Sequence[Sink]) -> Non
     keys = set(touched.keys)
     for sink in own:
         keys.difference_update(sink.held_keys(name, touched.keys))
-    if touched.keys:
-        count = min(touched.count, len(keys))
+    if touched.keys:  # its own are there, so they are the first that were touched
+        count = min(touched.count - len(set(touched.keys)) + len(keys), len(keys))
     else:  # the statement does not say which: as many as cannot be its own
         count = touched.count - sum(sink.count_of(name) for sink in own)
     if count > 0:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import suppress
+from decimal import Decimal
 from itertools import chain, islice, pairwise
-from operator import lt
+from operator import index, lt
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import sqlalchemy as sa
+
+from tidyrows.keys import python_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -93,6 +97,70 @@ def driver_values(
         processor = column.type.dialect_impl(dialect).bind_processor(dialect)
         out.append(list(values) if processor is None else [processor(value) for value in values])
     return out
+
+
+_EXACT: dict[type, tuple[type, ...]] = {
+    int: (bool, float, Decimal, str),
+    float: (int, Decimal),
+    Decimal: (int, str),
+    str: (int, uuid.UUID),
+    uuid.UUID: (str,),
+}
+"""By a column's own type, the types of which a database makes the value that Python makes."""
+
+
+def own_keys(
+    table: KeyedTable, dialect: sa.Dialect, keys: list[tuple[Any, ...]]
+) -> tuple[list[tuple[Any, ...]], bool]:
+    """Keys that were sent, as a SELECT would give them: 10 for the text ``10`` in an Integer.
+
+    Returns:
+        The keys, each a tuple, and whether all are such: one that is not stays as it was sent.
+    """
+    split = list(zip(*keys, strict=True))
+    own, exact = keys, True
+    for number, (types, values) in enumerate(zip(table.own_types, split, strict=False)):
+        if not types.issuperset(map(type, values)):
+            found = [_own_value(table, number, dialect, value) for value in values]
+            split[number] = tuple(value for value, _exact in found)
+            exact = exact and all(each for _value, each in found)
+            own = split
+    return (keys if own is keys else list(zip(*split, strict=True))), exact
+
+
+def _own_value(table: KeyedTable, number: int, dialect: sa.Dialect, value: Any) -> tuple[Any, bool]:
+    """One value of a key as a SELECT would give it, and whether it is."""
+    column, types = table.key_columns[number], table.own_types[number]
+    if type(value) in types:
+        return value, True
+    kind = python_type(column)
+    with suppress(Exception):  # whatever a type raises, it does not tell
+        read = _as_read(column.type.dialect_impl(dialect), dialect, value)
+        if kind is None and type(read) is type(value):
+            types.add(type(value))
+        if kind is None or type(read) is kind:
+            return (value if type(read) is type(value) else read), True
+    if kind in _EXACT and type(value) in _EXACT[kind]:
+        with suppress(ValueError, ArithmeticError):
+            made = kind(value)
+            # "010" and " 10" are no number's own text: databases do not agree about such
+            if kind is uuid.UUID or type(value)(made) == value:
+                return made, True
+    elif kind is int and hasattr(value, "__index__"):
+        return index(value), isinstance(value, int)  # a driver may not know numpy's integers
+    elif kind is None or kind not in _EXACT or isinstance(value, kind):
+        return value, True
+    return value, False
+
+
+def _as_read(kind: sa.types.TypeEngine[Any], dialect: sa.Dialect, value: Any) -> Any:
+    """What a type makes of a value, to the database and back; the driver gets the same for both."""
+    bind, result = kind.bind_processor(dialect), kind.result_processor(dialect, None)
+    sent = bind(value) if bind else value
+    read = result(sent) if result else sent
+    if (bind(read) if bind else read) != sent or hash(read) is None:
+        raise ValueError(value)
+    return read
 
 
 def plain_condition(table: KeyedTable, keys: Sequence[Any]) -> sa.ColumnElement[bool]:

@@ -15,6 +15,7 @@ from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_full
 from tidyrows.cleanup.report import HERE
 from tidyrows.dialects import database_name, dialect_for
+from tidyrows.dialects.keys import own_keys
 from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError
 from tidyrows.retry import RetryPolicy
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
@@ -286,6 +287,7 @@ def _expunge_rows(gone: Mapping[KeyedTable, Collection[Any]]) -> None:
     would not take a new row under a key that the database gives again.
     """
     by_place: dict[tuple[str, sa.Table], set[Any]] = {}
+    keyed_tables = {keyed.table: keyed for keyed in gone}
     for keyed, keys in gone.items():
         by_place.setdefault((keyed.name.database, keyed.table), set()).update(keys)
     tables = {table for _database, table in by_place}
@@ -297,6 +299,8 @@ def _expunge_rows(gone: Mapping[KeyedTable, Collection[Any]]) -> None:
             if table not in tables:
                 continue
             keys = by_place.get((_database(session, mapper), table), ())
+            if keys:  # an object that was made with the key "10" has it in its identity
+                (key,), _ = own_keys(keyed_tables[table], session.get_bind(mapper).dialect, [key])
             if (key[0] if len(key) == 1 else key) in keys:
                 known = session.identity_map.get(identity)
                 if known is not None:

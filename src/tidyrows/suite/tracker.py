@@ -126,9 +126,11 @@ class SuiteTracker(ResourceTracker):
     def _note_touched(self, touched: Touched) -> None:
         """Rows that the test did not create were changed."""
         keys = touched.keys
-        rows = ", ".join(str(key) for key in keys[:_SHOWN]) or f"{touched.count} row(s)"
-        if len(keys) > _SHOWN:
-            rows += f" and {touched.count - _SHOWN} more"
+        rows = ", ".join(str(key) for key in keys[:_SHOWN])
+        if len(keys) != touched.count:  # it names none, or some that are gone already
+            rows = f"{touched.count} row(s)"
+        elif len(keys) > _SHOWN:
+            rows += f" and {len(keys) - _SHOWN} more"
         self._touched[str(touched.table.name), touched.verb, rows] = None
         if touched.verb == "deleted":
             self._suite.deleted_rows.note(touched.table, keys)

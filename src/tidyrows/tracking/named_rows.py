@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.exc import NoInspectionAvailable
 
+from tidyrows.dialects.keys import own_keys
 from tidyrows.errors import KeyShapeError, UnknownTableError, UntrackableRowError
 from tidyrows.tracking.sessions import refuse_keyless
 
@@ -36,7 +37,7 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) ->
             f"track_rows takes a list of keys of {table.name}, and {keys!r} is one value. Write "
             f"track_rows(model, [key]).",
         )
-    checked: list[Any] = []
+    checked: list[tuple[Any, ...]] = []
     for key in keys:
         values = tuple(key) if isinstance(key, (tuple, list, sa.Row)) else (key,)
         names = ", ".join(column.name for column in columns)
@@ -59,8 +60,9 @@ def checked_keys(table: KeyedTable, keys: Iterable[Any], dialect: sa.Dialect) ->
                     f"({type(column.type).__name__}). Give the Python value that the model's "
                     f"attribute would have.",
                 )
-        checked.append(values[0] if len(columns) == 1 else values)
-    return checked
+        checked.append(values)
+    own = own_keys(table, dialect, checked)[0]
+    return [key[0] if len(columns) == 1 else key for key in own]
 
 
 def _fits(column: sa.Column[Any], value: Any, dialect: sa.Dialect) -> bool:
@@ -119,7 +121,11 @@ def rows_of_instance(
             f"{instance!r} has no row yet. Flush or commit its session first, then track it."
         )
     for part in parts_of(state.mapper.class_):
-        yield sessions.real_table(part.table, near=state.session), part.key(state.identity)
+        table = sessions.real_table(part.table, near=state.session)
+        dialect = sessions.engines.by_database[table.name.database].dialect
+        sent = tuple(state.identity[place] for place in part.places)
+        (key,), _exact = own_keys(table, dialect, [sent])
+        yield table, key[0] if len(key) == 1 else key
 
 
 def selected_model(select: sa.Select[Any]) -> Any:
