@@ -221,7 +221,7 @@ STORY = """
 
     def test_a_session_that_outlives_the_test():
         global kept
-        kept = OrgFactory(id="900001")
+        kept = OrgFactory(id="77001")
         kept.name = "kept"
         Session.commit()
 
