@@ -49,6 +49,19 @@ class Numbered(Base):
     title: Mapped[str] = mapped_column(sa.String(60))
 
 
+class Bare(Base):
+    """It has no column to compare."""
+
+    __tablename__ = "bare"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+class BareNumbered(Base):
+    __tablename__ = "bare_numbered"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 -- SQLAlchemy's way
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
 class Leaf(Base):
     __tablename__ = "leaves"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -328,36 +341,69 @@ def test_a_row_of_a_reference_alone_that_is_gone_stays(place):
     assert place.leftovers()["leaves(1)"].startswith("identity uncertain: what it referenced is g")
 
 
-def test_a_row_without_values_is_deleted_by_its_key(place):
-    with place.manager:
-        with place.engine.begin() as connection:
-            connection.execute(sa.insert(Note).values(seen=sa.func.lower("X")))
-        place.run("UPDATE notes SET seen = 'other'")
-    assert place.manager.report.total_deleted == 1
+OF_NO_VALUES: dict[str, Any] = {
+    "object": Note(),
+    "computed": sa.insert(Note).values(seen=sa.func.lower("NEW")),
+    "given key": sa.insert(Note.__table__).values(id=1),
+    "select": sa.insert(Note).from_select(["title"], sa.select(sa.null())),
+}
+
+
+@pytest.mark.parametrize("way", OF_NO_VALUES)
+def test_a_row_of_defaults_is_read_back_and_compared(place, way):
+    made = OF_NO_VALUES[way]
+    with place.tracked(), Session(place.engine) as session:
+        session.execute(made) if way != "object" else session.add(Note())
+        session.commit()
+    place.run("DELETE FROM notes", "INSERT INTO notes (title) VALUES ('theirs')")
+    assert list(place.leftovers()) == ["notes(1)"]
+    assert [row.title for row in place.rows(Note)] == ["theirs"]
+    place.run("UPDATE notes SET title = NULL")  # as ours was
+    assert CleanupManager(place.tracker).cleanup().total_deleted == 1
+
+
+def test_a_row_that_has_nothing_to_compare_is_uncertain(place):
+    with place.tracked():
+        place.made(Bare())
+    place.run("DELETE FROM bare", "INSERT INTO bare DEFAULT VALUES")
+    (cause,) = place.leftovers().values()
+    assert "main.bare has no column to compare but id" in cause
+    assert len(place.rows(Bare)) == 1
+    CleanupManager(place.tracker, trust_keys=True).cleanup()
 
 
 # --- AUTOINCREMENT
 
 
 def test_a_table_with_autoincrement_gives_no_key_again(place):
+    """Where there is nothing to compare, its counter tells; other rows are compared."""
     with place.manager:
-        place.made(Numbered(title="ours"))
-        place.run("UPDATE numbered SET title = 'changed'")
+        place.made(BareNumbered(), BareNumbered())
+        place.run("DELETE FROM bare_numbered WHERE id = 2", "INSERT INTO bare_numbered VALUES (3)")
     assert place.manager.report.total_deleted == 1
+    assert [row.id for row in place.rows(BareNumbered)] == [3]
 
 
 @pytest.mark.parametrize(
-    "reset", ["DELETE FROM sqlite_sequence", "UPDATE sqlite_sequence SET seq=0"]
+    "reset",
+    [
+        "DELETE FROM sqlite_sequence",
+        "UPDATE sqlite_sequence SET seq=0",
+        (
+            "DROP TABLE numbered; CREATE TABLE numbered "
+            "(id INTEGER PRIMARY KEY AUTOINCREMENT, title TEXT); DROP TABLE bare_numbered; "
+            "CREATE TABLE bare_numbered (id INTEGER PRIMARY KEY AUTOINCREMENT)"
+        ),
+    ],
 )
 def test_unless_its_counter_was_set_back(place, reset):
+    """Strangers may have counted on since, so the counter alone is no proof of a row's values."""
     with place.tracked():
-        place.made(Numbered(title="ours"))
-    place.run("DELETE FROM numbered", reset)
-    if "UPDATE" in reset:
-        place.run("INSERT INTO numbered (id, title) VALUES (1, 'theirs')", reset)
-    else:
-        place.run("INSERT INTO numbered (title) VALUES ('theirs')", "DELETE FROM sqlite_sequence")
-    assert list(place.leftovers()) == ["numbered(1)"]
+        place.made(Numbered(title="ours"), BareNumbered(), BareNumbered())
+    emptied = ("DELETE FROM numbered", "DELETE FROM bare_numbered", *reset.split(";"))
+    place.run(*emptied, *["INSERT INTO numbered (title) VALUES ('theirs')"] * 2)
+    place.run("INSERT INTO bare_numbered DEFAULT VALUES")
+    assert list(place.leftovers()) == ["bare_numbered(1)", "numbered(1)"]
 
 
 def test_keys_that_the_caller_gave_are_compared_even_there(place):
@@ -408,15 +454,18 @@ def test_an_update_in_this_process_is_no_change_by_a_stranger(place, update):
     assert place.manager.report.total_deleted == 1
 
 
-@pytest.mark.parametrize("name", ["object", "by key", "by keys", "many", "core, many"])
-def test_an_update_ends_the_comparison_of_its_rows_alone(place, name):
+@pytest.mark.parametrize("update", UPDATES.values(), ids=UPDATES)
+def test_a_row_is_compared_as_its_update_left_it(place, update):
     with place.tracked():
         place.made(Note(title="ours"), Note(title="ours"))
         with Session(place.engine) as session:
-            UPDATES[name](session)
+            update(session)
             session.commit()
-    place.run("UPDATE notes SET title = 'theirs'")
-    assert list(place.leftovers()) == ["notes(2)"]
+    place.run(
+        "DELETE FROM notes WHERE id = 1", "INSERT INTO notes (id, title) VALUES (1, 'theirs')"
+    )
+    assert list(place.leftovers()) == ["notes(1)"]
+    assert [row.title for row in place.rows(Note)] == ["theirs"]
 
 
 @pytest.mark.parametrize("everywhere", [True, False])

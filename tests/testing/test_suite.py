@@ -16,7 +16,9 @@ from tidyrows.suite.suite import WholeSuite
 from tidyrows.testing.summary import SuiteSummary
 
 METADATA = sa.MetaData()
-ORGS = sa.Table("orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True))
+ORGS = sa.Table(
+    "orgs", METADATA, sa.Column("id", sa.Integer, primary_key=True), sqlite_autoincrement=True
+)
 
 USERS = sa.Table(
     "users",

@@ -148,9 +148,15 @@ class KeysLost(Change):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Updated(Change):
-    """Other columns were set; ``keys`` is empty where it may have been any row."""
+    """Other columns were set; ``keys`` is empty where it may have been any row.
+
+    Attributes:
+        columns: those that were set.
+        hashes: hashes of the rows as they are now, among them all columns that were compared.
+    """
 
     columns: frozenset[str] = frozenset()
+    hashes: Hashes | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ import os
 import threading
 import weakref
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,7 @@ class Capture:
         self.settle = self._transactions.settle
         self.uncommitted = self._transactions.uncommitted
         self.unanswered = self._transactions.unanswered
-        self._recorder = Recorder() if self.dialect.reuses_keys else None
+        self._recorder = Recorder(self.dialect) if self.dialect.reuses_keys else None
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         self._plain_version = 0
         # the latest key that the database has generated for each table
@@ -278,20 +279,14 @@ class Capture:
                 if stored[0] <= self._highest.get(target, stored[0] - 1):  # its numbers came back
                     found = self.tables.find_again(connection, log.targets, insert, options, found)
                 self._highest[target] = stored[-1]
-            recorder = self._recorder
-            hashes = (
-                None
-                if recorder is None
-                else recorder.inserted(insert, result.context, target, whole, owner.context)
-            )
             change = Inserted(
                 target,
                 stored,
                 generated=generated,
                 sent=sent,
-                hashes=hashes,
                 incarnation=found[1].incarnation,
             )
+            change = self._recorded(connection, insert, result, change, owner)
             self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
@@ -300,6 +295,20 @@ class Capture:
                 f"no DELETE can name it, so it is not tracked. Delete it yourself, or give the key "
                 f"a value.",
             )
+
+    def _recorded(
+        self,
+        connection: sa.Connection,
+        insert: Insert,
+        result: sa.CursorResult[Any],
+        rows: Inserted,
+        owner: Sink,
+    ) -> Inserted:
+        """The rows with their hashes, where the database may give their keys again."""
+        if self._recorder is None:
+            return rows
+        told = result.context, rows, owner.context.tag
+        return replace(rows, hashes=self._recorder.inserted(connection, insert, *told))
 
     def _inserted_whole(
         self, connection: sa.Connection, log: TransactionLog, owner: Sink, change: InsertedWhole
@@ -333,7 +342,7 @@ class Capture:
         target = found[0]
         changes: list[Change] = []
         if rewrite is not None or self._is_held(target, log):
-            changes = self._followed(target, rewrite, statement, result, log)
+            changes = self._followed(connection, target, rewrite, statement, result)
         watcher = self.sinks.watcher
         if watcher is not None:  # first, while rows that go with this are known as whose they were
             touched = affected_rows.touched(statement, result, target, changes)
@@ -344,13 +353,14 @@ class Capture:
 
     def _followed(
         self,
+        connection: sa.Connection,
         target: KeyedTable,
         rewrite: Rewrite | None,
         statement: Update | Delete,
         result: sa.CursorResult[Any],
-        log: TransactionLog,
     ) -> list[Change]:
         """What a statement did to rows that are tracked, or are pending."""
+        log = self._transactions.log(connection)
         change = affected_rows.change_of(statement, result, target, rewrite)
         if isinstance(change, KeysChanged) and self.dialect.rounds_keys(target):
             change = replace(change, sent=True)
@@ -358,7 +368,8 @@ class Capture:
         if isinstance(change, KeysChanged):
             changes += self._cascades(change, log)
         if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
-            updated = self._recorder.updated(statement, result.context, target)
+            held = partial(self._held_keys, target, log)
+            updated = self._recorder.updated(connection, statement, result.context, target, held)
             changes[:0] = [] if updated is None else [updated]
         return changes
 
@@ -378,6 +389,16 @@ class Capture:
                 if moved is not None and all(table is not each.table for each in found):
                     found.append(moved)
         return found[1:]
+
+    def _held_keys(self, target: KeyedTable, log: TransactionLog) -> set[Any]:
+        """The rows of a table that are tracked, or are pending here."""
+        held: set[Any] = set()
+        for sink in self.sinks:
+            held.update(*(keys for table, keys in sink.keys_by_table() if table is target))
+        for change, _sink in log.all():
+            if isinstance(change, Inserted) and change.table is target:
+                held.update(change.keys)
+        return held
 
     def _is_held(self, target: KeyedTable, log: TransactionLog) -> bool:
         """Whether rows of a table are tracked, or are pending here."""

@@ -24,10 +24,11 @@ from tidyrows.capture.returning import computed_names
 from tidyrows.dialects.keys import own_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    from tidyrows.capture.changes import Inserted
+    from tidyrows.dialects import Dialect
     from tidyrows.keys import KeyedTable
-    from tidyrows.worker import WorkerContext
 
 HASH = "Q"
 """The array type of hashes: 64 bits."""
@@ -45,29 +46,32 @@ _HEX, _DASHED = (32, 12), (36, 14)  # the length of a UUID's text, and the place
 class Recorder:
     """Hashes the rows that are written through one engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, dialect: Dialect) -> None:
+        self._dialect = dialect
         self._columns: weakref.WeakKeyDictionary[KeyedTable, _Columns] = weakref.WeakKeyDictionary()
         self._places: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def inserted(
-        self,
-        insert: sa.Insert,
-        context: Any,
-        target: KeyedTable,
-        keys: Sequence[tuple[Any, ...]],
-        inserter: WorkerContext,
+        self, connection: sa.Connection, insert: sa.Insert, context: Any, rows: Inserted, tag: str
     ) -> Hashes | None:
-        """The hashes of inserted rows; None where no value can be compared.
+        """The hashes of inserted rows; None where the keys are given and there is nothing else.
 
         Where all rows have a value that no other row can have, that column alone is hashed: the
-        application may change the others.
+        application may change the others. Where the statement does not tell the values, the rows
+        are read back.
         """
+        return self._sent(insert, context, rows, tag) or self._read_back(connection, rows)
+
+    def _sent(self, insert: sa.Insert, context: Any, rows: Inserted, tag: str) -> Hashes | None:
+        """The hashes of the values that a statement was given."""
+        target = rows.table
+        keys = [target.row(key).key for key in rows.keys]
         columns = self._columns_of(target, context.dialect)
         given = self._values(insert, context, columns)
         count = len(next(iter(given.values()), ()))
         if count != len(keys) or not (count == 1 or _in_order(context, target, keys)):
             return None
-        proof = columns.proof(given, inserter.tag)
+        proof = columns.proof(given, tag)
         if proof is not None:
             given = {proof: given[proof]}
         forms = {name: common_form(values) for name, values in given.items()}
@@ -76,9 +80,27 @@ class Recorder:
             return None
         return Hashes(shape, hash_rows(shape, [forms[name] for name in shape.columns]))
 
-    def updated(self, update: sa.Update, context: Any, target: KeyedTable) -> Updated | None:
-        """The columns that an UPDATE set: in the rows that it names, else in any row."""
-        names = self._columns_of(target, context.dialect).names
+    def _read_back(self, connection: sa.Connection, rows: Inserted) -> Hashes | None:
+        columns = self._columns_of(rows.table, connection.dialect)
+        if not (columns.names or rows.generated):
+            return None  # of an association table: known by what it references
+        shape = columns.shape(tuple(columns.names.values()))
+        return read_hashes(self._dialect, connection, rows.table, rows.keys, shape)
+
+    def updated(
+        self,
+        connection: sa.Connection,
+        update: sa.Update,
+        context: Any,
+        target: KeyedTable,
+        held: Callable[[], Iterable[Any]],
+    ) -> Updated | None:
+        """The columns that an UPDATE set, and the rows read back: those that it names, or ``held``.
+
+        They are compared from now on in what was set and in all that was compared before.
+        """
+        columns = self._columns_of(target, context.dialect)
+        names = columns.names
         given = context.compiled_parameters[0] if context.compiled_parameters else {}
         compiled = context.compiled
         written = given.keys() | computed_names(compiled.statement)
@@ -89,7 +111,13 @@ class Recorder:
             return None
         keys = matched_keys(update, context, target) or ()
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
-        return Updated(target, stored, changed)
+        stored = stored or list(held())
+        compared = set(changed).union(
+            *(shape.columns for shape in columns.shapes.values() if changed & {*shape.columns})
+        )
+        shape = columns.shape(tuple(name for name in names.values() if name in compared))
+        hashes = read_hashes(self._dialect, connection, target, stored, shape)
+        return Updated(target, stored, changed, hashes=hashes)
 
     def _columns_of(self, target: KeyedTable, dialect: sa.Dialect) -> _Columns:
         columns = self._columns.get(target)
@@ -245,6 +273,33 @@ def row_hashes(shape: Shape, columns: Sequence[Sequence[Any]]) -> array[int]:
     if None in forms:
         return array(HASH, [NEVER]) * len(columns[0])
     return hash_rows(shape, forms)
+
+
+def read_hashes(
+    dialect: Dialect,
+    connection: sa.Connection,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    shape: Shape,
+) -> Hashes:
+    """The hashes of the rows with these keys, as they are now."""
+    known: dict[Any, int] = {}
+    if shape.columns and keys:
+        try:
+            rows = dialect.find(connection, table, keys, [*table.key_clauses, *raw_columns(shape)])
+        except sa.exc.DBAPIError:  # a model may have more columns than its table
+            rows = []
+        width = len(table.key_columns)
+        if rows:
+            values = list(zip(*rows, strict=True))[width:]
+            found = map(itemgetter(0 if width == 1 else slice(width)), rows)
+            known = dict(zip(found, row_hashes(shape, values), strict=True))
+    return Hashes(shape, array(HASH, [known.get(key, NEVER) for key in keys]))
+
+
+def raw_columns(shape: Shape) -> list[sa.ColumnClause[Any]]:
+    """The columns of a shape without a type, so that values come as the driver reads them."""
+    return [sa.column(sa.quoted_name(n, quote=None), sa.types.NullType()) for n in shape.columns]
 
 
 def hash_rows(shape: Shape, forms: Sequence[Any]) -> array[int]:

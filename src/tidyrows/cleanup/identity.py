@@ -9,9 +9,14 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
-
-from tidyrows.capture.fingerprints import NEVER, VALUES, hashes_as_read, row_hashes
+from tidyrows.capture.changes import Shape
+from tidyrows.capture.fingerprints import (
+    NEVER,
+    VALUES,
+    hashes_as_read,
+    raw_columns,
+    row_hashes,
+)
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
 from tidyrows.dialects import dialect_for, was_dropped
 from tidyrows.dialects.keys import chunks
@@ -19,7 +24,8 @@ from tidyrows.dialects.keys import chunks
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tidyrows.capture.changes import Shape
+    import sqlalchemy as sa
+
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import ForeignKeyGraph, Place
     from tidyrows.tracking.store import TableHoldings
@@ -105,12 +111,10 @@ class Identity:
         unsure: dict[Any, Reason] = {}
         if held is None or not keys:
             return unsure
-        if held.hashes is not None and not _are_final(connection, table, keys, held):
+        if held.hashes is not None:
             if place not in self._hashes:
                 self._hashes[place] = list(held.hashes.by_shape())
-            for shape, hashes in self._hashes[place]:
-                for asked in chunks([key for key in keys if key in hashes], _ROWS_AT_ONCE):
-                    unsure |= uncertain_keys(connection, table, asked, shape, hashes)
+            unsure |= _uncertain(connection, table, keys, held, self._hashes[place])
         for parent, at in self._parents(graph, table):
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
@@ -144,6 +148,22 @@ def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
     return None
 
 
+def _uncertain(
+    connection: sa.Connection,
+    table: KeyedTable,
+    keys: Sequence[Any],
+    held: TableHoldings,
+    by_shape: Iterable[tuple[Shape, Mapping[Any, int]]],
+) -> dict[Any, Reason]:
+    unsure: dict[Any, Reason] = {}
+    for shape, hashes in by_shape:
+        compared = [key for key in keys if key in hashes]
+        if shape.columns or not _are_final(connection, table, compared, held):
+            for asked in chunks(compared, _ROWS_AT_ONCE):
+                unsure |= uncertain_keys(connection, table, asked, shape, hashes)
+    return unsure
+
+
 def uncertain_keys(
     connection: sa.Connection,
     table: KeyedTable,
@@ -152,15 +172,18 @@ def uncertain_keys(
     hashes: Mapping[Any, int],
 ) -> dict[Any, Reason]:
     """Of the rows that exist with these keys, those whose hash has changed, and why."""
-    names = [name for name in shape.columns if name in table.clause.c]
-    # without a type, so that the values come as the driver reads them
-    raw = [sa.column(sa.quoted_name(name, quote=None), sa.types.NullType()) for name in names]
-    rows = dialect_for(connection.engine).find(connection, table, keys, [*table.key_clauses, *raw])
+    names = tuple(name for name in shape.columns if name in table.clause.c)
+    asked = [*table.key_clauses, *raw_columns(Shape(names))]
+    rows = dialect_for(connection.engine).find(connection, table, keys, asked)
     width = len(table.key_columns)
     found = list(map(itemgetter(0 if width == 1 else slice(width)), rows))
+    if not shape.columns:
+        bare = tuple(str(column.name) for column in table.key_columns)
+        reason = Reason(LeftoverKind.UNCERTAIN, columns=bare, names=(str(table.name),))
+        return dict.fromkeys(found, reason)
     recorded = list(map(hashes.get, found))
     now: Sequence[int] = [NEVER] * len(rows)
-    if rows and len(names) == len(shape.columns):  # else a column was dropped
+    if rows and names == shape.columns:  # else a column was dropped
         if hashes_as_read(shape, rows, width) == recorded:  # the usual case, at a third of the time
             return {}
         now = row_hashes(shape, list(zip(*rows, strict=True))[width:])
@@ -183,7 +206,7 @@ def _reason(shape: Shape, old: int, new: int, row: Sequence[Any]) -> list[Reason
 def _are_final(
     connection: sa.Connection, table: KeyedTable, keys: Sequence[Any], held: TableHoldings
 ) -> bool:
-    """Whether the database made these keys and makes none of them twice."""
+    """Whether the database made these keys, as far as its counter tells none of them twice."""
     return (
         held.generated
         and len(table.key_columns) == 1

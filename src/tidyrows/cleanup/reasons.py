@@ -83,7 +83,7 @@ class Reason:
         names: for ``IGNORED`` triggers, rules and policies; for ``ALTERED`` the table where a row
             has the key that was sent; for ``REFUSED`` the tables whose rows reference it; for
             ``CIRCULAR`` the members of the circle; for ``UNCERTAIN`` the table, where it was
-            emptied or rebuilt; for ``PREPARED`` the transaction's id.
+            emptied or rebuilt, or has no column but these; for ``PREPARED`` the transaction's id.
         holder: the other tracker whose row needs it, if nothing else keeps it.
         blockers: the transactions that hold the lock.
         trouble: why the blockers are not known.
@@ -188,6 +188,9 @@ def _blockers(reason: Reason) -> str:
 def _identity(reason: Reason) -> str:
     if reason.item is not None:
         return f"it belongs to {reason.item}, which see"
+    if reason.names and reason.columns:
+        alone = ", ".join(reason.columns)
+        return f"{reason.names[0]} has no column to compare but {alone}, and {_UNKNOWN}"
     if reason.names:
         anew = "was emptied or rebuilt, or its keys began anew, after the INSERT"
         return f"{reason.names[0]} {anew}, and {_UNKNOWN}"

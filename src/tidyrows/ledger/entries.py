@@ -188,7 +188,7 @@ def _hashes_of(group: Sequence[Change]) -> Hashes | None:
     """The hashes of all rows of a group, which have one shape; None where they have none."""
     values, shape = array(HASH), None
     for change in group:
-        if isinstance(change, Inserted) and change.hashes is not None:
+        if isinstance(change, (Inserted, Updated)) and change.hashes is not None:
             shape = change.hashes.shape
             values += change.hashes.values
     return None if shape is None else Hashes(shape, values)
@@ -367,7 +367,9 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         return KeysChanged(table, pairs, sent=body.get("sent", False))
     keys = keys_of_body(body)
     if kind is Updated:
-        return Updated(table, keys, frozenset(body["set"]), certain=certain)
+        columns = frozenset(body["set"])
+        hashes = _hashes_in(body.get("looks"), len(keys))
+        return Updated(table, keys, columns, hashes, certain=certain)
     if kind is Inserted:
         return Inserted(
             table,

@@ -6,12 +6,13 @@ from array import array
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.fingerprints import HASH
+from tidyrows.capture.changes import Hashes
+from tidyrows.capture.fingerprints import HASH, NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from tidyrows.capture.changes import Hashes, Shape
+    from tidyrows.capture.changes import Shape
 
 NOT_COMPARED = 2**64 - 2
 """A hash that stands for any values: a row with its key is not compared."""
@@ -50,12 +51,17 @@ class RowHashes:
         """Compare these rows no longer."""
         self._drop(list(keys), self._logs)
 
-    def drop_updated(self, keys: Collection[Any], columns: frozenset[str]) -> None:
-        """Compare no longer the rows in which these columns were set: without keys, any row."""
-        shapes = [shape for shape in self._logs if not columns.isdisjoint(shape.columns)]
-        self._drop(list(keys), shapes)
-        for shape in () if keys else shapes:
-            del self._logs[shape]
+    def update(self, keys: Sequence[Any], columns: frozenset[str], hashes: Hashes | None) -> None:
+        """Compare anew the rows in which these columns were set: without keys, any row.
+
+        Without hashes nobody knows what is in them now.
+        """
+        new = {} if hashes is None else dict(zip(keys, hashes.values, strict=True))
+        for shape, known in list(self.by_shape()):
+            if not columns.isdisjoint(shape.columns):
+                ours = [key for key in keys or known if key in known]
+                values = array(HASH, [new.get(key, NEVER) for key in ours])
+                self.record(ours, Hashes(shape if hashes is None else hashes.shape, values))
 
     def _drop(self, keys: list[Any], shapes: Iterable[Shape]) -> None:
         for shape in shapes:

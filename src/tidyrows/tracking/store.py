@@ -205,7 +205,7 @@ class TableHoldings:
                 self._doubt(held)
                 return None if held and certain else change
             case Updated() if self.hashes is not None:
-                self.hashes.drop_updated(keys, change.columns)
+                self.hashes.update(keys, change.columns, change.hashes if certain else None)
         return change
 
     def resolve(self, change: Change) -> None:
