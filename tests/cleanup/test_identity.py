@@ -509,7 +509,8 @@ def test_a_row_whose_key_is_changed_takes_its_looks_along(place):
         with Session(place.engine) as session:
             session.get(Note, 1).id = 9
             session.commit()
-            session.get(Note, 2).id = 8
+            both = session.get(Note, 2)
+            both.id, both.title = 8, "three"
             session.commit()
     place.run("UPDATE notes SET title = 'theirs' WHERE id = 9")
     assert list(place.leftovers()) == ["notes(9)"]

@@ -279,14 +279,22 @@ class Capture:
                 if stored[0] <= self._highest.get(target, stored[0] - 1):  # its numbers came back
                     found = self.tables.find_again(connection, log.targets, insert, options, found)
                 self._highest[target] = stored[-1]
+            recorder, tag = self._recorder, owner.context.tag
+            hashes = (
+                None
+                if recorder is None
+                else recorder.inserted(
+                    connection, result.context, target, stored, generated=generated, tag=tag
+                )
+            )
             change = Inserted(
                 target,
                 stored,
                 generated=generated,
                 sent=sent,
+                hashes=hashes,
                 incarnation=found[1].incarnation,
             )
-            change = self._recorded(connection, insert, result, change, owner)
             self._transactions.add(connection, log, change, owner)
         if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
@@ -295,20 +303,6 @@ class Capture:
                 f"no DELETE can name it, so it is not tracked. Delete it yourself, or give the key "
                 f"a value.",
             )
-
-    def _recorded(
-        self,
-        connection: sa.Connection,
-        insert: Insert,
-        result: sa.CursorResult[Any],
-        rows: Inserted,
-        owner: Sink,
-    ) -> Inserted:
-        """The rows with their hashes, where the database may give their keys again."""
-        if self._recorder is None:
-            return rows
-        told = result.context, rows, owner.context.tag
-        return replace(rows, hashes=self._recorder.inserted(connection, insert, *told))
 
     def _inserted_whole(
         self, connection: sa.Connection, log: TransactionLog, owner: Sink, change: InsertedWhole
@@ -369,8 +363,10 @@ class Capture:
             changes += self._cascades(change, log)
         if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
             held = partial(self._held_keys, target, log)
-            updated = self._recorder.updated(connection, statement, result.context, target, held)
-            changes[:0] = [] if updated is None else [updated]
+            moved = dict(change.keys) if isinstance(change, KeysChanged) else {}
+            told = result.context, target, held, moved
+            updated = self._recorder.updated(connection, statement, *told)
+            changes += [] if updated is None else [updated]
         return changes
 
     def _cascades(self, change: KeysChanged, log: TransactionLog) -> list[KeysChanged]:

@@ -26,7 +26,6 @@ from tidyrows.dialects.keys import own_keys
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from tidyrows.capture.changes import Inserted
     from tidyrows.dialects import Dialect
     from tidyrows.keys import KeyedTable
 
@@ -52,7 +51,14 @@ class Recorder:
         self._places: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def inserted(
-        self, connection: sa.Connection, insert: sa.Insert, context: Any, rows: Inserted, tag: str
+        self,
+        connection: sa.Connection,
+        context: Any,
+        target: KeyedTable,
+        keys: Sequence[Any],
+        *,
+        generated: bool,
+        tag: str,
     ) -> Hashes | None:
         """The hashes of inserted rows; None where the keys are given and there is nothing else.
 
@@ -60,14 +66,20 @@ class Recorder:
         application may change the others. Where the statement does not tell the values, the rows
         are read back.
         """
-        return self._sent(insert, context, rows, tag) or self._read_back(connection, rows)
+        hashes = self._sent(context, target, keys, tag)
+        if hashes is None:
+            columns = self._columns_of(target, context.dialect)
+            shape = columns.shape(tuple(columns.names.values()))
+            if shape.columns or generated:  # else of an association: known by what it references
+                hashes = read_hashes(self._dialect, connection, target, keys, shape)
+        return hashes
 
-    def _sent(self, insert: sa.Insert, context: Any, rows: Inserted, tag: str) -> Hashes | None:
+    def _sent(
+        self, context: Any, target: KeyedTable, keys: Sequence[Any], tag: str
+    ) -> Hashes | None:
         """The hashes of the values that a statement was given."""
-        target = rows.table
-        keys = [target.row(key).key for key in rows.keys]
         columns = self._columns_of(target, context.dialect)
-        given = self._values(insert, context, columns)
+        given = self._values(context, columns)
         count = len(next(iter(given.values()), ()))
         if count != len(keys) or not (count == 1 or _in_order(context, target, keys)):
             return None
@@ -80,23 +92,18 @@ class Recorder:
             return None
         return Hashes(shape, hash_rows(shape, [forms[name] for name in shape.columns]))
 
-    def _read_back(self, connection: sa.Connection, rows: Inserted) -> Hashes | None:
-        columns = self._columns_of(rows.table, connection.dialect)
-        if not (columns.names or rows.generated):
-            return None  # of an association table: known by what it references
-        shape = columns.shape(tuple(columns.names.values()))
-        return read_hashes(self._dialect, connection, rows.table, rows.keys, shape)
-
-    def updated(
+    def updated(  # noqa: PLR0917 -- one call for all
         self,
         connection: sa.Connection,
         update: sa.Update,
         context: Any,
         target: KeyedTable,
         held: Callable[[], Iterable[Any]],
+        moved: Mapping[Any, Any],
     ) -> Updated | None:
         """The columns that an UPDATE set, and the rows read back: those that it names, or ``held``.
 
+        ``moved`` has the new keys of rows whose key it set, too.
         They are compared from now on in what was set and in all that was compared before.
         """
         columns = self._columns_of(target, context.dialect)
@@ -111,7 +118,7 @@ class Recorder:
             return None
         keys = matched_keys(update, context, target) or ()
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
-        stored = stored or list(held())
+        stored = [moved.get(key, key) for key in stored or held()]
         compared = set(changed).union(
             *(shape.columns for shape in columns.shapes.values() if changed & {*shape.columns})
         )
@@ -125,9 +132,10 @@ class Recorder:
             columns = self._columns[target] = _Columns.of(target.table, dialect)
         return columns
 
-    def _values(self, insert: sa.Insert, context: Any, columns: _Columns) -> dict[str, list[Any]]:
+    def _values(self, context: Any, columns: _Columns) -> dict[str, list[Any]]:
         """The values of an INSERT by column, as its parameters have them."""
         compiled, rows = context.compiled, context.parameters
+        insert = compiled.statement
         if insert._multi_values:
             count = sum(map(len, insert._multi_values))
             each = [_places(compiled, columns, number) for number in range(count)]
@@ -253,17 +261,18 @@ def _unique_columns(table: sa.Table) -> set[sa.Column[Any]]:
     }
 
 
-def _in_order(context: Any, target: KeyedTable, keys: Sequence[tuple[Any, ...]]) -> bool:
+def _in_order(context: Any, target: KeyedTable, keys: Sequence[Any]) -> bool:
     """Whether the keys that a statement was given, if any, are those of its rows, in order."""
     if not context.compiled_parameters:
         return not keys
     if len(keys) != len(context.compiled_parameters):
         return True  # several VALUES: one set of parameters has them all
     given = [tuple(map(row.get, target.key_names)) for row in context.compiled_parameters]
+    single = len(target.key_columns) == 1
     return all(
         sent is None or sent == value
         for row, key in zip(own_keys(target, context.dialect, given)[0], keys, strict=True)
-        for sent, value in zip(row, key, strict=True)
+        for sent, value in zip(row, (key,) if single else key, strict=True)
     )
 
 
