@@ -395,7 +395,7 @@ def test_a_temporary_table_that_a_function_makes(places):
 
 
 @on("mysql+pymysql", "mysql+mysqldb")
-@pytest.mark.parametrize("how", ["select_db", "of the driver", "comment"])
+@pytest.mark.parametrize("how", ["select_db", "of the driver", "cursor of the driver", "comment"])
 def test_a_database_that_no_statement_uses(places, how):
     places.delete_from(places.other, 1)
     places.delete_from(places.home, 2)
@@ -408,6 +408,9 @@ def test_a_database_that_no_statement_uses(places, how):
             connection.exec_driver_sql(f"/*! USE `{places.other}` */")
         elif how == "select_db":
             connection.connection.select_db(places.other)
+        elif how == "cursor of the driver":
+            with closing(connection.connection.dbapi_connection.cursor()) as cursor:
+                cursor.execute(f"USE `{places.other}`")
         else:
             connection.connection.dbapi_connection.select_db(places.other)
         connection.execute(sa.insert(things).values(id=1, name="ours"))

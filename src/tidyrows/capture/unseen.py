@@ -45,15 +45,28 @@ class WatchedConnection(_ConnectionFairy):
     """
 
     unseen: UnseenInserts
+    _driver: Any = _ConnectionFairy.__dict__["dbapi_connection"]  # SQLAlchemy's slot
     # What __getattr__ would find, without a call of its own.
-    commit: Any = property(attrgetter("dbapi_connection.commit"))
-    rollback: Any = property(attrgetter("dbapi_connection.rollback"))
+    commit: Any = property(attrgetter("_driver.commit"))
+    rollback: Any = property(attrgetter("_driver.rollback"))
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """A cursor of the driver."""
         if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- which code asks
             self.unseen.begin(self)
-        return self.dbapi_connection.cursor(*args, **options)
+        return self._driver.cursor(*args, **options)
+
+    @property
+    def dbapi_connection(self) -> Any:  # a slot of SQLAlchemy's
+        """The DBAPI's connection."""
+        driver = self._driver
+        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- as above
+            self.unseen.begin(self)
+        return driver
+
+    @dbapi_connection.setter
+    def dbapi_connection(self, driver: Any) -> None:
+        self._driver = driver
 
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]  # as SQLAlchemy does
@@ -66,7 +79,7 @@ class WatchedConnection(_ConnectionFairy):
     def __getattr__(self, key: str) -> Any:
         if key in _SENDING:
             self.unseen.begin(self)
-        return getattr(self.dbapi_connection, key)
+        return getattr(self._driver, key)
 
 
 def ignore_driver(connection: sa.Connection) -> None:
@@ -83,12 +96,12 @@ class UsedConnection(WatchedConnection):
         """COMMIT, by whoever asks for it."""
         if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- SQLAlchemy has an event
             self.unseen.before_commit(self)
-        self.dbapi_connection.commit()
+        self._driver.commit()
         self.unseen.begin_anew(self)
 
     def rollback(self) -> None:
         """ROLLBACK, by whoever asks for it."""
-        self.dbapi_connection.rollback()
+        self._driver.rollback()
         self.unseen.begin_anew(self)
 
 
