@@ -344,7 +344,6 @@ def test_a_row_of_a_reference_alone_that_is_gone_stays(place):
 OF_NO_VALUES: dict[str, Any] = {
     "object": Note(),
     "computed": sa.insert(Note).values(seen=sa.func.lower("NEW")),
-    "given key": sa.insert(Note.__table__).values(id=1),
     "select": sa.insert(Note).from_select(["title"], sa.select(sa.null())),
 }
 

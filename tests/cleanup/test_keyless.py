@@ -507,7 +507,7 @@ def test_rows_of_a_table_that_was_dropped_are_gone_with_it(engine, log):
 
 def test_what_the_orm_takes_from_an_association_table_is_known_row_by_row(engine):
     """It deletes in one statement with many parameters, which returns nothing."""
-    mapper = registry()
+    mapper, numbered = registry(), {"sqlite_autoincrement": True}  # else nothing tells their rows
     between = sa.Table(
         "post_tags",
         mapper.metadata,
@@ -518,11 +518,13 @@ def test_what_the_orm_takes_from_an_association_table_is_known_row_by_row(engine
     @mapper.mapped
     class Tag:
         __tablename__ = "tags"
+        __table_args__ = numbered
         id = sa.Column(sa.Integer, primary_key=True)
 
     @mapper.mapped
     class Post:
         __tablename__ = "posts"
+        __table_args__ = numbered
         id = sa.Column(sa.Integer, primary_key=True)
         tags = relationship(Tag, secondary=between)
 

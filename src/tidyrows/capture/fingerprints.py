@@ -60,14 +60,15 @@ class Recorder:
         generated: bool,
         tag: str,
     ) -> Hashes | None:
-        """The hashes of inserted rows; None where the keys are given and there is nothing else.
+        """The hashes of inserted rows; None where keys were given and nothing else.
 
         Where all rows have a value that no other row can have, that column alone is hashed: the
         application may change the others. Where the statement does not tell the values, the rows
         are read back.
         """
         hashes = self._sent(context, target, keys, tag)
-        if hashes is None:
+        given: Any = context.compiled_parameters[0] if context.compiled_parameters else {}
+        if hashes is None and (generated or not given.keys() >= {*target.key_names}):
             columns = self._columns_of(target, context.dialect)
             shape = columns.shape(tuple(columns.names.values()))
             if shape.columns or generated:  # else of an association: known by what it references
