@@ -31,6 +31,19 @@ _PLUGIN, _LOADER, _AUTOUSE = "tidyrows plugin", "tidyrows loader", "tidyrows aut
 _AUTOUSE_ON = {"true": False, "yes": False, "on": False, "1": False, "session": True}
 """Values of tidy_autouse: whether rows of session fixtures are deleted as well."""
 _AUTOUSE_OFF = frozenset({"", "false", "no", "off", "0"})
+_CHOICES = {
+    "own": "tables whose rows that reference those of a test are deleted with them",
+    "protect": "tables whose rows are never touched",
+    "dependents": "follow_schema, delete or error",
+    "lock_timeout": "the longest wait for one lock, in seconds",
+    "deadline": "the longest time, in seconds",
+    "rows_per_transaction": "the most rows that one transaction deletes",
+    "verify": "whether to look again, after it, whether the rows are gone",
+    "trust_keys": "whether to delete by key alone, where the database gives keys again",
+    "keep_on_failure": "whether rows of failed tests are left for study",
+    "allow_foreign_keys_off": "whether circles of NOT NULL keys are deleted without checks",
+}
+"""Options of CleanupManager in the ini file, each as ``tidy_`` and its name."""
 _RECORDS = "tidyrows"
 """The attribute of a report that carries the records of the plugin."""
 _NOTES = "tidyrows_notes"
@@ -56,7 +69,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     option(
         "--tidy-verify",
         choices=("on", "off"),
-        default="on",
         help="off: do not look again, after the cleanup of each test, whether its rows are gone",
     )
     flag(
@@ -79,6 +91,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests in the order in which an audit saw one fail",
     )
     option("--tidy-audit-again", help=argparse.SUPPRESS)
+    for name, choice in _CHOICES.items():
+        text = f"for the cleanup of every test: {choice}"
+        if name in {"own", "protect"}:
+            parser.addini(f"tidy_{name}", text, type="linelist", default=[])
+        else:
+            parser.addini(f"tidy_{name}", text, default="")
     parser.addini("tidy_url", "the database, where there is no fixture tidy_engine")
     parser.addini(
         "tidy_ledger",
@@ -126,7 +144,8 @@ def pytest_configure(config: pytest.Config) -> None:
         # Children inherit xdist's variables: they must not use its worker's values as their own.
         claim = f"{worker['testrunuid']} {worker['workerid'].removeprefix('gw')} {os.getpid()}"
         os.environ["_TIDYROWS_CLAIM"] = claim
-    if config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
+    choices = any(config.getini(f"tidy_{name}") for name in _CHOICES)
+    if choices or config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
     order, again = (config.getoption(f"--tidy-audit-{kind}") for kind in ("order", "again"))
     if order is not None or again is not None:
@@ -224,6 +243,15 @@ def tidy_engine(request: pytest.FixtureRequest) -> Iterator[Any]:
     engine for ``--tidy-url``, or for ``tidy_url`` in the ini file.
     """
     yield from _load(request.config).engine()
+
+
+@pytest.fixture(scope="session")
+def tidy_options() -> dict[str, Any]:
+    """How the rows of tests are treated: define a fixture of this name that returns a dict.
+
+    In ``conftest.py``, a module or a class, with what ``@pytest.mark.tidy`` takes.
+    """
+    return {}
 
 
 @pytest.fixture

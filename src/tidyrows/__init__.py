@@ -11,6 +11,7 @@ in foreign-key order, on a database that other workers use at the same moment.
 
 from typing import TYPE_CHECKING
 
+from tidyrows.cleanup.configuration import configure
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import Dependents
 from tidyrows.cleanup.plan import Plan
@@ -105,6 +106,7 @@ __all__ = [
     "WorkerContext",
     "WorkerContextError",
     "advisory_lock",
+    "configure",
     "external_handler",
     "find_orphans",
     "find_orphans_async",

@@ -227,15 +227,20 @@ def test_a_name_that_no_table_has_deletes_nothing_of_a_whole_suite_and_is_said(s
         import pytest
         import sqlalchemy as sa
 
-        @pytest.mark.tidy(own=["usres"])
+        pytestmark = pytest.mark.tidy(own=["usres"])
+
         def test_it():
             with sa.create_engine(os.environ["SUITE_URL"]).begin() as connection:
                 orgs = sa.Table("orgs", sa.MetaData(), autoload_with=connection)
                 connection.execute(sa.insert(orgs).values(name="mine"))
+
+        def test_does_not_even_begin_now_that_the_database_is_known():
+            print("began")
         """,
     )
-    ended = suite.pytest("-o", "tidy_autouse=true")
-    assert ended.outcomes == {"passed": 1, "error": 1}
+    ended = suite.pytest("-o", "tidy_autouse=true", "-rA")
+    assert ended.outcomes == {"passed": 1, "error": 2}
+    assert "began" not in ended.text.replace("its keys began", "")
     assert "own= names 'usres'" in ended.text
     assert "Did you mean 'users'" in ended.text
     assert "without tidyrows 1 row(s) of 1 test(s) would have stayed; 0 deleted" in ended.text

@@ -19,7 +19,7 @@ from tidyrows.retry import RETRY, RetryPolicy
 from tidyrows.tracking.named_rows import mapper_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from sqlalchemy import orm
 
@@ -95,10 +95,7 @@ class CleanupOptions:
     allow_foreign_keys_off: bool = False
 
     def __post_init__(self) -> None:
-        for table in sorted(self.own & self.protect, key=str):
-            raise ArgumentError(
-                f"{table} is in own= and in protect=; take it out of one of them.", argument="own"
-            )
+        refuse_both({"own": self.own, "protect": self.protect})
 
     @property
     def texts(self) -> frozenset[NamedTable]:
@@ -113,6 +110,19 @@ class CleanupOptions:
             self.dependents,
             own=places_of(self.own, tables, default_schema),
             protect=places_of(self.protect, tables, default_schema),
+        )
+
+
+def refuse_both(options: Mapping[str, Any]) -> None:
+    """Raise for a table that is to be owned and protected.
+
+    Raises:
+        ArgumentError: it names the table.
+    """
+    none: frozenset[NamedTable] = frozenset()
+    for table in sorted(options.get("own", none) & options.get("protect", none), key=str):
+        raise ArgumentError(
+            f"{table} is in own= and in protect=; take it out of one of them.", argument="own"
         )
 
 
@@ -176,6 +186,8 @@ def named_tables(argument: str, tables: Iterable[Any]) -> frozenset[NamedTable]:
 
 
 def _named(argument: str, table: Any) -> NamedTable:
+    if isinstance(table, NamedTable):
+        return table
     if isinstance(table, str):
         schema, dot, name = table.rpartition(".")
         return NamedTable(schema if dot else None, name, is_text=True)

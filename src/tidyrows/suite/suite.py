@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
+from tidyrows.cleanup.configuration import NAMING, configured
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.options import named_tables
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
 from tidyrows.ledger.table import Ledger
@@ -47,6 +49,7 @@ class WholeSuite:
     ) -> None:
         self._add = add
         self._everything = everything
+        self._asked: object = None
         self._started: list[SuiteTracker] = []
         self._refused: list[str] = []
         self._ledgers = SuiteLedgers(
@@ -100,6 +103,23 @@ class WholeSuite:
             yield
         finally:
             self.finish(tracker, options, show if keeps() else None)
+
+    def refuse_unknown_tables(self, options: Mapping[str, Any]) -> None:
+        """Raise for a table name in a test's options that no database has which is in use so far.
+
+        Raises:
+            UnknownTableError: there is one.
+        """
+        options = configured() | dict(options)
+        texts = [name for each in NAMING for name in named_tables(each, options.get(each, ()))]
+        asked = frozenset(texts), tuple(map(id, self.engines.known))
+        tracker = self._started[-1]
+        if not texts or asked == self._asked:
+            return
+        for engine in self.engines.known:
+            tracker.engines.capture(engine)
+        run_for(self.engines.known, partial(CleanupManager, tracker, **options))
+        self._asked = asked
 
     def shared(self, name: str) -> SuiteTracker:
         """A tracker for rows of several tests, until :meth:`finish`; it is given no rows yet."""

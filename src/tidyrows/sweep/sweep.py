@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.arguments import SWITCH, Kind, checked, name, number, optional
+from tidyrows.cleanup.configuration import configured
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.dialects import SilentServerError, engine_for
 from tidyrows.errors import LedgerError
@@ -173,6 +174,7 @@ def sweep(
     """
     owners = (forget,) if isinstance(forget, str) else tuple(forget)
     arguments = SweepArguments(run, worker, older_than, kept, patience, as_superuser=as_superuser)
+    options = configured() | options
     retry = options.get("retry") or RetryPolicy()
     with _opened(place, ledger, schema, allow_production) as whole:
         opened = whole.within(options.get("deadline") or retry.deadline)

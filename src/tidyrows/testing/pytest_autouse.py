@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tidyrows.cleanup.configuration import configured
+from tidyrows.errors import UnknownTableError
 from tidyrows.suite.suite import WholeSuite
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Generator, Iterator
 
     from tidyrows.suite.tracker import SuiteTracker
     from tidyrows.testing.pytest_plugin import Plugin
@@ -28,7 +30,8 @@ class Autouse:
         self._suite: WholeSuite | None = None
         self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
         self._test = ExitStack()
-        self._wrong_mark: BaseException | None = None
+        self._options: dict[str, Any] = {}
+        self._wrong: BaseException | None = None
 
     def begin(self, plugin: Plugin) -> None:
         """Start, where tests are run: not in the controller of pytest-xdist."""
@@ -37,7 +40,8 @@ class Autouse:
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1
-        keeps = bool(self._config.getoption("--tidy-keep"))  # for a process after this one
+        # for a process after this one
+        keeps = self._config.getoption("--tidy-keep") or configured().get("keep_on_failure", False)
         self._suite = WholeSuite(
             plugin.add,
             with_ledger=several or keeps if option is None else option,
@@ -58,30 +62,37 @@ class Autouse:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, object, object]:
         """A test begins with the suite's own hooks, before its first fixture."""
         if self._suite is not None and self._plugin is not None:
-            options, keeps = self._options(self._plugin, item)
+            self._options, self._wrong = self._options_of(self._plugin, item, {})
+            keeps = partial(self._plugin.keeps, item, self._options)
             show = partial(item.add_report_section, "teardown", "tidyrows")
-            self._test.enter_context(self._suite.test(item.nodeid, options, keeps, show))
+            self._test.enter_context(self._suite.test(item.nodeid, self._options, keeps, show))
         return (yield)
 
-    def _options(
-        self, plugin: Plugin, item: pytest.Item
-    ) -> tuple[dict[str, Any], Callable[[], bool]]:
-        """The options of a test; those of a wrong mark fail its first fixture.
+    def _options_of(
+        self, plugin: Plugin, item: pytest.Item, fixture: Any
+    ) -> tuple[dict[str, Any], BaseException | None]:
+        """The options of a test, and what is wrong in them: it fails the test's first fixture.
 
         A hook that fails here would keep the hooks of other plugins from being called.
         """
-        self._wrong_mark = None
         try:
-            return plugin.whole_suite_options(item)
+            return plugin.whole_suite_options(item, fixture), None
         except pytest.fail.Exception as error:
-            self._wrong_mark = error
-            return {}, lambda: False
+            return {}, error
 
     @pytest.fixture(autouse=True)
-    def _tidy_autouse(self) -> Iterator[None]:
+    def _tidy_autouse(self, request: pytest.FixtureRequest, tidy_options: Any) -> Iterator[None]:
         """Set up before the test's other fixtures, and so torn down after them."""
-        if self._wrong_mark is not None:
-            raise self._wrong_mark
+        if self._suite is not None and self._plugin is not None:
+            if tidy_options:
+                options, self._wrong = self._options_of(self._plugin, request.node, tidy_options)
+                self._options.update(options)
+            if self._wrong is not None:
+                raise self._wrong
+            try:
+                self._suite.refuse_unknown_tables(self._options)
+            except UnknownTableError as error:
+                pytest.fail(str(error), pytrace=False)
         yield
         self._test.close()
 

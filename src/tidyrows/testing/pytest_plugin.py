@@ -10,7 +10,8 @@ import pytest
 import sqlalchemy as sa
 
 from tidyrows.arguments import check, check_names, kinds_of
-from tidyrows.cleanup.options import named_tables
+from tidyrows.cleanup.configuration import NAMING, Configuration, checked_options, configured
+from tidyrows.cleanup.options import KINDS, Dependents, named_tables
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.dialects import engine_for
 from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError, UnknownTableError
@@ -26,7 +27,7 @@ from tidyrows.testing.xdist_controller import NotesFile, XdistController, for_al
 from tidyrows.tracking.binding import Binding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from tidyrows.suite.cleanups import Record
@@ -36,8 +37,74 @@ _FAILED = pytest.StashKey[bool]()
 RECORDS = "tidyrows"
 """The attribute of a report, and the key of xdist's ``workeroutput``, that carries the records."""
 _LEDGERS: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
-_MARK = "@pytest.mark.tidy"
+_MARK, _FIXTURE = "@pytest.mark.tidy", "tidy_options"
 _OPTIONS = sorted(kinds_of(Tidy).keys() - {"test", "context"} | {"own", "protect"})
+
+
+def _checked(call: str, options: Any, positional: Iterable[str] = ()) -> dict[str, Any]:
+    """The options of a mark or a fixture; what is wrong in them fails the test."""
+    if not isinstance(options, dict):
+        pytest.fail(
+            f'{call} returns a dict, and {options!r} is none. Write return {{"own": [...]}}.',
+            pytrace=False,
+        )
+    try:
+        check_names(call, _OPTIONS, [*options, *positional])
+        check(call, kinds_of(Tidy), options.items())
+        for name in NAMING:
+            named_tables(name, options.get(name, ()))
+    except (ArgumentError, UnknownTableError) as error:
+        pytest.fail(str(error), pytrace=False)
+    return options
+
+
+def ini_options(config: pytest.Config) -> dict[str, Any]:
+    """The options of cleanups that the ini file has.
+
+    Raises:
+        pytest.UsageError: one has a value that it does not take.
+    """
+    options: dict[str, Any] = {}
+    for name, read in _FROM_TEXT.items():
+        ini = f"tidy_{name}"
+        text = config.getini(ini)
+        if not text:
+            continue
+        try:
+            options[name] = read(text)
+            checked_options(ini, {name: options[name]})
+        except (KeyError, ValueError):
+            kind = KINDS[name]
+            raise pytest.UsageError(
+                f"{ini} = {text} in the ini file: it must be {kind.need}; write "
+                f"{ini} = {kind.example}"
+            ) from None
+    return options
+
+
+def _switch(text: str) -> bool:
+    switches = {"true": True, "yes": True, "on": True, "1": True}
+    switches |= {"false": False, "no": False, "off": False, "0": False}
+    return switches[text.strip().lower()]
+
+
+def _tables(lines: list[str]) -> list[str]:
+    return [name for line in lines for name in line.replace(",", " ").split()]
+
+
+_FROM_TEXT: dict[str, Callable[[Any], Any]] = {
+    "own": _tables,
+    "protect": _tables,
+    "dependents": lambda text: Dependents[text.rpartition(".")[2].upper()],
+    "lock_timeout": float,
+    "deadline": float,
+    "rows_per_transaction": int,
+    "verify": _switch,
+    "trust_keys": _switch,
+    "keep_on_failure": _switch,
+    "allow_foreign_keys_off": _switch,
+}
+"""How the options in the ini file are read, each as ``tidy_`` and its name."""
 
 
 class Plugin:
@@ -45,6 +112,10 @@ class Plugin:
 
     def __init__(self, config: pytest.Config, notes_folder: Callable[[], Path | None]) -> None:
         self._config = config
+        try:
+            config.add_cleanup(Configuration(ini_options(config), above=True).reset)  # type: ignore[arg-type]
+        except ArgumentError as error:  # a table is to be owned and protected
+            raise pytest.UsageError(f"in the ini file: {error}") from None
         self._summary = RunSummary()
         self._unsent: list[Record] = []
         self.before_the_end: list[Callable[[], None]] = []
@@ -77,7 +148,7 @@ class Plugin:
         item = request.node
         item.stash[_FAILED] = False
         bind = request.getfixturevalue("tidy_engine")
-        options = self._options(item)
+        options = self._options(item, request.getfixturevalue("tidy_options"))
         tidy = self._new_tidy(bind, test=item.nodeid, **options)
         if tidy.is_async:
             yield from self._for_async_test(request, tidy)
@@ -162,31 +233,29 @@ class Plugin:
 
     # -- options ---------------------------------------------------------------------------------
 
-    def whole_suite_options(self, item: pytest.Item) -> tuple[dict[str, Any], Callable[[], bool]]:
-        """The cleanup options of a test, and a function that tells whether to keep its rows."""
-        options = self._options(item)
-        keep_on_failure = options.pop("keep_on_failure")
+    def whole_suite_options(self, item: pytest.Item, fixture: Any) -> dict[str, Any]:
+        """The cleanup options of a test."""
+        options = self._options(item, fixture)
         for name in ("ledger", "allow_production"):
             options.pop(name, None)
         item.stash[_FAILED] = False
-        return options, lambda: keep_on_failure and item.stash[_FAILED]
+        return options
 
-    def _options(self, item: pytest.Item) -> dict[str, Any]:
-        """The options of a test's marks; those closest to the test win."""
-        options: dict[str, Any] = {
-            "ledger": self.ledger_option(),
-            "keep_on_failure": self._config.getoption("--tidy-keep"),
-            "verify": self._config.getoption("--tidy-verify") == "on",
-        }
+    def keeps(self, item: pytest.Item, options: Mapping[str, Any]) -> bool:
+        """Whether a test with these options has failed and its rows are kept."""
+        wanted = (configured() | dict(options)).get("keep_on_failure", False)
+        return wanted and item.stash[_FAILED]
+
+    def _options(self, item: pytest.Item, fixture: Any) -> dict[str, Any]:
+        """The options of a test's marks, those closest to the test first, and of its fixture."""
+        options: dict[str, Any] = {"ledger": self.ledger_option()}
+        if self._config.getoption("--tidy-keep"):
+            options["keep_on_failure"] = True
+        if self._config.getoption("--tidy-verify") is not None:
+            options["verify"] = self._config.getoption("--tidy-verify") == "on"
+        options |= _checked(_FIXTURE, fixture)
         for mark in reversed(list(item.iter_markers("tidy"))):
-            try:
-                check_names(_MARK, _OPTIONS, [*mark.kwargs, *map(repr, mark.args)])
-                check(_MARK, kinds_of(Tidy), mark.kwargs.items())
-                for name in {"own", "protect"} & mark.kwargs.keys():
-                    named_tables(name, mark.kwargs[name])
-            except (ArgumentError, UnknownTableError) as error:
-                pytest.fail(str(error), pytrace=False)
-            options |= mark.kwargs
+            options |= _checked(_MARK, mark.kwargs, map(repr, mark.args))
         if self._notes is not None:
             self._notes.note_options(options)
         return options

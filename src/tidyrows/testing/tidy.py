@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 import sqlalchemy as sa
 
 from tidyrows.arguments import checked, instance_of, optional
+from tidyrows.cleanup.configuration import with_configured
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
@@ -76,6 +77,7 @@ class Tidy:
     tracker: ResourceTracker
     cleanup: CleanupManager
 
+    @with_configured
     @checked(
         CleanupManager,
         test=optional(instance_of(str, need="a text", example="'test_login'")),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.pool import NullPool
 
+from tidyrows.cleanup.configuration import configured
 from tidyrows.cleanup.options import Dependents, named_tables, written_names
 from tidyrows.cleanup.reasons import in_full
 from tidyrows.errors import TidyRowsError
@@ -68,6 +69,7 @@ class NotesFile:
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """The newest test wants its rows cleaned up with these options."""
+        options = configured() | dict(options)
         written: dict[str, Any] = {  # those that decide what is deleted
             name: written_names(named_tables(name, options.get(name, ())))
             for name in ("own", "protect")
