@@ -104,3 +104,62 @@ def test_an_explained_insert_that_runs_is_said(zoo_engine):
             connection.exec_driver_sql(f"{explain} INSERT INTO orgs (name) VALUES ('raw')")
         cleanup.tracker.track_query(sa.select(Org))
     assert cleanup.report.total_deleted == 1
+
+
+AUDIT = {
+    "sqlite": [
+        "CREATE TRIGGER log AFTER INSERT ON orgs BEGIN INSERT INTO log VALUES (NEW.id); END"
+    ],
+    "mysql": [
+        "CREATE TRIGGER log AFTER INSERT ON orgs FOR EACH ROW INSERT INTO log VALUES (NEW.id)"
+    ],
+    "postgresql": [
+        (
+            "CREATE FUNCTION log() RETURNS trigger LANGUAGE plpgsql AS "
+            "$$ BEGIN INSERT INTO log VALUES (NEW.id); RETURN NULL; END $$"
+        ),
+        "CREATE TRIGGER log AFTER INSERT ON orgs FOR EACH ROW EXECUTE FUNCTION log()",
+    ],
+}
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql", fixture="zoo_database")
+@pytest.mark.parametrize("many", [False, True])
+def test_rows_that_a_trigger_inserts_elsewhere_are_said_once(zoo_engine, many):
+    with zoo_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE log (org_id INTEGER)")
+        for sql in AUDIT[zoo_engine.dialect.name]:
+            connection.exec_driver_sql(sql)
+        if zoo_engine.dialect.name == "postgresql":  # of the first block, not of the setting up
+            connection.exec_driver_sql("INSERT INTO orgs (name) VALUES ('theirs')")
+    for _block in range(2):
+        with (
+            pytest.warns(UntrackedRowsWarning) as warned,
+            CleanupManager(ResourceTracker(zoo_engine)) as cleanup,
+        ):
+            for _transaction in range(2):
+                with Session(zoo_engine) as session:
+                    session.add_all([Org(name=f"ours {n}") for n in range(3 if many else 1)])
+                    session.commit()
+        assert cleanup.report.total_deleted == (6 if many else 2)
+        (text,) = [str(each.message) for each in warned]
+        assert "log" in text
+        assert "tracker.track_query(select(log)...)" in text
+        if zoo_engine.dialect.name == "postgresql":
+            assert text.startswith(f"{3 if many else 1} row(s) were inserted")
+
+
+@on("sqlite", "postgresql+psycopg", "mysql+pymysql", fixture="zoo_database")
+def test_a_warning_of_a_trigger_that_is_an_error_loses_no_row(zoo_engine):
+    with zoo_engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE log (org_id INTEGER)")
+        for sql in AUDIT[zoo_engine.dialect.name]:
+            connection.exec_driver_sql(sql)
+    cleanup = CleanupManager(ResourceTracker(zoo_engine))
+    with pytest.raises(UntrackedRowsWarning), cleanup, Session(zoo_engine) as session:
+        try:
+            session.execute(sa.insert(Org).values(name="ours"))
+        finally:
+            session.commit()
+    with zoo_engine.connect() as connection:  # where the counters tell, the COMMIT is not sent
+        assert connection.execute(sa.select(Org.id).where(Org.name == "ours")).all() == []

@@ -172,6 +172,7 @@ def test_a_key_that_a_trigger_of_sqlite_moves_afterwards_is_left_over(engine, ou
 
 
 @on("sqlite")
+@pytest.mark.filterwarnings("ignore:A trigger of main.things inserts into others")
 @pytest.mark.parametrize(
     "body",
     [

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
     from tidyrows.capture.changes import Sink
     from tidyrows.capture.returning import Rewrite
+    from tidyrows.capture.table_resolution import Target
     from tidyrows.capture.transaction_log import TransactionLog
     from tidyrows.keys import KeyedTable
 
@@ -193,8 +194,13 @@ class Capture:
             return statement
         log = self._transactions.log(connection)  # the question may have begun the transaction
         if isinstance(statement, Insert):
+            counted = "" in found[1].fills
+            if counted:
+                self._transactions.unseen.begin(
+                    connection.connection, by_driver=False, moves_names=False
+                )
             rewrite = returning.rewrite_insert(statement, parameters, *found, self.dialect)
-            plain = found[0].key_columns and not found[1].alters_keys
+            plain = found[0].key_columns and not (found[1].alters_keys or counted)
             if plain and not self.dialect.upsert(statement):
                 self._plain_tables.add(table_of(statement))
         elif self._must_tell(statement, found[0], log):
@@ -229,7 +235,9 @@ class Capture:
         if isinstance(statement, Compiled):
             statement = statement.statement
         if isinstance(statement, Insert):
-            self._inserted(connection, statement, options, result)
+            made = self._inserted(connection, statement, options, result)
+            if made is not None and made[1][1].fills:
+                self._warn_of_triggers(*made)
         elif isinstance(statement, (Update, Delete)):
             self._written(connection, statement, options, result)
         elif isinstance(statement, ExecutableDDLElement):
@@ -244,7 +252,8 @@ class Capture:
         insert: Insert,
         options: Mapping[str, Any],
         result: sa.CursorResult[Any],
-    ) -> None:
+    ) -> tuple[Sink, Target] | None:
+        """The rows of an INSERT are pending; returns whose they are, and of which table."""
         log = self._transactions.log(connection)
         # its sink may have stopped meanwhile: the caller must not see what was added for it
         rewrite, owner = (
@@ -252,32 +261,33 @@ class Capture:
         )
         owner = owner or self.sinks.owner(connection)
         if owner is None:
-            return
+            return None
         found = self.tables.find(connection, log.targets, insert, options)
         told = getattr(result.context, "tidyrows_table", "")
         if type(found) is tuple and not (found[1].incarnation or told).startswith(told):
             found = self.tables.find_moved(connection, log, insert, options, told)
         if not isinstance(found, tuple):
             self._warn_untracked(owner, table_of(insert), found)
-            return
+            return None
         target = found[0]
         if not target.key_columns:
             rows = affected_rows.inserted_rows(insert, rewrite, result, target)
             unkeyed = InsertedWhole(target, rows, incarnation=found[1].incarnation)
             self._inserted_whole(connection, log, owner, unkeyed)
-            return
+            return owner, found
         found_keys = affected_rows.inserted_keys(insert, rewrite, result, found, self.dialect)
         if isinstance(found_keys, str):
             self._warn_untracked(owner, target.table, found_keys)
-            return
+            return None
         keys, generated, sent = found_keys
         whole = affected_rows.nameable(keys)
         if whole:
             single = len(target.key_columns) == 1
             stored: list[Any] = list(map(_first, whole)) if single else whole
             if generated and found[1].incarnation and type(stored[0]) is int:
-                if stored[0] <= self._highest.get(target, stored[0] - 1):  # its numbers came back
-                    found = self.tables.find_again(connection, log.targets, insert, options, found)
+                came_back = stored[0] <= self._highest.get(target, stored[0] - 1)
+                again = (connection, log.targets, insert, options, found)
+                found = self.tables.find_again(*again) if came_back else found
                 self._highest[target] = stored[-1]
             recorder, tag = self._recorder, owner.context.tag
             hashes = (
@@ -303,6 +313,7 @@ class Capture:
                 f"no DELETE can name it, so it is not tracked. Delete it yourself, or give the key "
                 f"a value.",
             )
+        return owner, found
 
     def _inserted_whole(
         self, connection: sa.Connection, log: TransactionLog, owner: Sink, change: InsertedWhole
@@ -319,6 +330,16 @@ class Capture:
             f"An INSERT into {name} is not tracked: {reason}. Take its rows with "
             f"tracker.track_query(select({name})...) or tracker.track_rows({name}, keys).",
         )
+
+    def _warn_of_triggers(self, owner: Sink, found: Target) -> None:
+        """Where counters do not tell what triggers insert, their texts do."""
+        for name in filter(None, found[1].fills):
+            owner.warn_once(
+                ("filled", found[0].name, name),
+                f"A trigger of {found[0].name} inserts into {name}: those rows are not tracked. "
+                f"Cleanup deletes or detaches those that reference tracked rows: with own=[{name}] "
+                f"it deletes them all. Take others with tracker.track_query(select({name})...).",
+            )
 
     def _written(
         self,

@@ -148,19 +148,21 @@ class UnseenInserts:
         self.uses: dict[Any, _Use] = {}
         self.late: list[tuple[Sink, Any, str]] = []
 
-    def begin(self, fairy: Any, *, by_driver: bool = True) -> None:
+    def begin(self, fairy: Any, *, by_driver: bool = True, moves_names: bool = True) -> None:
         """From now on statements may be sent that capture does not see.
 
         Args:
             fairy: the pool's proxy of the connection.
             by_driver: False for a statement of SQLAlchemy that is about to be sent, and may run
                 code of the database.
+            moves_names: whether names of tables may mean something else afterwards.
         """
         record = _record_of(fairy)
         # SQLAlchemy asks a new connection through a proxy of another kind.
         if record is None or not isinstance(fairy, _ConnectionFairy):
             return
-        forget_names(record.info)
+        if moves_names:
+            forget_names(record.info)
         if self._sinks.idle:
             return
         use = self.uses.get(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     from tidyrows.schema.reflect import Columns
 
 
+_FILLS = re.compile(
+    r"""\b(?:INSERT\s+(?:LOW_PRIORITY\s+|DELAYED\s+|HIGH_PRIORITY\s+|IGNORE\s+|OR\s+\w+\s+)*
+    (?:INTO\s+)?|REPLACE\s+(?:LOW_PRIORITY\s+|DELAYED\s+)?INTO\s+)
+    ((?:[\w$.]+|"[^"]+"|`[^`]+`|\[[^\]]+\])+)\s*(?:\(|SELECT\b|VALUES?\b|SET\b|DEFAULT\b|AS\b)""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+def filled_tables(body: str) -> tuple[str, ...]:
+    """The tables that the body of a trigger inserts into, as written there without quotes."""
+    names = (re.sub(r"""["`\[\]]""", "", name) for name in _FILLS.findall(body))
+    return tuple(dict.fromkeys(names))
+
+
 @dataclass(frozen=True, slots=True)
 class RealTable:
     """The table that a name in an INSERT means.
@@ -39,6 +54,8 @@ class RealTable:
         transactional: whether a ROLLBACK undoes what was written to it.
         moves_keys: whether a trigger changes keys of new rows later than RETURNING tells them.
         incarnation: as :meth:`Catalogue.incarnations` tells it; None where it is not known.
+        fills: tables that triggers insert into at an INSERT, as their texts name them; "" for
+            such as no text, but ``rows_inserted`` tells.
     """
 
     schema: str
@@ -49,6 +66,7 @@ class RealTable:
     transactional: bool = True
     moves_keys: bool = False
     incarnation: str | None = field(default=None, compare=False)
+    fills: tuple[str, ...] = ()
 
 
 class Catalogue(DriverAccess):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sqlalchemy.dialects.mysql import LONGTEXT
 
-from tidyrows.dialects.catalogue import RealTable
+from tidyrows.dialects.catalogue import RealTable, filled_tables
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.mysql.locks import MySQLLocks
 from tidyrows.dialects.mysql.reflection import SHOWN_TRIGGERS, read_columns, read_foreign_keys
@@ -43,13 +43,15 @@ _IS_MARKED = "RELEASE SAVEPOINT tidyrows_mark"
 _ROLLBACKS = "SHOW SESSION STATUS LIKE 'Handler_rollback'"
 _SAVED = "tidyrows.mysql.session"
 
-# The schema of a name, whether the session cuts values rather than refuse them, and the triggers
-# that may change a new row. With constants for its place, the server opens no other table's files.
+# The schema of a name, whether the session cuts values rather than refuse them, whether a trigger
+# may change a new row, and what triggers do at an INSERT. With constants for its place, the server
+# opens no other table's files.
 _PLACE = """
-SELECT COALESCE(%s, DATABASE()), @@SESSION.sql_mode,
-       EXISTS (SELECT 1 FROM information_schema.triggers
-               WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
-                     AND action_timing = 'BEFORE' AND event_manipulation = 'INSERT')"""
+SELECT COALESCE(%s, DATABASE()), @@SESSION.sql_mode, MAX(action_timing = 'BEFORE'),
+       GROUP_CONCAT(action_statement SEPARATOR '; ')
+FROM information_schema.triggers
+WHERE event_object_schema = COALESCE(%s, DATABASE()) AND event_object_table = %s
+      AND event_manipulation = 'INSERT'"""
 # The line after the columns in SHOW CREATE TABLE, in upper case.
 _ENGINE = re.compile(r"^\) ENGINE=(\w+)", re.MULTILINE)
 _WITHOUT_TRANSACTIONS = frozenset({"MYISAM", "ARIA", "MEMORY", "CSV", "ARCHIVE", "MRG_MYISAM"})
@@ -252,16 +254,17 @@ class MySQL(MySQLStatements, MySQLLocks):
     def resolve(self, connection: sa.Connection, schema: str | None, name: str) -> RealTable | None:
         """SHOW CREATE TABLE: alone in telling a temporary table, which hides one of its name."""
         found = self._query(connection, _PLACE, schema, schema, name)
-        ((schema, mode, triggers),) = found
+        ((schema, mode, changing, triggers),) = found
         if schema is None:
             return None
-        alters_keys = bool(triggers) or "STRICT_" not in mode
+        alters_keys = bool(changing) or "STRICT_" not in mode
         if not alters_keys and self.returning:
             alters_keys = not self._is_shown_triggers(connection, schema, name)
+        fills = filled_tables(triggers or "")
         definition = self._definition(connection, schema, name)
         if definition is None:
             # Without the right to look, there still is the table that the INSERT went to.
-            return RealTable(schema, "table", plain=False, alters_keys=alters_keys)
+            return RealTable(schema, "table", plain=False, alters_keys=alters_keys, fills=fills)
         if not definition:
             return None
         if definition.startswith(_TEMPORARY):
@@ -278,6 +281,7 @@ class MySQL(MySQLStatements, MySQLLocks):
             alters_keys=alters_keys,
             transactional=transactional,
             incarnation=self.incarnations(connection, [place]).get(place) if is_table else None,
+            fills=fills,
         )
 
     def _definition(self, connection: sa.Connection, schema: str, name: str) -> str | None:

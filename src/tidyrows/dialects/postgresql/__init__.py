@@ -51,7 +51,8 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
-# Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW.
+# Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW, and 4 is INSERT. Functions of PostgreSQL's
+# own have smaller numbers; one that inserts says so in its text, or runs another.
 _RESOLVE = f"""
 SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS pg_catalog.text),
        pg_catalog.has_table_privilege(c.oid, 'SELECT')
@@ -65,7 +66,14 @@ SELECT n.nspname, CAST(c.relkind AS pg_catalog.text), CAST(c.relpersistence AS p
                      AND (t.tgrelid = c.oid
                           OR t.tgrelid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
                                            WHERE i.inhparent = c.oid))),
-       {INCARNATION}
+       {INCARNATION},
+       EXISTS (SELECT FROM pg_catalog.pg_trigger t
+               JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid AND p.oid >= 16384
+               WHERE t.tgtype & 4 = 4 AND t.tgenabled <> 'D' AND NOT t.tgisinternal
+                     AND p.prosrc ~* 'insert|merge|copy|execute|perform|call|select'
+                     AND (t.tgrelid = c.oid
+                          OR t.tgrelid IN (SELECT i.inhrelid FROM pg_catalog.pg_inherits i
+                                           WHERE i.inhparent = c.oid)))
 FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
 WHERE c.relname = CAST(%s AS pg_catalog.name) AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND """
 _VISIBLE = "pg_catalog.pg_table_is_visible(c.oid)"
@@ -332,7 +340,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
             rows = self._query(connection, _RESOLVE + _IN_SCHEMA, name, schema, schema)
         if not rows:
             return None
-        real_schema, kind, persistence, returns, alters_keys, incarnation = rows[0]
+        real_schema, kind, persistence, returns, alters_keys, incarnation, fills = rows[0]
         if kind not in {"r", "p"}:
             return RealTable(real_schema, "other", plain=False, returns=returns)
         temporary = persistence == "t"
@@ -343,6 +351,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
             returns=returns,
             alters_keys=alters_keys,
             incarnation=incarnation,
+            fills=("",) if fills else (),
         )
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:

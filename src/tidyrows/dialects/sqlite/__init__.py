@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.catalogue import RealTable
+from tidyrows.dialects.catalogue import RealTable, filled_tables
 from tidyrows.dialects.driver import Loss, database_name, raw_connection
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.sqlite.locks import (
@@ -49,6 +49,8 @@ _SETS = (
     r"""\bUPDATE\b(?:(?!\bSET\b).)*["`\[\s.]{}["`\]\s]+SET\b(?:(?!\bWHERE\b).)*"""
     r"""\b(?:{})["`\]\s]*(?:=|,[^=()]*\)\s*=|\)\s*=)"""
 )
+_TRIGGER = re.compile(r"\bCREATE\s+(?:TEMP\w*\s+)?TRIGGER\b", re.IGNORECASE)
+_BEGIN = re.compile(r"\bBEGIN\b", re.IGNORECASE)
 _BEFORE_DELETE = re.compile(r"(?<!AFTER)\s+DELETE\s+ON\b", re.IGNORECASE)
 
 
@@ -83,6 +85,17 @@ WHERE m.type = 'table' AND m.rootpage > 0 AND i."unique" AND NOT i.partial
       AND NOT EXISTS (SELECT 1 FROM pragma_index_info(i.name, ?) AS e WHERE e.name IS NULL)"""
 # A generated column's type says so too.
 _GENERATED = re.compile(r"GENERATED|ALWAYS")
+
+
+def _fills(triggers: str | None) -> tuple[str, ...]:
+    """The tables that triggers on INSERT insert into, by the texts of all triggers of a table."""
+    bodies = [
+        body[0]
+        for text in _TRIGGER.split(triggers or "")
+        for head, *body in [_BEGIN.split(text, 1)]
+        if body and _ON_INSERT.search(head)
+    ]
+    return filled_tables(" ".join(bodies))
 
 
 def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys:
@@ -263,7 +276,7 @@ class SQLite(SQLiteStatements, SQLiteLocks):
                     return RealTable(place, "other", plain=False)
                 moves = triggers is not None and self._moves_keys(connection, place, name, triggers)
                 here: Literal["temporary", "table"] = "temporary" if place == "temp" else "table"
-                return RealTable(place, here, plain=False, moves_keys=moves)
+                return RealTable(place, here, plain=False, moves_keys=moves, fills=_fills(triggers))
         return None
 
     def _moves_keys(self, connection: sa.Connection, place: str, name: str, triggers: str) -> bool:
