@@ -151,7 +151,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if order is not None or again is not None:
         from tidyrows.testing.pytest_audit import OrderPlugin  # noqa: PLC0415 -- as above
 
-        config.pluginmanager.register(OrderPlugin(order, again), "tidyrows order")
+        config.pluginmanager.register(OrderPlugin(config, order, again), "tidyrows order")
     elif config.getoption("--tidy-audit"):
         _audit(config)
 

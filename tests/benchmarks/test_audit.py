@@ -14,7 +14,7 @@ from benchmarks.measure import seconds
 from harness.audits import unobserved
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.watch import WatchedDatabases
+from tidyrows.audit.databases import WatchedDatabases
 
 ROWS = 1_000_000
 SMALL = 50

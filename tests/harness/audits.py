@@ -10,7 +10,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.watch import WatchedDatabases
+from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.capture.changes import INTERNAL
 
 

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Self
 
 from tidyrows.audit.row_history import BEFORE, RowAccess
+from tidyrows.audit.tables import first_keys, listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
     from tidyrows.audit.row_history import Maker, RowHistory
     from tidyrows.audit.tables import Key
     from tidyrows.keys import TableName
 
 _MAKERS = 3
-_KEYS = 5
-_LONGEST = 60
-"""Characters of a key."""
 
 
 class FindingKind(IntEnum):
@@ -54,12 +52,14 @@ class Finding:
     table: str | None = None
     keys: list[Any] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    proof: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
             "fault": self.kind.name.lower(),
             "said": self.text,
+            "proof": self.proof,
             "cure": self.cure,
             "table": self.table,
             "rows": self.count,
@@ -106,15 +106,25 @@ def row_findings(history: RowHistory, wording: Wording) -> Iterator[Finding]:
                 # The rows of all tests in one line, those of each shared fixture in another.
                 groups[access, table, "" if other.is_test else other.name][other] = keys
         for (access, table, _name), by_maker in groups.items():
-            yield _touched(maker, access, table, by_maker, wording)
+            found = _touched(maker, access, table, by_maker, wording)
+            yield replace(found, proof=_seen(history, access, table))
     for maker, left in history.left.items():
         for table, rows in left.items():
             if rows and table.database not in wording.own:
                 there = history.still_there(maker, table)
-                few = [] if wording.keyless(table) else _first_keys(rows.keys)
-                found = _left(maker, table, few, (len(rows), there), wording)
-                if found is not None:
-                    yield found
+                few = [] if wording.keyless(table) else first_keys(rows.keys)
+                leaves = _left(maker, table, few, (len(rows), there), wording)
+                if leaves is not None:
+                    yield replace(leaves, proof=_seen(history, None, table))
+
+
+def _seen(history: RowHistory, access: RowAccess | None, table: TableName) -> str:
+    """How the audit knows it."""
+    if access is RowAccess.READS:
+        return "seen in what its SELECTs return"
+    if table in history.heard:
+        return "heard from its statements: the table is too large to be looked at"
+    return "seen in the database after it"
 
 
 def _touched(
@@ -126,7 +136,7 @@ def _touched(
 ) -> Finding:
     makers, touched = list(by_maker), set().union(*by_maker.values())
     count = len(touched)
-    keys = [] if wording.keyless(table) else _first_keys(touched)
+    keys = [] if wording.keyless(table) else first_keys(touched)
     model = wording.model(table)
     preserve = f"tidy.tracker.preserve({wording.select(table)})"
     if access is RowAccess.READS:
@@ -141,7 +151,7 @@ def _touched(
     made = "before the first test" if makers == [BEFORE] else f"by {', '.join(others)}"
     if len(makers) > _MAKERS:
         made += f" and {len(makers) - _MAKERS} other test(s)"
-    text = f"{access.value} {count} row(s) of {table}{_listed(keys, count)}, made {made}"
+    text = f"{access.value} {count} row(s) of {table}{listed(keys, count)}, made {made}"
     kind = FindingKind[access.name]
     return Finding(maker.name, kind, text, cure, count, str(table), keys, others)
 
@@ -153,30 +163,11 @@ def _left(
     if not maker.is_test:
         if not there:
             return None
-        text = f"leaves {there} row(s) of {table}{_listed(keys, there)} at the end of the run"
+        text = f"leaves {there} row(s) of {table}{listed(keys, there)} at the end of the run"
         cure = "make them with tidy_worker or tidy_run, which delete them at the end"
         return Finding(maker.name, FindingKind.SHARED, text, cure, there, str(table), keys)
-    text = f"leaves {count} row(s) of {table}{_listed(keys, count)}"
+    text = f"leaves {count} row(s) of {table}{listed(keys, count)}"
     if there != count:
         text += f", {there or 'none'} of them still there at the end of the run"
     cure = wording.tidy_cure(maker.name)
     return Finding(maker.name, FindingKind.LEAVES, text, cure, count, str(table), keys)
-
-
-def _first_keys(keys: Iterable[Key]) -> list[Any]:
-    """The first few, for people and for JSON: bare where the key is one column."""
-    few = sorted(keys, key=lambda key: tuple((isinstance(part, str), part) for part in key))[:_KEYS]
-    cut = [tuple(part[:_LONGEST] if isinstance(part, str) else part for part in key) for key in few]
-    return [key[0] if len(key) == 1 else list(key) for key in cut]
-
-
-def _listed(keys: list[Any], count: int) -> str:
-    if not keys:
-        return ""
-    more = ", ..." if count > len(keys) else ""
-    return f" ({', '.join(map(_printable, keys))}{more})"
-
-
-def _printable(key: Any) -> str:
-    """A key may contain anything: a new line, or a command for the terminal."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(key))

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event, orm
 
+from tidyrows.audit.names import NAME, WrittenName, written_name
+from tidyrows.audit.reads import reads_of
 from tidyrows.audit.tables import plain_key
 from tidyrows.capture.changes import INTERNAL, Inserted, Touched
 from tidyrows.capture.engine import capture_for
@@ -32,27 +34,24 @@ if TYPE_CHECKING:
     from tidyrows.audit.tables import Key
     from tidyrows.capture.changes import Change
 
-_PART = r'(?:[\w$]+|"(?:[^"]|"")+"|`(?:[^`]|``)+`|\[[^\]]+\])'
-_NAME = rf"({_PART}(?:\s*\.\s*{_PART})*)"
 _WRITES = re.compile(
     r"\b(?:INSERT\s+(?:(?:LOW_PRIORITY|DELAYED|HIGH_PRIORITY|IGNORE)\s+|OR\s+\w+\s+)*(?:INTO\s+)?"
     r"|REPLACE\s+INTO\s+|MERGE\s+INTO\s+|COPY\s+"
     r"|UPDATE\s+(?:OR\s+\w+\s+)?(?:ONLY\s+)?"
-    r"|DELETE\s+FROM\s+(?:ONLY\s+)?|TRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?)" + _NAME,
+    r"|DELETE\s+FROM\s+(?:ONLY\s+)?|TRUNCATE\s+(?:TABLE\s+)?(?:ONLY\s+)?)" + NAME,
     re.IGNORECASE,
 )
-_DROPS = re.compile(
-    rf"\bDROP\s+TABLE\s+(?:IF\s+EXISTS\s+)?({_NAME}(?:\s*,\s*{_NAME})*)", re.IGNORECASE
+_EMPTIES = re.compile(
+    r"\b(?:DELETE\s+FROM|TRUNCATE(?:\s+TABLE)?)\s+(?:ONLY\s+)?" + NAME, re.IGNORECASE
 )
-_READS = re.compile(rf"\b(?:FROM|JOIN)\s+{_NAME}", re.IGNORECASE)
-_PIECE = re.compile(_PART)
+_DROPS = re.compile(
+    rf"\bDROP\s+TABLE\s+(?:IF\s+EXISTS\s+)?({NAME}(?:\s*,\s*{NAME})*)", re.IGNORECASE
+)
+_READS = re.compile(rf"\b(?:FROM|JOIN)\s+{NAME}", re.IGNORECASE)
 # A statement that begins with one of these may write and name no table: a procedure, a block.
 _UNCLEAR = frozenset({"CALL", "DO", "EXEC", "EXECUTE", "LOAD"})
 # CREATE DATABASE may name another database as its template, to which nobody may be connected.
 _EXCLUSIVE = re.compile(r"\s*(?:DROP|ALTER|CREATE)\s+(?:DATABASE|SCHEMA)\b", re.IGNORECASE)
-
-WrittenName = tuple[str | None, str]
-"""A table as it is written: the schema, None where there is none, and the name."""
 
 
 @dataclass(slots=True)
@@ -63,6 +62,7 @@ class DatabaseObservations:
     read: frozenset[WrittenName] = frozenset()
     ddl: bool = False  # it may create or drop tables
     dropped: frozenset[WrittenName] = frozenset()
+    emptied: frozenset[WrittenName] = frozenset()  # some of its rows were deleted
     unclear: bool = False  # it may write, and does not name the table
     exclusive: bool = False  # it may need a database to which nobody is connected
 
@@ -86,21 +86,10 @@ def scan(sql: str) -> DatabaseObservations:
         read=frozenset(written_name(match[1]) for match in _READS.finditer(sql)) - written,
         ddl=is_ddl(sql),
         dropped=frozenset(written_name(n) for m in _DROPS.finditer(sql) for n in m[1].split(",")),
+        emptied=frozenset(written_name(match[1]) for match in _EMPTIES.finditer(sql)),
         unclear=first_word(sql) in _UNCLEAR,
         exclusive=_EXCLUSIVE.match(sql) is not None,
     )
-
-
-def written_name(text: str) -> WrittenName:
-    """The table of a name as it is written in SQL."""
-    parts = [_unquoted(part) for part in _PIECE.findall(text)]
-    return (parts[-2] if len(parts) > 1 else None), parts[-1]
-
-
-def _unquoted(part: str) -> str:
-    if part[0] in '"`':
-        return part[1:-1].replace(part[0] * 2, part[0])
-    return part[1:-1] if part[0] == "[" else part
 
 
 @dataclass(slots=True)
@@ -113,6 +102,8 @@ class Observations:
     # ``inserted``, ``updated`` or ``deleted``
     committed: list[tuple[str, RowKey]] = field(default_factory=list)
     unnamed_inserts: set[str] = field(default_factory=set)  # tables; the keys are not known
+    # by the text of SQL and parameters: the database, the SQL and the parameters of a SELECT
+    selects: dict[tuple[str, str, str], tuple[str, str, Any]] = field(default_factory=dict)
 
     def of(self, database: str) -> DatabaseObservations:
         """The observations of one database."""
@@ -121,10 +112,14 @@ class Observations:
 
 _MOST = 10_000
 """How many rows of one statement are remembered."""
+_SELECTS = 200
+"""How many SELECTs of one test are remembered."""
 
 
 class AuditObserver(ObservingSink):
     """Observes all engines from ``open`` to ``close``."""
+
+    is_shared = False  # it hears too of changes to the rows that trackers of several tests hold
 
     def __init__(self) -> None:
         super().__init__()
@@ -152,6 +147,9 @@ class AuditObserver(ObservingSink):
 
     def close(self) -> None:
         """Remove the listeners."""
+        for engine in self._engines.known:
+            sinks = capture_for(engine).sinks
+            sinks.observers = tuple(each for each in sinks.observers if each is not self)
         self._engines.stop()
         while self._listeners:
             event.remove(*self._listeners.pop())
@@ -170,7 +168,9 @@ class AuditObserver(ObservingSink):
     # -- connections -----------------------------------------------------------------------------
 
     def _accept(self, engine: sa.Engine) -> bool:
-        capture_for(engine).sinks.add(self)
+        sinks = capture_for(engine).sinks
+        sinks.add(self)
+        sinks.observers = (*sinks.observers, self)
         return True
 
     def _connected(self, connection: sa.Connection) -> str | None:
@@ -206,7 +206,17 @@ class AuditObserver(ObservingSink):
         if found.exclusive and os.getpid() == self._process:
             self._release()
         if name is not None:
-            self.observed.of(name).add(found)
+            there = self.observed.of(name)
+            if not executemany:
+                self._remember(name, statement, parameters, there)
+            there.add(found)
+
+    def _remember(self, name: str, sql: str, parameters: Any, there: DatabaseObservations) -> None:
+        """Remember a SELECT, but for those of tables whose rows this test has deleted."""
+        reads = reads_of(sql) if len(self.observed.selects) < _SELECTS else ()
+        if reads and not there.emptied & {read.table for read in reads}:
+            place = name, sql, repr(parameters)
+            self.observed.selects.setdefault(place, (name, sql, parameters))
 
     # -- what capture reports ----------------------------------------------------------------------
 

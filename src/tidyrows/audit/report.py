@@ -1,20 +1,20 @@
-"""The findings of an audit by test, the worst first: as JSON, as text, as one HTML file."""
+"""The findings of an audit by test, the worst first: as JSON and as text."""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from tidyrows.audit.findings import Finding
+    from tidyrows.audit.findings import Finding, FindingKind
     from tidyrows.audit.runs import AuditRun
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +34,30 @@ class Culprit:
 
 @dataclass(frozen=True, slots=True)
 class AuditReport:
-    """What an audit found."""
+    """What an audit found.
 
-    tests: int
+    Attributes:
+        culprits: the tests with findings, the worst first.
+        runs: the first is the one that was looked at.
+        notes: what the audit could not see or do.
+        not_put_back: what was not as before after a run.
+    """
+
     culprits: Sequence[Culprit]
-    runs: Sequence[AuditRun] = ()
+    runs: Sequence[AuditRun]
     notes: Sequence[str] = ()
+    not_put_back: Sequence[str] = ()
+
+    @property
+    def tests(self) -> int:
+        """How many tests ran."""
+        return len(self.runs[0].failed)
 
     def as_json(self) -> dict[str, Any]:
         """In JSON's types."""
         return {
             "version": _VERSION,
+            "headline": self.headline,
             "tests": self.tests,
             "culprits": [
                 {"test": culprit.test, "findings": [each.as_json() for each in culprit.findings]}
@@ -53,30 +66,39 @@ class AuditReport:
             "runs": [
                 {
                     "name": run.name,
+                    "kind": run.kind.value,
                     "seed": run.seed,
                     "tests": len(run.failed),
                     "failed": [test for test, failed in run.failed.items() if failed],
+                    "changed": list(run.changed),
                     "said": run.fault,
                 }
                 for run in self.runs
             ],
+            "not_put_back": list(self.not_put_back),
             "notes": list(self.notes),
         }
+
+    @property
+    def counts(self) -> list[tuple[FindingKind, int]]:
+        """How many culprits there are of each kind, the worst first."""
+        kinds = (kind for c in self.culprits for kind in {each.kind for each in c.findings})
+        return sorted(Counter(kinds).items())
 
     @property
     def headline(self) -> str:
         """The report in one line."""
         if not self.culprits:
             return f"{self.tests} test(s), no culprit"
-        counts = Counter(
-            kind for culprit in self.culprits for kind in {each.kind for each in culprit.findings}
-        )
-        text = ", ".join(f"{count} {kind.words}" for kind, count in sorted(counts.items()))
+        text = ", ".join(f"{count} {kind.words}" for kind, count in self.counts)
         return f"{len(self.culprits)} culprit(s), {self.tests} test(s): {text}"
 
 
 def report_of(
-    findings: Iterable[Finding], tests: int, runs: Sequence[AuditRun], notes: Sequence[str]
+    findings: Iterable[Finding],
+    runs: Sequence[AuditRun],
+    notes: Sequence[str],
+    not_put_back: Sequence[str] = (),
 ) -> AuditReport:
     """The report of all that was found."""
     by_test: dict[str, list[Finding]] = {}
@@ -87,76 +109,56 @@ def report_of(
         for test, found in by_test.items()
     ]
     faults = [f"the run {run.name!r}: {run.fault}" for run in runs if run.fault]
-    return AuditReport(tests, sorted(culprits, key=lambda c: c.badness), runs, [*notes, *faults])
+    worst_first = sorted(culprits, key=lambda c: c.badness)
+    return AuditReport(worst_first, runs, [*notes, *faults], not_put_back)
 
 
 _MOST = 30
 """Culprits in the terminal; JSON and HTML have them all."""
 _TABLES = 4
 _NOTES = 10
+_NARROWEST = 40
 
 
-def lines(report: AuditReport) -> Iterator[str]:
-    """The lines of the report."""
-    yield report.headline
-    width = max((len(each.kind.words) for c in report.culprits for each in c.findings), default=0)
+def lines(report: AuditReport, width: int = 80) -> Iterator[str]:
+    """The lines of the report, none longer than the terminal."""
+    yield from wrapped(report.headline, width)
+    column = max((len(each.kind.words) for c in report.culprits for each in c.findings), default=0)
     for culprit in report.culprits[:_MOST]:
         yield ""
-        yield culprit.test
-        for (kind, cure), alike in groupby(culprit.findings, lambda f: (f.kind, f.cure)):
+        yield from wrapped(culprit.test, width)
+        for (kind, cure, proof), alike in groupby(
+            culprit.findings, lambda f: (f.kind, f.cure, f.proof)
+        ):
             texts = [each.text for each in alike]
             more = [f"and {len(texts) - _TABLES} more tables"] if len(texts) > _TABLES else []
-            yield f"  {kind.words:<{width}}  {'; '.join([*texts[:_TABLES], *more])}"
-            yield f"  {'':<{width}}  cure: {cure}"
+            said = "; ".join([*texts[:_TABLES], *more])
+            indent = " " * (column + 4)
+            yield from wrapped(said, width, f"  {kind.words:<{column}}  ", indent)
+            yield from wrapped(proof, width, f"{indent}proof: ", f"{indent}       ")
+            yield from wrapped(cure, width, f"{indent}cure: ", f"{indent}      ")
     hidden = len(report.culprits) - _MOST
     if hidden > 0:
         yield ""
         yield f"and {hidden} more culprit(s): --tidy-audit-json PATH or --tidy-audit-html PATH"
-    if report.notes:
-        yield ""
-    for note in report.notes[:_NOTES]:
-        yield f"not seen: {note}"
-    if len(report.notes) > _NOTES:
-        yield f"not seen: {len(report.notes) - _NOTES} more, in the JSON and HTML"
+    for name, notes in (("not put back", report.not_put_back), ("not seen", report.notes)):
+        if notes:
+            yield ""
+        for note in notes[:_NOTES]:
+            first, *others = note.splitlines() or [""]
+            yield from wrapped(first, width, f"{name}: ")
+            for line in others:
+                yield from wrapped(line, width, "  ")
+        if len(notes) > _NOTES:
+            yield f"{name}: {len(notes) - _NOTES} more, in the JSON and HTML"
 
 
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>tidyrows audit</title><style>
-body { font: 15px/1.4 sans-serif; margin: 2em; color: #222 }
-table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; vertical-align: top; padding: .4em .8em; border-bottom: 1px solid #ddd }
-code, pre { font: 13px/1.4 monospace; white-space: pre-wrap; overflow-wrap: anywhere }
-.f1, .f2 { background: #fbd5d5 } .f3, .f4 { background: #fde8cf } .f5 { background: #fdf6cf }
-</style></head><body>"""
-
-
-def html(report: AuditReport) -> str:
-    """The page."""
-    return "\n".join([_HEAD, *_body(report), "</body></html>", ""])
-
-
-def _body(report: AuditReport) -> Iterator[str]:
-    yield f"<h1>tidyrows audit</h1><p>{escape(report.headline)}</p>"
-    if report.culprits:
-        yield "<table><tr><th>test</th><th>fault</th><th>what</th><th>cure</th></tr>"
-        for culprit in report.culprits:
-            name = f"<code>{escape(culprit.test)}</code>"
-            for each in culprit.findings:
-                yield (
-                    f'<tr class="f{int(each.kind)}"><td>{name}</td>'
-                    f"<td>{escape(each.kind.words)}</td><td>{escape(each.text)}</td>"
-                    f"<td><code>{escape(each.cure)}</code></td></tr>"
-                )
-                name = ""
-        yield "</table>"
-    if len(report.runs) > 1:
-        yield "<h2>Runs</h2><table><tr><th>run</th><th>tests</th><th>failed</th></tr>"
-        for run in report.runs:
-            failed = [escape(test) for test, fails in run.failed.items() if fails]
-            named = "<br>".join(f"<code>{test}</code>" for test in failed) or "none"
-            yield f"<tr><td>{escape(run.name)}</td><td>{len(run.failed)}</td><td>{named}</td></tr>"
-        yield "</table>"
-    if report.notes:
-        yield "<h2>Not seen</h2>"
-        for note in report.notes:
-            yield f"<pre>{escape(note)}</pre>"
+def wrapped(text: str, width: int, first: str = "", others: str = "  ") -> list[str]:
+    """A text in lines that fit."""
+    return textwrap.wrap(
+        text,
+        max(width, _NARROWEST),
+        initial_indent=first,
+        subsequent_indent=others,
+        break_on_hyphens=False,
+    )

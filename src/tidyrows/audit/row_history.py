@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -57,9 +57,11 @@ class RowHistory:
         self.left: dict[Maker, dict[TableName, LeftRows]]
         self.left = defaultdict(lambda: defaultdict(LeftRows))
         self.touched: dict[Maker, Touched] = defaultdict(lambda: defaultdict(set))
-        self.tables: dict[str, set[str]] = defaultdict(set)
+        self.heard: set[TableName] = set()  # tables whose rows are known from statements only
+        self.reads: dict[str, set[str]] = defaultdict(set)  # the tables of each test
+        self.writes: dict[str, set[str]] = defaultdict(set)
         self._sees = sees
-        self._makers: dict[RowKey, Maker] = {}
+        self._makers: dict[TableName, dict[Key, Maker]] = defaultdict(dict)
 
     def add(self, maker: Maker, differences: Iterable[Difference], observed: Observations) -> None:
         """Add what was different after a test or a shared fixture, and what was observed in it."""
@@ -69,6 +71,7 @@ class RowHistory:
             self._add_difference(maker, difference, new)
         for operation, row in observed.committed:
             if not self._sees(row.table, row.key):
+                self.heard.add(row.table)
                 self._add_operation(maker, operation, row, new)
         for each in seen:
             if each.more:  # the operations have named some of the rows whose keys were not read
@@ -77,11 +80,16 @@ class RowHistory:
         self._add_reads(maker, new, observed)
         for row in new:
             self.left[maker][row.table].keys.add(row.key)
-            self._makers[row] = maker
+            self._makers[row.table][row.key] = maker
         if maker.is_test:
             for there in observed.databases.values():
-                names = {name for _schema, name in there.read | there.written}
-                self.tables[maker.name] |= names
+                self.reads[maker.name] |= {name for _schema, name in there.read}
+                self.writes[maker.name] |= {name for _schema, name in there.written}
+
+    def rows_of_others(self, maker: Maker, table: TableName) -> set[Key]:
+        """The rows of a table that are there now and that other tests have made."""
+        makers = self._makers.get(table, {})
+        return {key for key, other in makers.items() if other.is_test and other != maker}
 
     def _add_difference(self, maker: Maker, difference: Difference, new: set[RowKey]) -> None:
         table = difference.table
@@ -106,14 +114,16 @@ class RowHistory:
             self._forget(maker, row)
 
     def _forget(self, maker: Maker, row: RowKey) -> None:
-        if self._makers.pop(row, None) == maker:  # made and deleted, with a look between
+        if (
+            self._makers[row.table].pop(row.key, None) == maker
+        ):  # made and deleted, with a look between
             self.left[maker][row.table].keys.discard(row.key)
 
     def _touch(self, maker: Maker, access: RowAccess, rows: Iterable[RowKey]) -> None:
         """Remember what a test did to rows of others; a shared fixture may do that."""
         if maker.is_test:
             for row in rows:
-                other = self._makers.get(row, BEFORE)
+                other = self._maker(row)
                 if other != maker:
                     self.touched[maker][access, row.table, other].add(row.key)
 
@@ -125,22 +135,27 @@ class RowHistory:
             for key in keys
         }
         for row in observed.loaded - observed.inserted - new - touched:
-            other = self._makers.get(row, BEFORE)
+            other = self._maker(row)
             if other.is_test and row.table.name not in observed.unnamed_inserts:
                 self._touch(maker, RowAccess.READS, [row])
 
     def still_there(self, maker: Maker, table: TableName) -> int:
         """How many of the rows that a maker left are there now."""
         rows = self.left[maker][table]
-        there = sum(self._makers.get(RowKey(table, key)) == maker for key in rows.keys)
+        there = sum(self._makers[table].get(key) == maker for key in rows.keys)
         return there + rows.more
 
-    def leavers(self, test: str) -> Counter[str]:
-        """The tests that left rows in tables that this test used, and how many."""
-        tables = self.tables.get(test, set())
-        found: Counter[str] = Counter()
-        for maker, left in self.left.items():
-            count = sum(len(rows) for table, rows in left.items() if table.name in tables)
-            if maker.is_test and count:
-                found[maker.name] += count
-        return found
+    def _maker(self, row: RowKey) -> Maker:
+        return self._makers[row.table].get(row.key, BEFORE)
+
+    def influence(self, other: str, test: str) -> tuple[int, int, int]:
+        """How much a test may have to do with another, to sort by: nothing is three zeros.
+
+        The rows of one that the other read, changed or deleted; the tables that one wrote to and
+        the other read, and those that both wrote to.
+        """
+        touched = self.touched.get(Maker(test), {})
+        met = sum(len(keys) for (_how, _table, by), keys in touched.items() if by.name == other)
+        written = self.writes.get(other, set())
+        read = written & self.reads.get(test, set())
+        return met, len(read), len(written & self.writes.get(test, set()))

@@ -1,4 +1,4 @@
-"""Runs of the same suite once more and in other orders, and the tests that fail only in some."""
+"""Runs of the same suite: once more, in other orders, and of a few of its tests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,12 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tidyrows.audit.findings import Finding, FindingKind, function
-from tidyrows.audit.row_history import RowAccess
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-
-    from tidyrows.audit.row_history import RowHistory
 
 T = TypeVar("T")
 
@@ -28,28 +24,58 @@ _TAIL = 2000
 _AUDIT = ("--tidy-audit", "--tidy-audit-seeds", "--tidy-audit-json", "--tidy-audit-html")
 
 
+class RunKind(Enum):
+    """Which tests ran, and in which order."""
+
+    OWN = "own"  # all, in the order of the suite
+    SEED = "seed"  # all, in another one
+    ALONE = "alone"  # one
+    AFTER = "after"  # one, after some of those that had run before it
+
+
 @dataclass(frozen=True, slots=True)
 class AuditRun:
-    """One run of the suite."""
+    """One run of the suite.
+
+    Attributes:
+        name: for people.
+        failed: whether it failed, by test, in the order in which they ran.
+        seed: of its order.
+        fault: why it did not come to its end.
+        kind: see there.
+        changed: what was not as before the audit when it began.
+    """
 
     name: str
     failed: dict[str, bool]
     seed: int | None = None
     fault: str | None = None
+    kind: RunKind = RunKind.OWN
+    changed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class SuiteCommand:
-    """How the suite was started."""
+    """How the suite was started.
+
+    Attributes:
+        arguments: of pytest.
+        folder: where.
+        seconds: how long a run may take.
+        environment: of its start.
+        separate: more arguments, which keep a run in its own folder.
+        swept: is called with the id of a run that was killed or has crashed.
+    """
 
     arguments: Sequence[str]
     folder: Path
     seconds: float
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     separate: Callable[[Path], Iterable[str]] = lambda _folder: ()
+    swept: Callable[[str], None] = lambda _run: None
 
     def run(self, name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
-        """Run it again."""
+        """Run these tests again."""
         with (
             tempfile.TemporaryDirectory(prefix="tidyrows-audit-") as made,
             _lifeline() as descriptors,
@@ -62,10 +88,17 @@ class SuiteCommand:
                 *(sys.executable, "-m", "pytest", *without_audit(self.arguments)),
                 *(*self.separate(folder), "--maxfail=0", f"--tidy-audit-again={plan}"),
             ]
-            with printed.open("wb") as output:
-                fault = self._wait(command, output.fileno(), descriptors)
-            written = outcomes.read_text(encoding="utf-8") if outcomes.exists() else ""
-            failed: dict[str, bool] = dict(json.loads(line) for line in written.splitlines())
+            fault: str | None = "it was interrupted"
+            try:
+                with printed.open("wb") as output:
+                    fault = self._wait(command, output.fileno(), descriptors)
+            finally:
+                written = outcomes.read_text(encoding="utf-8") if outcomes.exists() else ""
+                told = [json.loads(line) for line in written.splitlines() if line.endswith("]")]
+                if fault is not None:
+                    for _nothing, run in (each for each in told if each[0] is None):
+                        self.swept(run)
+            failed: dict[str, bool] = dict(each for each in told if each[0] is not None)
             if order and not failed:
                 fault = fault or "it ran no test"
             if fault is not None:
@@ -130,98 +163,6 @@ def without_audit(arguments: Sequence[str]) -> Iterator[str]:
             skip = not equals and name != _AUDIT[0]
         else:
             yield argument
-
-
-_NAMED = 3
-
-
-def rerun(
-    first: AuditRun, seeds: Sequence[int], run: Callable[[str, int | None], AuditRun]
-) -> Iterator[AuditRun]:
-    """The runs after the first, each when it is asked for.
-
-    Once more in the same order, since a test that fails then fails in any order; in the order of
-    each seed; and where a test failed in these only, in the first order again: it tells whether the
-    order is the cause, or what the runs before have left.
-    """
-    again = run("once more in its own order", None)
-    yield again
-    others = []
-    for seed in seeds:
-        others.append(run(f"seed {seed}", seed))
-        yield others[-1]
-    passing = [test for test in first.failed if not _fails(first, test) and not _fails(again, test)]
-    if any(_fails(each, test) for each in others for test in passing):
-        yield run("at last in its own order", None)
-
-
-def order_findings(runs: Sequence[AuditRun], history: RowHistory) -> Iterator[Finding]:
-    """What is wrong by the outcomes of the runs."""
-    own = [each for each in runs if each.seed is None]
-    others = [each for each in runs if each.seed is not None]
-    for test, failed in runs[0].failed.items():
-        bad = [each for each in others if _fails(each, test)]
-        good = [each for each in others if each.failed.get(test) is False]
-        if failed:
-            if good and all(_fails(each, test) for each in own[1:]):
-                text = f"fails in its own order, passes with --tidy-audit-order {good[0].seed}"
-                yield _ordered(test, text, own[0], good[0], history)
-        elif any(_fails(each, test) for each in own[1:]):
-            yield _not_twice(test, next(each for each in own[1:] if _fails(each, test)), history)
-        elif bad:
-            text = f"passes in its own order, fails with --tidy-audit-order {bad[0].seed}"
-            if len(bad) > 1:
-                text += f" ({len(bad)} of {len(others)} orders)"
-            yield _ordered(test, text, bad[0], own[0], history)
-
-
-def _ordered(test: str, text: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> Finding:
-    suspects = _suspects(test, bad, good, history)
-    text += f"; perhaps because of {', '.join(suspects)}" if suspects else ""
-    cure = "let it make all that it needs"
-    if suspects:
-        cure += f", and {function(suspects[0])} delete what it makes: take the tidy fixture"
-    return Finding(test, FindingKind.ORDER, text, cure, others=suspects)
-
-
-def _not_twice(test: str, run: AuditRun, history: RowHistory) -> Finding:
-    leavers = history.leavers(test)
-    suspects = [test] if test in leavers else [name for name, _n in leavers.most_common(_NAMED)]
-    text = f"passes the first time, fails {run.name}"
-    if suspects:
-        named = "it" if suspects == [test] else ", ".join(suspects)
-        text += f", in tables where {named} left rows"
-    cure = "take the tidy fixture, or set tidy_autouse = true in the ini file"
-    return Finding(test, FindingKind.TWICE, text, cure, others=suspects)
-
-
-def _suspects(test: str, bad: AuditRun, good: AuditRun, history: RowHistory) -> list[str]:
-    """The tests that ran before it in one run and after it in the other, and share its tables.
-
-    First those whose rows it read or changed, then those that left rows in its tables.
-    """
-    moved = _before(bad, test) ^ _before(good, test)
-    met = [
-        maker.name
-        for toucher, touched in history.touched.items()
-        if toucher.name == test
-        for (_access, _table, maker) in sorted(
-            touched, key=lambda key: key[0] is not RowAccess.READS
-        )
-    ]
-    leavers = [name for name, _count in history.leavers(test).most_common()]
-    return [name for name in dict.fromkeys([*met, *leavers]) if name in moved and name != test][
-        :_NAMED
-    ]
-
-
-def _before(run: AuditRun, test: str) -> set[str]:
-    names = list(run.failed)
-    return set(names[: names.index(test)]) if test in run.failed else set()
-
-
-def _fails(run: AuditRun, test: str) -> bool:
-    return run.failed.get(test) is True
 
 
 def shuffled(items: Iterable[T], seed: int, name: Callable[[T], str]) -> list[T]:

@@ -17,13 +17,16 @@ from tidyrows.keys import TableName
 from tidyrows.schema.reflect import without_reflection_warnings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 Key = tuple[int | str, ...]
 """A key in one form, whether the ORM or a look at the table has read it: numbers and text."""
 
 SMALL = 1000
 """Up to how many rows a table is read as a whole."""
+_KEYS = 5
+_LONGEST = 60
+"""Characters of a key."""
 TOGETHER = 50
 """How many tables one statement counts."""
 _AS_WRITTEN = {"schema_translate_map": None}
@@ -67,6 +70,15 @@ class WatchedTable:
         if self.unseen:
             return False
         return self.above is None or (isinstance(key[0], int) and key[0] > self.above)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether not all of its rows are known."""
+        return self.unseen or self.above is not None
+
+    def count(self, connection: sa.Connection) -> int:
+        """How many rows there are."""
+        return int(self._scalar(connection, sa.select(sa.func.count()).select_from(self._clause)))
 
     def all_gone(self) -> Difference:
         """The table was dropped."""
@@ -200,6 +212,31 @@ def reflected(connection: sa.Connection, database: str, schema: str) -> Iterator
 
 def _compiled(look: sa.Select[Any], connection: sa.Connection) -> str:
     return str(look.scalar_subquery().compile(connection, compile_kwargs={"literal_binds": True}))
+
+
+def first_keys(keys: Iterable[Key]) -> list[Any]:
+    """The first few, for people and for JSON: bare where the key is one column."""
+    few = sorted(keys, key=lambda key: tuple((isinstance(part, str), part) for part in key))[:_KEYS]
+    cut = [tuple(part[:_LONGEST] if isinstance(part, str) else part for part in key) for key in few]
+    return [key[0] if len(key) == 1 else list(key) for key in cut]
+
+
+def listed(keys: Sequence[Any], count: int) -> str:
+    """These keys of so many, in brackets."""
+    if not keys:
+        return ""
+    more = ", ..." if count > len(keys) else ""
+    return f" ({', '.join(map(_printable, keys))}{more})"
+
+
+def listed_keys(keys: Collection[Key]) -> str:
+    """The first few, in brackets."""
+    return listed(first_keys(keys), len(keys))
+
+
+def _printable(key: Any) -> str:
+    """A key may contain anything: a new line, or a command for the terminal."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in str(key))
 
 
 def plain_key(values: Iterable[Any]) -> Key:

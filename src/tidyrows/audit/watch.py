@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-import threading
 import warnings
-import weakref
-from itertools import chain, count
+from itertools import chain
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from tidyrows.audit.connections import AuditConnection, AuditThread, SharedConnection
+from tidyrows.audit.baseline import TableState, changes
+from tidyrows.audit.connections import SharedConnection
 from tidyrows.audit.observer import DatabaseObservations
-from tidyrows.audit.tables import SMALL, TOGETHER, Difference, WatchedTable, reflected
-from tidyrows.dialects import Fault, database_name, dialect_for
+from tidyrows.audit.reads import reads_of
+from tidyrows.audit.tables import (
+    SMALL,
+    TOGETHER,
+    Difference,
+    WatchedTable,
+    plain_key,
+    reflected,
+)
+from tidyrows.dialects import Fault, dialect_for
+from tidyrows.keys import RowKey
 from tidyrows.ledger.table import NAME as LEDGER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
+    from tidyrows.audit.baseline import Baseline, DatabaseChange
     from tidyrows.audit.connections import LookConnection
-    from tidyrows.audit.observer import Observations, WrittenName
+    from tidyrows.audit.names import WrittenName
+    from tidyrows.audit.reads import TableRead
     from tidyrows.audit.row_history import Maker
+    from tidyrows.audit.tables import Key
     from tidyrows.keys import TableName
 
 T = TypeVar("T")
@@ -57,6 +69,9 @@ class DatabaseWatch:
         self._list: list[list[str]] = []
         self._mark: Any = None
         self._known = False
+        self._baseline: Baseline = {}
+        self.made_in_tests: set[TableName] = set()
+        self.looks_for: Maker | None = None
 
     @property
     def is_own(self) -> bool:
@@ -89,10 +104,14 @@ class DatabaseWatch:
             identity = self._dialect.identity(self._engine)
             if identity != self._identity:
                 return self._replaced(identity)
+        return self._ask(lambda connection: self._look(connection, observed)) or []
+
+    def _ask(self, work: Callable[[sa.Connection], T]) -> T | None:
+        """Do it with the connection; None where that is not possible."""
         if self.connection is None:
-            return []
+            return None
         try:
-            return self._call(self.connection, observed)
+            return self._call(self.connection, work)
         except TimeoutError:
             # Whatever it waits for, the suite must not wait for it after each test.
             self.connection = None
@@ -103,16 +122,16 @@ class DatabaseWatch:
                 self.gone = True
             else:
                 self._note(f"{self.name} could not be looked at: {_short(error)}")
-        return []
+        return None
 
-    def _call(self, own: LookConnection, observed: DatabaseObservations) -> list[Difference]:
+    def _call(self, own: LookConnection, work: Callable[[sa.Connection], T]) -> T:
         try:
-            return own.call(lambda connection: self._look(connection, observed))
+            return own.call(work)
         except Exception as error:
             if self._engine is None or self._dialect.fault(error) is not Fault.LOST:
                 raise
             # Somebody has closed all connections: what was done is this test's, not the next one's.
-            return own.call(lambda connection: self._look(connection, observed))
+            return own.call(work)
 
     def _replaced(self, identity: tuple[Any, ...] | None) -> list[Difference]:
         """The database was dropped, or created again in its place."""
@@ -124,8 +143,89 @@ class DatabaseWatch:
         self._known = not self.gone
         return lost if self.gone else [*lost, *self.look(DatabaseObservations(ddl=True))]
 
+    # -- what SELECTs have read --------------------------------------------------------------------
+
+    def rows_read(
+        self, selects: Sequence[tuple[str, Any]], of_others: Callable[[TableName], set[Key]]
+    ) -> set[RowKey]:
+        """The rows of others that these SELECTs, with their parameters, have read."""
+        found: set[RowKey] = set()
+        again: list[tuple[TableRead, Any, WatchedTable, set[Key]]] = []
+        for sql, parameters in selects:
+            for read in reads_of(sql):
+                tables = [t for t in self._tables.values() if _is_among(t.name, {read.table})]
+                others = of_others(tables[0].name) if len(tables) == 1 else set()
+                if others and read.rest is None:
+                    found |= {RowKey(tables[0].name, key) for key in others}
+                elif others and tables[0].key:
+                    again.append((read, parameters, tables[0], others))
+        return found | (self._ask(lambda connection: self._read_again(connection, again)) or set())
+
+    def _read_again(
+        self,
+        connection: sa.Connection,
+        selects: Sequence[tuple[TableRead, Any, WatchedTable, set[Key]]],
+    ) -> set[RowKey]:
+        if not selects or self._is_begun(connection):
+            return set()
+        quoted = connection.dialect.identifier_preparer.quote
+        found: set[RowKey] = set()
+        try:
+            self._begin(connection)
+            for read, parameters, table, others in selects:
+                sql = read.again([*map(quoted, table.key)])
+                try:
+                    rows = connection.exec_driver_sql(sql, parameters or None).all()
+                except Exception as error:  # noqa: BLE001 -- what cannot be run again is not understood
+                    self._begin_again(connection, error)
+                else:
+                    found |= {RowKey(table.name, key) for key in others & {*map(plain_key, rows)}}
+        finally:
+            self._end(connection)
+        return found
+
+    # -- as it was ---------------------------------------------------------------------------------
+
+    def changes(self) -> list[DatabaseChange]:
+        """What is different from the database that the audit has met, tables and rows.
+
+        Nothing where the database itself is gone, or another, or ends with this process.
+        """
+        if self._engine is None or self.gone or not self._known or self.is_own:
+            return []
+        if self._dialect.identity(self._engine) != self._identity:
+            return []
+        now = self._ask(self._state)
+        self.release()
+        return [] if now is None else [*changes(self._baseline, now, self.made_in_tests)]
+
+    def _state(self, connection: sa.Connection) -> Baseline:
+        try:
+            self._begin(connection)
+            found = self._read_all(connection)
+            return self._states(connection, found.values())
+        finally:
+            self._end(connection)
+
+    def _read_all(self, connection: sa.Connection) -> dict[TableName, WatchedTable]:
+        tables = {table.name: table for table in self._reflect(connection)}
+        for table in tables.values():
+            self._read(connection, table, table.begin)
+        return tables
+
+    def _states(self, connection: sa.Connection, tables: Iterable[WatchedTable]) -> Baseline:
+        counts = ((t, self._read(connection, t, t.count) if t.is_large else 0) for t in tables)
+        return {t.name: TableState.of(t, number) for t, number in counts if number is not None}
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    def _is_begun(self, connection: sa.Connection) -> bool:
+        """Whether this is the suite's own connection, with a transaction open."""
+        driver = connection.connection.dbapi_connection
+        return self._engine is None and self._dialect.is_begun(driver)
+
     def _look(self, connection: sa.Connection, observed: DatabaseObservations) -> list[Difference]:
-        if self._engine is None and self._dialect.is_begun(connection.connection.dbapi_connection):
+        if self._is_begun(connection):
             self._note(f"{self.name}: a transaction was open when it was to be looked at")
             return []
         mark = self._dialect.change_mark(connection, lock_timeout=_LOCK_WAIT)
@@ -166,9 +266,8 @@ class DatabaseWatch:
         self, connection: sa.Connection, observed: DatabaseObservations
     ) -> Iterator[Difference]:
         if not self._known:
-            self._tables = {table.name: table for table in self._reflect(connection)}
-            for table in self._tables.values():
-                self._read(connection, table, table.begin)
+            self._tables = self._read_all(connection)
+            self._baseline = self._states(connection, self._tables.values())
             self.fresh, self._known = not self._tables, True
             return
         # Where no statement of this process can have made the change, another process has.
@@ -218,6 +317,8 @@ class DatabaseWatch:
             known = self._tables.get(name)
             if known is None:
                 self._tables[name] = table
+                if self.looks_for is not None and self.looks_for.is_test:
+                    self.made_in_tests.add(name)
             elif (known.columns, known.key) != (table.columns, table.key):
                 self._read(connection, table, table.begin)
                 self._tables[name] = table
@@ -264,103 +365,7 @@ class DatabaseWatch:
                     yield table
 
 
-class WatchedDatabases:
-    """The databases of a run."""
-
-    def __init__(self) -> None:
-        self.notes: dict[str, None] = {}
-        self._thread = AuditThread()
-        self._lock = threading.Lock()
-        self._watches: dict[str, DatabaseWatch] = {}
-        self._names: dict[Any, str] = {}
-        self._numbers = count(1)
-        self._in_memory: weakref.WeakKeyDictionary[sa.Engine, tuple[Any, str]]
-        self._in_memory = weakref.WeakKeyDictionary()
-
-    def meet(self, connection: sa.Connection) -> str | None:
-        """The name of a connection's database; None where it cannot be looked at."""
-        engine = connection.engine
-        dialect = dialect_for(engine)
-        if dialect.is_private(engine):
-            return self._meet_in_memory(connection)
-        identity = dialect.identity(engine) or (None,)
-        with self._lock:
-            name = self._names.setdefault(identity[0], database_name(engine))
-            if name not in self._watches:
-                try:
-                    own = AuditConnection(engine, self._thread)
-                except Exception as error:  # noqa: BLE001 -- a pool of the project's own
-                    self._note(f"{name} was not looked at: its pool cannot be made again ({error})")
-                    return None
-                self._add(engine, name, own)
-        return name
-
-    def _meet_in_memory(self, connection: sa.Connection) -> str | None:
-        """Each connection of the driver has a database in memory of its own."""
-        if connection.dialect.is_async:
-            self._note("databases in memory were not looked at where their driver is asynchronous")
-            return None
-        shared = SharedConnection(connection)
-        driver = connection.connection.dbapi_connection
-        known, name = self._in_memory.get(connection.engine, (None, ""))
-        if known is driver:
-            self._watches[name].connection = shared
-            return name
-        name = f"in memory {next(self._numbers)}"
-        self._in_memory[connection.engine] = driver, name
-        self._add(connection.engine, name, shared)
-        return name
-
-    def _add(self, engine: sa.Engine, name: str, connection: LookConnection) -> None:
-        watch = self._watches[name] = DatabaseWatch(engine, name, connection, self._note)
-        watch.look(DatabaseObservations())
-
-    def sees(self, table: TableName, key: Any) -> bool:
-        """Whether a look would show what became of a row."""
-        watch = self._watches.get(table.database)
-        return watch is not None and watch.sees(table, key)
-
-    def is_keyless(self, table: TableName) -> bool:
-        """Whether a table has no primary key."""
-        watch = self._watches.get(table.database)
-        return watch is not None and table in watch.keyless
-
-    def look(self, maker: Maker, observed: Observations) -> list[Difference]:
-        """What is different since the last look."""
-        found: list[Difference] = []
-        for name, watch in list(self._watches.items()):
-            there = observed.databases.get(name)
-            if there is not None:
-                watch.users.add(maker)
-            elif watch.gone or watch.is_own:
-                continue  # one test's own, which no other test uses
-            found += watch.look(there or DatabaseObservations())
-            if watch.is_own:
-                watch.suspend()
-        return found
-
-    def release(self) -> None:
-        """Close all connections: a database may be about to be dropped."""
-        for watch in list(self._watches.values()):
-            watch.release()
-
-    def close(self) -> None:
-        """End the thread and the connections."""
-        if not self._watches:
-            self._note("no database was met: nobody used SQLAlchemy in this process")
-        self.release()
-        self._thread.close()
-
-    @property
-    def own(self) -> set[str]:
-        """The databases that one test alone has made for itself."""
-        return {name for name, watch in self._watches.items() if watch.is_own}
-
-    def _note(self, note: str) -> None:
-        self.notes[note] = None
-
-
-def _is_among(name: TableName, written: frozenset[WrittenName]) -> bool:
+def _is_among(name: TableName, written: AbstractSet[WrittenName]) -> bool:
     """Whether a table may be one of those named; a name without its schema may be any schema's."""
     return any(
         table.lower() == name.name.lower() and schema in {None, name.schema}

@@ -92,6 +92,7 @@ class EngineSinks:
         idle: there are none, so no event matters; so in a forked child, which owns nothing.
         started: grows with each block that begins to listen.
         references: weak, and replaced as a whole: other threads read them without a lock.
+        observers: are told too which rows of others are changed, beside the ``watcher``.
     """
 
     references: tuple[weakref.ref[Sink], ...]
@@ -108,6 +109,7 @@ class EngineSinks:
         self.idle = True
         self.references, self._listening = (), ()
         self._by_connection = weakref.WeakKeyDictionary()
+        self.observers: tuple[Sink, ...] = ()
         self._lock = threading.RLock()
 
     def __iter__(self) -> Iterator[Sink]:

@@ -408,7 +408,8 @@ class Transactions:
         for change, owner in changes:
             if isinstance(change, Touched):
                 if certain and owner is not None:  # of what may not have happened nobody is told
-                    _tell_watcher(owner, change, sinks)
+                    for watcher in dict.fromkeys((owner, *self._sinks.observers)):
+                        _tell_watcher(watcher, change, sinks)
                 continue
             rest = change
             for sink in sinks if owner is None else (owner,):

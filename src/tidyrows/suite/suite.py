@@ -29,6 +29,7 @@ from tidyrows.worker import WorkerContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
+    from tidyrows.capture.changes import Sink
     from tidyrows.suite.cleanups import Record
 
 OUTSIDE = "outside of any test"
@@ -46,6 +47,7 @@ class WholeSuite:
         with_ledger: bool,
         on_ledger: Callable[[Ledger, WorkerContext], None],
         everything: bool = False,
+        observer: Sink | None = None,
     ) -> None:
         self._add = add
         self._everything = everything
@@ -55,13 +57,19 @@ class WholeSuite:
         self._ledgers = SuiteLedgers(
             self._with_entries, on_ledger, self._refused.append, are_wanted=with_ledger
         )
-        self.engines = SuiteEngines(self._meet, self._ledgers.close, DeletedRows(self._started))
+        self.engines = SuiteEngines(
+            self._meet, self._ledgers.close, DeletedRows(self._started), observer
+        )
         self._cleanups = SuiteCleanups(self.engines, add)
 
     def start(self) -> None:
         """Track the rows of every engine from now on."""
         self.engines.start()
         self.outside = self._start_tracker(OUTSIDE, is_shared=True, ledger=self._everything)
+
+    def install_ledgers(self) -> None:
+        """Install those that could not be when their database was first used."""
+        self._ledgers.install_those_met()
 
     def end(self) -> None:
         """Stop; delete what had to wait, and report what could not be deleted."""
@@ -97,7 +105,7 @@ class WholeSuite:
         show: Callable[[str], None],
     ) -> Iterator[None]:
         """In the block all rows are this test's; they are deleted after it."""
-        self._ledgers.install_those_met()
+        self.install_ledgers()
         tracker = self._start_tracker(test, is_shared=False)
         try:
             yield

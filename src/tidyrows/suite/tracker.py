@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
-    from tidyrows.capture.changes import Change
+    from tidyrows.capture.changes import Change, Sink
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
 
@@ -32,9 +32,11 @@ class SuiteEngines(TrackerStack[ResourceTracker]):
         accept: Callable[[sa.Engine], bool],
         on_drop: Callable[[sa.Engine, str], None],
         deleted_rows: DeletedRows,
+        observer: Sink | None = None,
     ) -> None:
         super().__init__()
         self.on_drop = on_drop
+        self.observer = observer
         self.deleted_rows = deleted_rows
         engines = AllEngines(accept, self._tracker)
         self.start, self.stop, self._engines = engines.start, engines.stop, engines
@@ -100,6 +102,8 @@ class SuiteTracker(ResourceTracker):
 
     def warn_once(self, subject: Any, message: str) -> None:
         """Collect the warning: the suite may turn warnings into errors."""
+        if self._suite.observer is not None:
+            self._suite.observer.warn_once(subject, message)
         brief = message.partition(". ")[0]  # the remedy that follows is for a test with a tracker
         if subject[0] == "raw":
             brief = f"rows that raw SQL inserted into {subject[1]}"
@@ -119,6 +123,8 @@ class SuiteTracker(ResourceTracker):
             self._note_touched(change)
             return change
         rest = super().apply(change)
+        if self._suite.observer is not None and isinstance(change, Inserted):
+            self._suite.observer.apply(change)
         if isinstance(change, Inserted) and change.certain and not change.generated:
             self._suite.deleted_rows.give_back(self, change.table, change.keys)
         return rest

@@ -9,24 +9,30 @@ import signal
 import time
 import unittest
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
-from tidyrows.audit.report import AuditReport, html, lines, report_of
+from tidyrows.audit.orders import OrderRuns, order_findings
+from tidyrows.audit.page import html
+from tidyrows.audit.report import AuditReport, lines, report_of, wrapped
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.runs import AuditRun, SuiteCommand, as_listed, order_findings, rerun, shuffled
-from tidyrows.audit.watch import WatchedDatabases
+from tidyrows.audit.runs import AuditRun, SuiteCommand, as_listed, shuffled
+from tidyrows.testing.put_back import PutBack
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 _PATIENCE = 60.0
-"""Seconds that each further run may take beyond three times the first."""
+"""Seconds beyond three times the first that each further run may take, and all short ones."""
 _XUNIT = re.compile(r"_(?:xunit|unittest)_(\w+?)_fixture(?:_(.*))?$")
 _ENDED = Maker("the end of shared fixtures", is_test=False)
 
@@ -46,7 +52,10 @@ class AuditPlugin:
         self._began = time.monotonic()
         self._report: AuditReport | None = None
         self._written: list[str] = []
+        self._changed: tuple[str, ...] = ()
+        self._not_put_back: dict[str, None] = {}
         self._observer.open(self._databases.meet, self._databases.release)
+        self._put_back = PutBack(config, self._observer)
 
     # -- what ran ---------------------------------------------------------------------------
 
@@ -54,6 +63,9 @@ class AuditPlugin:
         """What is different since the last look was done by the current maker."""
         observed = self._observer.pop_observed()
         differences = self._databases.look(self._maker, observed)
+        if self._maker.is_test:
+            of_others = partial(self._history.rows_of_others, self._maker)
+            observed.loaded |= self._databases.rows_read(observed, of_others)
         self._history.add(self._maker, differences, observed)
 
     @contextmanager
@@ -79,6 +91,7 @@ class AuditPlugin:
         # After a test's own fixtures, and before those that end with it, pytest calls this one.
         usual, last = item.teardown, nextitem is None
         item.teardown = self._teardown(usual, last=last)  # type: ignore[method-assign]
+        self._put_back.begin_test()
         with self._running(Maker(item.nodeid)):
             return (yield)
 
@@ -117,47 +130,89 @@ class AuditPlugin:
 
     # -- the end -----------------------------------------------------------------------------------
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Run the suite in other orders, and make the report."""
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int
+    ) -> Generator[None, object, object]:
+        """Delete what the tests left, run the suite in other orders, and make the report."""
         self._look()
+        try:
+            return (yield)
+        finally:
+            self._finish(session, exitstatus)
+
+    def _finish(self, session: pytest.Session, exitstatus: int) -> None:
+        notes = self._databases.notes
+        try:
+            self._put_back.end()
+        except KeyboardInterrupt:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
         self._observer.close()
-        self._databases.close()
-        failed = self._outcomes.failed
-        runs = [AuditRun("as it is", failed)]
-        whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+        self._compare()
+        runs = [AuditRun("as it is", self._outcomes.failed)]
         seeds = int(self._config.getoption("--tidy-audit-seeds"))
-        if seeds and failed and whole and not session.shouldstop:
+        whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
+        if seeds and runs[0].failed and whole and not session.shouldstop:
+            others = self._other_runs(runs[0], range(1, seeds + 1))
+            runs = others.runs
             try:
-                for run in self._in_other_orders(runs[0], seeds):
-                    runs.append(run)  # noqa: PERF402 -- those are kept that have ended before Ctrl-C
+                others.run_all()
             except KeyboardInterrupt:
                 session.exitstatus = pytest.ExitCode.INTERRUPTED
-                self._databases.notes["the runs in other orders were interrupted"] = None
+                self._compare()
+                notes["the runs in other orders were interrupted"] = None
+            notes |= dict.fromkeys(others.notes)
+        self._databases.close()
         wording = Wording(
             self._observer.models, self._unittests, self._databases.own, self._databases.is_keyless
         )
         findings = [*row_findings(self._history, wording), *order_findings(runs, self._history)]
-        self._report = report_of(findings, len(failed), runs, list(self._databases.notes))
+        notes |= self._put_back.notes
+        self._report = report_of(findings, runs, list(notes), list(self._not_put_back))
         self._written = list(self._write(self._report))
 
-    def _in_other_orders(self, first: AuditRun, seeds: int) -> Iterator[AuditRun]:
+    def _compare(self) -> None:
+        """See whether the database is as it was."""
+        found = self._databases.changes()
+        self._changed = tuple(each.text for each in found if not each.is_setup)
+        self._not_put_back |= dict.fromkeys(each.text for each in found)
+        self._databases.release()  # no connection is in the way of the next run
+
+    def _other_runs(self, first: AuditRun, seeds: Iterable[int]) -> OrderRuns:
         reporter = self._config.pluginmanager.get_plugin("terminalreporter")
         given = self._config.invocation_params
         seconds = _PATIENCE + 3 * (time.monotonic() - self._began)
-        order = list(first.failed)
-        arguments = [str(each) for each in given.args]
-        command = SuiteCommand(arguments, given.dir, seconds, self._environment, self._separate)
-
+        command = SuiteCommand(
+            [str(each) for each in given.args],
+            given.dir,
+            seconds,
+            self._environment,
+            self._separate,
+            self._put_back.sweep,
+        )
         if reporter is not None and reporter.verbosity < 0:
             reporter.write("\n")  # -q leaves the line of dots open
 
-        def run(name: str, seed: int | None) -> AuditRun:
+        def run(name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
             if reporter is not None:
-                reporter.write_line(f"tidyrows audit: {len(order)} test(s) {name}")
-            return command.run(name, order, seed)
+                tests = f"{len(order)} test(s) " if len(order) == len(first.failed) else ""
+                for line in wrapped(f"tidyrows audit: {tests}{name}", self._width):
+                    reporter.write_line(line)
+            done = replace(command.run(name, order, seed), changed=self._changed)
+            self._compare()
+            return done
 
-        return rerun(first, range(1, seeds + 1), run)
+        short: list[float] = []
+
+        def has_time() -> bool:
+            short.append(time.monotonic())
+            return short[-1] - short[0] < seconds
+
+        return OrderRuns(first, seeds, self._history, run, has_time)
+
+    @property
+    def _width(self) -> int:
+        return self._config.get_terminal_writer().fullwidth
 
     def _separate(self, folder: Path) -> Iterator[str]:
         """Arguments that keep the other runs from the files that the first has written."""
@@ -191,12 +246,14 @@ class AuditPlugin:
                 else:
                     yield f"written to {path}"
 
-    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Print the report."""
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
+        """Print the report, before the failures and warnings of the suite."""
         if self._report is not None and self._report.tests:
             terminalreporter.write_sep("=", "tidyrows audit")
-            for line in (*lines(self._report), *self._written):
+            for line in (*lines(self._report, self._width), *self._written):
                 terminalreporter.write_line(line)
+        return (yield)
 
 
 def _fixture(fixturedef: pytest.FixtureDef[Any]) -> str:
@@ -229,12 +286,16 @@ class Outcomes:
 class OrderPlugin:
     """The plugin of a run in another order."""
 
-    def __init__(self, seed: int | None, plan: str | None = None) -> None:
+    def __init__(self, config: pytest.Config, seed: int | None, plan: str | None = None) -> None:
         content = {} if plan is None else json.loads(Path(plan).read_text(encoding="utf-8"))
         self._seed: int | None = content.get("seed", seed)
         self._order: list[str] | None = content.get("order")
         self._file: str | None = content.get("outcomes")
         self._outcomes = Outcomes()
+        self._put_back: PutBack | None = None
+        if self._file is not None:  # a run of the audit
+            self._write(None, WorkerContext.current().run_id)
+            self._put_back = PutBack(config)
         for descriptor in content.get("lifeline", ()):
             Thread(target=_end_with, args=[descriptor], daemon=True).start()
 
@@ -257,9 +318,26 @@ class OrderPlugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Write at once: a run may take too long and be killed."""
         if self._outcomes.add(report) and self._file is not None:
-            outcome: tuple[str, Any] = (report.nodeid, self._outcomes.failed[report.nodeid])
-            with Path(self._file).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(outcome) + "\n")
+            self._write(report.nodeid, self._outcomes.failed[report.nodeid])
+
+    def _write(self, name: str | None, what: Any) -> None:
+        with Path(str(self._file)).open("a", encoding="utf-8") as file:
+            file.write(json.dumps([name, what]) + "\n")
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self) -> None:
+        """A test begins."""
+        if self._put_back is not None:
+            self._put_back.begin_test()
+
+    @pytest.hookimpl(wrapper=True, trylast=True)
+    def pytest_sessionfinish(self) -> Generator[None, object, object]:
+        """Delete what the tests left."""
+        try:
+            return (yield)
+        finally:
+            if self._put_back is not None:
+                self._put_back.end()
 
 
 def _end_with(descriptor: int) -> None:

@@ -40,13 +40,16 @@ class Autouse:
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1
+        option_of = self._config.getoption
         # for a process after this one
-        keeps = self._config.getoption("--tidy-keep") or configured().get("keep_on_failure", False)
+        keeps = option_of("--tidy-keep") or configured().get("keep_on_failure", False)
+        # each run of the audit begins with the database as it was
+        is_audited = bool(option_of("--tidy-audit") or option_of("--tidy-audit-again"))
         self._suite = WholeSuite(
             plugin.add,
-            with_ledger=several or keeps if option is None else option,
+            with_ledger=several or keeps or is_audited if option is None else option,
             on_ledger=plugin.add_ledger,
-            everything=self._everything,
+            everything=self._everything or is_audited,
         )
         self._suite.start()
         plugin.before_the_end.append(self._end)

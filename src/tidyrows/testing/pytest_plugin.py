@@ -27,7 +27,7 @@ from tidyrows.testing.xdist_controller import NotesFile, XdistController, for_al
 from tidyrows.tracking.binding import Binding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from tidyrows.suite.cleanups import Record
@@ -289,6 +289,11 @@ class Plugin:
         self._ledgers.append(Ledger(engine, allow_production=True))
         if tidy.tracker.journals:
             self._note_database(engine, tidy.context)
+
+    @property
+    def ledgers(self) -> Sequence[Ledger]:
+        """Those in which rows of this process are entered."""
+        return tuple(self._ledgers)
 
     def add_ledger(self, ledger: Ledger, context: WorkerContext) -> None:
         """Rows of the whole suite are entered into this ledger."""
