@@ -12,9 +12,9 @@ import sqlalchemy as sa
 
 from benchmarks.measure import seconds
 from harness.audits import unobserved
+from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.databases import WatchedDatabases
 
 ROWS = 1_000_000
 SMALL = 50

@@ -7,10 +7,10 @@ import uuid
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.audit.findings import Wording, row_findings
 from tidyrows.audit.observer import AuditObserver
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.databases import WatchedDatabases
 from tidyrows.capture.changes import INTERNAL
 
 
@@ -52,7 +52,7 @@ class Audited:
         """All that was done since the last one ended was done by this one."""
         who = Maker(name, is_test=is_test)
         heard = self.observer.pop_observed()
-        self.history.add(who, self.watches.look(who, heard), heard)
+        self.watches.add_look(self.history, who, heard)
 
     @property
     def found(self) -> set[tuple[str, str, str, int]]:

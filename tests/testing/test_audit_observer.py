@@ -52,7 +52,76 @@ def test_keys_are_the_same_whether_they_were_loaded_or_seen(made, audited):
         ("leaves", "leaves", "orgs", 1),
         ("loads", "reads", "notes", 1),
         ("loads", "reads", "orgs", 1),
+        ("reads columns", "reads", "notes", 1),
+        ("reads columns", "reads", "orgs", 1),
     }
+
+
+ORGS = Org.__table__
+COUNT = sa.select(sa.func.count())
+READS = {
+    "count": COUNT.select_from(Org),
+    "count some": COUNT.select_from(Org).where(Org.name == "left"),
+    "highest": sa.select(sa.func.max(Org.id)),
+    "exists": sa.select(sa.exists().where(Org.name == "left")),
+    "exists at all": sa.select(sa.select(Org.id).exists()),
+    "column": sa.select(Org.name).where(Org.name.like("le%")),
+    "groups": sa.select(Org.name, sa.func.count()).group_by(Org.name),
+    "first": sa.select(Org.name).order_by(Org.id).limit(1),
+    "joins": sa.select(Note.text).join(Org, Org.name == Note.text).where(Org.name == "left"),
+    "derived": COUNT.select_from(sa.select(Org.id).subquery()),
+    "raw": sa.text("SELECT count(*) FROM orgs WHERE name = :name").bindparams(name="left"),
+}
+"""SELECTs that read the row that is left, most of them without its key."""
+OTHER = {
+    "count others": COUNT.select_from(Org).where(Org.name != "left"),
+    "exists not": sa.select(sa.exists().where(Org.name == "right")),
+    "column of none": sa.select(Org.name).where(Org.id > 1000),
+    "another table": COUNT.select_from(Note),
+    "none": sa.select(Org.name).where(sa.false()),
+}
+
+
+def test_a_select_reads_rows_of_others_whether_it_returns_their_keys_or_not(made, audited):
+    with Session(made) as session:
+        session.add_all([Org(name="left"), Note(text="left")])
+        session.commit()
+    audited.test("leaves orgs")
+    for name, select in (READS | OTHER).items():
+        with made.connect() as connection:
+            connection.execute(select).all()
+        audited.test(name)
+    reads = {(test, table) for test, fault, table, _n in audited.found if fault == "reads"}
+    assert reads == {(name, "orgs") for name in READS} | {
+        ("joins", "notes"),
+        ("another table", "notes"),
+    }
+    assert audited.watches.notes == {}
+
+
+def test_a_count_of_own_rows_or_after_the_others_are_deleted_reads_nothing_of_theirs(made, audited):
+    """A shared fixture, too, may count what there is."""
+    with Session(made) as session:
+        session.add(Org(name="left"))
+        session.commit()
+    audited.test("leaves")
+    with made.connect() as connection:
+        connection.execute(sa.delete(ORGS))
+        connection.execute(READS["count"]).all()
+        connection.rollback()
+    audited.test("deletes first, and rolls back")
+    with made.begin() as connection:
+        connection.execute(READS["count"]).all()
+    audited.test("fixture", is_test=False)
+    with Session(made) as session:
+        session.add(org := Org(name="mine"))
+        session.commit()
+        session.scalars(sa.select(Org.name).where(Org.name == "mine")).all()
+        session.scalar(COUNT.select_from(Org).where(Org.id == org.id))
+        session.delete(org)
+        session.commit()
+    audited.test("reads its own")
+    assert audited.found == {("leaves", "leaves", "orgs", 1)}
 
 
 def test_of_a_large_table_what_was_committed_by_key_is_believed(made, audited, monkeypatch):

@@ -183,10 +183,59 @@ def test_who_left_changed_deleted_or_read_which_rows(suite):
     order = [culprit["findings"][0]["fault"] for culprit in report["culprits"]]
     assert order == ["changes", "changes", "deletes", "reads", "leaves", "leaves", "leaves"]
     assert "test_reads</code>" in (suite.folder / "audit.html").read_text()
-    # The audit itself deletes nothing.
+    # What the tests left is deleted; what cannot be is said.
     with suite.engine.connect() as connection:
         left = connection.scalars(sa.text("SELECT id FROM orgs ORDER BY id")).all()
-    assert left == [500, 700, 900000]
+    assert left == [700, 900000]
+    assert [each.replace("public.", "") for each in report["not_put_back"]] == [
+        "1 row of orgs (700) was not there",
+        "1 row of orgs (900000) has changed",
+    ]
+
+
+BARE = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+"""Without the plugins of this environment, which take their time: each audit is several runs."""
+
+DEPENDENT = """
+    import sqlalchemy as sa
+    from models import Org
+
+    def test_leaves(session):
+        session.add(Org(id=500, name="left"))
+        session.commit()
+
+    def test_spoilt(session):
+        assert not session.scalar(sa.select(sa.exists().where(Org.name == "left")))
+
+    def test_changes(session):
+        session.get(Org, 900000).name = "changed"
+        session.commit()
+
+    def test_needs(session):
+        assert session.scalar(sa.select(sa.func.count()).where(Org.name == "left")) == 1
+"""
+
+
+def test_each_order_begins_with_the_database_as_it_was(suite):
+    """A row that the first run left would make the dependent test pass in every later one."""
+    suite.write("test_all.py", DEPENDENT)
+    ended, found, report = audited(suite, "-p", "no:randomly", "--tidy-audit-seeds=1", **BARE)
+    assert ended.outcomes == {"failed": 1, "passed": 3}
+    said = {c["test"].partition("::")[2]: c["findings"][0] for c in report["culprits"]}
+    leaves = "test_all.py::test_leaves"
+    assert said["test_needs"]["said"] == f"fails alone, passes after {leaves}"
+    assert said["test_spoilt"]["said"] == f"passes alone, fails after {leaves}"
+    for test in ("test_needs", "test_spoilt"):
+        assert said[test]["proof"] == "proved by 2 runs on the same changed database"
+        assert said[test]["whose"] == [leaves]
+    assert ("reads", "orgs", 1, [500]) in found["test_needs"]
+    assert [each[0] for each in found["test_changes"]] == ["changes"]
+    assert [each[0] for each in found["test_leaves"]] == ["leaves"]
+    (changed,) = report["not_put_back"]
+    assert changed.endswith("orgs (900000) has changed")
+    assert [run["changed"] for run in report["runs"]] == [[]] + [[changed]] * 6
+    rows = suite.rows()
+    assert {name: len(table) for name, table in rows.items()} == {"orgs": 1, "users": 1}
 
 
 ORDERED = """
@@ -209,6 +258,8 @@ ORDERED = """
         ready = True
 
     def test_innocent():
+        import warnings
+        warnings.warn("of the suite")
         with engine.begin() as connection:
             connection.exec_driver_sql("INSERT INTO orgs (id, name) VALUES (6, 'gone')")
             connection.rollback()
@@ -217,25 +268,31 @@ ORDERED = """
 
 @sqlite_only
 def test_who_passes_once_or_in_one_order_only_is_told_with_the_line_that_shows_it(suite):
-    """Four runs of pytest: without the plugins of this environment, which take their time."""
     suite.write("conftest.py", "")
     suite.write("test_all.py", ORDERED)
-    alone = ("-p", "pytest_tidyrows", "-x", "--maxfail=9", "--junitxml=junit.xml")
-    bare = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    ended, found, report = audited(suite, "--tidy-audit-seeds=1", *alone, **bare)
-    assert ended.outcomes == {"failed": 1, "passed": 3}
+    alone = ("-x", "--maxfail=9", "--junitxml=junit.xml", "-W", "default")
+    ended, found, report = audited(suite, "--tidy-audit-seeds=1", *alone, COLUMNS="70", **BARE)
+    assert (ended.outcomes["failed"], ended.outcomes["passed"]) == (1, 3)
     assert [each[0] for each in found.pop("test_once")] == ["twice", "leaves"]
     assert [each[0] for each in found.pop("test_needs_a_later_test")] == ["order"]
     assert found == {}
-    said = {c["test"].rpartition("::")[2]: c["findings"][0]["said"] for c in report["culprits"]}
-    assert said["test_once"].endswith("in tables where it left rows")
-    told, _, seed = said["test_needs_a_later_test"].rpartition(" ")
-    assert told == "fails in its own order, passes with --tidy-audit-order"
-    assert [run["seed"] for run in report["runs"]] == [None, None, 1]
+    said = {c["test"].rpartition("::")[2]: c["findings"][0] for c in report["culprits"]}
+    assert said["test_once"]["said"].startswith("passes the first time, fails once more")
+    assert said["test_once"]["proof"] == "proved by 2 runs on a changed database"
+    needs = said["test_needs_a_later_test"]
+    assert needs["said"] == "fails alone, passes after test_all.py::test_later"
+    assert needs["proof"] == "proved by 2 runs on the same changed database"
+    assert [run["seed"] for run in report["runs"]][:3] == [None, None, 1]
     assert all(run["said"] is None for run in report["runs"])
     assert 'tests="4"' in (suite.folder / "junit.xml").read_text()
-    again = suite.pytest("--tidy-audit-order", seed, *alone, **bare)
-    assert again.outcomes == {"failed": 1, "passed": 3}
+    # The verdict follows the progress; the suite's own warnings come after it.
+    progress, _, rest = ended.text.partition(" tidyrows audit ")
+    verdict, _, rest = rest.partition("warnings summary")
+    assert "of the suite" not in progress + verdict
+    assert "of the suite" in rest
+    assert max(map(len, verdict.splitlines()[1:-1])) <= 70
+    again = suite.pytest("--tidy-audit-order", "1", *alone, **BARE)
+    assert (again.outcomes["failed"], again.outcomes["passed"]) == (1, 3)
     assert "needs_a_later_test" not in again.text
 
 
@@ -258,8 +315,7 @@ def test_a_run_that_does_not_end_is_ended_and_said(suite):
         """,
     )
     suite.write("conftest.py", "import tidyrows.testing.pytest_audit as h\nh._PATIENCE = 1.0\n")
-    bare = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    _ended, found, report = audited(suite, "--tidy-audit-seeds=1", "-p", "pytest_tidyrows", **bare)
+    _ended, found, report = audited(suite, "--tidy-audit-seeds=1", **BARE)
     assert found == {}
     assert all("it was ended after" in run["said"] for run in report["runs"][1:])
 

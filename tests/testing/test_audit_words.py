@@ -5,15 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from html import escape
 from types import SimpleNamespace
+from xml.etree import ElementTree as ET
 
 import pytest
 
 from tidyrows.audit.findings import Finding, FindingKind, Wording, row_findings
 from tidyrows.audit.observer import Observations, scan
-from tidyrows.audit.report import html, lines, report_of
+from tidyrows.audit.page import html
+from tidyrows.audit.reads import reads_of
+from tidyrows.audit.report import lines, report_of
 from tidyrows.audit.row_history import Maker, RowHistory
-from tidyrows.audit.runs import AuditRun, as_listed, order_findings, rerun, shuffled, without_audit
+from tidyrows.audit.runs import AuditRun, RunKind, as_listed, shuffled, without_audit
 from tidyrows.audit.tables import Difference
 from tidyrows.keys import RowKey, TableName
 from tidyrows.testing.pytest_audit import Outcomes
@@ -54,6 +58,50 @@ def test_an_sql_string_says_what_else_may_happen():
     assert scan("DROP DATABASE app").exclusive
     assert scan("create database app_2 template app").exclusive
     assert not scan("SELECT 1 FROM orgs").unclear
+
+
+# --- what a SELECT reads
+
+
+@pytest.mark.parametrize(
+    ("sql", "read"),
+    [
+        ("SELECT count(*) AS count_1 FROM orgs", {"orgs": None}),
+        ("SELECT orgs.id, orgs.name FROM app.orgs", {"orgs": None}),
+        ("SELECT EXISTS (SELECT * FROM orgs) AS anon_1", {"orgs": None}),
+        ("SELECT count(*) FROM (SELECT orgs.id FROM orgs) AS anon_1", {"orgs": None}),
+        ("SELECT name, sum(x) FROM orgs GROUP BY name ORDER BY name", {"orgs": None}),
+        (
+            "SELECT max(x) FROM orgs WHERE name = ? ORDER BY 1",
+            {"orgs": "SELECT orgs.k FROM orgs WHERE name = ? LIMIT 10000"},
+        ),
+        (
+            "SELECT EXISTS (SELECT 1 FROM orgs WHERE id = %(id)s) AS anon_1",
+            {"orgs": "SELECT orgs.k FROM orgs WHERE id = %(id)s LIMIT 10000"},
+        ),
+        (
+            "SELECT 1 WHERE EXISTS (SELECT 1 FROM orgs WHERE name = 'a FROM b')",
+            {"orgs": "SELECT orgs.k FROM orgs WHERE name = 'a FROM b' LIMIT 10000"},
+        ),
+        (
+            "SELECT o.a FROM orgs AS o JOIN users u ON id = u.o WHERE x = %s LIMIT 1 FOR UPDATE",
+            {
+                "orgs": "SELECT o.k FROM orgs AS o JOIN users u ON id = u.o WHERE x = %s LIMIT 1",
+                "users": "SELECT u.k FROM orgs AS o JOIN users u ON id = u.o WHERE x = %s LIMIT 1",
+            },
+        ),
+        ("SELECT ?, name FROM orgs WHERE id = ?", {}),  # the places of placeholders would change
+        ("SELECT count(*) FROM orgs WHERE id = 1 LIMIT ?", {}),
+        ("SELECT a FROM orgs UNION SELECT b FROM users", {}),
+        ("SELECT EXISTS (SELECT 1 FROM a) OR EXISTS (SELECT 1 FROM b)", {}),
+        ("WITH a AS (SELECT 1) SELECT * FROM a", {}),
+        ("SELECT 1", {}),
+        ("INSERT INTO orgs SELECT * FROM old", {}),
+    ],
+)
+def test_what_a_select_reads_is_told_by_its_text(sql, read):
+    found = {each.table[1]: each.rest and each.again(["k"]) for each in reads_of(sql)}
+    assert found == read
 
 
 # --- outcomes
@@ -138,78 +186,6 @@ def test_a_listed_order_leaves_out_what_is_not_listed():
     assert as_listed(["a", "b", "c"], ["c", "a"], str) == ["c", "a"]
 
 
-def ran(name, *tests, seed=None):
-    """A run of tests, of which those with an exclamation mark failed."""
-    return AuditRun(name, {test.strip("!"): test.endswith("!") for test in tests}, seed)
-
-
-def found(*runs, history=None):
-    history = history or RowHistory(lambda _table, _key: True)
-    return {each.test: (each.kind, each.text) for each in order_findings(runs, history)}
-
-
-def test_what_fails_in_one_order_only_is_told_with_the_seed():
-    own, again = ran("as it is", "a", "b"), ran("once more", "a", "b")
-    other = ran("seed 2", "b!", "a", seed=2)
-    told = found(own, again, ran("seed 1", "a", "b", seed=1), other)
-    assert told == {
-        "b": (FindingKind.ORDER, "passes in its own order, fails with --tidy-audit-order 2"),
-    }
-
-
-def test_what_fails_in_its_own_order_only_is_told_too():
-    own, again = ran("as it is", "a", "b!"), ran("once more", "a", "b!")
-    told = found(own, again, ran("seed 1", "b", "a", seed=1))
-    assert told["b"][1] == "fails in its own order, passes with --tidy-audit-order 1"
-
-
-def test_what_fails_the_second_time_needs_no_other_order():
-    own, again = ran("as it is", "a", "b"), ran("once more", "a", "b!")
-    told = found(own, again, ran("seed 1", "b!", "a", seed=1))
-    assert told == {"b": (FindingKind.TWICE, "passes the first time, fails once more")}
-
-
-def test_what_always_fails_is_no_matter_of_order():
-    assert found(ran("as it is", "a!"), ran("once more", "a!"), ran("1", "a!", seed=1)) == {}
-
-
-def test_the_own_order_is_run_at_last_only_where_it_can_tell_something():
-    """A test that fails there fails over what the runs have left, not over the order."""
-
-    def runs(last):
-        def run(name, seed):
-            return (
-                last if name.startswith("at last") else ran(name, "b!" if seed else "b", seed=seed)
-            )
-
-        first = ran("as it is", "b")
-        return [first, *rerun(first, [1], run)]
-
-    at_last = ran("at last in its own order", "b!")
-    assert found(*runs(at_last)) == {
-        "b": (FindingKind.TWICE, "passes the first time, fails at last in its own order"),
-    }
-    assert found(*runs(ran("at last", "b")))["b"][0] is FindingKind.ORDER
-    first = ran("as it is", "a")
-    assert len([*rerun(first, [1, 2], lambda name, seed: ran(name, "a", seed=seed))]) == 3
-
-
-def test_the_test_whose_rows_it_read_is_suspected_if_it_stood_on_the_other_side():
-    history = RowHistory(lambda _table, _key: True)
-    for maker in ("a", "c"):
-        history.add(
-            Maker(maker), [Difference(ORGS, appeared=frozenset({(ord(maker),)}))], Observations()
-        )
-    history.add(Maker("b"), [], Observations(loaded={RowKey(ORGS, (97,)), RowKey(ORGS, (99,))}))
-    told = found(
-        ran("as it is", "c", "a", "b"),
-        ran("once more", "c", "a", "b"),
-        ran("seed 1", "c", "b!", "a", seed=1),
-        history=history,
-    )
-    assert told["b"][1].endswith("perhaps because of a")
-
-
 def test_a_further_run_is_not_asked_for_an_audit():
     given = ["-q", "--tidy-audit", "--tidy-audit-seeds", "5", "--tidy-audit-json=x", "tests"]
     assert list(without_audit(given)) == ["-q", "tests"]
@@ -290,13 +266,66 @@ def report():
     history.add(
         Maker("t.py::test_<b>"), [Difference(ORGS, frozenset(many), more=5)], Observations()
     )
-    findings = [*known(history).values(), Finding("worse", FindingKind.ORDER, "<i>", "& cure")]
-    return report_of(findings, 3, [ran("as it is", "worse!")], ["<note>"])
+    worse = Finding(
+        "worse", FindingKind.ORDER, "<i>", "& cure", others=["t.py::test_<b>"], proof="2 <runs>"
+    )
+    runs = [
+        AuditRun("as it is", {"worse": True, "a": False, "b": False}),
+        AuditRun("<seed 1>", {"worse": False}, 1, kind=RunKind.SEED, changed=("<x> has changed",)),
+    ]
+    return report_of([*known(history).values(), worse], runs, ["<note>"], ["<x> has changed"])
 
 
 def test_the_worst_comes_first():
     assert [culprit.test for culprit in report().culprits] == ["worse", "t.py::test_<b>"]
     assert next(lines(report())) == "2 culprit(s), 3 test(s): 1 needs an order, 1 leaves rows"
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_no_line_is_longer_than_the_terminal(width):
+    assert max(map(len, lines(report(), width))) <= width
+
+
+def test_text_json_and_html_agree():
+    """Each has every finding, how it was proved, what was not put back, and what was not seen."""
+    said = report().as_json()
+    text, page = " ".join(" ".join(lines(report(), 500)).split()), html(report())
+    assert text.startswith(said["headline"])
+    assert escape(said["headline"], quote=True) in page
+    for culprit in said["culprits"]:
+        found = [culprit["test"]]
+        for each in culprit["findings"]:
+            found += [each["said"], each["proof"], each["cure"]]
+        for each in found:
+            assert each in text
+            assert escape(each) in page
+    for each in said["notes"] + said["not_put_back"]:
+        assert each in text
+        assert f"<li>{escape(each)}</li>" in page
+    assert [run["changed"] for run in said["runs"]] == [[], ["<x> has changed"]]
+
+
+def test_the_page_shows_who_depends_on_whom_without_scripts_or_the_network():
+    page = html(report())
+    picture = page[page.index("<svg") : page.index("</svg>")]
+    ET.fromstring(f"{picture}</svg>")
+    assert "worse: needs an order (t.py::test_&lt;b&gt;)" in picture
+    assert picture.count("<polygon") == 1
+    assert "prefers-color-scheme: dark" in page
+    for outside in ("<script", "http", "url(", "@import", "<link"):
+        assert outside not in page
+    nothing = report_of([], [AuditRun("as it is", {"a": False})], [])
+    assert "<svg" not in html(nothing)
+
+
+def test_a_circle_of_tests_is_drawn_too():
+    names = [f"test_a.py::test_{n}" for n in range(9)]
+    circle = [
+        Finding(test, FindingKind.ORDER, "", "", others=[other])
+        for test, other in zip(names, [*names[1:], names[0]], strict=True)
+    ]
+    page = html(report_of(circle, [AuditRun("as it is", dict.fromkeys(names, False))], []))
+    assert page.count("<polygon") == page.count("<rect") == 9
 
 
 def test_json_has_the_first_few_keys_cut_and_the_count():
@@ -324,7 +353,7 @@ def test_a_key_that_a_terminal_would_obey_is_shown_as_text():
 
 def test_html_escapes_every_name():
     page = html(report())
-    for text in ("test_<b>", "<i>", "& cure", "<note>"):
+    for text in ("test_<b>", "<i>", "& cure", "<note>", "2 <runs>", "<x>", "<seed 1>"):
         assert text not in page
     assert "t.py::test_&lt;b&gt;" in page
     assert "<script" not in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
+from functools import partial
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from tidyrows.audit.baseline import DatabaseChange
     from tidyrows.audit.connections import LookConnection
     from tidyrows.audit.observer import Observations
-    from tidyrows.audit.row_history import Maker
+    from tidyrows.audit.row_history import Maker, RowHistory
     from tidyrows.audit.tables import Difference, Key
     from tidyrows.keys import RowKey, TableName
 
@@ -85,6 +86,14 @@ class WatchedDatabases:
         """Whether a table has no primary key."""
         watch = self._watches.get(table.database)
         return watch is not None and table in watch.keyless
+
+    def add_look(self, history: RowHistory, maker: Maker, observed: Observations) -> None:
+        """Look, and add what a test or a shared fixture has done to the history."""
+        differences = self.look(maker, observed)
+        if maker.is_test:
+            of_others = partial(history.rows_of_others, maker)
+            observed.loaded |= self.rows_read(observed, of_others)
+        history.add(maker, differences, observed)
 
     def look(self, maker: Maker, observed: Observations) -> list[Difference]:
         """What is different since the last look."""

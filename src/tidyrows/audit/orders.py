@@ -65,6 +65,7 @@ class OrderRuns:
         self._run = run
         self._has_time = has_time
         self._short = SHORT
+        self._is_used_up = False
 
     def run_all(self) -> None:
         """Run them, each kept when it has ended."""
@@ -76,16 +77,19 @@ class OrderRuns:
 
     def _run_suspects(self) -> None:
         suspects = self._suspects()
-        alone = [test for test in suspects[:ALONE] if self._run_short("alone", [test])]
-        if len(suspects) > len(alone):
-            self.notes.append(
-                f"{len(suspects) - len(alone)} of {len(suspects)} suspects were not run alone"
-            )
-        unexplained = [test for test in alone if not self._explain(test)]
+        unexplained: list[str] = []
+        for number, test in enumerate(suspects):
+            if number >= ALONE or not self._run_short("alone", [test]):
+                left = len(suspects) - number
+                self.notes.append(f"{left} of {len(suspects)} suspects were not run alone")
+                break
+            if not self._explain(test):
+                unexplained.append(test)
         if unexplained:
+            why = "all short runs were used up" if self._is_used_up else "there may be several"
             self.notes.append(
-                f"no single earlier test was found that makes the difference for "
-                f"{', '.join(unexplained)}"
+                f"which one earlier test makes the difference for {', '.join(unexplained)} was not "
+                f"found: {why}"
             )
 
     def _suspects(self) -> list[str]:
@@ -131,7 +135,8 @@ class OrderRuns:
 
     def _run_short(self, name: str, order: Sequence[str]) -> bool:
         """Whether such a run may begin, and has come to its last test."""
-        if not self._short or not self._has_time():
+        self._is_used_up = self._is_used_up or not self._short or not self._has_time()
+        if self._is_used_up:
             return False
         self._short -= 1
         kind = RunKind.ALONE if len(order) == 1 else RunKind.AFTER

@@ -43,6 +43,7 @@ code { font: .875em/1.5 ui-monospace, "DejaVu Sans Mono", monospace; background:
 figure { overflow-x: auto } figcaption { color: var(--quiet); font-size: .9rem; margin-top: .8rem }
 dl { margin: 0; display: grid; grid-template-columns: 11.5rem 1fr; gap: .9rem 1.2rem }
 dt { font-weight: 600; font-size: .92rem } dd { margin: 0; overflow-wrap: anywhere }
+dd p:first-child { margin-top: 0 }
 .k1 { color: var(--k1) } .k2 { color: var(--k2) } .k3 { color: var(--k3) } .k4 { color: var(--k4) }
 .k5 { color: var(--k5) } .k6 { color: var(--k6) } .k7 { color: var(--k7) }
 dd p + p { margin-top: .15rem }

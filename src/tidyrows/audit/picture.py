@@ -64,12 +64,13 @@ def svg(arrows: Sequence[Arrow], tests: Iterable[str]) -> str:
     places = _places(arrows)
     width = max(x for x, _y in places.values()) + _WIDTH + _MARGIN
     height = max(y for _x, y in places.values()) + _HEIGHT + _MARGIN
+    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    sentences = escape("; ".join(_sentence(arrow) for arrow in arrows))
     return "\n".join(
         [
-            f'<svg role="img" aria-labelledby="picture-title picture-text" width="{width}" '
-            f'height="{height}" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">',
+            f'<svg role="img" aria-labelledby="picture-title picture-text" {size}>',
             '<title id="picture-title">Who depends on whom</title>',
-            f'<desc id="picture-text">{escape("; ".join(_sentence(arrow) for arrow in arrows))}</desc>',
+            f'<desc id="picture-text">{sentences}</desc>',
             *(_line(arrow, places) for arrow in arrows),
             *(_box(name, place, is_test=name in tests) for name, place in places.items()),
             *(_label(arrow, places) for arrow in arrows),
@@ -98,8 +99,8 @@ def _places(arrows: Sequence[Arrow]) -> Mapping[str, tuple[int, int]]:
     places: dict[str, tuple[int, int]] = {}
     for number in range(_COLUMNS):
         names = [name for name, place in column.items() if place == number]
-        for row, name in enumerate(sorted(names, key=lambda n: _middle(n, arrows, rows))):
-            rows[name] = row
+        names.sort(key=lambda name: _middle(name, arrows, rows))
+        rows |= {name: row for row, name in enumerate(names)}
         for name in names:
             x = _MARGIN + number * (_WIDTH + _ACROSS)
             places[name] = x, _MARGIN + rows[name] * _DOWN

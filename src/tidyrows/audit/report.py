@@ -135,7 +135,7 @@ def lines(report: AuditReport, width: int = 80) -> Iterator[str]:
             said = "; ".join([*texts[:_TABLES], *more])
             indent = " " * (column + 4)
             yield from wrapped(said, width, f"  {kind.words:<{column}}  ", indent)
-            yield from wrapped(proof, width, f"{indent}proof: ", f"{indent}       ")
+            yield from wrapped(proof, width, indent, indent)
             yield from wrapped(cure, width, f"{indent}cure: ", f"{indent}      ")
     hidden = len(report.culprits) - _MOST
     if hidden > 0:

@@ -10,7 +10,6 @@ import time
 import unittest
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any
@@ -32,7 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 
 _PATIENCE = 60.0
-"""Seconds beyond three times the first that each further run may take, and all short ones."""
+"""Seconds that each further run may take beyond three times the first."""
+_SHORT = 120.0
+"""Seconds that all runs of a few tests may take together beyond that."""
 _XUNIT = re.compile(r"_(?:xunit|unittest)_(\w+?)_fixture(?:_(.*))?$")
 _ENDED = Maker("the end of shared fixtures", is_test=False)
 
@@ -62,11 +63,7 @@ class AuditPlugin:
     def _look(self) -> None:
         """What is different since the last look was done by the current maker."""
         observed = self._observer.pop_observed()
-        differences = self._databases.look(self._maker, observed)
-        if self._maker.is_test:
-            of_others = partial(self._history.rows_of_others, self._maker)
-            observed.loaded |= self._databases.rows_read(observed, of_others)
-        self._history.add(self._maker, differences, observed)
+        self._databases.add_look(self._history, self._maker, observed)
 
     @contextmanager
     def _running(self, maker: Maker) -> Iterator[None]:
@@ -167,7 +164,11 @@ class AuditPlugin:
             self._observer.models, self._unittests, self._databases.own, self._databases.is_keyless
         )
         findings = [*row_findings(self._history, wording), *order_findings(runs, self._history)]
-        notes |= self._put_back.notes
+        notes |= {
+            note: None
+            for note in self._put_back.notes
+            if not any(name in note for name in self._databases.own)
+        }
         self._report = report_of(findings, runs, list(notes), list(self._not_put_back))
         self._written = list(self._write(self._report))
 
@@ -202,11 +203,12 @@ class AuditPlugin:
             self._compare()
             return done
 
+        until = seconds + _SHORT
         short: list[float] = []
 
         def has_time() -> bool:
             short.append(time.monotonic())
-            return short[-1] - short[0] < seconds
+            return short[-1] - short[0] < until
 
         return OrderRuns(first, seeds, self._history, run, has_time)
 
@@ -242,17 +244,20 @@ class AuditPlugin:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     path.write_text(text, encoding="utf-8", errors="backslashreplace")
                 except OSError as error:
-                    yield f"--tidy-audit-{kind}: {path} could not be written ({error.strerror})"
+                    yield f"--tidy-audit-{kind}: {given} could not be written ({error.strerror})"
                 else:
-                    yield f"written to {path}"
+                    yield f"written to {given}"
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_terminal_summary(self, terminalreporter: Any) -> Generator[None, object, object]:
         """Print the report, before the failures and warnings of the suite."""
         if self._report is not None and self._report.tests:
             terminalreporter.write_sep("=", "tidyrows audit")
-            for line in (*lines(self._report, self._width), *self._written):
+            for line in lines(self._report, self._width):
                 terminalreporter.write_line(line)
+            for written in self._written:
+                for line in wrapped(written, self._width):
+                    terminalreporter.write_line(line)
         return (yield)
 
 
