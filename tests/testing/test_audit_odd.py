@@ -71,6 +71,11 @@ def test_a_converter_of_the_projects_own_that_raises_is_said(tmp_path, audited):
     engine.dispose()
 
 
+def test_a_run_without_sqlalchemy_is_said(audited):
+    audited.watches.close()
+    assert "no database was met" in notes(audited)
+
+
 @psycopg2
 def test_a_binary_key_is_the_same_at_the_next_look(database, audited):
     """psycopg2 reads it as memory, whose text is its address."""

@@ -182,7 +182,7 @@ def test_who_left_changed_deleted_or_read_which_rows(suite):
     assert "TidyTestCase" in cures["test_old"]
     order = [culprit["findings"][0]["fault"] for culprit in report["culprits"]]
     assert order == ["changes", "changes", "deletes", "reads", "leaves", "leaves", "leaves"]
-    assert "test_reads</code>" in (suite.folder / "audit.html").read_text()
+    assert "test_reads</h3>" in (suite.folder / "audit.html").read_text()
     # What the tests left is deleted; what cannot be is said.
     with suite.engine.connect() as connection:
         left = connection.scalars(sa.text("SELECT id FROM orgs ORDER BY id")).all()
@@ -234,8 +234,7 @@ def test_each_order_begins_with_the_database_as_it_was(suite):
     (changed,) = report["not_put_back"]
     assert changed.endswith("orgs (900000) has changed")
     assert [run["changed"] for run in report["runs"]] == [[]] + [[changed]] * 6
-    rows = suite.rows()
-    assert {name: len(table) for name, table in rows.items()} == {"orgs": 1, "users": 1}
+    assert [len(rows) for rows in suite.rows().values()] == [1, 1]
 
 
 ORDERED = """

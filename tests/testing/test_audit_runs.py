@@ -12,7 +12,6 @@ import textwrap
 import pytest
 
 from harness.suites import Suite, fresh_environment
-from harness.targets import on
 from tidyrows.audit.runs import SuiteCommand
 
 pytestmark = pytest.mark.slow
@@ -50,32 +49,58 @@ def test_a_run_that_does_not_come_to_its_end_is_said(tmp_path):
     assert run.fault.startswith("it ended with exit code 3")
 
 
-@on("sqlite")
-def test_what_was_found_is_told_after_ctrl_c_in_the_middle_of_the_further_runs(outside, tmp_path):
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+def test_ctrl_c_in_a_further_run_leaves_none_of_its_rows_and_what_was_found_is_told(
+    outside, tmp_path
+):
+    """That run is killed after a COMMIT and before its cleanup: its ledger is swept."""
     suite = Suite(tmp_path, outside)
+    os.mkfifo(suite.folder / "alive")
     suite.write(
         "conftest.py",
         """
         import os
 
-        import tidyrows.audit.runs as runs
-
+        assert "SET_BY_CONFTEST" not in os.environ
         os.environ["SET_BY_CONFTEST"] = "1"
-
-        def run(command, name, order, seed=None):
-            assert "SET_BY_CONFTEST" not in command.environment
-            raise KeyboardInterrupt
-
-        runs.SuiteCommand.run = run
         """,
     )
-    suite.write("test_all.py", "def test_passes():\n    pass\n")
-    ended = suite.pytest("--tidy-audit", *BARE, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
-    assert ended.code == pytest.ExitCode.INTERRUPTED
-    assert ended.outcomes == {"passed": 1}
-    assert "1 test(s), no culprit" in ended.text
-    assert "not seen: the runs in other orders were interrupted" in ended.text
-    assert "not seen: no database was met" in ended.text
+    suite.write(
+        "test_all.py",
+        """
+        import os
+        import threading
+        from pathlib import Path
+
+        import sqlalchemy as sa
+        from models import Org
+        from sqlalchemy.orm import Session
+
+        def test_leaves():
+            with Session(sa.create_engine(os.environ["SUITE_URL"])) as session:
+                session.add(Org(name="left"))
+                session.commit()
+            if Path("once").exists():
+                print("committed", file=open("alive", "w"), flush=True)
+                threading.Event().wait()
+            Path("once").touch()
+        """,
+    )
+    # Opened for reading and writing so as not to wait.
+    alive = os.open(suite.folder / "alive", os.O_RDWR)
+    audit = suite.start("pytest", "-q", *BARE, "--tidy-audit", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+    try:
+        assert select.select([alive], [], [], 60)[0]
+        audit.send_signal(signal.SIGINT)
+        text, _ = audit.communicate(timeout=60)
+    finally:
+        audit.kill()
+        os.close(alive)
+    assert audit.returncode == pytest.ExitCode.INTERRUPTED
+    assert "test_all.py::test_leaves\n  leaves rows  leaves 1 row(s) of" in text
+    assert "not seen: the runs in other orders were interrupted" in text
+    assert "not put back" not in text
+    assert suite.rows() == suite.before
 
 
 AUDITING = """

@@ -54,7 +54,7 @@ tr:last-child td { border-bottom: 0 } th { color: var(--quiet); font-weight: 600
 td.number { font-variant-numeric: tabular-nums; white-space: nowrap }
 .notes { margin: 0; padding-left: 1.2rem }
 .notes li { white-space: pre-wrap; overflow-wrap: anywhere }
-svg { display: block; max-width: none }
+svg { display: block; width: 100%; min-width: 54rem }
 svg text { font: 13px ui-monospace, "DejaVu Sans Mono", monospace; fill: var(--text) }
 svg .module { fill: var(--quiet); font-size: 11px }
 svg rect { fill: var(--page); stroke: var(--quiet); stroke-width: 1.2 }
@@ -62,7 +62,7 @@ svg .shared rect { stroke-dasharray: 5 4 }
 svg path { fill: none; stroke: currentColor; stroke-width: 2 } svg polygon { fill: currentColor }
 svg .k5 path { stroke-dasharray: 7 4 }
 svg .label { font: 600 12px system-ui, "DejaVu Sans", sans-serif; fill: currentColor;
-  text-anchor: middle; paint-order: stroke; stroke: var(--card); stroke-width: 5px }
+  text-anchor: end; paint-order: stroke; stroke: var(--card); stroke-width: 5px }
 @media (max-width: 40rem) {
   dl { grid-template-columns: 1fr; gap: .2rem } dd { margin-bottom: .8rem } }
 """

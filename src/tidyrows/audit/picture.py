@@ -1,4 +1,8 @@
-"""Who depends on whom, as an SVG: boxes for tests, and an arrow to each from what it depends on."""
+"""Who depends on whom, as an SVG.
+
+The tests that depend on something stand in a column, beside the column of what they depend on; a
+test that does both stands in both, so that circles need no other form.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,17 @@ from typing import TYPE_CHECKING
 from tidyrows.audit.findings import FindingKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from tidyrows.audit.findings import Finding
     from tidyrows.audit.report import AuditReport
 
 MOST = 40
 """Arrows of the picture; the worst come first."""
-_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 272, 46, 150, 66, 12
-_LETTERS = 36
-_COLUMNS = 5
+_WIDTH, _HEIGHT, _ACROSS, _DOWN, _MARGIN = 400, 48, 300, 16, 4
+_ARROW = 22
+"""How far the ends of two arrows are apart."""
+_LETTERS = 46
 _WORDS = {
     FindingKind.ORDER: "order",
     FindingKind.CHANGES: "changes",
@@ -59,21 +64,33 @@ def arrows_of(report: AuditReport) -> list[Arrow]:
     return sorted(arrows, key=lambda arrow: arrow.kind)
 
 
-def svg(arrows: Sequence[Arrow], tests: Iterable[str]) -> str:
+def svg(arrows: Sequence[Arrow], tests: Collection[str]) -> str:
     """The picture; a box that is no test is drawn with a broken line."""
-    places = _places(arrows)
-    width = max(x for x, _y in places.values()) + _WIDTH + _MARGIN
-    height = max(y for _x, y in places.values()) + _HEIGHT + _MARGIN
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
+    left, right = _columns(arrows)
+    sorted_arrows = sorted(arrows, key=lambda arrow: left.index(arrow.source))
+    by_target = {name: [a for a in sorted_arrows if a.target == name] for name in right}
+    heights = [max(_HEIGHT, len(by_target[name]) * _ARROW + 14) for name in right]
+    height = max(sum(heights), len(left) * _HEIGHT) + _DOWN * (max(len(left), len(right)) - 1)
+    lefts = dict(zip(left, _stacked([_HEIGHT] * len(left), height), strict=True))
+    rights = dict(zip(right, _stacked(heights, height), strict=True))
+    lines: list[str] = []
+    for name, size in zip(right, heights, strict=True):
+        for number, arrow in enumerate(by_target[name]):
+            end = rights[name] + size / 2 + (number - (len(by_target[name]) - 1) / 2) * _ARROW
+            lines.append(_line(arrow, lefts[arrow.source] + _HEIGHT / 2, end))
+    place = f"0 0 {2 * _WIDTH + _ACROSS + 2 * _MARGIN} {height + 2 * _MARGIN:.0f}"
     sentences = escape("; ".join(_sentence(arrow) for arrow in arrows))
     return "\n".join(
         [
-            f'<svg role="img" aria-labelledby="picture-title picture-text" {size}>',
+            f'<svg role="img" aria-labelledby="picture-title picture-text" viewBox="{place}">',
             '<title id="picture-title">Who depends on whom</title>',
             f'<desc id="picture-text">{sentences}</desc>',
-            *(_line(arrow, places) for arrow in arrows),
-            *(_box(name, place, is_test=name in tests) for name, place in places.items()),
-            *(_label(arrow, places) for arrow in arrows),
+            *lines,
+            *(_box(name, 0, y, _HEIGHT, is_test=name in tests) for name, y in lefts.items()),
+            *(
+                _box(name, _WIDTH + _ACROSS, y, size, is_test=name in tests)
+                for (name, y), size in zip(rights.items(), heights, strict=True)
+            ),
             "</svg>",
         ]
     )
@@ -84,84 +101,61 @@ def _sentence(arrow: Arrow) -> str:
     return f"{arrow.target}: {kinds} ({arrow.source})"
 
 
-# -- places --------------------------------------------------------------------------------------
+def _columns(arrows: Sequence[Arrow]) -> tuple[list[str], list[str]]:
+    """What others depend on, and what depends on them, so that few arrows cross."""
+    left = list(dict.fromkeys(arrow.source for arrow in arrows))
+    left.sort(key=lambda name: -sum(arrow.source == name for arrow in arrows))
+
+    def middle(name: str) -> float:
+        rows = [left.index(arrow.source) for arrow in arrows if arrow.target == name]
+        return sum(rows) / len(rows)
+
+    return left, sorted(dict.fromkeys(arrow.target for arrow in arrows), key=middle)
 
 
-def _places(arrows: Sequence[Arrow]) -> Mapping[str, tuple[int, int]]:
-    """The left upper corner of each box: what others depend on is to their left."""
-    column = dict.fromkeys((name for a in arrows for name in (a.source, a.target)), 0)
-    for _step in range(_COLUMNS):  # a circle ends at the last column
-        for arrow in arrows:
-            column[arrow.target] = min(
-                max(column[arrow.target], column[arrow.source] + 1), _COLUMNS - 1
-            )
-    rows: dict[str, int] = {}
-    places: dict[str, tuple[int, int]] = {}
-    for number in range(_COLUMNS):
-        names = [name for name, place in column.items() if place == number]
-        names.sort(key=lambda name: _middle(name, arrows, rows))
-        rows |= {name: row for row, name in enumerate(names)}
-        for name in names:
-            x = _MARGIN + number * (_WIDTH + _ACROSS)
-            places[name] = x, _MARGIN + rows[name] * _DOWN
-    return places
+def _stacked(heights: Sequence[float], height: float) -> Iterator[float]:
+    """The upper edges of boxes that fill the height, with equal distances."""
+    distance = (height - sum(heights)) / len(heights)
+    y = _MARGIN + distance / 2
+    for each in heights:
+        yield y
+        y += each + distance
 
 
-def _middle(name: str, arrows: Sequence[Arrow], rows: Mapping[str, int]) -> float:
-    """The mean row of what it depends on, so that few arrows cross."""
-    found = [rows[a.source] for a in arrows if a.target == name and a.source in rows]
-    return sum(found) / len(found) if found else len(rows)
-
-
-def _ends(arrow: Arrow, places: Mapping[str, tuple[int, int]]) -> tuple[int, int, int, int]:
-    """From the right side of one box to the left side of the other."""
-    (x, y), (to_x, to_y) = places[arrow.source], places[arrow.target]
-    return x + _WIDTH, y + _HEIGHT // 2, to_x, to_y + _HEIGHT // 2
-
-
-# -- drawing -------------------------------------------------------------------------------------
-
-
-def _line(arrow: Arrow, places: Mapping[str, tuple[int, int]]) -> str:
-    x, y, to_x, to_y = _ends(arrow, places)
-    bend = max(abs(to_x - x) // 2, 50)
-    said = "\n".join(
-        [_sentence(arrow), *(f"{each.text} ({each.proof})" for each in arrow.findings)]
-    )
+def _line(arrow: Arrow, y: float, to_y: float) -> str:
+    x, to_x = _MARGIN + _WIDTH, _MARGIN + _WIDTH + _ACROSS
+    bend, straight = _ACROSS * 0.4, to_x - 66  # the word stands on the straight part
+    reasons = (f"{each.text} ({each.proof})" for each in arrow.findings)
+    said = "\n".join([_sentence(arrow), *reasons])
     return (
         f'<g class="arrow k{int(arrow.kind)}"><title>{escape(said)}</title>'
-        f'<path d="M{x} {y} C{x + bend} {y} {to_x - bend - 8} {to_y} {to_x - 8} {to_y}"/>'
-        f'<polygon points="{to_x},{to_y} {to_x - 10},{to_y - 5} {to_x - 10},{to_y + 5}"/></g>'
+        f'<path d="M{x} {y:.0f} C{x + bend:.0f} {y:.0f} {straight - bend:.0f} {to_y:.0f} '
+        f'{straight} {to_y:.0f} H{to_x - 8}"/>'
+        f'<polygon points="{to_x},{to_y:.0f} {to_x - 10},{to_y - 5:.0f} '
+        f'{to_x - 10},{to_y + 5:.0f}"/>'
+        f'<text class="label" x="{to_x - 14}" y="{to_y - 5:.0f}">{_WORDS[arrow.kind]}</text></g>'
     )
 
 
-def _label(arrow: Arrow, places: Mapping[str, tuple[int, int]]) -> str:
-    x, y, to_x, to_y = _ends(arrow, places)
-    # nearer to the target, where the arrows of one source have parted
-    at_x, at_y = x + (to_x - x) * 0.62, y + (to_y - y) * 0.76 - 5
-    word = _WORDS[arrow.kind]
-    return f'<text class="label k{int(arrow.kind)}" x="{at_x:.0f}" y="{at_y:.0f}">{word}</text>'
-
-
-def _box(name: str, place: tuple[int, int], *, is_test: bool) -> str:
-    x, y = place
+def _box(name: str, x: float, y: float, height: float, *, is_test: bool) -> str:
+    x += _MARGIN
     return "".join(
         [
             f'<g class="{"test" if is_test else "shared"}"><title>{escape(name)}</title>',
-            f'<rect x="{x}" y="{y}" width="{_WIDTH}" height="{_HEIGHT}" rx="8"/>',
-            *_texts(name, x + 14, y),
+            f'<rect x="{x}" y="{y:.0f}" width="{_WIDTH}" height="{height:.0f}" rx="8"/>',
+            *_texts(name, x + 14, y + height / 2),
             "</g>",
         ]
     )
 
 
-def _texts(name: str, x: int, y: int) -> Iterator[str]:
+def _texts(name: str, x: float, middle: float) -> Iterator[str]:
     module, colons, rest = name.partition("::")
     if not colons:
-        yield f'<text x="{x}" y="{y + 28}">{escape(_cut(name))}</text>'
+        yield f'<text x="{x}" y="{middle + 5:.0f}">{escape(_cut(name))}</text>'
         return
-    yield f'<text class="module" x="{x}" y="{y + 19}">{escape(_cut(module))}</text>'
-    yield f'<text x="{x}" y="{y + 36}">{escape(_cut(rest))}</text>'
+    yield f'<text class="module" x="{x}" y="{middle - 5:.0f}">{escape(_cut(module))}</text>'
+    yield f'<text x="{x}" y="{middle + 13:.0f}">{escape(_cut(rest))}</text>'
 
 
 def _cut(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from tidyrows.audit.baseline import TableState, changes
 from tidyrows.audit.connections import SharedConnection
 from tidyrows.audit.observer import DatabaseObservations
-from tidyrows.audit.reads import reads_of
+from tidyrows.audit.reads import MOST, reads_of
 from tidyrows.audit.tables import (
     SMALL,
     TOGETHER,
@@ -150,15 +150,20 @@ class DatabaseWatch:
     ) -> set[RowKey]:
         """The rows of others that these SELECTs, with their parameters, have read."""
         found: set[RowKey] = set()
+        theirs: dict[TableName, set[Key]] = {}
         again: list[tuple[TableRead, Any, WatchedTable, set[Key]]] = []
         for sql, parameters in selects:
             for read in reads_of(sql):
                 tables = [t for t in self._tables.values() if _is_among(t.name, {read.table})]
-                others = of_others(tables[0].name) if len(tables) == 1 else set()
-                if others and read.rest is None:
-                    found |= {RowKey(tables[0].name, key) for key in others}
-                elif others and tables[0].key:
-                    again.append((read, parameters, tables[0], others))
+                if len(tables) != 1:
+                    continue  # none that is looked at, or one of several schemas
+                name = tables[0].name
+                if name not in theirs:
+                    theirs[name] = set(islice(of_others(name), MOST))
+                if theirs[name] and read.rest is None:
+                    found |= {RowKey(name, key) for key in theirs[name]}
+                elif theirs[name] and tables[0].key:
+                    again.append((read, parameters, tables[0], theirs[name]))
         return found | (self._ask(lambda connection: self._read_again(connection, again)) or set())
 
     def _read_again(

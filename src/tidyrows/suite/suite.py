@@ -8,7 +8,7 @@ test, by fixtures of the session) have a tracker too, and stay.
 from __future__ import annotations
 
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import named_tables
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
-from tidyrows.ledger.table import Ledger
+from tidyrows.ledger.table import NAME, Ledger
 from tidyrows.production import refuse_places, refuse_production
 from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
@@ -207,7 +207,7 @@ class SuiteLedgers:
         name, dialect = database_name(engine), dialect_for(engine)
         if not self._are_wanted or name in self._known or dialect.is_private(engine):
             return
-        if dialect.has_row_locks:
+        if dialect.has_row_locks or _is_installed(engine):
             self._install(name, engine)
         else:  # the installation would wait for a transaction of the suite that may be open
             self._later[name] = engine
@@ -242,3 +242,12 @@ class SuiteLedgers:
         for tracker in self._trackers():
             tracker.journals.add_ledger(ledger)
         self._on_ledger(ledger, WorkerContext.current())
+
+
+def _is_installed(engine: sa.Engine) -> bool:
+    """Whether a run before has installed the ledger: then nothing needs to be written."""
+    if engine.dialect.is_async or has_vanished(engine):
+        return False
+    with suppress(sa.exc.DBAPIError), spare_engine_of(engine).connect() as connection:
+        return sa.inspect(connection).has_table(NAME)
+    return False

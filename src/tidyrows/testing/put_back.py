@@ -58,6 +58,7 @@ class PutBack:
         """Delete the rows."""
         suite, self._suite = self._suite, None
         if suite is not None:
+            suite.install_ledgers()  # for the next run, from its first test on
             suite.end()
         for ledger in self._ledgers:
             ledger.close()
