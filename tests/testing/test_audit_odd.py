@@ -71,9 +71,11 @@ def test_a_converter_of_the_projects_own_that_raises_is_said(tmp_path, audited):
     engine.dispose()
 
 
-def test_a_run_without_sqlalchemy_is_said(audited):
-    audited.watches.close()
-    assert "no database was met" in notes(audited)
+def test_a_run_without_sqlalchemy_is_said():
+    nobody = Audited()
+    nobody.observer.close()
+    nobody.watches.close()
+    assert "no database was met" in notes(nobody)
 
 
 @psycopg2
