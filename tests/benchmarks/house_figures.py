@@ -101,7 +101,11 @@ def _default_urls(folder: str) -> list[str]:
 
 
 def _print_source(source: Path, *, causes: bool) -> None:
-    files = {path: _lines(path) for path in sorted(source.rglob("*.py")) if not _is_audit(path)}
+    files = {
+        path: _lines(path)
+        for path in sorted(source.rglob("*.py"))
+        if not _is_audit(path.relative_to(source))
+    }
     modules = list(house.modules_of(source / house.PACKAGE))
     without_audit = [module for module in modules if not _is_audit(module.path)]
     _say("lines in src/ without the audit", sum(files.values()), GOALS["lines"])

@@ -140,16 +140,18 @@ class AuditPlugin:
 
     def _finish(self, session: pytest.Session, exitstatus: int) -> None:
         notes = self._databases.notes
+        interrupted = False
         try:
             self._put_back.end()
         except KeyboardInterrupt:
+            interrupted = True
             session.exitstatus = pytest.ExitCode.INTERRUPTED
         self._observer.close()
         self._compare()
         runs = [AuditRun("as it is", self._outcomes.failed)]
         seeds = int(self._config.getoption("--tidy-audit-seeds"))
         whole = exitstatus in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}
-        if seeds and runs[0].failed and whole and not session.shouldstop:
+        if seeds and runs[0].failed and whole and not (interrupted or session.shouldstop):
             others = self._other_runs(runs[0], range(1, seeds + 1))
             runs = others.runs
             try:
