@@ -244,25 +244,34 @@ FORMS = pytest.mark.parametrize(
 )
 
 
+def differences(engine: sa.Engine, kind: type, forms: dict[str, Any]) -> list[Any]:
+    """What a caller sees without a tracker, and sees otherwise with one."""
+    cases = [(name, way) for name in forms for way in WAYS_TO_READ]
+
+    def see() -> list[dict[str, Any]]:
+        return [observed(engine, kind, forms[name], WAYS_TO_READ[way]) for name, way in cases]
+
+    without = see()
+    with CleanupManager(ResourceTracker(engine)):
+        seen = see()
+    found = []
+    for (name, way), before, after in zip(cases, without, seen, strict=True):
+        psycopg_has_closed = before["read"] == "InterfaceError"
+        # SQLAlchemy 2.0 shows the column that it sorts by, some ways
+        sentinel_shows = "in order" in name and sa.__version__ < "2.1"
+        if psycopg_has_closed or sentinel_shows:
+            before["read"] = after["read"]
+        found += [
+            (name, way, question, after[question], before[question])
+            for question in before
+            if after[question] != before[question]
+        ]
+    return found
+
+
 @FORMS
 def test_the_result_is_the_same_with_and_without_a_tracker(engine, kind, forms):
-    differences = []
-    for name, form in forms.items():
-        for way, read in WAYS_TO_READ.items():
-            without = observed(engine, kind, form, read)
-            with CleanupManager(ResourceTracker(engine)):
-                seen = observed(engine, kind, form, read)
-            psycopg_has_closed = without["read"] == "InterfaceError"
-            # SQLAlchemy 2.0 shows the column that it sorts by, some ways
-            sentinel_shows = "in order" in name and sa.__version__ < "2.1"
-            if psycopg_has_closed or sentinel_shows:
-                without["read"] = seen["read"]
-            differences += [
-                (name, way, question, seen[question], without[question])
-                for question in without
-                if seen[question] != without[question]
-            ]
-    assert differences == []
+    assert differences(engine, kind, forms) == []
 
 
 @FORMS
@@ -330,19 +339,8 @@ def upserts(engine: sa.Engine) -> dict[str, Any]:
 def test_the_result_of_an_upsert_is_the_same_and_strangers_rows_are_nobodys(engine):
     """MariaDB's ON DUPLICATE KEY UPDATE proves nothing; what is not proved is not ours."""
     Bystanders(engine).insert(Coded, {"code": "code 1", "name": "name 1"})
-    differences = []
+    assert differences(engine, Session, upserts(engine)) == []
     for name, form in upserts(engine).items():
-        for way, read in WAYS_TO_READ.items():
-            without = observed(engine, Session, form, read)
-            with CleanupManager(ResourceTracker(engine)):
-                seen = observed(engine, Session, form, read)
-            if without["read"] == "InterfaceError":
-                without["read"] = seen["read"]
-            differences += [
-                (name, way, question, seen[question], without[question])
-                for question in without
-                if seen[question] != without[question]
-            ]
         tracker = ResourceTracker(engine)
         with CleanupManager(tracker):
             with Session(engine) as session:
@@ -354,7 +352,6 @@ def test_the_result_of_an_upsert_is_the_same_and_strangers_rows_are_nobodys(engi
             if engine.dialect.name == "postgresql":
                 assert (name, left) == (name, ["code 1"])
             connection.execute(sa.delete(codeds).where(codeds.c.code != "code 1"))
-    assert differences == []
 
 
 def rows_there(engine: sa.Engine) -> int:

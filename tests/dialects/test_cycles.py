@@ -87,10 +87,8 @@ def test_a_table_that_references_itself(database: Database, action: str) -> None
         connection.exec_driver_sql(
             f"CREATE TABLE t (id INT PRIMARY KEY, other INT NOT NULL REFERENCES t (id) {action})"
         )
-        connection.exec_driver_sql("INSERT INTO t VALUES (1, 1)")
-        for number in range(2, count):
-            connection.exec_driver_sql(f"INSERT INTO t VALUES ({number}, {number - 1})")
-        connection.exec_driver_sql("INSERT INTO t VALUES (9999, 9999)")
+        rows = ["(1, 1)", *(f"({n}, {n - 1})" for n in range(2, count)), "(9999, 9999)"]
+        connection.exec_driver_sql(f"INSERT INTO t VALUES {', '.join(rows)}")
     dialect = dialect_for(engine)
     with engine.connect() as connection:
         dialect.begin_cleanup(connection, lock_timeout=1)

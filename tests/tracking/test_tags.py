@@ -208,8 +208,7 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("whose", ["test", "run", "any"])
-def test_the_index_is_used(accounts, whose):
+def test_the_index_is_used(accounts):
     """Asked of the database with the statement and the values that were sent."""
     write(accounts, *(f"{n}-somebody@example.test" for n in range(3000)))
     if accounts.dialect.name != "sqlite":
@@ -223,9 +222,11 @@ def test_the_index_is_used(accounts, whose):
             sent.append((statement, parameters))
 
     sa.event.listen(accounts, "before_cursor_execute", hear)
-    ResourceTracker(accounts, context=context()).track_tagged(Account.email, TEMPLATE, whose=whose)
+    for whose in ("test", "run", "any"):
+        tracker = ResourceTracker(accounts, context=context())
+        tracker.track_tagged(Account.email, TEMPLATE, whose=whose)
     sa.event.remove(accounts, "before_cursor_execute", hear)
-    assert sent
+    assert len(sent) >= 3
     explain, index = PLANS[accounts.dialect.name]
     with accounts.connect() as connection:
         for statement, parameters in sent:
