@@ -31,6 +31,7 @@ from tidyrows.errors import (
     ExternalResourceError,
     KeyShapeError,
     LateCommitWarning,
+    LeakedRowsError,
     LedgerError,
     LockLostError,
     LockTimeoutError,
@@ -54,6 +55,7 @@ from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.table import Ledger
 from tidyrows.locks.advisory import LockManager, advisory_lock, try_advisory_lock
 from tidyrows.retry import Attempt, RetryPolicy
+from tidyrows.sweep.proof import LeakedRows, assert_no_leaks, assert_no_leaks_async
 from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.transaction_retry import with_retries
@@ -72,6 +74,8 @@ __all__ = [
     "Held",
     "KeyShapeError",
     "LateCommitWarning",
+    "LeakedRows",
+    "LeakedRowsError",
     "Ledger",
     "LedgerError",
     "Leftover",
@@ -106,6 +110,8 @@ __all__ = [
     "WorkerContext",
     "WorkerContextError",
     "advisory_lock",
+    "assert_no_leaks",
+    "assert_no_leaks_async",
     "configure",
     "external_handler",
     "find_orphans",

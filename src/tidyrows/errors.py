@@ -203,6 +203,16 @@ class CleanupError(TidyRowsError):
     report: Any
 
 
+class LeakedRowsError(TidyRowsError, AssertionError):
+    """Rows of ours are still there, says ``assert_no_leaks``.
+
+    Attributes:
+        leaks: a ``LeakedRows`` for each table and maker.
+    """
+
+    leaks: tuple[Any, ...]
+
+
 class TidyRowsWarning(UserWarning):
     """Base of all warnings of this library."""
 

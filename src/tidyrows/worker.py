@@ -207,7 +207,7 @@ class WorkerContext:
         named = bool(worker) or index is not None
         worker = worker or read("PYTEST_XDIST_WORKER") or (f"w{index}" if index else "main")
         if index is None:
-            index = 0 if worker == "main" else _index_of(worker)
+            index = index_of(worker)
         workers = _number("TIDYROWS_WORKER_COUNT")
         if workers is None:
             workers = _number("PYTEST_XDIST_WORKER_COUNT")
@@ -295,7 +295,10 @@ def _number(variable: str) -> int | None:
     return int(text)
 
 
-def _index_of(worker_id: str) -> int:
+def index_of(worker_id: str) -> int:
+    """The number of a worker by its id."""
+    if worker_id == "main":
+        return 0
     digits = re.search(r"[0-9]{1,9}$", worker_id)
     if digits is None:
         raise WorkerContextError(

@@ -23,7 +23,7 @@ LEDGER = "tidyrows"
 """The maker of rows that belong to no process: the version, the next integers."""
 OPTIONS = {INTERNAL: True, "schema_translate_map": None}
 """Execution options of statements about a ledger: real names, and no tracker observes them."""
-RUN, WORKER, _TEST = 80, 40, 255
+RUN, WORKER, TEST = 80, 40, 255
 """The characters of a run's, a worker's and a test's id that are written."""
 
 
@@ -77,7 +77,7 @@ class EntryTable:
                 sa.Column("table_name", sa.String(255)),
                 sa.Column("run", sa.String(RUN)),
                 sa.Column("worker", sa.String(WORKER)),
-                sa.Column("test", sa.String(_TEST)),
+                sa.Column("test", sa.String(TEST)),
                 sa.Column("body", text, nullable=False),
                 sa.Column("written", sa.Double, nullable=False),
                 schema=sa.quoted_name(schema, quote=None) if schema else None,
@@ -230,7 +230,7 @@ class EntryTable:
             "table_name": table,
             "run": context.run_id[:RUN],
             "worker": context.worker_id[:WORKER],
-            "test": context.test_id and context.test_id[:_TEST],
+            "test": context.test_id and context.test_id[:TEST],
             "body": body,
         }
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING, ROWS
-from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER
+from tidyrows.ledger.entry_table import LEDGER, RUN, TEST, WORKER
 from tidyrows.ledger.process import (
     PROCESS,
     OwnerKind,
@@ -46,6 +46,7 @@ class SweepArguments:
     handed: bool = False
     """Also what a worker has just handed to its controller: the controller itself asks for it."""
     as_superuser: bool = False
+    test: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ def find_candidates(
         return dead[owner], "the worker is dead" if dead[owner] else "the worker may be alive"
 
     found = []
-    for candidate in _all_entries(ledger, connection, arguments, owner):
+    for candidate in all_entries(ledger, connection, arguments, owner):
         is_wanted, why = decide(candidate)
         if owner is None:
             verb = "takes" if is_wanted else "leaves"
@@ -95,15 +96,17 @@ def find_candidates(
     return found
 
 
-def _all_entries(
+def all_entries(
     ledger: Ledger,
     connection: sa.Connection,
     arguments: SweepArguments,
     of_owner: str | None = None,
 ) -> list[Candidate]:
-    """The entries of the run and worker that are asked for, or of all."""
+    """The entries of the run, worker and test that are asked for, or of all."""
     table = ledger.table_on(connection)
-    columns = [table.c[name] for name in ("owner", "scope", "kind", "run", "worker", "maker")]
+    columns = [
+        table.c[name] for name in ("owner", "scope", "kind", "run", "worker", "test", "maker")
+    ]
     newest_of_each = (
         sa.select(*columns, sa.func.max(table.c.written))
         .where(table.c.seq > 0, table.c.owner != LEDGER)
@@ -115,10 +118,12 @@ def _all_entries(
     now = ledger.now(connection)
     processes = _processes(ledger, connection)
     makers: dict[tuple[str, int], tuple[str, str, float, dict[str, Any]]] = {}
+    tests: dict[tuple[str, int], set[str]] = {}
     newest: dict[tuple[str, int], float] = {}
     rows = ledger.execute(connection, newest_of_each)
-    for owner, scope, kind, run, worker, maker, written in rows:
+    for owner, scope, kind, run, worker, test, maker, written in rows:
         place = owner, scope
+        tests.setdefault(place, set()).add(test)
         newest[place] = max(newest.get(place, written), written)
         # a kind that is unknown here may be about new rows, too
         if (kind in MAKING or kind not in ROWS) and place not in makers:
@@ -127,8 +132,10 @@ def _all_entries(
     found = []
     for place, (run, worker, beat, process) in makers.items():
         idle = now - newest[place]
-        is_run = arguments.run is None or run == arguments.run[:RUN]
-        if is_run and (arguments.worker is None or worker == arguments.worker[:WORKER]):
+        wanted = arguments.run is None or run == arguments.run[:RUN]
+        wanted &= arguments.worker is None or worker == arguments.worker[:WORKER]
+        wanted &= arguments.test is None or tests[place] == {arguments.test[:TEST]}
+        if wanted:
             found.append(Candidate(*place, run, worker, process, idle, min(now - beat, idle)))
     return found
 
@@ -187,7 +194,7 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
                 has_ended(each.process)
                 and is_process_id(each.owner)
                 and ledger.dialect.is_alive(connection, int(each.owner, 16))
-                for each in _all_entries(ledger, connection, arguments)
+                for each in all_entries(ledger, connection, arguments)
             )
         if not is_held or retry.clock() >= until:
             return

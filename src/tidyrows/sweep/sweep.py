@@ -101,6 +101,7 @@ _KINDS = {
     ),
     "run": optional(name("nightly-17")),
     "worker": optional(name("gw3")),
+    "test": optional(name("tests/test_login.py::test_login")),
     "older_than": optional(number("3600, or older_than=0 for all", least=0)),
     "kept": Kind(
         lambda kept: isinstance(kept, bool) or (isinstance(kept, str) and bool(kept)),
@@ -123,6 +124,7 @@ def sweep(
     *,
     run: str | None = None,
     worker: str | None = None,
+    test: str | None = None,
     older_than: float | None = None,
     kept: bool | str = False,
     forget: str | Iterable[str] = (),
@@ -144,6 +146,7 @@ def sweep(
         place: an engine, a URL, or a :class:`Ledger`.
         run: only what this run left.
         worker: only what workers with this id left.
+        test: only what this test left; rows that it shared with others are not its own.
         older_than: instead of the rows of dead workers, delete those of every worker, dead or
             alive, whose newest row is this many seconds old; 0 for all rows, once you know that
             the workers have ended.
@@ -173,10 +176,12 @@ def sweep(
         public.users 3 deleted (0.012 s)
     """
     owners = (forget,) if isinstance(forget, str) else tuple(forget)
-    arguments = SweepArguments(run, worker, older_than, kept, patience, as_superuser=as_superuser)
+    arguments = SweepArguments(
+        run, worker, older_than, kept, patience, as_superuser=as_superuser, test=test
+    )
     options = configured() | options
     retry = options.get("retry") or RetryPolicy()
-    with _opened(place, ledger, schema, allow_production) as whole:
+    with opened_ledger(place, ledger, schema, allow_production) as whole:
         opened = whole.within(options.get("deadline") or retry.deadline)
         recovery = Recovery(opened, retry)
         silent = False
@@ -205,6 +210,7 @@ def find_orphans(
     *,
     run: str | None = None,
     worker: str | None = None,
+    test: str | None = None,
     older_than: float | None = None,
     kept: bool | str = True,
     patience: float = PATIENCE,
@@ -218,6 +224,7 @@ def find_orphans(
         place: as for :func:`sweep`, as all other arguments are.
         run: only what this run left.
         worker: only what workers with this id left.
+        test: only what this test left; rows that it shared with others are not its own.
         older_than: rows of every worker, dead or alive, whose newest row is this many seconds old.
         kept: also show rows that were kept; or only those of this name.
         patience: seconds without a heartbeat after which a worker is dead.
@@ -230,9 +237,9 @@ def find_orphans(
         ProductionDatabaseError: the database looks like production.
         ArgumentError: an argument has a value that it does not take.
     """
-    arguments = SweepArguments(run, worker, older_than, kept, patience)
+    arguments = SweepArguments(run, worker, older_than, kept, patience, test=test)
     with (
-        _opened(place, ledger, schema, allow_production) as opened,
+        opened_ledger(place, ledger, schema, allow_production) as opened,
         opened.looking() as connection,
     ):
         opened.check(connection)
@@ -266,7 +273,7 @@ async def find_orphans_async(place: Place, **options: Any) -> list[Orphans]:
 
 
 @contextmanager
-def _opened(
+def opened_ledger(
     place: Place, name: str, schema: str | None, allow_production: bool | Collection[str]
 ) -> Iterator[Ledger]:
     """The ledger; an engine that is made here is disposed of at the end."""

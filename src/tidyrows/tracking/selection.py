@@ -107,7 +107,7 @@ class Selection(TrackerParts):
 
     @checked(template=name("user-{tag}"), late=SWITCH)
     def track_tagged(
-        self, column: Any, template: str, *, whose: TagOwner = "test", late: bool = False
+        self, column: Any, template: str, *, whose: TagOwner | str = "test", late: bool = False
     ) -> int:
         """Own the committed rows whose text in a column was made of a tag, as ``Scoped`` makes it.
 
@@ -120,6 +120,8 @@ class Selection(TrackerParts):
             template: what ``Scoped`` was given, literal text and ``{tag}``; a value must match it
                 as a whole.
             whose: ``test``, ``worker`` or ``run``: the tags of this one, by the tracker's context.
+                Or the beginning of others' tags, as values in the database show it: the first 7
+                characters for a run, 9 for a worker, 11 for a test.
                 ``any``: every tag of tidyrows, those of runs that are going on among them. Ask for
                 it where no other run uses the database.
             late: as for :meth:`track_query`.

@@ -26,6 +26,8 @@ TagOwner: TypeAlias = Literal["test", "worker", "run", "any"]
 
 _KNOWN = {"test": 3, "worker": 2, "run": 1, "any": 0}
 """How many of run, worker and test are known."""
+_BEGINNINGS = {RUN_WIDTH: 1, RUN_WIDTH + WORKER_WIDTH: 2, RUN_WIDTH + WORKER_WIDTH + TEST_WIDTH: 3}
+"""The same, by the characters of a tag's beginning."""
 _LONGER = 40  # than any tag, so that no value that begins like ours comes after it
 # The first character of a counter gives its length (template.counter_codes).
 _COUNTER = "(?:[0-7]|[89ab][0-9a-z]|[c-f][0-9a-z]{2}|[g-j][0-9a-z]{3}|[k-z][0-9a-z]{4})"
@@ -45,7 +47,7 @@ class Pattern:
 
 
 def patterns(
-    template: str, length: int | None, parts: Sequence[str], whose: TagOwner
+    template: str, length: int | None, parts: Sequence[str], whose: TagOwner | str
 ) -> set[Pattern]:
     """What ``Scoped(template)`` and ``ScopedEmail`` make for a column of this length."""
     found = {_pattern(fitted(template, length), parts, whose)}
@@ -54,8 +56,8 @@ def patterns(
     return found
 
 
-def _pattern(template: str, parts: Sequence[str], whose: TagOwner) -> Pattern:
-    known = _KNOWN[whose]
+def _pattern(template: str, parts: Sequence[str], whose: TagOwner | str) -> Pattern:
+    known = _KNOWN[whose] if whose in _KNOWN else _BEGINNINGS[len(whose)]
     widths = (RUN_WIDTH, WORKER_WIDTH, TEST_WIDTH)
     pieces: list[tuple[str, str | None]] = [
         (re.escape(part), part) if number < known else (f"[0-9a-z]{{{width}}}", None)
@@ -77,10 +79,15 @@ def _pattern(template: str, parts: Sequence[str], whose: TagOwner) -> Pattern:
     return Pattern("".join(filter(None, beginning)), re.compile(expression))
 
 
-def patterns_of_owner(tag: str, column: Any, template: str, whose: TagOwner) -> list[Pattern]:
+def patterns_of_owner(tag: str, column: Any, template: str, whose: TagOwner | str) -> list[Pattern]:
     """The values of one owner in a column, checked."""
     if whose not in _KNOWN:
-        raise ScopeError(f"whose={whose!r} is nobody; write 'test', 'worker', 'run' or 'any'.")
+        if not re.fullmatch("[0-9a-z]+", str(whose)) or len(whose) not in _BEGINNINGS:
+            raise ScopeError(
+                f"whose={whose!r} is nobody; write 'test', 'worker', 'run' or 'any', or the first "
+                f"7, 9 or 11 characters of a tag, for its run, worker or test."
+            )
+        tag = whose.ljust(len(tag), "0")
     model, own = _owner(column)
     named_rows.selected_model(sa.select(model))
     if not isinstance(own.type, sa.String) or isinstance(own.type, sa.Enum):

@@ -230,6 +230,12 @@ class ResourceTracker(Selection):
         return f"<ResourceTracker {self.context.tag}: {len(self.store)} rows>"
 
 
+def trackers_of(database: str) -> list[ResourceTracker]:
+    """The trackers of this process that know of a database, oldest run and test first."""
+    known = [each for each in _all if database in each.engines.by_database and not each.is_foreign]
+    return sorted(known, key=lambda each: each.context.tag)
+
+
 def current_tracker() -> ResourceTracker | None:
     """The innermost active tracker of this context, or None outside of any block.
 
