@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection
+from functools import lru_cache
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from tidyrows.arguments import Kind
@@ -117,7 +119,7 @@ def refuse_production(
     its file), or the value of an environment variable, as ``production`` or, for one variable only,
     ``APP_ENV=production``. User, password and other parameters of the URL are not read or shown.
     """
-    _refuse((*_of_url(url), *_of_environment(environ)), allowed, environ)
+    _refuse(chain(_of_url(url), _of_environment(environ)), allowed, environ)
 
 
 def refuse_places(
@@ -130,7 +132,7 @@ def refuse_places(
     Raises:
         ProductionDatabaseError: the name of a host, database, or file looks like production.
     """
-    _refuse(tuple(_of_places(places)), allowed, environ)
+    _refuse(_of_places(places), allowed, environ)
 
 
 def _refuse(
@@ -203,6 +205,7 @@ def _of_environment(environ: Mapping[str, str]) -> Iterator[tuple[str, str, str]
                 yield variable, value, word
 
 
+@lru_cache(maxsize=256)
 def _word_in(name: str, *, is_host: bool = False) -> str | None:
     """The word for production in a name, by itself or joined with other letters."""
     for written in (name, _CAMEL_CASE.sub(" ", name)):

@@ -29,9 +29,12 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def paired(
-    one: Callable[[], float], other: Callable[[], float], pairs: int
+    one: Callable[[], float], other: Callable[[], float], pairs: int, *, least: bool = False
 ) -> tuple[float, float, float]:
-    """Median of ``one``, median of ``other``, median of the ratios; each returns its seconds."""
+    """Median of ``one``, median of ``other``, median of the ratios; each returns its seconds.
+
+    With ``least``, the minimum of both and its ratio: processor time only ever grows by others.
+    """
     ones, others = [], []
     one(), other()  # warm both
     for number in range(pairs):
@@ -41,6 +44,8 @@ def paired(
         else:
             ones.append(one())
             others.append(other())
+    if least:
+        return min(ones), min(others), min(ones) / min(others)
     ratios = [a / b for a, b in zip(ones, others, strict=True)]
     return statistics.median(ones), statistics.median(others), statistics.median(ratios)
 

@@ -467,6 +467,22 @@ def test_a_row_is_compared_as_its_update_left_it(place, update):
     assert [row.title for row in place.rows(Note)] == ["theirs"]
 
 
+def test_a_row_that_is_updated_in_its_own_transaction_is_compared_in_all_that_was_given(place):
+    """What was inserted is hashed at COMMIT, and what was updated before."""
+    with place.tracked():
+        place.made(Note(title=f"user-{place.tracker.context.tag}01", stars=1))  # by that alone
+        with Session(place.engine) as session:
+            session.add(note := Note(title="ours", stars=1))
+            session.flush()
+            session.execute(sa.update(Note).where(Note.id == note.id).values(stars=2))
+            session.commit()
+    place.run(
+        "DELETE FROM notes WHERE title = 'ours'",
+        "INSERT INTO notes (title, stars) VALUES ('theirs', 2)",
+    )
+    assert list(place.leftovers()) == ["notes(2)"]
+
+
 @pytest.mark.parametrize("everywhere", [True, False])
 def test_an_update_of_columns_that_are_not_compared_changes_nothing(place, everywhere):
     """A value that only our row can have is compared alone."""

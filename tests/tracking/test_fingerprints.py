@@ -97,6 +97,36 @@ def test_what_was_inserted_is_recognised(sqlite_engine, kind, values):
         assert cleanup.report.total_deleted == len(values), form
 
 
+def test_the_hash_of_a_row_waits_for_the_commit_and_a_value_that_changes_meanwhile_is_known_as_sent(
+    sqlite_engine, monkeypatch
+):
+    """Most suites roll back; and a caller may use its buffer again."""
+    metadata = sa.MetaData()
+    key = sa.Column("id", sa.Integer, primary_key=True)
+    names = sa.Table("names", metadata, key, sa.Column("name", sa.String(20)))
+    files = sa.Table(
+        "files",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("body", sa.LargeBinary),
+        sa.Column("note", sa.JSON),
+    )
+    metadata.create_all(sqlite_engine)
+    with CleanupManager(ResourceTracker(sqlite_engine)), sqlite_engine.connect() as connection:
+        connection.execute(names.insert().values(name="the first of its kind"))
+        with monkeypatch.context() as patch:
+            patch.setattr("tidyrows.capture.fingerprints.hash_rows", None)  # an error if called
+            connection.execute(names.insert().values(name="a"))
+            connection.rollback()
+    buffer, note = bytearray(b"one"), [1]
+    cleanup = CleanupManager(ResourceTracker(sqlite_engine))
+    with cleanup, sqlite_engine.begin() as connection:
+        for after in (b"two", b"six"):
+            connection.execute(files.insert().values(body=buffer, note=note))
+            buffer[:], note[:] = after, [after.decode()]
+    assert cleanup.report.total_deleted == 2
+
+
 @pytest.mark.parametrize("form", ["one", "many", "returning", "values", "given keys"])
 def test_each_row_has_its_own_hash(sqlite_engine, form):
     table = sa.Table(

@@ -98,7 +98,7 @@ def _reported_keys(
         return None
     generated = missing and makes_key(insert, parameters[:1], target)
     keys = []
-    for row in rows:
+    for row in rows:  # a comprehension is a call
         if row is not None:
             keys.append(tuple(row))
     return keys, generated
@@ -140,16 +140,29 @@ def inserted_rows(
 
 
 def nameable(keys: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """The keys that can name a row: without NULL, and without what no set can hold."""
-    named = []
-    for key in keys:
-        if None not in key:
-            try:
-                hash(key)
-            except TypeError:  # an array, a bytearray
-                continue
-            named.append(key)
-    return named
+    """The keys that can name a row: without NULL, and without what no set can hold.
+
+    Returns:
+        ``keys`` itself where that is all of them.
+    """
+    try:
+        for key in keys:
+            hash(key)
+            if None in key:
+                break
+        else:
+            return keys
+    except TypeError:  # an array, a bytearray
+        pass
+    return [key for key in keys if _is_nameable(key)]
+
+
+def _is_nameable(key: tuple[Any, ...]) -> bool:
+    try:
+        hash(key)
+    except TypeError:
+        return False
+    return None not in key
 
 
 def _zero(rows: Iterable[Sequence[Any]], target: KeyedTable) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from array import array
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import sqlalchemy as sa
 
@@ -27,11 +27,10 @@ class Shape:
 
     values: tuple[str, ...]
     references: tuple[str, ...] = ()
+    columns: tuple[str, ...] = field(init=False, compare=False, repr=False)
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """All columns."""
-        return self.values + self.references
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", self.values + self.references)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,6 +39,10 @@ class Hashes:
 
     shape: Shape
     values: array[int]
+
+    def read(self) -> Hashes:
+        """As ``Inserted.read_hashes``, of hashes that there are already."""
+        return self
 
 
 @dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
@@ -65,14 +68,15 @@ class Inserted(Change):
         generated: the database made the keys, so that no stranger can hold them.
         named: the user named the rows.
         sent: the keys are as they were sent; the database may have stored others.
-        hashes: hashes of the rows, where the database may give their keys to other rows.
+        read_hashes: returns hashes of the rows, where the database may give their keys to other
+            rows; None where there are none. They are not needed before the COMMIT.
         incarnation: the table's, at the INSERT; None where it is not known.
     """
 
     generated: bool = False
     named: bool = False
     sent: bool = False
-    hashes: Hashes | None = None
+    read_hashes: Callable[[], Hashes | None] | None = None
     incarnation: str | None = None
 
 

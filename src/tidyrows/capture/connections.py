@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 
 def driver_of(connection: sa.Connection) -> Any:
-    """The DBAPI's connection, which knows whether it is in a transaction."""
-    return connection.connection.dbapi_connection
+    """The DBAPI's connection, which knows whether it is in a transaction; None where it is gone."""
+    fairy: Any = connection._dbapi_connection  # noqa: SLF001 -- three properties tell the same
+    return None if fairy is None else fairy.dbapi_connection
 
 
 class OpenConnections:

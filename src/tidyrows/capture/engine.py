@@ -38,7 +38,7 @@ from tidyrows.capture.ownership import EngineSinks
 from tidyrows.capture.raw_sql import EVENTS as CURSOR_EVENTS
 from tidyrows.capture.raw_sql import CursorEvents
 from tidyrows.capture.table_resolution import RealTables, table_of
-from tidyrows.capture.transactions import EVENTS, Transactions
+from tidyrows.capture.transactions import EVENTS, LOG, Transactions
 from tidyrows.dialects import dialect_for
 
 if TYPE_CHECKING:
@@ -238,6 +238,8 @@ class Capture:
             made = self._inserted(connection, statement, options, result)
             if made is not None and made[1][1].fills:
                 self._warn_of_triggers(*made)
+        elif getattr(statement, "is_select", False):
+            return
         elif isinstance(statement, (Update, Delete)):
             self._written(connection, statement, options, result)
         elif isinstance(statement, ExecutableDDLElement):
@@ -254,7 +256,7 @@ class Capture:
         result: sa.CursorResult[Any],
     ) -> tuple[Sink, Target] | None:
         """The rows of an INSERT are pending; returns whose they are, and of which table."""
-        log = self._transactions.log(connection)
+        log = getattr(connection, LOG, None) or self._transactions.log(connection)
         # its sink may have stopped meanwhile: the caller must not see what was added for it
         rewrite, owner = (
             log.rewritten.pop(id(insert), (None, None)) if log.rewritten else (None, None)
@@ -264,7 +266,7 @@ class Capture:
             return None
         found = self.tables.find(connection, log.targets, insert, options)
         told = getattr(result.context, "tidyrows_table", "")
-        if type(found) is tuple and not (found[1].incarnation or told).startswith(told):
+        if told and type(found) is tuple and not (found[1].incarnation or told).startswith(told):
             found = self.tables.find_moved(connection, log, insert, options, told)
         if not isinstance(found, tuple):
             self._warn_untracked(owner, table_of(insert), found)
@@ -282,19 +284,19 @@ class Capture:
         keys, generated, sent = found_keys
         whole = affected_rows.nameable(keys)
         if whole:
-            single = len(target.key_columns) == 1
+            single = len(whole[0]) == 1
             stored: list[Any] = list(map(_first, whole)) if single else whole
             if generated and found[1].incarnation and type(stored[0]) is int:
                 came_back = stored[0] <= self._highest.get(target, stored[0] - 1)
                 again = (connection, log.targets, insert, options, found)
                 found = self.tables.find_again(*again) if came_back else found
                 self._highest[target] = stored[-1]
-            recorder, tag = self._recorder, owner.context.tag
+            recorder, inserter = self._recorder, owner.context
             hashes = (
                 None
                 if recorder is None
                 else recorder.inserted(
-                    connection, result.context, target, stored, generated=generated, tag=tag
+                    connection, result.context, target, stored, inserter, generated=generated
                 )
             )
             change = Inserted(
@@ -302,11 +304,11 @@ class Capture:
                 stored,
                 generated=generated,
                 sent=sent,
-                hashes=hashes,
+                read_hashes=hashes,
                 incarnation=found[1].incarnation,
             )
             self._transactions.add(connection, log, change, owner)
-        if len(whole) != len(keys):  # said last: where warnings are errors, no row is lost over one
+        if whole is not keys:  # said last: where warnings are errors, no row is lost over one
             owner.warn_once(
                 ("unnamed", target.name),
                 f"A row of {target.name} has NULL in its primary key, or a value that is no key: "
@@ -383,6 +385,9 @@ class Capture:
         if isinstance(change, KeysChanged):
             changes += self._cascades(change, log)
         if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
+            for each, _sink in log.all():  # in what its rows are compared, they are from now on
+                if isinstance(each, Inserted) and each.table is target and each.read_hashes:
+                    each.read_hashes()
             held = partial(self._held_keys, target, log)
             moved = dict(change.keys) if isinstance(change, KeysChanged) else {}
             told = result.context, target, held, moved

@@ -108,6 +108,7 @@ class EngineSinks:
         """In a forked child: all sinks are the parent's."""
         self.idle = True
         self.references, self._listening = (), ()
+        self._attributes = False  # whether any connection is attributed
         self._by_connection = weakref.WeakKeyDictionary()
         self.observers: tuple[Sink, ...] = ()
         self._lock = threading.RLock()
@@ -138,6 +139,7 @@ class EngineSinks:
     def attribute(self, connection: sa.Connection, sink: Sink) -> None:
         """What this connection writes belongs to a session of ``sink``."""
         self.add(sink)
+        self._attributes = True
         self._by_connection.setdefault(connection, weakref.WeakSet()).add(sink)
 
     def set_fallback(
@@ -165,6 +167,8 @@ class EngineSinks:
         connection is attributed to, or the only one that listens on the engine.
         """
         listening = self._listening
+        if not (listening or self._attributes):
+            return self._fallback() if self._fallback is not None else None
         attributed = self._by_connection.get(connection, ())
         for sink in reversed(_entered.get()):
             if sink.active and (sink in listening or sink in attributed):

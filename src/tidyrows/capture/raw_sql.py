@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.affected_rows import after_statement, keep_count, keep_table
 from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost
+from tidyrows.capture.transactions import LOG
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -62,6 +63,7 @@ _PHASE = re.compile(
     |XA\s+(?:END|PREPARE|COMMIT|ROLLBACK))\s+'(?P<xid>[^']+)'\s*(?:ONE\s+PHASE\s*)?;?\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
+_remembered = lru_cache(maxsize=1024)  # a suite sends few texts, many times
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
 _EMPTIES = re.compile(
@@ -96,6 +98,7 @@ _HARMLESS = re.compile(
 _PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
 
 
+@_remembered
 def first_word(sql: str) -> str:
     """The statement's first word, in capitals, past comments and brackets."""
     place = _LEADING.match(sql)
@@ -104,6 +107,7 @@ def first_word(sql: str) -> str:
     return word.group().upper() if word else ""
 
 
+@_remembered
 def inserted_table(sql: str) -> str | None:
     """The first table that a raw text inserts into, as written there, or None.
 
@@ -127,7 +131,7 @@ def _without_semicolons(literal: re.Match[str]) -> str:
     return literal[0].replace(";", " ")
 
 
-@lru_cache(maxsize=1024)
+@_remembered
 def runs_code(sql: str) -> bool:
     """Whether a statement may run a procedure or a function that nobody but the database knows."""
     word = first_word(sql)
@@ -140,6 +144,7 @@ def runs_code(sql: str) -> bool:
     return not all(map(_HARMLESS.fullmatch, _CALL.findall(_LITERAL.sub("''", sql))))
 
 
+@_remembered
 def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
     """The names, in parts, of tables that a raw statement empties, and whether it cascades."""
     place = _LEADING.match(sql)
@@ -150,6 +155,7 @@ def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
     return [[part.strip('"`[]') for part in name] for name in names], bool(match["kin"])
 
 
+@_remembered
 def updated_columns(sql: str) -> tuple[list[list[str]], set[str]]:
     """The name, in parts, of the table that a raw statement updates, and the columns it sets."""
     place = _LEADING.match(sql)
@@ -185,6 +191,7 @@ class Move(Enum):
     UNCLEAR = auto()
 
 
+@_remembered
 def transaction_move(sql: str) -> tuple[Move, str] | None:
     """What a raw statement does to the transaction, and the savepoint's name; None if nothing."""
     word = first_word(sql)
@@ -255,45 +262,47 @@ class CursorEvents:
         """
         if self._sinks.idle:
             return
-        transactions = self._transactions
+        transactions, connection = self._transactions, context.root_connection
         # XA COMMIT is itself a statement: what it commits is not committed before it.
-        if transactions.pending.all and not sql.startswith("XA "):
-            transactions.resolve(context.root_connection)
+        waits = transactions.pending.all or transactions.unseen.late
+        if waits and not sql.startswith("XA "):
+            transactions.resolve(connection)
         internal = INTERNAL in context.execution_options
-        log = transactions.logs.get(context.root_connection)
+        log = getattr(connection, LOG, None)
         if log is not None and log.changed and not internal:
-            self._during(context)
+            driver = context._dbapi_connection.dbapi_connection  # noqa: SLF001 -- without a call
+            if log.mark is not None or self._dialect.in_transaction(driver) is False:
+                transactions.look(connection)
+            if context.isddl and self._dialect.ddl_commits:
+                transactions.mark(connection)
         if transactions.unseen.uses:  # its question may begin a transaction
             transactions.unseen.statement(context, sql)
         if internal:
             return
         if context.isinsert:
-            returning, tell = context.compiled.effective_returning, self._returned_table
-            if returning and tell is not None:
-                context.post_exec = partial(keep_table, tell, context, context.post_exec)
-            elif self._loses_count and not returning:  # whose rows are counted as they are
-                keep_count(context)
-            if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
-                self._warn_of_insert(context.root_connection, sql)
-            return
-        self._look_at(context, sql)
+            self._before_insert(connection, context, sql)
+        else:
+            self._look_at(connection, context, sql)
 
-    def _during(self, context: Any) -> None:
-        """A statement is about to be sent while changes are not committed."""
-        self._transactions.look(context.root_connection)
-        if context.isddl and self._dialect.ddl_commits:
-            self._transactions.mark(context.root_connection)
+    def _before_insert(self, connection: sa.Connection, context: Any, sql: str) -> None:
+        returning, tell = context.compiled.effective_returning, self._returned_table
+        if returning and tell is not None:
+            context.post_exec = partial(keep_table, tell, context, context.post_exec)
+        elif self._loses_count and not returning:  # whose rows are counted as they are
+            keep_count(context)
+        if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
+            self._warn_of_insert(connection, sql)
 
-    def _look_at(self, context: Any, sql: str) -> None:
+    def _look_at(self, connection: sa.Connection, context: Any, sql: str) -> None:
         is_raw = context.compiled is None or context.is_text
         if self._dialect.runs_code and (is_raw or "(" in sql) and runs_code(sql):
-            self._transactions.unseen.begin(context.root_connection.connection, by_driver=False)
+            self._transactions.unseen.begin(connection.connection, by_driver=False)
         if is_raw:
-            self._raw(context.root_connection, sql, context)
+            self._raw(connection, sql, context)
         elif sql[:4] == "WITH":
-            self._warn_of_insert(context.root_connection, sql)
+            self._warn_of_insert(connection, sql)
         elif not context.isddl and self._dialect.session_setting(sql):
-            self._moved(context.root_connection)
+            self._moved(connection)
 
     do_executemany = do_execute
 

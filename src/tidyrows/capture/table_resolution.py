@@ -72,7 +72,7 @@ class RealTables:
 
         A text, the end of a sentence, says why it is not known.
         """
-        table = table_of(statement)
+        table = statement._annotations.get("_emit_insert_table", statement.table)  # noqa: SLF001 -- table_of()
         if not isinstance(table, sa.Table):
             return "it names no Table but a table() or an alias, without a primary key"
         translate = options.get("schema_translate_map")

@@ -100,7 +100,9 @@ class TransactionLog:
 
     def clear(self) -> list[Logged]:
         """Remove and return all changes, in order."""
-        changes = self.all()
+        changes: list[Logged] = []
+        for _name, since in self._savepoints:
+            changes += since
         self._savepoints = [("", [])]
         self.changed = False
         self.targets.clear()

@@ -39,6 +39,9 @@ EVENTS = (
 )
 """SQLAlchemy's events of a transaction; each is a method of :class:`Transactions`."""
 
+LOG = "_tidyrows_log"
+"""The attribute of a SQLAlchemy connection that has the log of its transaction."""
+
 
 class Transactions:
     """The open transactions of one engine's connections."""
@@ -58,17 +61,20 @@ class Transactions:
     def forget_parent(self) -> None:
         """In a forked child, drop what was pending: it is the parent's."""
         self._lock = threading.RLock()
-        self.logs = weakref.WeakKeyDictionary()
+        for connection in list(self.logs):
+            setattr(connection, LOG, None)
+        self.logs.clear()
         self.pending = PendingCommits(self._dialect)
         self.prepared.clear()
         self.unseen.uses.clear()
 
     def log(self, connection: sa.Connection) -> TransactionLog:
         """The log of a connection's transaction."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is None:
             with self._lock:
                 log = self.logs[connection] = TransactionLog()
+            setattr(connection, LOG, log)
         return log
 
     def add(
@@ -87,11 +93,10 @@ class Transactions:
             self._unlogged(connection, change)
             self._before_commit(connection, [(change, sink)])
             return
-        driver = connection.connection.dbapi_connection
         if (
             not log.changed
             and change.table.transactional
-            and self._dialect.in_transaction(driver) is False
+            and self._dialect.in_transaction(connection.connection.dbapi_connection) is False
         ):
             self._unlogged(connection, change)
             try:
@@ -115,7 +120,7 @@ class Transactions:
 
     def before_commit(self, connection: sa.Connection) -> None:
         """A COMMIT of whatever kind is about to be sent."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         written = log is not None and log.changed and not self._dialect.commit_is_void(connection)
         if self.unseen.uses:  # its question may begin a transaction
             self.unseen.before_commit(connection)
@@ -149,16 +154,15 @@ class Transactions:
                 self.resolve(connection)
             if self.unseen.uses:
                 self.unseen.begun(connection)
-            log = self.logs.get(connection)
+            log: TransactionLog | None = getattr(connection, LOG, None)
             if log is None:
                 return
             if log.changed and self._dialect.in_transaction(driver_of(connection)):
                 return  # a COMMIT failed and left its transaction open: SQLAlchemy does not know
-            with self._lock:
-                self.logs.pop(connection, None)
-            if log.rewritten:
-                # the INSERT that begins this transaction was rewritten before it began
-                self.log(connection).rewritten = log.rewritten
+            # the INSERT that begins this transaction was rewritten before it began
+            rewritten, log.rewritten = log.rewritten, {}
+            log.clear()
+            log.rewritten = rewritten
 
     begin_twophase = begin
 
@@ -168,7 +172,7 @@ class Transactions:
             return
         if self.pending.all:
             self.resolve(connection)
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is not None and log.changed:
             if log.mark is not None:
                 self.look(connection)
@@ -201,14 +205,14 @@ class Transactions:
     def commit_unasked(self, connection: sa.Connection) -> None:
         """A COMMIT in a string, of which SQLAlchemy does not know."""
         self.resolve(connection)
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is not None and log.changed:
             self.pending.add(connection, self._clear(connection, log), unasked=True)
 
     def rollback(self, connection: sa.Connection) -> None:
         """A ROLLBACK is about to be sent."""
         self.look(connection)
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is not None and log.changed:
             self._apply(not_undone(self._clear(connection, log)))
         if self.unseen.uses:
@@ -218,7 +222,7 @@ class Transactions:
 
     def mark(self, connection: sa.Connection) -> None:
         """A statement that may end the transaction is about to be sent; :meth:`look` asks then."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is None or not log.changed or self._dialect.commit_is_void(connection):
             return
         self._before_commit(connection, log.all())
@@ -228,20 +232,21 @@ class Transactions:
 
     def look(self, connection: sa.Connection) -> None:
         """Notice where a transaction was ended by a statement, or past SQLAlchemy."""
-        self.resolve(connection)
-        log = self.logs.get(connection)
+        if self.pending.all or self.unseen.late:
+            self.resolve(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is None or not log.changed:
             return
-        gone = connection.invalidated or connection.closed
+        driver = driver_of(connection)
         if log.mark is not None:
             mark, log.mark = log.mark, None
             outcome = CommitOutcome.UNKNOWN
-            if not gone:
+            if driver is not None:
                 outcome = self._dialect.marked_outcome(connection, mark)
             self._ended(connection, log, outcome)
-        elif gone:
+        elif driver is None:
             return
-        elif self._dialect.in_transaction(driver_of(connection)) is False and log.is_undoable():
+        elif self._dialect.in_transaction(driver) is False and log.is_undoable():
             self._ended(connection, log, CommitOutcome.UNKNOWN)
 
     def _ended(
@@ -289,7 +294,7 @@ class Transactions:
 
     def released(self, connection: sa.Connection) -> None:
         """On SQLite the release of the outermost savepoint commits where no BEGIN came before."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is not None and self._dialect.in_transaction(driver_of(connection)) is False:
             self._apply(self._clear(connection, log))
 
@@ -309,13 +314,13 @@ class Transactions:
 
     def keep_prepared(self, connection: sa.Connection, xid: Any) -> None:
         """As ``prepare_twophase``, where no statement can be sent any more."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         if log is not None and log.changed:
             self.prepared[str(xid)] = self._clear(connection, log)
 
     def commit_twophase(self, connection: sa.Connection, xid: Any, is_prepared: bool) -> None:
         """The second phase is about to be sent."""
-        log = self.logs.get(connection)
+        log: TransactionLog | None = getattr(connection, LOG, None)
         changes = self.prepared.pop(str(xid), [])
         if log is not None and log.changed:
             self.before_commit(connection)
@@ -388,7 +393,8 @@ class Transactions:
         """Apply the changes of every COMMIT that is over: on ``connection``, whatever was sent."""
         if self.pending.all:
             committed, uncertain = self.pending.pop_finished(connection)
-            self._apply(uncertain, certain=False)
+            if uncertain:
+                self._apply(uncertain, certain=False)
             self._apply(committed)
         if self.unseen.late:
             self.unseen.warn_late()

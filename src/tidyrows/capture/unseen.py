@@ -31,10 +31,16 @@ if TYPE_CHECKING:
 Counts: TypeAlias = "Mapping[Place | None, int]"
 
 _OWN = frozenset({"sqlalchemy", "tidyrows"})
+_EXECUTES = vars(sa.engine.default)  # the module from which SQLAlchemy sends each statement
 # Methods of the drivers' connections that send statements.
 _SENDING = frozenset(
     {"execute", "executemany", "executescript", "query", "transaction", "pipeline", "copy"}
 )
+
+
+def _is_foreign(names: Mapping[str, Any]) -> bool:
+    """Whether a module's names are those of other code than SQLAlchemy's and ours."""
+    return names.get("__name__", "").partition(".")[0] not in _OWN
 
 
 class WatchedConnection(_ConnectionFairy):
@@ -52,7 +58,8 @@ class WatchedConnection(_ConnectionFairy):
 
     def cursor(self, *args: Any, **options: Any) -> Any:
         """A cursor of the driver."""
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- which code asks
+        asking = sys._getframe(1).f_globals  # noqa: SLF001 -- which code asks
+        if asking is not _EXECUTES and _is_foreign(asking):
             self.unseen.begin(self)
         return self._driver.cursor(*args, **options)
 
@@ -71,7 +78,7 @@ class WatchedConnection(_ConnectionFairy):
     @property
     def driver_connection(self) -> Any:  # type: ignore[override]  # as SQLAlchemy does
         """The driver's own connection."""
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- as above
+        if _is_foreign(sys._getframe(1).f_globals):  # noqa: SLF001 -- as above
             self.unseen.begin(self)
         record = self._connection_record
         return record and record.driver_connection
@@ -94,7 +101,7 @@ class UsedConnection(WatchedConnection):
 
     def commit(self) -> None:
         """COMMIT, by whoever asks for it."""
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- SQLAlchemy has an event
+        if _is_foreign(sys._getframe(1).f_globals):  # noqa: SLF001 -- SQLAlchemy has an event
             self.unseen.before_commit(self)
         self._driver.commit()
         self.unseen.begin_anew(self)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from contextlib import closing
 from enum import Enum, auto
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import ref
 
 import sqlalchemy as sa
 
 from tidyrows.errors import add_note
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NO_SERVER = (
     "tidyrows: the first connection to {} failed, so it was not tried again. Start the server, or "
@@ -62,6 +65,8 @@ class DriverAccess(ABC):
 
     def __init__(self, dialect: sa.Dialect) -> None:
         self.driver: str = dialect.driver
+        # SQL with the driver's own marks of parameters, where these are not %s, or ? on SQLite
+        self._mark: Callable[[str], str] | None = None
         self._dbapi: Any = dialect.loaded_dbapi
         # Weak, since the registry of dialects has this very object as its key.
         self._dialect: Any = ref(dialect)
@@ -92,7 +97,9 @@ class DriverAccess(ABC):
         try:
             driver: Any = connection.connection.dbapi_connection
             with closing(driver.cursor()) as cursor:
-                cursor.execute(self._marked(sql), *([values] if values else []))
+                if self._mark is not None:
+                    sql = self._mark(sql)
+                cursor.execute(sql, *([values] if values else []))
                 return list(cursor.fetchall())
         except BaseException as error:
             # As SQLAlchemy does: aiomysql and asyncmy close what is cancelled in between.
@@ -108,11 +115,7 @@ class DriverAccess(ABC):
         self, connection: sa.Connection, sql: str, values: tuple[Any, ...]
     ) -> sa.CursorResult[Any]:
         """The result of SQL in the driver's own parameter style."""
-        return connection.exec_driver_sql(self._marked(sql), values)
-
-    def _marked(self, sql: str) -> str:
-        """SQL whose parameters are marked ``%s``, or ``?`` on SQLite, as the driver has it."""
-        return sql
+        return connection.exec_driver_sql(sql if self._mark is None else self._mark(sql), values)
 
 
 class Fault(Enum):

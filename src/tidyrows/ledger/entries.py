@@ -114,7 +114,8 @@ def _grouped(changes: Iterable[Change]) -> list[list[Change]]:
             open_groups.pop(name, None)
             groups.append([change])
             continue
-        shape = None if change.hashes is None else change.hashes.shape
+        hashes = None if change.read_hashes is None else change.read_hashes()
+        shape = hashes and hashes.shape
         of_rows = (change.generated, change.certain, change.named, change.sent)
         key = (change.table, *of_rows, change.incarnation, shape)
         of_table = open_groups.setdefault(name, {})
@@ -188,9 +189,14 @@ def _hashes_of(group: Sequence[Change]) -> Hashes | None:
     """The hashes of all rows of a group, which have one shape; None where they have none."""
     values, shape = array(HASH), None
     for change in group:
-        if isinstance(change, (Inserted, Updated)) and change.hashes is not None:
-            shape = change.hashes.shape
-            values += change.hashes.values
+        hashes = None
+        if isinstance(change, Updated):
+            hashes = change.hashes
+        elif isinstance(change, Inserted) and change.read_hashes is not None:
+            hashes = change.read_hashes()
+        if hashes is not None:
+            shape = hashes.shape
+            values += hashes.values
     return None if shape is None else Hashes(shape, values)
 
 
@@ -371,13 +377,14 @@ def _change(kind: type[Change], table: KeyedTable, body: dict[str, Any]) -> Chan
         hashes = _hashes_in(body.get("looks"), len(keys))
         return Updated(table, keys, columns, hashes, certain=certain)
     if kind is Inserted:
+        hashes = _hashes_in(body.get("looks"), len(keys))
         return Inserted(
             table,
             keys,
             generated=body.get("generated", False),
             named=body.get("told", False),
             sent=body.get("sent", False),
-            hashes=_hashes_in(body.get("looks"), len(keys)),
+            read_hashes=None if hashes is None else hashes.read,
             incarnation=body.get("incarnation"),
             certain=certain,
         )

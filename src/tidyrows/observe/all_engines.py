@@ -33,7 +33,9 @@ class AllEngines:
     """Sets the sink of all rows that no other sink listens for, on every engine."""
 
     def __init__(
-        self, accept: Callable[[sa.Engine], bool], sink: Callable[[sa.Engine], Sink | None]
+        self,
+        accept: Callable[[sa.Engine], bool],
+        sink: Callable[[weakref.ref[sa.Engine]], Sink | None],
     ) -> None:
         self._accept = accept
         self._sink = sink
@@ -69,12 +71,8 @@ class AllEngines:
         if self._accept(engine):
             capture = capture_for(engine)
             capture.opened.add(connection)
-            fallback = partial(self._fallback, weakref.ref(engine))
+            fallback = partial(self._sink, weakref.ref(engine))
             self._before[engine] = capture.sinks.set_fallback(fallback)
-
-    def _fallback(self, reference: weakref.ref[sa.Engine]) -> Sink | None:
-        engine = reference()
-        return None if engine is None else self._sink(engine)
 
 
 class ObservingSink:

@@ -63,7 +63,7 @@ class SuiteCleanups:
 
     def clean(self, pending: PendingCleanup) -> None:
         """Delete now, or later if this process itself is in the way."""
-        busy = self._is_busy(pending.tracker)
+        busy = bool(pending.tracker.store) and self._is_busy(pending.tracker)
         try:
             self._delete(pending, _BUSY if busy else {})
         except (CleanupError, SessionStateError):
@@ -144,6 +144,10 @@ class SuiteCleanups:
     def _delete(self, pending: PendingCleanup, options: Mapping[str, Any]) -> None:
         tracker = pending.tracker
         tracker.engines.resolve()
+        if not (tracker.store or tracker.journals.has_entries):
+            pending.held = ()
+            self._record(tracker, {}, None)
+            return
         for name in _databases(tracker):
             if has_vanished(tracker.own_engine_of(name)):
                 tracker.journals.release(name)

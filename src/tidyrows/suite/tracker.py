@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import Inserted, Touched
@@ -13,6 +12,7 @@ from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Iterable, Sequence
 
     import sqlalchemy as sa
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _SHOWN = 3
 
 
-class SuiteEngines(TrackerStack[ResourceTracker]):
+class SuiteEngines(TrackerStack["SuiteTracker"]):
     """All engines of the process; the tracker that was pushed last is given the rows of all."""
 
     def __init__(
@@ -40,21 +40,23 @@ class SuiteEngines(TrackerStack[ResourceTracker]):
         self.deleted_rows = deleted_rows
         engines = AllEngines(accept, self._tracker)
         self.start, self.stop, self._engines = engines.start, engines.stop, engines
-        self._captured: weakref.WeakKeyDictionary[sa.Engine, weakref.ref[ResourceTracker]]
-        self._captured = weakref.WeakKeyDictionary()
 
     @property
     def known(self) -> list[sa.Engine]:
         """The engines whose rows are tracked, as far as they are still alive."""
         return self._engines.known
 
-    def _tracker(self, engine: sa.Engine) -> ResourceTracker | None:
-        tracker = self.top
-        if tracker is not None:
-            captured = self._captured.get(engine)
-            if captured is None or captured() is not tracker:
-                tracker.engines.capture(engine)
-                self._captured[engine] = weakref.ref(tracker)
+    def _tracker(self, reference: weakref.ref[sa.Engine]) -> SuiteTracker | None:
+        stack = self._stack
+        tracker = stack[-1] if stack else None
+        if tracker is None or not tracker.active:
+            return None
+        if reference not in tracker.captured:
+            engine = reference()
+            if engine is None:
+                return None
+            tracker.engines.capture(engine)
+            tracker.captured.add(reference)
         return tracker
 
 
@@ -73,6 +75,7 @@ class SuiteTracker(ResourceTracker):
         self.test = test
         self.is_shared = is_shared
         self.committed_late = False
+        self.captured: set[weakref.ref[sa.Engine]] = set()  # which tell of its rows already
         self._touched: dict[tuple[str, str, str], None] = {}
         self._untracked: dict[str, None] = {}
         super().__init__(

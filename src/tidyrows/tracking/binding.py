@@ -70,7 +70,8 @@ class Engines:
 
     def capture(self, engine: sa.Engine) -> Capture:
         """The capture of an engine, which tells the tracker of its changes from now on."""
-        if root_engine(engine) not in self.by_database.values():  # those have been looked at
+        allowed = self._allow_production is True
+        if not allowed and root_engine(engine) not in self.by_database.values():  # not looked at
             refuse_production(engine.url, self._allow_production)
             self.refuse_places(dialect_for(engine).places_by_url(engine))
         capture = capture_for(engine)

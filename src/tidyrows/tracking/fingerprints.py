@@ -79,9 +79,10 @@ class RowHashes:
         """For each shape the hashes by key."""
         for shape, log in self._logs.items():
             last = dict(zip(log.keys, log.hashes, strict=True))
-            hashes = {key: last[key] for key in last if last[key] != NOT_COMPARED}
-            if hashes:
-                yield shape, hashes
+            if NOT_COMPARED in log.hashes:
+                last = {key: last[key] for key in last if last[key] != NOT_COMPARED}
+            if last:
+                yield shape, last
 
     def copy(self) -> RowHashes:
         """A copy that no longer changes with this one."""

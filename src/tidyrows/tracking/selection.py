@@ -266,7 +266,7 @@ class Selection(TrackerParts):
 
     def externals(self) -> list[ExternalResource]:
         """Every external resource that is not known to be gone, in the order of tracking."""
-        return [tie.resource for tie in self.ties()]
+        return [tie.resource for tie in self.ties()] if len(self.external_resources) else []
 
     def ties(self) -> list[Tie]:
         """Every such resource with its place in the order. Empty in a forked child."""

@@ -101,7 +101,7 @@ class Sessions:
         self.binding = binding
         self.engines = engines
         self.opened: dict[int, orm.Session] = {}
-        self.patience = RetryPolicy().deadline
+        self.patience = RetryPolicy.deadline
         self.incarnations: weakref.WeakKeyDictionary[KeyedTable, str | None]
         self.incarnations = weakref.WeakKeyDictionary()
         self._callers_transaction: orm.SessionTransaction | None = None

@@ -156,8 +156,8 @@ class TableHoldings:
         for shape, hashes in () if self.hashes is None else self.hashes.by_shape():
             known = [key for key in keys if key in hashes]
             rest.difference_update(known)
-            values = array(HASH, map(hashes.__getitem__, known))
-            yield Inserted(self.table, known, generated=made, hashes=Hashes(shape, values))
+            read = Hashes(shape, array(HASH, map(hashes.__getitem__, known))).read
+            yield Inserted(self.table, known, generated=made, read_hashes=read)
         if rest:
             without = [key for key in keys if key in rest]
             yield Inserted(self.table, without, generated=made)
@@ -177,9 +177,10 @@ class TableHoldings:
             self.in_doubt.update(dict.fromkeys(keys, change.generated))
         if change.named and certain:
             self.named.update(keys)
-        if change.hashes is not None and not (change.named and certain):
+        hashes = None if change.read_hashes is None else change.read_hashes()
+        if hashes is not None and not (change.named and certain):
             self.hashes = self.hashes or RowHashes()
-            self.hashes.record(keys, change.hashes)
+            self.hashes.record(keys, hashes)
         elif self.hashes is not None:  # these rows are ours whatever their values are
             self.hashes.drop(keys)
 
@@ -443,6 +444,9 @@ class Store:
             return []
         with self._lock:
             return [held.copy() for _name, held in sorted(self._tables.items())]
+
+    def __bool__(self) -> bool:
+        return bool(self._tables) and self._pid == os.getpid()
 
     def __len__(self) -> int:
         if self._pid != os.getpid():

@@ -33,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+_USUAL = RetryPolicy()
 _all: weakref.WeakSet[ResourceTracker] = weakref.WeakSet()
 
 
@@ -68,7 +69,7 @@ class ResourceTracker(Selection):
     @checked(context=CONTEXT, allow_production=PERMISSION, retry=RETRY)
     def __init__(
         self,
-        bind: Bind | TrackerStack[ResourceTracker],
+        bind: Bind | TrackerStack[Any],
         *,
         context: WorkerContext | None = None,
         allow_production: bool | Collection[str] = False,
@@ -76,7 +77,7 @@ class ResourceTracker(Selection):
         ledger: Ledger | Iterable[Ledger] | None = None,
     ) -> None:
         super().__init__(bind, context, allow_production, ledger)
-        self.retry = retry or RetryPolicy()
+        self.retry = retry or _USUAL
         self.sessions.patience = self.retry.deadline
         _all.add(self)
 

@@ -9,7 +9,7 @@ from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.catalogue import RealTable
-from tidyrows.dialects.driver import Fault, Loss, raw_connection
+from tidyrows.dialects.driver import Fault, Loss
 from tidyrows.dialects.postgresql import statements
 from tidyrows.dialects.postgresql.locks import PostgreSQLLocks
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
@@ -178,6 +178,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
         self._status = _STATUS.get(self.driver)
         self.returned_table = _TABLES.get((self.driver, dialect.is_async))
         self.counts_when_closed = self.driver != "psycopg"
+        self._mark = _numbered if self.driver == "asyncpg" else None
 
     def driver_code(self, error: BaseException) -> str | None:
         """``sqlstate`` of psycopg and asyncpg, ``pgcode`` of psycopg2."""
@@ -214,7 +215,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """As libpq or asyncpg last heard; None on a broken connection and for other drivers."""
-        raw = raw_connection(dbapi_connection)
+        raw: Any = getattr(dbapi_connection, "driver_connection", dbapi_connection)
         if self.driver == "asyncpg":
             return None if raw.is_closed() else bool(raw.is_in_transaction())
         if self._status is None:
@@ -325,10 +326,6 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
             connection.exec_driver_sql(_BEGINNING)
             given = None if statement is None else str(statement)
             self._execute(connection, _SETTINGS, str(lock), given)
-
-    def _marked(self, sql: str) -> str:
-        """With asyncpg's parameter marks, ``$1``, in place of ``%s``."""
-        return _numbered(sql) if self.driver == "asyncpg" else sql
 
     # ----- catalogue
 

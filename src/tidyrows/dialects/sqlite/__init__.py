@@ -147,14 +147,13 @@ class SQLite(SQLiteStatements, SQLiteLocks):
     # ----- sessions
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
-        raw = raw_connection(dbapi_connection)
-        return bool(raw.in_transaction)
+        raw: Any = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        return raw.in_transaction  # type: ignore[no-any-return]  # without a call
 
     def is_begun(self, dbapi_connection: Any) -> bool:
         """False with ``autocommit=False``, where a transaction is always open."""
-        raw = raw_connection(dbapi_connection)
-        always = getattr(raw, "autocommit", _LEGACY) is False
-        return not always and super().is_begun(raw)
+        raw: Any = getattr(dbapi_connection, "driver_connection", dbapi_connection)
+        return raw.in_transaction and getattr(raw, "autocommit", _LEGACY) is not False
 
     def guard_pool(self, engine: sa.Engine) -> None:
         """Also end what a connection that is thrown away, say by a cancelled task, has begun."""
@@ -189,8 +188,7 @@ class SQLite(SQLiteStatements, SQLiteLocks):
                 cursor.execute(f"BEGIN {level}")
 
     def commit_is_void(self, connection: sa.Connection) -> bool | None:
-        is_open: bool = connection.connection.driver_connection.in_transaction  # type: ignore[union-attr]
-        return False if is_open else None
+        return False if self.in_transaction(connection.connection.dbapi_connection) else None
 
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """BUSY and deferred foreign keys leave the transaction open."""
