@@ -237,6 +237,37 @@ def test_each_order_begins_with_the_database_as_it_was(suite):
     assert [len(rows) for rows in suite.rows().values()] == [1, 1]
 
 
+SHARED = """
+    import pytest
+    from conftest import engine
+    from models import Org
+    from sqlalchemy.orm import Session
+
+    @pytest.fixture(scope="session", autouse=True)
+    def prepared():
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS extra (id int PRIMARY KEY)")
+        with Session(engine) as session:
+            session.add(Org(name="of the session"))
+            session.commit()
+
+    def test_leaves(session):
+        session.add(Org(name="of the test"))
+        session.commit()
+"""
+
+
+@sqlite_only
+@pytest.mark.parametrize("autouse", ["false", "true"])
+def test_what_fixtures_of_the_session_leave_is_deleted_too(suite, autouse):
+    """With ``tidy_autouse`` it would stay, but for the audit."""
+    suite.write("pytest.ini", f"[pytest]\ntidy_autouse = {autouse}\n")
+    suite.write("test_all.py", SHARED)
+    _ended, _found, report = audited(suite, "--tidy-audit-seeds=0", **BARE)
+    assert report["not_put_back"] == ["the table main.extra was made"]
+    assert suite.count("orgs") == 1
+
+
 ORDERED = """
     import os
 

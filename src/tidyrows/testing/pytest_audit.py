@@ -198,7 +198,7 @@ class AuditPlugin:
 
         def run(name: str, order: Sequence[str], seed: int | None = None) -> AuditRun:
             if reporter is not None:
-                tests = f"{len(order)} test(s) " if len(order) == len(first.failed) else ""
+                tests = "" if "::" in name else f"{len(order)} test(s) "  # a few have their own
                 for line in wrapped(f"tidyrows audit: {tests}{name}", self._width):
                     reporter.write_line(line)
             done = replace(command.run(name, order, seed), changed=self._changed)
