@@ -12,6 +12,7 @@ import textwrap
 import pytest
 
 from harness.suites import Suite, fresh_environment
+from tidyrows import sweep
 from tidyrows.audit.runs import SuiteCommand
 
 pytestmark = pytest.mark.slow
@@ -50,10 +51,16 @@ def test_a_run_that_does_not_come_to_its_end_is_said(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes")
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)]
+)
 def test_ctrl_c_in_a_further_run_leaves_none_of_its_rows_and_what_was_found_is_told(
-    outside, tmp_path
+    outside, tmp_path, number
 ):
-    """That run is killed after a COMMIT and before its cleanup: its ledger is swept."""
+    """That run is killed after a COMMIT and before its cleanup: its ledger is swept.
+
+    Where the audit itself is killed, by the next sweep.
+    """
     suite = Suite(tmp_path, outside)
     os.mkfifo(suite.folder / "alive")
     suite.write(
@@ -81,21 +88,31 @@ def test_ctrl_c_in_a_further_run_leaves_none_of_its_rows_and_what_was_found_is_t
                 session.add(Org(name="left"))
                 session.commit()
             if Path("once").exists():
-                print("committed", file=open("alive", "w"), flush=True)
+                alive = open("alive", "w")
+                print("committed", file=alive, flush=True)
                 threading.Event().wait()
             Path("once").touch()
         """,
     )
-    # Opened for reading and writing so as not to wait.
-    alive = os.open(suite.folder / "alive", os.O_RDWR)
+    # Opened for reading and writing so as not to wait; then for reading only, to see the end.
+    both = os.open(suite.folder / "alive", os.O_RDWR)
+    reading = os.open(suite.folder / "alive", os.O_RDONLY)
     audit = suite.start("pytest", "-q", *BARE, "--tidy-audit", PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
     try:
-        assert select.select([alive], [], [], 60)[0]
-        audit.send_signal(signal.SIGINT)
+        assert select.select([reading], [], [], 60)[0]
+        assert os.read(reading, 100) == b"committed\n"
+        os.close(both)
+        audit.send_signal(number)
         text, _ = audit.communicate(timeout=60)
+        assert select.select([reading], [], [], 30)[0], "the run is still there"
     finally:
         audit.kill()
-        os.close(alive)
+        os.close(reading)
+    if number == signal.SIGKILL:
+        assert suite.rows() != suite.before
+        sweep(outside, as_superuser=True)
+        assert suite.rows() == suite.before
+        return
     assert audit.returncode == pytest.ExitCode.INTERRUPTED
     assert "test_all.py::test_leaves\n  leaves rows  leaves 1 row(s) of" in text
     assert "not seen: the runs in other orders were interrupted" in text
