@@ -236,3 +236,47 @@ def test_a_mark_then_the_fixture_then_the_ini_file_then_configure_wins(tmp_path,
         ended = suite.pytest("-o", option)
         assert ended.code == pytest.ExitCode.USAGE_ERROR
         assert told in ended.text
+
+
+@on("sqlite")
+@pytest.mark.slow
+def test_a_name_of_the_ini_file_waits_for_tables_that_each_test_makes(tmp_path, outside):
+    suite = Suite(tmp_path, outside)
+    suite.write("pytest.ini", "[pytest]\ntidy_autouse = true\ntidy_own = audit\n")
+    suite.write(
+        "conftest.py",
+        """
+        import pytest
+        import sqlalchemy as sa
+
+        metadata = sa.MetaData()
+        sa.Table("users", metadata, sa.Column("id", sa.Integer, primary_key=True))
+        sa.Table("audit", metadata, sa.Column("id", sa.Integer, primary_key=True),
+                 sa.Column("user_id", sa.ForeignKey("users.id")))
+
+        @pytest.fixture(scope="session")
+        def engine(tmp_path_factory):
+            engine = sa.create_engine(f"sqlite:///{tmp_path_factory.mktemp('own')}/own.db")
+            engine.connect().close()
+            yield engine
+            engine.dispose()
+
+        @pytest.fixture
+        def users(engine):
+            metadata.create_all(engine)
+            yield metadata.tables["users"]
+            metadata.drop_all(engine)
+        """,
+    )
+    suite.write(
+        "test_it.py",
+        """
+        import pytest
+
+        @pytest.mark.parametrize("n", [1, 2])
+        def test_it(engine, users, n):
+            with engine.begin() as connection:
+                connection.execute(users.insert().values(id=n))
+        """,
+    )
+    assert suite.pytest().outcomes == {"passed": 2}

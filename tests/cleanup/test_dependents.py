@@ -1547,7 +1547,20 @@ def test_a_key_of_the_models_to_no_table_of_the_database_is_left_out(database):
     scene.run("CREATE VIEW seen AS SELECT id FROM parents")
     tracker = scene.ours((parents, numbered(2)))
     assert scene.clean(tracker, dependents=Dependents.DELETE).total_deleted == 1
+    for argument in ("own", "protect"):
+        tracker = scene.ours((parents, numbered(2)))
+        asked = {argument: [metadata.tables["elsewhere"]]}
+        with pytest.raises(
+            CleanupError, match=f"{argument}= names the model of .*elsewhere.*first"
+        ):
+            CleanupManager(tracker, **asked).cleanup()
+        scene.assert_left((parents, numbered(2)))
+        assert scene.clean(tracker, own=[metadata.tables["seen"]]).total_deleted == 1
+    tracker = scene.ours((parents, numbered(2)))
     scene.run("DROP VIEW seen")
+    metadata.tables["elsewhere"].create(scene.engine)
+    assert scene.clean(tracker, **asked).total_deleted == 1
+    metadata.tables["elsewhere"].drop(scene.engine)
     scene.assert_left()
 
 

@@ -306,9 +306,7 @@ class CleanupManager:
         Where one of them cannot be asked, nothing is known, and nothing is raised.
         """
         unknown: dict[NamedTable, set[str]] | None = None
-        asks_again = False  # in the cleanup, when the tables of rows are known
         for name, tables in places:
-            asks_again = asks_again or tables is None
             database = run.database(name)
             try:
                 ask = partial(unknown_tables, database, self._texts, tables)
@@ -318,8 +316,6 @@ class CleanupManager:
             both = found.keys() if unknown is None else found.keys() & unknown.keys()
             unknown = {each: found[each] | (unknown or found)[each] for each in both}
         for each in sorted(unknown or (), key=str):
-            if asks_again and not (unknown or {})[each]:
-                continue  # there is no table at all yet
             if self.tracker.bound_engine is None and is_table_of_models(each):
                 continue  # in another database of the session, which this cleanup does not need
             argument = "own" if each in self.options.own else "protect"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import sqlalchemy as sa
 
 from tidyrows.dialects.keys import chunks, run
+from tidyrows.errors import UnknownTableError
 from tidyrows.keys import KeyedTable, TableName
 from tidyrows.schema.graph import ForeignKey, ForeignKeyGraph, merge
 from tidyrows.schema.reflect import Columns, model_foreign_keys, with_real_columns
@@ -157,12 +158,25 @@ class SchemaView:
         """The same, with keys of the models that these rules speak of as if of the database.
 
         A key whose table or columns the database does not have is left out.
+
+        Raises:
+            UnknownTableError: the table is owned or protected, so that its rows are meant.
         """
         keys = [k for k in self.graph.foreign_keys if k.source == "models" and rules.speak_of(k)]
         if not keys:
             return self
         with database.reading() as connection:
             columns = self._dialect.columns_of(connection, {key.child for key in keys})
+            named = {key.child for key in keys} & (rules.own | rules.protect)
+            for place in sorted(named - columns.keys()):
+                if self._dialect.resolve(connection, *place) is None:  # it is no view, either
+                    argument = "own" if place in rules.own else "protect"
+                    raise UnknownTableError(
+                        f"{argument}= names the model of {'.'.join(place)}, and the database has "
+                        f"no such table; nothing was deleted. Create the tables first "
+                        f"(metadata.create_all(engine)), or leave it out of {argument}=.",
+                        table=".".join(place),
+                    )
         found = {
             key: replace(key, source="database", on_delete=_UNENFORCED)
             for key in keys

@@ -16,7 +16,7 @@ from tidyrows.cleanup.reasons import in_full
 from tidyrows.cleanup.report import HERE
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.dialects.keys import own_keys
-from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError
+from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError, UnknownTableError
 from tidyrows.retry import RetryPolicy
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
 
@@ -158,7 +158,7 @@ class SuiteCleanups:
             self._record(tracker, created, None)
             return
         try:
-            manager = CleanupManager(tracker, **{**pending.options, **options})
+            manager = _manager_of(tracker, {**pending.options, **options})
         except TidyRowsError:  # a mark names a table that there is not: the rows stay
             pending.reported = Counter(created_by(tracker))
             self._record(tracker, created, None)
@@ -241,6 +241,25 @@ def _text_of(pending: PendingCleanup, error: Exception) -> str:
 def _connect(engine: sa.Engine) -> None:
     with engine.connect():
         pass
+
+
+def _manager_of(tracker: SuiteTracker, options: dict[str, Any]) -> CleanupManager:
+    """What cleans up; a name of a table that was dropped with those of all rows says nothing."""
+    try:
+        return CleanupManager(tracker, **options)
+    except UnknownTableError:
+        if run_for(_engines(tracker), partial(_has_tables, tracker)):
+            raise
+        return CleanupManager(tracker, **(options | {"own": (), "protect": ()}))
+
+
+def _has_tables(tracker: SuiteTracker) -> bool:
+    """Whether a table of its rows is still there."""
+    tables = [held.table.name for held in tracker.store.snapshot()]
+    return any(
+        sa.inspect(tracker.engine_of(each.database)).has_table(each.name, schema=each.schema)
+        for each in tables
+    )
 
 
 def _databases(tracker: SuiteTracker) -> list[str]:

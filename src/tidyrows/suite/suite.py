@@ -126,8 +126,16 @@ class WholeSuite:
             return
         for engine in self.engines.known:
             tracker.engines.capture(engine)
-        run_for(self.engines.known, partial(CleanupManager, tracker, **options))
-        self._asked = asked
+
+        def check() -> bool:
+            engines = map(tracker.engine_of, tracker.engines.by_database)
+            has_tables = any({*sa.inspect(each).get_table_names()} - {NAME} for each in engines)
+            if has_tables:  # else each test makes its own
+                CleanupManager(tracker, **options)
+            return has_tables
+
+        if run_for(self.engines.known, check):
+            self._asked = asked
 
     def shared(self, name: str) -> SuiteTracker:
         """A tracker for rows of several tests, until :meth:`finish`; it is given no rows yet."""

@@ -20,10 +20,9 @@ from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
 from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
 from tidyrows.ledger.table import Ledger
-from tidyrows.production import PERMISSION
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
-from tidyrows.worker import CONTEXT, WorkerContext
+from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -80,10 +79,9 @@ class Tidy:
     @with_configured
     @checked(
         CleanupManager,
+        ResourceTracker,
         test=optional(instance_of(str, need="a text", example="'test_login'")),
-        context=CONTEXT,
         ledger=optional(instance_of(Ledger, bool, need="a Ledger, True or False", example="True")),
-        allow_production=PERMISSION,
     )
     def __init__(
         self,
