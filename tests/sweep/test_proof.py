@@ -18,10 +18,9 @@ from tidyrows import (
     ScopeError,
     WorkerContext,
     assert_no_leaks,
+    configure,
 )
-from tidyrows import (
-    sweep as swept,
-)
+from tidyrows import sweep as swept
 from tidyrows.ledger.process import OwnerKind
 
 
@@ -164,3 +163,14 @@ def test_a_row_that_may_be_somebody_elses_is_told_as_such(database, outside, led
         connection.execute(sa.insert(parents).values(id=1, name="another"))
     with pytest.raises(LeakedRowsError, match="perhaps somebody else's"):
         assert_no_leaks(outside)
+
+
+@on("sqlite")
+def test_a_sweep_takes_what_is_configured_for_the_process(database, outside, ledgers):
+    parents, children = family(outside)
+    dead_worker(database, ledgers, (parents, numbered([1])))
+    insert(outside, (children, [{"id": 1, "parent_id": 1}]))
+    with configure(own=["children"]):
+        report = sweep(outside)
+    assert [len(rows) for rows in report.dependents.values()] == [1]
+    assert ids(outside, children) == []
