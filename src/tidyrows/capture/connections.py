@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def driver_of(connection: sa.Connection) -> Any:
     """The DBAPI's connection, which knows whether it is in a transaction; None where it is gone."""
     fairy: Any = connection._dbapi_connection  # noqa: SLF001 -- three properties tell the same
-    return None if fairy is None else fairy.dbapi_connection
+    return getattr(fairy, "_driver", None) or getattr(fairy, "dbapi_connection", None)
 
 
 class OpenConnections:

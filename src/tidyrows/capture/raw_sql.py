@@ -270,7 +270,8 @@ class CursorEvents:
         internal = INTERNAL in context.execution_options
         log = getattr(connection, LOG, None)
         if log is not None and log.changed and not internal:
-            driver = context._dbapi_connection.dbapi_connection  # noqa: SLF001 -- without a call
+            fairy = context._dbapi_connection  # noqa: SLF001 -- of a connection that is not closed
+            driver = getattr(fairy, "_driver", None) or fairy.dbapi_connection
             if log.mark is not None or self._dialect.in_transaction(driver) is False:
                 transactions.look(connection)
             if context.isddl and self._dialect.ddl_commits:

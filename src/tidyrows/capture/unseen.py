@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Counts: TypeAlias = "Mapping[Place | None, int]"
 
 _OWN = frozenset({"sqlalchemy", "tidyrows"})
-_EXECUTES = vars(sa.engine.default)  # the module from which SQLAlchemy sends each statement
+_own_modules: dict[int, Mapping[str, Any]] = {}  # by id the names of those that have asked
 # Methods of the drivers' connections that send statements.
 _SENDING = frozenset(
     {"execute", "executemany", "executescript", "query", "transaction", "pipeline", "copy"}
@@ -40,7 +40,10 @@ _SENDING = frozenset(
 
 def _is_foreign(names: Mapping[str, Any]) -> bool:
     """Whether a module's names are those of other code than SQLAlchemy's and ours."""
-    return names.get("__name__", "").partition(".")[0] not in _OWN
+    if names.get("__name__", "").partition(".")[0] not in _OWN:
+        return True
+    _own_modules[id(names)] = names  # kept, so that no other module gets its id
+    return False
 
 
 class WatchedConnection(_ConnectionFairy):
@@ -59,15 +62,15 @@ class WatchedConnection(_ConnectionFairy):
     def cursor(self, *args: Any, **options: Any) -> Any:
         """A cursor of the driver."""
         asking = sys._getframe(1).f_globals  # noqa: SLF001 -- which code asks
-        if asking is not _EXECUTES and _is_foreign(asking):
+        if id(asking) not in _own_modules and _is_foreign(asking):
             self.unseen.begin(self)
         return self._driver.cursor(*args, **options)
 
     @property
     def dbapi_connection(self) -> Any:  # a slot of SQLAlchemy's
         """The DBAPI's connection."""
-        driver = self._driver
-        if sys._getframe(1).f_globals.get("__name__", "").partition(".")[0] not in _OWN:  # noqa: SLF001 -- as above
+        driver, asking = self._driver, sys._getframe(1).f_globals  # noqa: SLF001 -- as above
+        if id(asking) not in _own_modules and _is_foreign(asking):
             self.unseen.begin(self)
         return driver
 
