@@ -363,3 +363,22 @@ def test_a_key_that_has_no_sure_form_of_its_column_is_asked_of_the_database(engi
         connection.execute(sa.insert(table).values(id="010"))
     assert cleanup.report.total_deleted == 1
     bystanders.assert_untouched()
+
+
+def test_an_integer_of_numpy_is_one_where_the_driver_takes_it_for_one(engine):
+    """SQLite's driver stores its bytes, which are the key then."""
+    numpy = pytest.importorskip("numpy")
+    part = sa.Column("part", sa.Integer, primary_key=True, autoincrement=False)
+    code = sa.Column("code", sa.String(9), primary_key=True)
+    table = sa.Table("things", sa.MetaData(), part, code)
+    table.create(engine)
+    bystanders = Bystanders(engine)
+    bystanders.insert(table, {"part": 7, "code": "a"})
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker) as cleanup:
+        with engine.begin() as connection:
+            connection.execute(sa.insert(table).values(part=numpy.int64(5), code="a"))
+        if engine.dialect.name != "sqlite":
+            assert [[*map(type, row.key)] for row in tracker.rows()] == [[int, str]]
+    assert cleanup.report.total_deleted == 1
+    bystanders.assert_untouched()

@@ -147,7 +147,9 @@ def _own_value(table: KeyedTable, number: int, dialect: sa.Dialect, value: Any) 
             if kind is uuid.UUID or type(value)(made) == value:
                 return made, True
     elif kind is int and hasattr(value, "__index__"):
-        return index(value), isinstance(value, int)  # a driver may not know numpy's integers
+        is_int = isinstance(value, int)
+        # SQLite's driver stores the bytes of numpy's integers
+        return (index(value) if is_int or dialect.name != "sqlite" else value), is_int
     elif kind is None or kind not in _EXACT or isinstance(value, kind):
         return value, True
     return value, False
