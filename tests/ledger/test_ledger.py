@@ -469,11 +469,16 @@ def test_what_was_prepared_before_a_kill_is_swept_once_it_is_committed(worker, o
         connection.invalidate()
     worker.dies()
     try:
-        assert sweep(outside).total_deleted == 0
+        report = sweep(outside)
+        assert report.total_deleted == 0
+        assert xid in report.prepared
+        assert f"transaction {xid!r}; end it, then sweep again" in str(report)
     finally:
         end_elsewhere(outside, end, xid)
     assert ids(outside, parents) == [1] * (end == "COMMIT")
-    assert sweep(outside).total_deleted == (end == "COMMIT")
+    swept = sweep(outside)
+    assert swept.total_deleted == (end == "COMMIT")
+    assert xid not in swept.prepared
     assert not ids(outside, parents)
     assert not entries(outside)
 

@@ -106,6 +106,8 @@ class CleanupManager:
     """Of a sweep: owners in the ledger whose entries it leaves."""
     _forgotten: Mapping[str, int] = MappingProxyType({})
     """Of a sweep: how many entries it forgot, by owner."""
+    _prepared: tuple[str, ...] = ()
+    """Of a sweep: prepared transactions that may have entries."""
 
     @with_configured
     @checked(**KINDS)
@@ -288,6 +290,7 @@ class CleanupManager:
                 run.progress.finish()
                 failures += run.progress.failures
         report.forgotten = dict(self._forgotten)
+        report.prepared = self._prepared
         for prepared in run.prepared.values():
             leftovers += prepared
         report.leftovers = (*leftovers, *self._owners)

@@ -137,6 +137,9 @@ class CleanupReport:
         leftovers: rows and external resources of ours that are still there; they stay tracked.
             Of a sweep also the owners in the ledger whose entries it left.
         forgotten: how many entries ``sweep(forget=...)`` forgot, by owner.
+        prepared: of a sweep, ids of transactions that are prepared (two-phase commit) and may have
+            rows of dead workers, with their entries: PostgreSQL tells which have written to the
+            ledger; elsewhere these are all of the server's.
         advice: what would have made slow deletes fast.
         blockers: who held locks that the cleanup waited for, as far as it looked.
         retries: how often a transaction was run again, after deadlocks and the like.
@@ -154,6 +157,7 @@ class CleanupReport:
     restored: dict[TableName, int] = field(default_factory=dict)
     leftovers: tuple[Leftover, ...] = ()
     forgotten: dict[str, int] = field(default_factory=dict)
+    prepared: tuple[str, ...] = ()
     advice: tuple[str, ...] = ()
     blockers: tuple[Blocker, ...] = ()
     retries: int = 0
@@ -187,7 +191,11 @@ class CleanupReport:
             parts.append(f"{self.retries} retries")
         text = f"{', '.join(parts) or 'nothing to delete'} ({self.seconds:.3f} s)"
         slow = [f"slow: {advice}" for advice in self.advice]
-        return "\n".join([text, *slow, *(f"waited for {each}" for each in self.blockers)])
+        waiting = [
+            f"prepared, may have rows: transaction {printable(each)!r}; end it, then sweep again"
+            for each in self.prepared
+        ]
+        return "\n".join([text, *waiting, *slow, *(f"waited for {each}" for each in self.blockers)])
 
 
 def count_in(into: dict[Any, int], name: Any, count: int) -> None:

@@ -155,6 +155,13 @@ class Sessions(DriverAccess):
         found = connection.recover_twophase()
         return {x.decode(errors="replace") if isinstance(x, bytes) else str(x) for x in found}
 
+    def prepared_writers(self, connection: sa.Connection, table: str) -> set[str]:
+        """Of the prepared transactions those that may have written to a table of this name.
+
+        All, where the server does not tell.
+        """
+        return self.prepared_transactions(connection)
+
     # ----- the cleanup's connection
 
     def connect(self, engine: sa.Engine, seconds: float) -> AbstractContextManager[sa.Connection]:

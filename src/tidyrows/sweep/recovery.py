@@ -216,11 +216,19 @@ class Recovery:
         try:
             cleanup._owners = tuple(self._left.values())  # noqa: SLF001 -- the class below
             cleanup._forgotten = self._forgotten  # noqa: SLF001
+            cleanup._prepared = self._prepared()  # noqa: SLF001
             return cleanup.cleanup()
         finally:
             # What fails here is done by the next sweep.
             with suppress(sa.exc.SQLAlchemyError, LedgerError, ConnectionError):
                 self._put_aside()
+
+    def _prepared(self) -> tuple[str, ...]:
+        """The prepared transactions that may have entries, which show when they are committed."""
+        with self._ledger.looking() as connection, suppress(sa.exc.DBAPIError):  # it may be a right
+            found = self._ledger.dialect.prepared_writers(connection, self._ledger.name)
+            return tuple(sorted(found))
+        return ()
 
     def close(self, **options: float) -> None:
         """Release the liveness lock: the next sweep recovers the rows that are left."""

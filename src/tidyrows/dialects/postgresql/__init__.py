@@ -50,6 +50,14 @@ FROM pg_catalog.pg_roles r WHERE r.rolname = session_user"""
 # These send several statements without parameters in one go.
 _SEVERAL_AT_ONCE = frozenset({"psycopg", "psycopg2"})
 
+_PREPARED_WRITERS = """
+SELECT x.gid FROM pg_catalog.pg_prepared_xacts x
+JOIN pg_catalog.pg_locks t ON t.transactionid = x.transaction
+JOIN pg_catalog.pg_locks l ON l.virtualtransaction = t.virtualtransaction
+JOIN pg_catalog.pg_class c ON c.oid = l.relation
+WHERE x.database = pg_catalog.current_database() AND t.pid IS NULL AND l.pid IS NULL
+      AND l.mode = 'RowExclusiveLock'
+      AND c.relname = CAST(%s AS pg_catalog.name)"""
 # pg_table_is_visible honours search_path, pg_temp first. Unlike to_regclass, this cannot raise.
 # Of a trigger's type, 7 is BEFORE INSERT FOR EACH ROW, and 4 is INSERT. Functions of PostgreSQL's
 # own have smaller numbers; one that inserts says so in its text, or runs another.
@@ -350,6 +358,10 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
             incarnation=incarnation,
             fills=("",) if fills else (),
         )
+
+    def prepared_writers(self, connection: sa.Connection, table: str) -> set[str]:
+        """Those that hold the lock of a writer on such a table: the lock outlives the session."""
+        return {xid for (xid,) in self._query(connection, _PREPARED_WRITERS, table)}
 
     def schemas_that_reference(self, connection: sa.Connection, schemas: Iterable[str]) -> set[str]:
         return {row[0] for row in self._execute(connection, _REFERENCING, list(schemas))}

@@ -368,6 +368,10 @@ class SQLite(SQLiteStatements, SQLiteLocks):
             if path and name.lower() == schema.lower()
         ]
 
+    def prepared_writers(self, connection: sa.Connection, table: str) -> set[str]:
+        """None: SQLite prepares no transactions."""
+        return set()
+
     def missing_file(self, engine: sa.Engine) -> str | None:
         """By the URL, since a look through a connection would be too late."""
         if engine.url.host or self.is_private(engine):
