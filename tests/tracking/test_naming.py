@@ -622,3 +622,40 @@ def test_a_name_that_means_another_table_now_is_asked_anew(postgresql_engine):
             "two.things",
         ]
         session.rollback()
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_key_of_another_class_in_the_table_is_refused(zoo_engine, joined):
+    """A row of another kind is somebody else's, and a subclass has no rows but its own."""
+
+    class Base(DeclarativeBase):
+        pass
+
+    class Staff(Base):
+        __tablename__ = "staff"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        kind: Mapped[str] = mapped_column(sa.String(20))
+        __mapper_args__ = {"polymorphic_on": "kind", "polymorphic_identity": "staff"}  # noqa: RUF012 -- SQLAlchemy's way
+
+    class Cook(Staff):
+        if joined:
+            __tablename__ = "cooks"
+            id: Mapped[int] = mapped_column(sa.ForeignKey("staff.id"), primary_key=True)
+        __mapper_args__ = {"polymorphic_identity": "cook"}  # noqa: RUF012 -- SQLAlchemy's way
+
+    class Baker(Cook):
+        __mapper_args__ = {"polymorphic_identity": "baker"}  # noqa: RUF012 -- SQLAlchemy's way
+
+    Base.metadata.create_all(zoo_engine)
+    with Session(zoo_engine) as session:
+        session.add_all([Staff(id=1), Cook(id=2), Baker(id=3), Staff(id=4)])
+        session.commit()
+    tracker = ResourceTracker(zoo_engine)
+    with pytest.raises(KeyShapeError, match=r"is of Staff.*track_rows\(Staff, \[4\]\)"):
+        tracker.track_rows(Cook, [2, 4])
+    assert len(tracker) == 0
+    tracker.track_rows(Cook, [2, 3, 99])  # one that is not there yet may be a Cook
+    tracker.track_rows(Staff, [4])
+    CleanupManager(tracker).cleanup()
+    with zoo_engine.connect() as connection:
+        assert connection.execute(sa.select(Staff.id)).scalars().all() == [1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -10,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.exc import NoInspectionAvailable
 
-from tidyrows.dialects.keys import own_keys
+from tidyrows.dialects.keys import chunks, own_keys
 from tidyrows.errors import KeyShapeError, UnknownTableError, UntrackableRowError
 from tidyrows.tracking.sessions import refuse_keyless
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable
     from tidyrows.tracking.sessions import Sessions
 
+_KEYS_AT_ONCE = 200
 Found: TypeAlias = "tuple[list[tuple[KeyedTable, list[Any]]], int]"
 """Rows by table, and how many the query found."""
 
@@ -92,9 +94,37 @@ def named_rows(
     base = tables[0]  # whose key is the key of the class
     checked = checked_keys(base, keys, sessions.engines.by_database[base.name.database].dialect)
     rows = [key if len(base.key_columns) > 1 else (key,) for key in checked]
+    _refuse_other_kinds(sessions, model, base.table, rows)
     return [
         (table, [part.key(row) for row in rows]) for part, table in zip(parts, tables, strict=True)
     ]
+
+
+def _refuse_other_kinds(
+    sessions: Sessions, model: Any, table: sa.Table, keys: list[tuple[Any, ...]]
+) -> None:
+    """Refuse rows of other classes in the table that a subclass shares with them."""
+    mapper = mapper_of(model)
+    kind = None if mapper is None or mapper.inherits is None else mapper.polymorphic_on
+    if mapper is None or not isinstance(kind, sa.Column) or kind.table is not table:
+        return
+    columns = list(table.primary_key)
+    with sessions.new_connection(table) as connection:
+        for some in chunks(keys, _KEYS_AT_ONCE):
+            named = [sa.and_(*map(operator.eq, columns, key)) for key in some]
+            found = connection.execute(sa.select(*columns, kind).where(sa.or_(*named)))
+            for *key, identity in found:
+                own = mapper.polymorphic_map.get(identity)
+                if own is not None and not own.isa(mapper):
+                    name, other = mapper.class_.__name__, own.class_.__name__
+                    shown = key[0] if len(key) == 1 else tuple(key)
+                    raise KeyShapeError(
+                        f"The row of {table.name} with the key {shown!r} is of {other}, and "
+                        f"track_rows({name}, ...) takes rows of {name}. Write "
+                        f"track_rows({other}, [{shown!r}]).",
+                        table=table.name,
+                        key=shown,
+                    )
 
 
 def rows_of_instance(

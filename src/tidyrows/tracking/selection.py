@@ -78,7 +78,8 @@ class Selection(TrackerParts):
         Raises:
             UnknownTableError: it is no table, or the database does not have it.
             NoPrimaryKeyError: it has no primary key.
-            KeyShapeError: a key has another number of values, a NULL, or a value of another type.
+            KeyShapeError: a key has another number of values, a NULL, or a value of another type;
+                or its row is of another class in the same table (inheritance).
         """
         self.sessions.refuse_blocking("track_rows(...)")
         for keyed, stored in named_rows.named_rows(self.sessions, table, keys):
