@@ -507,6 +507,32 @@ def test_a_prepared_row_that_a_cleanup_left_is_deleted_by_the_next_one(worker, o
     assert not entries(outside)
 
 
+@on(SQLITE)
+@pytest.mark.parametrize("emptied", [True, False])
+def test_a_row_that_a_dead_worker_was_told_of_is_compared(worker, outside, emptied):
+    """Another suite may have emptied the table since: on SQLite its numbers begin anew."""
+    named = sa.Table(
+        "named",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("text", sa.String(20)),
+    )
+    named.create(outside)
+    insert(outside, (named, [{"id": 1, "text": "ours"}]))
+    with worker:
+        worker.tracker.track_rows(named, [1])
+    worker.dies()
+    if emptied:
+        with outside.begin() as connection:
+            connection.execute(sa.delete(named))
+        insert(outside, (named, [{"text": "theirs"}]))
+        with pytest.raises(CleanupError, match="text differs"):
+            sweep(outside)
+    else:
+        assert sweep(outside).total_deleted == 1
+    assert ids(outside, named) == [1] * emptied
+
+
 @on(SQLITE)  # where a COMMIT may fail and leave its transaction open
 def test_a_commit_that_failed_and_is_sent_again_is_entered_once(worker, outside):
     parents, _children = family(outside)

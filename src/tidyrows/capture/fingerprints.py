@@ -369,6 +369,15 @@ def read_hashes(
     return Hashes(shape, array(HASH, [known.get(key, NEVER) for key in keys]))
 
 
+def hashes_of_rows(
+    dialect: Dialect, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
+) -> Hashes | None:
+    """The hashes of whole rows as they are now; None where nothing can be compared."""
+    columns = _Columns.of(table.table, connection.dialect)
+    shape = columns.shape(tuple(columns.names.values()))
+    return read_hashes(dialect, connection, table, keys, shape) if shape.columns else None
+
+
 def raw_columns(shape: Shape) -> list[sa.ColumnClause[Any]]:
     """The columns of a shape without a type, so that values come as the driver reads them."""
     return [sa.column(sa.quoted_name(n, quote=None), sa.types.NullType()) for n in shape.columns]

@@ -92,7 +92,8 @@ class Incarnations:
 class Identity:
     """Tells whether rows are still those that a tracker held at the beginning of the cleanup."""
 
-    def __init__(self, held: Iterable[TableHoldings]) -> None:
+    def __init__(self, held: Iterable[TableHoldings], *, trusts_named: bool) -> None:
+        self._trusts_named = trusts_named
         self._held: dict[Place, TableHoldings] = {each.table.place: each for each in held}
         self._hashes: dict[Place, list[tuple[Shape, dict[Any, int]]]] = {}
 
@@ -114,7 +115,9 @@ class Identity:
         if held.hashes is not None:
             if place not in self._hashes:
                 self._hashes[place] = list(held.hashes.by_shape())
-            unsure |= _uncertain(connection, table, keys, held, self._hashes[place])
+            told = held.named if self._trusts_named else ()
+            compared = [key for key in keys if key not in told] if told else keys
+            unsure |= _uncertain(connection, table, compared, held, self._hashes[place])
         for parent, at in self._parents(graph, table):
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
@@ -140,11 +143,14 @@ class Identity:
                 yield parent, names.index(column)
 
 
-def identity_of(held: Sequence[TableHoldings]) -> Identity | None:
-    """What answers for these rows; None where no key of theirs can come back."""
+def identity_of(held: Sequence[TableHoldings], *, is_sweep: bool) -> Identity | None:
+    """What answers for these rows; None where no key of theirs can come back.
+
+    Rows that the user named are believed until their worker has died.
+    """
     for each in held:
         if each.hashes is not None:
-            return Identity(held)
+            return Identity(held, trusts_named=not is_sweep)
     return None
 
 

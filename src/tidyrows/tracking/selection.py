@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from tidyrows.arguments import SWITCH, checked, name
 from tidyrows.capture.changes import Inserted
+from tidyrows.capture.fingerprints import hashes_of_rows
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import ExternalResourceError, SessionStateError, TidyRowsError
 from tidyrows.external import ExternalResource, Tie
@@ -26,6 +27,7 @@ from tidyrows.tracking.tracker_parts import TrackerParts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tidyrows.capture.changes import Hashes
     from tidyrows.external import Item
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.tags import TagOwner
@@ -184,9 +186,21 @@ class Selection(TrackerParts):
     def _hold(self, table: KeyedTable, keys: list[Any], *, sent: bool = False) -> None:
         """Hold rows that the user named, and record them in the ledger."""
         incarnation = self.sessions.incarnations.get(table)
-        named = Inserted(table, keys, named=True, sent=sent, incarnation=incarnation)
+        hashes = self._hashes(table, keys)
+        read = None if hashes is None else hashes.read
+        named = Inserted(
+            table, keys, named=True, sent=sent, incarnation=incarnation, read_hashes=read
+        )
         self.store.apply(named)
         self.journals.add(named)
+
+    def _hashes(self, table: KeyedTable, keys: list[Any]) -> Hashes | None:
+        """What tells a sweep that rows are still these, where their keys may be given again."""
+        dialect = dialect_for(self.sessions.engines.by_database[table.name.database])
+        if not (dialect.reuses_keys and keys and self.journals.ledgers):
+            return None
+        with self.sessions.new_connection(table.table) as connection:
+            return hashes_of_rows(dialect, connection, table, keys)
 
     def preserve(self, select: sa.Select[Any]) -> int:
         """Remember the shared rows that a query finds now, and put them back at cleanup.

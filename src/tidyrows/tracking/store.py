@@ -95,7 +95,8 @@ class TableHoldings:
             for change in self._inserted(some):
                 yield replace(change, **told)
         for told, some in self._alike(named):
-            yield Inserted(table, some, named=True, **told)
+            for change in self._inserted(some):
+                yield replace(change, named=True, generated=False, **told)
         for made in (True, False):
             keys = [key for key, generated in self.in_doubt.items() if generated is made]
             for told, some in self._alike(keys):
@@ -178,7 +179,7 @@ class TableHoldings:
         if change.named and certain:
             self.named.update(keys)
         hashes = None if change.read_hashes is None else change.read_hashes()
-        if hashes is not None and not (change.named and certain):
+        if hashes is not None:
             self.hashes = self.hashes or RowHashes()
             self.hashes.record(keys, hashes)
         elif self.hashes is not None:  # these rows are ours whatever their values are
