@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import sys
 import tempfile
 from functools import partial
 from importlib import import_module
@@ -44,6 +45,8 @@ _CHOICES = {
     "allow_foreign_keys_off": "whether circles of NOT NULL keys are deleted without checks",
 }
 """Options of CleanupManager in the ini file, each as ``tidy_`` and its name."""
+_RESIDUE = ("warn", "fail", "ignore")
+"""Values of tidy_residue."""
 _RECORDS = "tidyrows"
 """The attribute of a report that carries the records of the plugin."""
 _NOTES = "tidyrows_notes"
@@ -105,6 +108,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
     )
     parser.addini(
+        "tidy_residue",
+        "what becomes of a run whose tests leave rows: warn names them at its end, fail makes the "
+        "run fail too, ignore says nothing",
+        default="warn",
+    )
+    parser.addini(
         "tidy_autouse",
         "true: the rows that any test commits, through any engine, are deleted after it; session: "
         "at the end also those of session fixtures",
@@ -136,6 +145,11 @@ def _register_autouse(config: pytest.Config) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark and what was asked for; claim the worker's values for this process."""
     config.addinivalue_line("markers", _MARK)
+    residue = str(config.getini("tidy_residue"))
+    if residue.strip().lower() not in _RESIDUE:
+        raise pytest.UsageError(
+            f"tidy_residue = {residue} in the ini file is none of {', '.join(_RESIDUE)}."
+        )
     _register_autouse(config)  # where a conftest.py names the plugin, the hook above was too late
     worker = getattr(config, "workerinput", {})
     if _NOTES in worker:
@@ -162,6 +176,13 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     autouse = session.config.pluginmanager.get_plugin(_AUTOUSE)
     if autouse is not None and not session.config.pluginmanager.has_plugin("dsession"):
         autouse.begin(_load(session.config))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What test cases of unittest leave is said at the end of the run, too."""
+    cases = sys.modules.get("tidyrows.testing.unittest_case")
+    if cases is not None:
+        cases.RESIDUE.forward = _load(session.config).add
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,7 +30,7 @@ class TableName:
         return self.schema, self.name
 
     def __str__(self) -> str:
-        return f"{self.schema}.{self.name}"
+        return f"{self.schema}.{self.name}" if self.schema else self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,3 +116,12 @@ class KeyedTable:
     def row(self, key: Any) -> RowKey:
         """The row of a stored key: a scalar where the primary key is one column, else a tuple."""
         return RowKey(self.name, key if len(self.key_columns) > 1 else (key,))
+
+
+@lru_cache(maxsize=256)
+def unresolved_table(database: str, *parts: str) -> KeyedTable:
+    """Stands for the table that a statement names so, in parts; without a schema that is ''."""
+    *schema, name = parts
+    return KeyedTable(
+        TableName(database, schema[-1] if schema else "", name), sa.Table(name, sa.MetaData())
+    )

@@ -381,6 +381,14 @@ def keep_table(tell: Callable[[Any], Any], context: Any, go_on: Callable[[], Non
     go_on()
 
 
+def untold_count(context: Any) -> int | None:
+    """How many rows an INSERT has made at most, of which no key is known; None: any number."""
+    count = kept_count(context)
+    is_sum = not context.executemany or context.dialect.supports_sane_multi_rowcount
+    is_over = count > 0 or not context.compiled.effective_returning
+    return count if count >= 0 and is_sum and is_over else None
+
+
 def kept_count(context: Any) -> int:
     """How many rows a statement changed, as :func:`keep_count` noted, or as the result tells."""
     kept: int | None = getattr(context, "tidyrows_count", None)

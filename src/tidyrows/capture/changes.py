@@ -164,7 +164,23 @@ class Updated(Change):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Touched(Change):
+class Noted(Change):
+    """What concerns one sink only, and the rows of no store."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Untracked(Noted):
+    """Rows were inserted that nobody can name; ``keys`` is empty.
+
+    Attributes:
+        count: how many at most; None where nobody can tell.
+    """
+
+    count: int | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Touched(Noted):
     """Rows were updated or deleted that may be anybody's; for a sink that watches.
 
     Attributes:
@@ -211,6 +227,9 @@ class Sink(Protocol):
 
     def mark_uncertain(self, change: Change) -> Change:
         """It is not known whether a change has been committed; returns what is left of it."""
+
+    def note_untracked(self, untracked: Untracked) -> None:
+        """Rows that cannot be tracked have been committed, or perhaps."""
 
     def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
         """All changes of a transaction have been applied, or marked uncertain; warn now."""

@@ -29,6 +29,7 @@ from tidyrows.capture.changes import (
     Inserted,
     InsertedWhole,
     KeysChanged,
+    Untracked,
     cascaded,
 )
 from tidyrows.capture.connections import OpenConnections
@@ -40,6 +41,7 @@ from tidyrows.capture.raw_sql import CursorEvents
 from tidyrows.capture.table_resolution import RealTables, table_of
 from tidyrows.capture.transactions import EVENTS, LOG, Transactions
 from tidyrows.dialects import dialect_for
+from tidyrows.keys import unresolved_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,7 +113,7 @@ class Capture:
             self.opened.checkout,
             self.destination.refuse_schema,
         )
-        self.database = self.tables.database
+        self.database = unseen.database = self.tables.database
         self.resolve = self._transactions.resolve
         self.prepared = self._transactions.prepared
         self.settle = self._transactions.settle
@@ -269,7 +271,7 @@ class Capture:
         if told and type(found) is tuple and not (found[1].incarnation or told).startswith(told):
             found = self.tables.find_moved(connection, log, insert, options, told)
         if not isinstance(found, tuple):
-            self._warn_untracked(owner, table_of(insert), found)
+            self._untracked(connection, owner, table_of(insert), found, result)
             return None
         target = found[0]
         if not target.key_columns:
@@ -279,7 +281,7 @@ class Capture:
             return owner, found
         found_keys = affected_rows.inserted_keys(insert, rewrite, result, found, self.dialect)
         if isinstance(found_keys, str):
-            self._warn_untracked(owner, target.table, found_keys)
+            self._untracked(connection, owner, target.table, found_keys, result)
             return None
         keys, generated, sent = found_keys
         whole = affected_rows.nameable(keys)
@@ -309,6 +311,8 @@ class Capture:
             )
             self._transactions.add(connection, log, change, owner)
         if whole is not keys:  # said last: where warnings are errors, no row is lost over one
+            unnamed = Untracked(target, count=len(keys) - len(whole))
+            self._transactions.add(connection, log, unnamed, owner)
             owner.warn_once(
                 ("unnamed", target.name),
                 f"A row of {target.name} has NULL in its primary key, or a value that is no key: "
@@ -323,10 +327,26 @@ class Capture:
         if change.keys:
             self._transactions.add(connection, log, change, owner)
 
-    def _warn_untracked(self, owner: Sink, table: Any, reason: str | None) -> None:
+    def _untracked(
+        self,
+        connection: sa.Connection,
+        owner: Sink,
+        table: Any,
+        reason: str | None,
+        result: sa.CursorResult[Any],
+    ) -> None:
+        count = affected_rows.untold_count(result.context)
         if reason is None:  # a temporary table
             return
         name = getattr(table, "fullname", None) or getattr(table, "name", None) or str(table)
+        parts = name.split(".")
+        if count == 0:
+            if self.tables.counts_inserts(connection, *parts):
+                return
+            count = None
+        stand_in = unresolved_table(self.database, *parts)
+        log = self._transactions.log(connection)
+        self._transactions.add(connection, log, Untracked(stand_in, count=count), owner)
         owner.warn_once(
             ("untold", name),
             f"An INSERT into {name} is not tracked: {reason}. Take its rows with "

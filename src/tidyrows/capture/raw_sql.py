@@ -12,14 +12,16 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.affected_rows import after_statement, keep_count, keep_table
-from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost
+from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost, Untracked
 from tidyrows.capture.transactions import LOG
+from tidyrows.keys import unresolved_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import sqlalchemy as sa
 
+    from tidyrows.capture.changes import Sink
     from tidyrows.capture.ownership import EngineSinks
     from tidyrows.capture.table_resolution import RealTables
     from tidyrows.capture.transaction_log import TransactionLog
@@ -64,6 +66,8 @@ _PHASE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _remembered = lru_cache(maxsize=1024)  # a suite sends few texts, many times
+_COUNTED = frozenset({"INSERT", "REPLACE", "MERGE", "COPY", "LOAD"})
+"""First words of statements of which the driver counts the rows that were inserted."""
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
 
 _EMPTIES = re.compile(
@@ -127,6 +131,21 @@ def inserted_table(sql: str) -> str | None:
     return None
 
 
+def _inserted_count(context: Any, sql: str) -> int | None:
+    """How many rows a raw INSERT has made at most; None where the driver does not tell."""
+    counts: int = context.cursor.rowcount
+    is_one = first_word(sql) in _COUNTED and ";" not in _LITERAL.sub("''", sql.rstrip("; \n"))
+    is_sum = not context.executemany or context.dialect.supports_sane_multi_rowcount
+    # while it gives its rows, sqlite3 has counted none yet
+    is_over = counts > 0 or (counts == 0 and context.cursor.description is None)
+    return counts if is_one and is_sum and is_over else None
+
+
+def name_parts(written: str) -> list[str]:
+    """The parts of a name as a statement has it, without quotes; the table's is the last."""
+    return [part.strip('"`[]') for part in _PART.findall(written)]
+
+
 def _without_semicolons(literal: re.Match[str]) -> str:
     return literal[0].replace(";", " ")
 
@@ -151,8 +170,7 @@ def emptied_tables(sql: str) -> tuple[list[list[str]], bool]:
     match = _EMPTIES.fullmatch(sql, place.end() if place else 0)
     if match is None:
         return [], False
-    names = [_PART.findall(name) for name in match["names"].split(",")]
-    return [[part.strip('"`[]') for part in name] for name in names], bool(match["kin"])
+    return [name_parts(name) for name in match["names"].split(",")], bool(match["kin"])
 
 
 @_remembered
@@ -162,7 +180,7 @@ def updated_columns(sql: str) -> tuple[list[list[str]], set[str]]:
     match = _UPDATES.match(sql, place.end() if place else 0)
     if match is None:
         return [], set()
-    parts = [part.strip('"`[]') for part in _PART.findall(match[1])]
+    parts = name_parts(match[1])
     written, before = _LITERAL.sub("", match["set"]), ""
     while written != before:
         before, written = written, _NESTED.sub("", written)
@@ -292,7 +310,7 @@ class CursorEvents:
         elif self._loses_count and not returning:  # whose rows are counted as they are
             keep_count(context)
         if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
-            self._warn_of_insert(connection, sql)
+            self._expect_insert(connection, sql, context)
 
     def _look_at(self, connection: sa.Connection, context: Any, sql: str) -> None:
         is_raw = context.compiled is None or context.is_text
@@ -301,7 +319,7 @@ class CursorEvents:
         if is_raw:
             self._raw(connection, sql, context)
         elif sql[:4] == "WITH":
-            self._warn_of_insert(connection, sql)
+            self._expect_insert(connection, sql, context)
         elif not context.isddl and self._dialect.session_setting(sql):
             self._moved(connection)
 
@@ -337,7 +355,7 @@ class CursorEvents:
         names, columns = updated_columns(sql)
         if columns:
             after_statement(context, partial(self._keys_set, connection, names, columns))
-        self._warn_of_insert(connection, sql)
+        self._expect_insert(connection, sql, context)
 
     def _mark(self, connection: sa.Connection, context: Any) -> None:
         """A statement is about to be sent after which the transaction may be another."""
@@ -423,17 +441,35 @@ class CursorEvents:
             rows += sink.keys_by_table()
         return log, rows
 
-    def _warn_of_insert(self, connection: sa.Connection, sql: str) -> None:
+    def _expect_insert(self, connection: sa.Connection, sql: str, context: Any) -> None:
+        """A raw statement that may insert is about to be sent."""
         table = inserted_table(sql)
         owner = self._sinks.owner(connection) if table is not None else None
-        if owner is not None:
-            owner.warn_once(
-                ("raw", table),
-                f"A raw SQL statement inserted into {table}: nobody can tell which rows it made, "
-                f"so they are not tracked and cleanup will not delete them. Write it as "
-                f"insert(table), or tell the tracker with tracker.track_query(select(...)) or "
-                f"tracker.track_rows(table, keys).",
+        if table is not None and owner is not None:
+            after_statement(
+                context, partial(self._inserted, connection, sql, context, table, owner)
             )
+
+    def _inserted(
+        self, connection: sa.Connection, sql: str, context: Any, table: str, owner: Sink
+    ) -> None:
+        """A raw statement has inserted, perhaps nothing: the rows are not tracked."""
+        parts = name_parts(table)
+        count = _inserted_count(context, sql)
+        if count == 0:
+            if self._tables.counts_inserts(connection, *parts):
+                return
+            count = None
+        stand_in = unresolved_table(self._tables.database, *parts)
+        log = self._transactions.log(connection)
+        self._transactions.add(connection, log, Untracked(stand_in, count=count), owner)
+        owner.warn_once(
+            ("raw", table),
+            f"A raw SQL statement inserted into {table}: nobody can tell which rows it made, "
+            f"so they are not tracked and cleanup will not delete them. Write it as "
+            f"insert(table), or tell the tracker with tracker.track_query(select(...)) or "
+            f"tracker.track_rows(table, keys).",
+        )
 
     def ddl(self, connection: sa.Connection) -> None:
         """The schema was changed."""

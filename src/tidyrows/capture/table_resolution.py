@@ -105,6 +105,17 @@ class RealTables:
             known[place] = found
         return known[place]  # type: ignore[no-any-return]
 
+    def counts_inserts(self, connection: sa.Connection, *parts: str) -> bool:
+        """Whether an INSERT into what is named so, in parts, is counted as the rows that it makes.
+
+        What the trigger of a view makes is not, nor what a trigger of a table puts elsewhere.
+        """
+        *schema, name = parts
+        real = self._dialect.resolve(connection, schema[-1] if schema else None, name)
+        if real is None or real.kind == "other":
+            return False
+        return not (real.alters_keys or real.moves_keys)
+
     def find_again(
         self,
         connection: sa.Connection,

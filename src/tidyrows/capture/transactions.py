@@ -7,7 +7,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import Change, Touched
+from tidyrows.capture.changes import Change, Noted, Touched, Untracked
 from tidyrows.capture.connections import driver_of
 from tidyrows.capture.transaction_log import PendingCommits, TransactionLog, not_undone
 from tidyrows.capture.unseen import UnseenInserts
@@ -196,7 +196,7 @@ class Transactions:
         """Warn before the COMMIT, in the caller's own call: later nobody may ask."""
         warned = set()
         for change, sink in changes:
-            if sink is None or sink.active or isinstance(change, Touched):
+            if sink is None or sink.active or isinstance(change, Noted):
                 continue
             if (sink, change.table) not in warned:
                 warned.add((sink, change.table))
@@ -412,16 +412,24 @@ class Transactions:
             return
         sinks = list(self._sinks)
         for change, owner in changes:
-            if isinstance(change, Touched):
-                if certain and owner is not None:  # of what may not have happened nobody is told
-                    for watcher in dict.fromkeys((owner, *self._sinks.observers)):
-                        _tell_watcher(watcher, change, sinks)
+            if isinstance(change, Noted):
+                self._note(owner, change, sinks, certain=certain)
                 continue
             rest = change
             for sink in sinks if owner is None else (owner,):
                 rest = sink.apply(rest) if certain else sink.mark_uncertain(rest)
         for sink, own in self._by_sink(changes):
             sink.after_commit(own, certain=certain)
+
+    def _note(
+        self, owner: Sink | None, change: Noted, sinks: Sequence[Sink], *, certain: bool
+    ) -> None:
+        if isinstance(change, Untracked) and owner is not None:
+            owner.note_untracked(change)
+        elif isinstance(change, Touched) and owner is not None and certain:
+            # of what may not have happened nobody is told
+            for watcher in dict.fromkeys((owner, *self._sinks.observers)):
+                _tell_watcher(watcher, change, sinks)
 
     def changes_of(self, record: Any) -> Iterator[Change]:
         """What is not committed on the connection of an entry of the pool."""
@@ -439,7 +447,7 @@ class Transactions:
             logs = list(self.logs.values())
         for changes in (*(log.all() for log in logs), self.pending.changes()):
             for change, owner in changes:
-                if owner is sink and not isinstance(change, Touched):
+                if owner is sink and not isinstance(change, Noted):
                     yield change
 
 

@@ -17,8 +17,9 @@ import sqlalchemy as sa
 from sqlalchemy.pool import _ConnectionFairy
 
 from tidyrows.capture.affected_rows import after_statement
-from tidyrows.capture.changes import Inserted, InsertedWhole
+from tidyrows.capture.changes import Inserted, InsertedWhole, Untracked
 from tidyrows.capture.table_resolution import forget_names
+from tidyrows.keys import unresolved_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -142,6 +143,7 @@ class UnseenInserts:
     """Compares the counters of one engine's database with what capture has seen.
 
     Attributes:
+        database: how row keys name the engine's database.
         uses: the connections that are used past SQLAlchemy, by their entries in the pool.
         late: warnings that a pool would swallow.
     """
@@ -155,8 +157,9 @@ class UnseenInserts:
         self._dialect = dialect
         self._sinks = sinks
         self._changes_of = changes_of
+        self.database = ""
         self.uses: dict[Any, _Use] = {}
-        self.late: list[tuple[Sink, Any, str]] = []
+        self.late: list[tuple[Sink, Place | None, int | None, str]] = []
 
     def begin(self, fairy: Any, *, by_driver: bool = True, moves_names: bool = True) -> None:
         """From now on statements may be sent that capture does not see.
@@ -255,8 +258,8 @@ class UnseenInserts:
         use = self.uses.get(record)
         owner = self._sinks.owner(connection) if use is not None else None
         if use is not None and owner is not None:
-            for subject, message in self._told(record, use, self._counts(record)):
-                owner.warn_once(subject, message)
+            for warning in self._warnings(record, use, self._counts(record)):
+                self._warn(owner, *warning)
 
     def returned(self, driver: Any, record: Any) -> None:
         """A connection goes back to its pool; what it committed by itself has not been said yet."""
@@ -265,13 +268,17 @@ class UnseenInserts:
             return
         counts, owner = self._counts(record), self._sinks.owner(self)  # type: ignore[arg-type]  # nobody's
         if counts is not None and owner is not None:
-            self.late += [(owner, *each) for each in self._told(record, use, counts)]
+            self.late += [(owner, *each) for each in self._warnings(record, use, counts)]
 
     def warn_late(self) -> None:
         """Warn of what was found as a connection went back to its pool."""
         while self.late:
-            owner, subject, message = self.late.pop()
-            owner.warn_once(subject, message)
+            self._warn(*self.late.pop())
+
+    def _warn(self, owner: Sink, place: Place | None, count: int | None, message: str) -> None:
+        stand_in = unresolved_table(self.database, *(place or ("",)))
+        owner.note_untracked(Untracked(stand_in, count=count))
+        owner.warn_once(("unseen", place), message)
 
     def _use(self, record: Any, *, by_driver: bool) -> _Use:
         driver = record.dbapi_connection
@@ -306,14 +313,16 @@ class UnseenInserts:
             found[place] += max(rows, 0)
         return +found
 
-    def _told(self, record: Any, use: _Use, now: Counts | None) -> Iterable[tuple[Any, str]]:
-        """Of each table, or of all, what a warning must say."""
+    def _warnings(
+        self, record: Any, use: _Use, now: Counts | None
+    ) -> Iterable[tuple[Place | None, int | None, str]]:
+        """Of each table, or of all, how many rows at most, and what a warning must say."""
         if now is None:
-            yield ("unseen", None), _NOBODY_KNOWS
+            yield None, None, _NOBODY_KNOWS
         exact = use.counts is not None and use.is_exact and not use.is_stale
         for place, rows in self._found(record, use, now).items():
             told = f"{rows}" if exact else f"up to {rows}"
-            yield ("unseen", place), _message(told, place, self._dialect)
+            yield place, rows, _message(told, place, self._dialect)
         use.counts, use.seen, use.found = now, self._seen(record), Counter()
 
 

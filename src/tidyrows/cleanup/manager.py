@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -248,6 +249,7 @@ class CleanupManager:
     def cleanup(self) -> CleanupReport:
         """Delete what the tracker holds, look whether it is gone, and forget what is.
 
+        Rows that are committed meanwhile, by another thread or task, are deleted too, once more.
         Calling it again is harmless: it deletes what came since, or what was left over. What
         fails in one database does not keep another one from being cleaned.
 
@@ -258,7 +260,13 @@ class CleanupManager:
                 deleted there, everything stays tracked.
         """
         self.tracker.sessions.refuse_blocking("await manager.cleanup_async()")
-        run = self._new_run()
+        self.tracker.late = {}
+        try:
+            return self._cleanup(self._new_run())
+        finally:
+            self.tracker.warn_of_late_rows()
+
+    def _cleanup(self, run: CleanupRun) -> CleanupReport:
         self.last_report = report = run.report
         started = run.until - self.options.retry.deadline
         leftovers: list[Leftover] = []
@@ -266,6 +274,7 @@ class CleanupManager:
         if not self.tracker.is_foreign:
             self.tracker.sessions.release()
             failures = self.tracker.run_late_queries(self.options.retry)
+            report.untracked = self.tracker.untracked.counts()
             if self.options.on_progress is not None:
                 total = sum(map(len, self.tracker.store.snapshot()))
                 run.progress = ProgressListener(self.options.on_progress, total)
@@ -283,6 +292,9 @@ class CleanupManager:
                 leftovers = ResourceCleanup(run, delete).run(self._references(run))
             else:
                 leftovers = self._delete(run, None)
+                if not leftovers and run.refusal is None and self._came_late(run):
+                    report.held = ()
+                    leftovers = self._delete(run, None)
             if preserved is not None:
                 leftovers += preserved.after_deletes()
             failures += self._finish_ledgers(run)
@@ -420,6 +432,15 @@ class CleanupManager:
             except SessionStateError as error:
                 run.refuse(error)
         return leftovers
+
+    def _came_late(self, run: CleanupRun) -> bool:
+        """Whether rows were committed while the others were deleted."""
+        self.tracker.engines.resolve()
+        held = Counter(each.row.table for each in run.report.held if each.row is not None)
+        return any(
+            len(each.keys) + each.keyless_count > held[each.table.name]
+            for each in self.tracker.store.snapshot()
+        )
 
     def _finish_ledgers(self, run: CleanupRun) -> list[Exception]:
         """Leave in the ledgers what is left; what went wrong is returned."""

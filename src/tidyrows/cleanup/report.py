@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -83,36 +84,45 @@ class TableRows:
     """Rows of one table: ``len()`` counts them, iterating yields their :class:`RowKey`.
 
     Rows of a table without a primary key are counted, and have no name to be yielded.
+
+    Attributes:
+        table: the table, with the types of its columns.
+        unnamed: how many rows have no name.
     """
 
     def __init__(self, table: KeyedTable, keys: Sequence[Any] = (), unnamed: int = 0) -> None:
-        self._table = table
+        self.table = table
         self._keys: dict[Any, None] = dict.fromkeys(keys)
-        self._unnamed = unnamed
+        self.unnamed = unnamed
 
     def merged(self, other: TableRows) -> TableRows:
         """These rows and those."""
         keys = [*self._keys, *other._keys]
-        return TableRows(self._table, keys, self._unnamed + other._unnamed)
+        return TableRows(self.table, keys, self.unnamed + other.unnamed)
 
     def without(self, rows: TableRows) -> TableRows:
         """These rows but for those."""
         keys = [key for key in self._keys if key not in rows._keys]
-        return TableRows(self._table, keys, self._unnamed)
+        return TableRows(self.table, keys, self.unnamed)
+
+    @property
+    def keys(self) -> list[Any]:
+        """The keys of the rows that have a name, as stores hold them."""
+        return list(self._keys)
 
     def __len__(self) -> int:
-        return len(self._keys) + self._unnamed
+        return len(self._keys) + self.unnamed
 
     def __iter__(self) -> Iterator[RowKey]:
-        return map(self._table.row, self._keys)
+        return map(self.table.row, self._keys)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} rows of {self._table.name}>"
+        return f"<{len(self)} rows of {self.table.name}>"
 
 
 def add_rows(into: dict[TableName, TableRows], rows: TableRows) -> None:
     """Add rows to those of their table."""
-    name = rows._table.name  # noqa: SLF001 -- the class above
+    name = rows.table.name
     into[name] = into[name].merged(rows) if name in into else rows
 
 
@@ -125,6 +135,8 @@ class CleanupReport:
         dependents: rows deleted with them that nobody tracked: they referenced tracked rows, and
             the schema or ``own=`` says that they go.
         detached: rows of others whose foreign key to a deleted row became NULL or its default.
+        untracked: rows that were inserted and could not be tracked, by raw SQL and the like: so
+            many at most, or None where nobody can tell. They stay, except as dependents.
         held: rows of ours that a row of another tracker needs. They stay tracked and are no
             error: a cleanup after that tracker's own deletes them.
         already_gone: tracked rows that somebody else had deleted before, by table.
@@ -149,6 +161,7 @@ class CleanupReport:
     deleted: dict[TableName, int] = field(default_factory=dict)
     dependents: dict[TableName, TableRows] = field(default_factory=dict)
     detached: dict[TableName, TableRows] = field(default_factory=dict)
+    untracked: dict[TableName, int | None] = field(default_factory=dict)
     held: tuple[Held, ...] = ()
     already_gone: dict[TableName, int] = field(default_factory=dict)
     reappeared: dict[TableName, int] = field(default_factory=dict)
@@ -180,11 +193,14 @@ class CleanupReport:
         ]
         parts += [f"{kind} {count} removed" for kind, count in self.external.items()]
         parts += [f"{table} {count} restored" for table, count in self.restored.items()]
-        if self.held:
-            parts.append(f"{len(self.held)} held")
-        rows = sum(leftover.count for leftover in self.leftovers)
+        held = Counter(each.row.table if each.row else "resources" for each in self.held)
+        parts += [f"{table} {count} held" for table, count in held.items()]
+        left: Counter[Any] = Counter()
+        for leftover in self.leftovers:
+            left[leftover.table or "resources"] += leftover.count
         owners = sum(leftover.owner is not None for leftover in self.leftovers)
-        parts += [f"{rows} left over"] if rows else []
+        parts += [f"{table} {count} left over" for table, count in left.items() if count]
+        parts += [f"{at_most(table, count)} not tracked" for table, count in self.untracked.items()]
         parts += [f"{owners} owner(s) left in the ledger"] if owners else []
         parts += [f"{printable(o)} {n} entries forgotten" for o, n in self.forgotten.items()]
         if self.retries:
@@ -196,6 +212,12 @@ class CleanupReport:
             for each in self.prepared
         ]
         return "\n".join([text, *waiting, *slow, *(f"waited for {each}" for each in self.blockers)])
+
+
+def at_most(table: TableName, count: int | None) -> str:
+    """A table and a number of its rows of which only the upper limit is known, if that."""
+    name = str(table) or "unknown tables"
+    return f"{name} an unknown number" if count is None else f"{name} up to {count}"
 
 
 def count_in(into: dict[Any, int], name: Any, count: int) -> None:

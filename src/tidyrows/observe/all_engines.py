@@ -23,7 +23,7 @@ from tidyrows.worker import WorkerContext
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from tidyrows.capture.changes import Change, Sink
+    from tidyrows.capture.changes import Change, Sink, Untracked
     from tidyrows.keys import KeyedTable, TableName
 
 _EVENTS = ("engine_connect", "begin")
@@ -94,6 +94,9 @@ class ObservingSink:
     def mark_uncertain(self, change: Change) -> Change:
         """It is not known whether a change has been committed."""
         return change
+
+    def note_untracked(self, untracked: Untracked) -> None:
+        """Nobody can name these rows."""
 
     def after_commit(self, changes: Sequence[Change], *, certain: bool) -> None:
         """All changes of a transaction have been applied, or marked uncertain."""

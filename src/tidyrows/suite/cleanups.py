@@ -18,6 +18,7 @@ from tidyrows.dialects import database_name, dialect_for
 from tidyrows.dialects.keys import own_keys
 from tidyrows.errors import CleanupError, SessionStateError, TidyRowsError, UnknownTableError
 from tidyrows.retry import RetryPolicy
+from tidyrows.suite.residue import Notes
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
 
 if TYPE_CHECKING:
@@ -186,8 +187,19 @@ class SuiteCleanups:
         self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
     ) -> None:
         record = record_of(tracker.test, created, report) | tracker.pop_observed()
-        if any(record.get(name) for name in ("created", "deleted", "touched", "untracked")):
+        record |= residue_record(Notes(tracker, report))
+        told = ("created", "deleted", "touched", "untracked", "residue")
+        if any(record.get(name) for name in told):
             self._add(record)
+
+    def keep(self, pending: PendingCleanup) -> str:
+        """Leave the rows for study; which they are, and what deletes them."""
+        tracker = pending.tracker
+        record = record_of(tracker.test, settled_counts(tracker), None) | tracker.pop_observed()
+        record["kept"] = sum(record["created"].values())
+        kept = CleanupManager(tracker, **pending.options).keep()
+        self._add(record | residue_record(Notes(tracker, None, is_kept=True)))
+        return kept
 
     def _is_busy(self, tracker: SuiteTracker) -> bool:
         """Whether a transaction of this process is open where the rows are."""
@@ -230,7 +242,8 @@ class SuiteCleanups:
 def settled_counts(tracker: SuiteTracker) -> dict[str, int]:
     """How many rows a tracker holds, by table, once every COMMIT under way is known."""
     tracker.engines.resolve()
-    return created_by(tracker)
+    in_doubt = _summed((held.table.name, len(held.in_doubt)) for held in tracker.store.snapshot())
+    return dict(Counter(created_by(tracker)) + Counter(in_doubt))
 
 
 def _text_of(pending: PendingCleanup, error: Exception) -> str:
@@ -285,11 +298,18 @@ def _summed(counts: Iterable[tuple[TableName, int]]) -> dict[str, int]:
     return dict(+total)
 
 
+def residue_record(notes: Notes) -> Record:
+    """What stays after a cleanup; the engines are for this process only."""
+    return {"residue": notes.found, "engines": notes.engines} if notes.found else {}
+
+
 def record_of(test: str, created: dict[str, int], report: CleanupReport | None) -> Record:
     """The counts of one cleanup, in JSON's types."""
     record: Record = {"test": test, "created": created}
     if report is not None:
         deleted = Counter(_summed(report.deleted.items()))
+        # some may have been committed while the others were deleted
+        record["created"] = dict(Counter(created) | deleted)
         others = Counter(_summed((table, len(rows)) for table, rows in report.dependents.items()))
         record |= {
             "deleted": dict(deleted + others),

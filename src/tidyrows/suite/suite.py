@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.configuration import NAMING, configured
-from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import named_tables
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
 from tidyrows.ledger.table import NAME, Ledger
 from tidyrows.production import refuse_places, refuse_production
 from tidyrows.suite.cleanups import PendingCleanup, SuiteCleanups, settled_counts
+from tidyrows.suite.residue import Notes
 from tidyrows.suite.spare_engine import has_vanished, run_for, spare_engine_of
 from tidyrows.suite.tracker import DeletedRows, SuiteEngines, SuiteTracker
 from tidyrows.worker import WorkerContext
@@ -77,12 +77,17 @@ class WholeSuite:
         more = list(self._interrupted())
         if self._everything:
             more.append(PendingCleanup(self.outside, {}))
-        record: Record = {"test": OUTSIDE, **self.outside.pop_observed(self._refused)}
+        # What wider fixtures do (migrations, for example) stays by rule, and is no test's affair.
+        record: Record = {"test": OUTSIDE, **self.outside.pop_observed()}
+        record["untracked"] = [*self._refused, *(record["untracked"] if self._everything else ())]
+        record["touched"] = []
         held, record["undeleted"] = self._cleanups.finish(more)
         if not self._everything:
             stays = Counter(settled_counts(self.outside))
             record["stays"] = dict(stays + self._cleanups.leave_with_references(held))
             self.outside.dismiss_leak_warning()
+            notes = Notes(self.outside, None, untracked_only=True)
+            record |= {"outside": notes.found, "engines": notes.engines}
         self._add(record)
         self.engines.stop()
 
@@ -163,7 +168,7 @@ class WholeSuite:
         self._cleanups.expect_commit(pending)
         try:
             if show is not None and tracker.store.snapshot():
-                show(CleanupManager(tracker, **options).keep())
+                show(self._cleanups.keep(pending))
             else:
                 self._cleanups.clean(pending)
         finally:

@@ -13,7 +13,7 @@ from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
     import weakref
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     import sqlalchemy as sa
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
 
 _SHOWN = 3
+_COUNTED = frozenset({"raw", "untold", "unseen", "unnamed"})
+"""Subjects of warnings of rows whose number is noted when they are committed."""
 
 
 class SuiteEngines(TrackerStack["SuiteTracker"]):
@@ -85,12 +87,12 @@ class SuiteTracker(ResourceTracker):
             allow_production=True,  # the suite has looked at each engine
         )
 
-    def pop_observed(self, untracked: Iterable[str] = ()) -> dict[str, Any]:
+    def pop_observed(self) -> dict[str, Any]:
         """Rows of others that were touched, and what was not tracked, since the last call."""
         record = {
             "whole_suite": True,
             "touched": [[table, verb, rows] for table, verb, rows in self._touched],
-            "untracked": [*untracked, *self._untracked],
+            "untracked": [*self._untracked],
         }
         self._touched, self._untracked = {}, {}
         return record
@@ -107,10 +109,9 @@ class SuiteTracker(ResourceTracker):
         """Collect the warning: the suite may turn warnings into errors."""
         if self._suite.observer is not None:
             self._suite.observer.warn_once(subject, message)
-        brief = message.partition(". ")[0]  # the remedy that follows is for a test with a tracker
-        if subject[0] == "raw":
-            brief = f"rows that raw SQL inserted into {subject[1]}"
-        self._untracked[brief] = None
+        if subject[0] not in _COUNTED:
+            brief = message.partition(". ")[0]  # the remedy is for a test with a tracker
+            self._untracked[brief] = None
 
     def warn_late(self, table: KeyedTable) -> None:
         """A transaction that the test left open is committed: its rows can be deleted now."""

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from behave.fixture import fixture, use_fixture
 
+from tidyrows.testing.summary import ResidueOfProcess
 from tidyrows.testing.tidy import Tidy
 
 if TYPE_CHECKING:
@@ -71,8 +72,11 @@ def _before(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> C
 @fixture  # type: ignore[untyped-decorator]  # behave ships no types
 def _rows_of_the_run(context: Any, bind: Bind | str | sa.URL, **options: Any) -> Iterator[Tidy]:
     context.tidy = context.tidy_run = tidy = Tidy(bind, **options).start()
+    context.tidy_residue = ResidueOfProcess()
     yield tidy
     tidy.finish()
+    context.tidy_residue.add(tidy)
+    context.tidy_residue.print()
 
 
 @fixture  # type: ignore[untyped-decorator]  # behave ships no types
@@ -93,7 +97,12 @@ def tidy_rows(
     if statement.type == "feature":
         context.tidy_feature = tidy
     yield tidy
-    kept = tidy.finish(failed=statement.status.name in _FAILED)
+    kept = None
+    try:
+        kept = tidy.finish(failed=statement.status.name in _FAILED)
+    finally:
+        if "tidy_residue" in context:  # after setup()
+            context.tidy_residue.add(tidy, is_kept=kept is not None)
     if kept is not None:
         # behave shows what a cleanup prints only where the cleanup fails.
         print(kept, file=sys.__stderr__)

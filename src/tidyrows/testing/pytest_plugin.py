@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,8 @@ from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError, UnknownTa
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
-from tidyrows.suite.cleanups import created_by, record_of
+from tidyrows.suite.cleanups import created_by, record_of, residue_record
+from tidyrows.suite.residue import Notes
 from tidyrows.sweep.sweep import sweep
 from tidyrows.testing.async_fixtures import ASYNC_TEST, AsyncTest, fixture_for
 from tidyrows.testing.summary import RunSummary
@@ -122,11 +124,13 @@ class Plugin:
         self._known_urls: set[sa.URL] = set()
         self._ledgers: list[Ledger] = []
         self._unfinished: list[tuple[str, Tidy]] = []
+        self._engines: dict[str, sa.Engine] = {}  # of databases in which rows may stay
         worker: str | None = getattr(config, "workerinput", {}).get("workerid")
         self._is_worker = worker is not None
         folder = notes_folder()
         self._notes = NotesFile(folder, worker) if folder is not None and worker else None
         self._controller = XdistController(self._summary, notes_folder)
+        self._residue = str(config.getini("tidy_residue")).strip().lower()
 
     # -- fixtures ------------------------------------------------------------------------------
 
@@ -332,6 +336,10 @@ class Plugin:
             self.add({"note": f"swept before the first test: {text}"})
 
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
+        for late in [each for each in self._unfinished if each[1].has_late_rows]:
+            self._finish_late(*late)
+            if not late[1].is_unfinished:
+                self._unfinished.remove(late)
         tidy.tracker.stop()
         created, kept, interrupted = created_by(tidy.tracker), None, False
         try:
@@ -343,9 +351,9 @@ class Plugin:
             record = record_of(test, created, tidy.report)
             if kept is not None:
                 record["kept"] = sum(created.values())
-            elif not tidy.is_async and (interrupted or (tidy.report and tidy.report.held)):
+            elif not tidy.is_async and (interrupted or tidy.is_unfinished):
                 self._unfinished.append((test, tidy))  # not an asynchronous one: no loop is left
-            self.add(record)
+            self.add(record | residue_record(Notes(tidy.tracker, tidy.report, is_kept=bool(kept))))
         return kept
 
     def _finish_test(self, tidy: Tidy, item: pytest.Item) -> None:
@@ -355,6 +363,11 @@ class Plugin:
 
     def add(self, record: Record) -> None:
         """Send a record with the next report, to be summed at the end of the run."""
+        engines = record.pop("engines", {})
+        self._engines |= engines
+        if self._notes is not None:
+            for engine in engines.values():
+                self._notes.note_residue(engine.url)
         self._unsent.append(record)
 
     # -- hooks -----------------------------------------------------------------------------------
@@ -396,21 +409,27 @@ class Plugin:
         else:
             self._sum(self._unsent)  # no report came any more
             self._controller.finish()
-        if self._summary.failed and session.exitstatus == pytest.ExitCode.OK:
+            if self._residue != "ignore":
+                self._summary.look(self._engines | self._controller.engines())
+        failed = self._summary.failed or (self._residue == "fail" and self._summary.residue)
+        if failed and session.exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         for ledger in self._ledgers:  # nobody else closes them in an xdist worker
             ledger.close()
 
     def _finish_late(self, test: str, tidy: Tidy) -> None:
         """Clean up again, now that others' rows are gone or the interrupt is over."""
-        held_before = len(tidy.report.held) if tidy.report else 0
+        held = tidy.report.held if tidy.report else ()
+        counted = Counter(str(each.row.table) for each in held if each.row is not None)
+        late = Counter(created_by(tidy.tracker)) - counted
         try:
             report = tidy.cleanup.cleanup()
         except (TidyRowsError, sa.exc.SQLAlchemyError) as error:
-            self._summary.fail(f"rows of {test} are still there: {in_short(error)}")
+            self.add({"failed": f"rows of {test} are still there: {in_short(error)}"})
         else:
-            deleted = {str(table): count for table, count in report.deleted.items()}
-            self._summary.add({"deleted": deleted, "held": len(report.held) - held_before})
+            record = record_of(test, {}, report)
+            record |= {"created": dict(late), "held": len(report.held) - len(held)}
+            self.add(record | residue_record(Notes(tidy.tracker, report)))
 
     def _sum(self, records: Iterable[Record]) -> None:
         for record in records:
@@ -418,7 +437,10 @@ class Plugin:
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the summary, if there is one."""
-        lines = list(self._summary.lines(tables=self._config.getoption("--tidy-report")))
+        tables = self._config.getoption("--tidy-report")
+        lines = list(self._summary.lines(tables=tables, residue=self._residue != "ignore"))
+        if self._residue == "fail" and self._summary.residue:
+            lines.append("the run fails, since rows stay and the ini file has tidy_residue = fail")
         if lines:
             terminalreporter.write_sep("=", "tidyrows")
             for line in lines:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from tidyrows.suite.residue import Notes, RunResidue
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    import sqlalchemy as sa
 
     from tidyrows.suite.cleanups import Record
+    from tidyrows.testing.tidy import Tidy
 
 _SLOW = 1.0
 """Seconds from which on a cleanup is worth a line."""
@@ -33,11 +40,18 @@ class RowCounts:
         self.dependents += record.get("dependents", 0)
         self.retries += record.get("retries", 0)
 
-    def text(self, begin: str, more: str = "") -> str:
+    def text(self, begin: str, more: str = "", *, may_be_all: bool = False) -> str:
         """One sentence: what was created, how many were deleted, and how many times it took."""
-        text = f"{begin}{self.deleted.total()} deleted"
+        deleted = self.deleted.total()
+        is_all = may_be_all and deleted - self.dependents == self.created.total()
+        text = begin + ("all deleted" if is_all else f"{deleted} deleted")
         if self.dependents:
-            text += f" ({self.dependents} of them made by the application)"
+            made = "made by the application"
+            text += (
+                f", {self.dependents} more {made}"
+                if is_all
+                else (f" ({self.dependents} of them {made})")
+            )
         text += more
         if self.retries:
             text += f"; {self.retries} transaction(s) run again"
@@ -55,6 +69,7 @@ class SuiteSummary:
     touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
     untracked: dict[str, str] = field(default_factory=dict)  # text: the first test
     undeleted: list[str] = field(default_factory=list)
+    outside: RunResidue = field(default_factory=RunResidue)  # that raw SQL made outside of tests
 
     def add(self, record: Record) -> None:
         """Add the record of one test, or of the rows that no test created."""
@@ -69,22 +84,25 @@ class SuiteSummary:
         for text in record.get("untracked", ()):
             self.untracked.setdefault(text, test)
         self.undeleted += record.get("undeleted", ())
+        self.outside.add(test, record.get("outside", ()))
 
     def lines(self, *, everything: bool) -> Iterator[str]:
         """The summary; nothing where there is nothing to report."""
         most = None if everything else _MOST
         left = self.rows.created
         if left:
-            yield self.rows.text(
-                f"without tidyrows {left.total()} row(s) of {len(self.tests)} test(s) would have "
-                f"stayed; "
-            )
+            begin = f"{len(self.tests)} test(s) left {left.total()} row(s), "
+            yield self.rows.text(begin, may_be_all=True)
             yield from (f"  {table}: {count}" for table, count in left.most_common(most))
             worst = [f"{count} by {test}" for test, count in self.tests.most_common()]
             yield from _listed("most of them", worst, most)
-        if self.stays:
-            stays = ", ".join(f"{table} {count}" for table, count in sorted(self.stays.items()))
-            yield f"rows that stay, made before the first test or by session fixtures: {stays}"
+        stays = [f"{table} {count}" for table, count in sorted(self.stays.items())]
+        stays += self.outside.texts()
+        if stays:
+            yield (
+                f"rows that stay, made before the first test or by session fixtures: "
+                f"{', '.join(stays)}"
+            )
         touched = [
             f"{table} {rows} {verb} by {_tests(tests, everything=everything)}"
             for (table, rows, verb), tests in sorted(self.touched.items())
@@ -93,6 +111,39 @@ class SuiteSummary:
         untracked = [f"{text} ({test})" for text, test in self.untracked.items()]
         yield from _listed("not tracked", untracked, most)
         yield from _listed("still there", self.undeleted, most)
+
+
+class ResidueOfProcess:
+    """Collects which rows tests leave, and prints them when the process ends.
+
+    For frameworks without a hook for the end of a run.
+
+    Attributes:
+        forward: where it goes instead, if a framework that has such a hook runs the tests.
+    """
+
+    def __init__(self) -> None:
+        self.forward: Callable[[Record], None] | None = None
+        self._residue = RunResidue()
+        self._engines: dict[str, sa.Engine] = {}
+        atexit.register(self.print)
+
+    def add(self, tidy: Tidy, *, is_kept: bool = False) -> None:
+        """What the cleanup of a test has left."""
+        notes = Notes(tidy.tracker, tidy.report, is_kept=is_kept)
+        test = tidy.context.test_id or "a test"
+        if self.forward is not None and notes.found:
+            self.forward({"test": test, "residue": notes.found, "engines": notes.engines})
+        else:
+            self._residue.add(test, notes.found)
+            self._engines |= notes.engines
+
+    def print(self) -> None:
+        """Look at what is still there, and print it."""
+        residue, self._residue = self._residue, RunResidue()
+        residue.look(self._engines)
+        for line in residue.lines():
+            print(line, file=sys.__stderr__)
 
 
 def _listed(title: str, lines: list[str], most: int | None) -> Iterator[str]:
@@ -115,20 +166,25 @@ class RunSummary:
     """The sum of all records."""
 
     rows: RowCounts = field(default_factory=RowCounts)
-    tests: int = 0  # with rows
+    tests: set[str] = field(default_factory=set)  # with rows
     leaked: int = 0
     held: int = 0
     kept: int = 0
     slowest: list[tuple[float, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    residue: RunResidue = field(default_factory=RunResidue)
     failed: bool = False  # rows are left, and no test's own error has reported them
     suite: SuiteSummary = field(default_factory=SuiteSummary)
 
     def add(self, record: Record) -> None:
         """Add the record of one cleanup, or a line to print."""
+        if "failed" in record:
+            self.fail(record["failed"])
+            return
         if "note" in record:
             self.notes.append(record["note"])
             return
+        self.residue.add(str(record.get("test", "")), record.get("residue", ()))
         if "seconds" in record:
             slowest = [*self.slowest, (float(record["seconds"]), str(record["test"]))]
             self.slowest = sorted(slowest, reverse=True)[:_SHOWN]
@@ -138,7 +194,7 @@ class RunSummary:
             return
         created = record.get("created", {})
         self.rows.add(record, created)
-        self.tests += bool(created)
+        self.tests |= {str(record["test"])} if created else set()
         self.leaked += record.get("leaked", 0)
         self.held += record.get("held", 0)
         self.kept += record.get("kept", 0)
@@ -148,13 +204,18 @@ class RunSummary:
         self.notes.append(note)
         self.failed = True
 
-    def lines(self, *, tables: bool) -> Iterator[str]:
+    def look(self, engines: Mapping[str, sa.Engine]) -> None:
+        """At the end of the run, see in these databases what is still there."""
+        self.residue.look(engines)
+        self.suite.outside.look(engines)
+
+    def lines(self, *, tables: bool, residue: bool = True) -> Iterator[str]:
         """The summary; nothing where there is nothing to report."""
         created, deleted = self.rows.created, self.rows.deleted
         if created or deleted or self.leaked:
             counts = {"leaked": self.leaked, "held": self.held, "kept": self.kept}
             yield self.rows.text(
-                f"{created.total()} row(s) created in {self.tests} test(s), ",
+                f"{created.total()} row(s) created in {len(self.tests)} test(s), ",
                 "".join(f", {count} {word}" for word, count in counts.items() if count),
             )
         if tables:
@@ -165,3 +226,5 @@ class RunSummary:
                 yield f"  cleanup took {seconds:.2f} s: {test}"
         yield from self.suite.lines(everything=tables)
         yield from self.notes
+        if residue:
+            yield from self.residue.lines(everything=tables)

@@ -149,6 +149,22 @@ class Tidy:
         """The report of the cleanup; None before it."""
         return self.cleanup.last_report
 
+    @property
+    def is_unfinished(self) -> bool:
+        """After :meth:`finish`, whether rows wait for others, or for a COMMIT."""
+        is_held = self.report is not None and bool(self.report.held)
+        return is_held or any(self.tracker.engines.pending_changes())
+
+    @property
+    def has_late_rows(self) -> bool:
+        """After :meth:`finish`, whether rows have been committed that it did not see."""
+        self.tracker.engines.resolve()
+        held = {each.row for each in self.report.held} if self.report else set()
+        return any(
+            each.keyless_count or any(each.table.row(key) not in held for key in each.keys)
+            for each in self.tracker.store.snapshot()
+        )
+
     # -- a framework's two hooks -------------------------------------------------------------------
 
     def start(self) -> Self:
@@ -292,7 +308,7 @@ class Tidy:
         is_done = True
         try:
             yield
-            is_done = self.report is None or not self.report.held
+            is_done = not self.is_unfinished
         except KeyboardInterrupt:
             is_done = False
             raise

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tidyrows.errors import NotBoundError, add_note, text_of
 from tidyrows.greenlets import is_async
+from tidyrows.testing.summary import ResidueOfProcess
 from tidyrows.testing.tidy import Tidy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+RESIDUE = ResidueOfProcess()
+"""Printed when the process ends; unittest has no hook for the end of a run."""
 __unittest = True
 """unittest leaves the frames of such a module out of a traceback."""
 
@@ -95,7 +98,10 @@ class TidyTestCase(unittest.TestCase):
     def _finish_class(cls) -> None:
         if cls.__dict__.get("_tidy_class_started"):
             cls._tidy_class_started = False
-            cls.tidy_class.finish()
+            try:
+                cls.tidy_class.finish()
+            finally:
+                RESIDUE.add(cls.tidy_class)
 
     # -- one test ----------------------------------------------------------------------------------
 
@@ -128,6 +134,7 @@ class TidyTestCase(unittest.TestCase):
             raise
         finally:
             self._tidy_started = interrupted
+            RESIDUE.add(self.tidy, is_kept=self.tidy.report is None)
 
     def _collect(self, call: Callable[[], Any], *, expected: bool = False) -> None:
         try:

@@ -21,6 +21,7 @@ from sqlalchemy.pool import NullPool
 from tidyrows.cleanup.configuration import configured
 from tidyrows.cleanup.options import Dependents, named_tables, written_names
 from tidyrows.cleanup.reasons import in_full
+from tidyrows.dialects import database_name
 from tidyrows.errors import TidyRowsError
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.spare_engine import run_for
@@ -46,6 +47,7 @@ class WorkerNotes:
 
     databases: dict[str, str] = field(default_factory=dict)  # URL with password: run id
     options: dict[str, Any] = field(default_factory=dict)  # of the newest test's cleanup
+    residue: list[str] = field(default_factory=list)  # URLs of databases in which rows may stay
 
 
 class NotesFile:
@@ -66,6 +68,13 @@ class NotesFile:
         """Rows of this worker are entered into the ledger of this database."""
         self._notes.databases[url.render_as_string(hide_password=False)] = run
         self._write()
+
+    def note_residue(self, url: sa.URL) -> None:
+        """Rows may stay in this database: the controller must see whether they do."""
+        text = url.render_as_string(hide_password=False)
+        if text not in self._notes.residue:
+            self._notes.residue.append(text)
+            self._write()
 
     def note_options(self, options: Mapping[str, Any]) -> None:
         """The newest test wants its rows cleaned up with these options."""
@@ -122,6 +131,12 @@ class XdistController:
         self._read()
         for database in self._databases.values():
             self._run(database, f"run {database.run}", database.finish)
+
+    def engines(self) -> dict[str, sa.Engine]:
+        """The databases in which rows may stay, by name."""
+        urls = dict.fromkeys(url for notes in self._read().values() for url in notes.residue)
+        engines = (sa.create_engine(url, poolclass=NullPool) for url in urls)
+        return {database_name(engine): engine for engine in engines}
 
     def _read(self, worker: str = "*") -> dict[str, WorkerNotes]:
         folder = self._notes_folder()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import Inserted, InsertedWhole, Touched
+from tidyrows.capture.changes import Inserted, InsertedWhole, Noted
 from tidyrows.dialects import database_name
 from tidyrows.errors import LedgerError
 from tidyrows.greenlets import in_greenlet
@@ -136,7 +136,7 @@ class Journals:
         own = [
             change
             for change in changes
-            if not isinstance(change, Touched)
+            if not isinstance(change, Noted)
             and (change.table.name in made or self._store.holds(change.table.name))
         ]
         journal = self._expected(own[0].table.name.database) if own else None

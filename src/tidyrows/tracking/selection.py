@@ -186,6 +186,7 @@ class Selection(TrackerParts):
     def _hold(self, table: KeyedTable, keys: list[Any], *, sent: bool = False) -> None:
         """Hold rows that the user named, and record them in the ledger."""
         incarnation = self.sessions.incarnations.get(table)
+        self.untracked.take(table.name, len(set(keys).difference(self.held_keys(table.name, keys))))
         hashes = self._hashes(table, keys)
         read = None if hashes is None else hashes.read
         named = Inserted(

@@ -16,6 +16,7 @@ from tidyrows.tracking.journals import Journals
 from tidyrows.tracking.leak_warning import warn_of_leak
 from tidyrows.tracking.sessions import Sessions
 from tidyrows.tracking.store import Store
+from tidyrows.tracking.untracked import UntrackedRows
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
-    from tidyrows.keys import KeyedTable
+    from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
 
 
@@ -76,7 +77,10 @@ class TrackerParts:
         self.journals = Journals(
             ledger, self.context, self.store, self.external_resources, self.warn_aside
         )
+        self.untracked = UntrackedRows()
+        self.note_untracked = self.untracked.add
         self._warned: set[Any] = set()
+        self.late: dict[TableName, KeyedTable] | None = None  # while a cleanup runs
         # What capture and factories call often, without a call in between.
         self.is_async = self.binding.is_async
         self.owns_session = self.binding.owns_session
@@ -99,6 +103,7 @@ class TrackerParts:
         self.external_resources.clear()
         self.journals.forget_parent()
         self.watch_leak()
+        self.untracked.clear()
         self._warned.clear()
 
     @property
@@ -155,7 +160,13 @@ class TrackerParts:
             self.warn_once(subject, message)
 
     def warn_late(self, table: KeyedTable) -> None:
-        """Warn that rows are committed after the tracker has stopped."""
+        """Warn that rows are committed after the tracker has stopped.
+
+        While a cleanup runs, which may delete them yet, that is only noted.
+        """
+        if self.late is not None:
+            self.late[table.name] = table
+            return
         with _not_raised():
             warnings.warn(
                 f"Rows of {table.name} are committed after their tracker has stopped. They stay "
@@ -163,6 +174,13 @@ class TrackerParts:
                 LateCommitWarning,
                 stacklevel=2,
             )
+
+    def warn_of_late_rows(self) -> None:
+        """A cleanup has ended: warn of rows that were committed meanwhile and are still there."""
+        noted, self.late = self.late or {}, None
+        for name, table in noted.items():
+            if self.holds(name):
+                self.warn_late(table)
 
     def watch_leak(self) -> None:
         """Warn of what the tracker still holds once it is garbage, or the process ends."""
