@@ -243,5 +243,5 @@ def test_a_name_that_no_table_has_deletes_nothing_of_a_whole_suite_and_is_said(s
     assert "began" not in ended.text.replace("its keys began", "")
     assert "own= names 'usres'" in ended.text
     assert "Did you mean 'users'" in ended.text
-    assert "without tidyrows 1 row(s) of 1 test(s) would have stayed; 0 deleted" in ended.text
+    assert "1 test(s) left 1 row(s), 0 deleted" in ended.text
     assert suite.count("orgs") == 2, "the stranger's, and the test's: it is said above"

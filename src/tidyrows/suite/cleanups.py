@@ -153,7 +153,8 @@ class SuiteCleanups:
             if has_vanished(tracker.own_engine_of(name)):
                 tracker.journals.release(name)
         before = {held.table: held.keys for held in tracker.store.snapshot()}
-        created = dict(Counter(created_by(tracker)) - pending.reported)
+        known = created_by(tracker)
+        created = dict(Counter(known) - pending.reported)
         pending.held = ()
         if not (before or tracker.journals.has_entries):
             self._record(tracker, created, None)
@@ -181,12 +182,16 @@ class SuiteCleanups:
             }
             _expunge_rows(gone)
             pending.reported = Counter(created_by(tracker))
-            self._record(tracker, created, manager.last_report)
+            self._record(tracker, created, manager.last_report, known)
 
     def _record(
-        self, tracker: SuiteTracker, created: dict[str, int], report: CleanupReport | None
+        self,
+        tracker: SuiteTracker,
+        created: dict[str, int],
+        report: CleanupReport | None,
+        known: Mapping[str, int] | None = None,
     ) -> None:
-        record = record_of(tracker.test, created, report) | tracker.pop_observed()
+        record = record_of(tracker.test, created, report, known) | tracker.pop_observed()
         record |= residue_record(Notes(tracker, report))
         told = ("created", "deleted", "touched", "untracked", "residue")
         if any(record.get(name) for name in told):
@@ -230,7 +235,8 @@ class SuiteCleanups:
             if engine.url.username == tracker.own_engine_of(name).url.username:
                 continue
             tracker.engines.by_database[name] = engine
-            self._add({**record_of(tracker.test, {}, manager.last_report), "whole_suite": True})
+            record = record_of(tracker.test, {}, manager.last_report)
+            self._add(record | {"whole_suite": True, "created": {}})
             try:
                 run_for([engine], manager.cleanup)
             except CleanupError:
@@ -303,13 +309,25 @@ def residue_record(notes: Notes) -> Record:
     return {"residue": notes.found, "engines": notes.engines} if notes.found else {}
 
 
-def record_of(test: str, created: dict[str, int], report: CleanupReport | None) -> Record:
-    """The counts of one cleanup, in JSON's types."""
+def record_of(
+    test: str,
+    created: dict[str, int],
+    report: CleanupReport | None,
+    known: Mapping[str, int] | None = None,
+) -> Record:
+    """The counts of one cleanup, in JSON's types.
+
+    Args:
+        test: its name.
+        created: the rows to count, as they were before the cleanup.
+        report: of the cleanup; what it deleted besides was committed while it ran.
+        known: the rows that were there before the cleanup, where some have been counted already.
+    """
     record: Record = {"test": test, "created": created}
     if report is not None:
         deleted = Counter(_summed(report.deleted.items()))
-        # some may have been committed while the others were deleted
-        record["created"] = dict(Counter(created) | deleted)
+        late = deleted - Counter(known if known is not None else created)
+        record["created"] = dict(Counter(created) + late)
         others = Counter(_summed((table, len(rows)) for table, rows in report.dependents.items()))
         record |= {
             "deleted": dict(deleted + others),

@@ -101,7 +101,7 @@ class Notes:
         note: Note = {"why": why, "table": [name.database, name.schema, name.name], "keys": written}
         note["columns"] = [] if table is None else [column.name for column in table.key_columns]
         note["more"] = None if more is None else more + len(keys) - len(written)
-        self.found.append(note)
+        self.found.append(json.loads(json.dumps(note)))  # names may be of a class of SQLAlchemy's
 
 
 @dataclass(slots=True)
