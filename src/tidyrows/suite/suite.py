@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.cleanup.configuration import NAMING, configured
+from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import named_tables
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
