@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -91,6 +92,7 @@ def test_what_is_kept_is_said(suite, monkeypatch):
     code, said = suite.run("behave")
     assert code == 1
     assert "kept for study" in said
+    assert re.search(r"^rows that tests left: \S+orgs 1 .*, \S+users 1 kept", said, re.MULTILINE)
     assert suite.count("users") == 2
 
 

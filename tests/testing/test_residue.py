@@ -5,17 +5,21 @@ The suites run in this process, with pytest's own fixture for tests of plugins.
 
 from __future__ import annotations
 
+import atexit
 import json
 import random
 import re
 import sys
 import textwrap
+import unittest
 from typing import NamedTuple
 
 import pytest
 import sqlalchemy as sa
 
 from harness.targets import on
+from tidyrows import CleanupManager, ResourceTracker
+from tidyrows.testing import TidyTestCase, unittest_case
 
 pytest_plugins = ["pytester"]
 
@@ -270,3 +274,103 @@ def test_what_is_deleted_by_the_end_of_the_run_is_not_said(run, outside):
     said = run([["is detached"]], "-W", "ignore", text=SUITE + later)
     assert said.residue == {}
     assert counts(outside) == {"parents": 0, "notes": 0, "items": 0, "logs": 0}
+
+
+@on("sqlite")
+def test_workers_of_xdist_tell_their_controller(run, outside):
+    plan = [["is detached"], ["is detached", "raw"], ["raw and deleted"]]
+    said = run(plan, "-p", "xdist", "-n", "1")
+    assert_accounted_for(said, outside)
+    assert said.residue["notes"] == [(2, False, "detached")]
+
+
+@on("postgresql+psycopg", "mysql+pymysql")  # SQLite has one writer
+def test_rows_that_are_committed_while_a_cleanup_runs_are_deleted_by_it(engine):
+    """No warning either, which would be an error here."""
+    logs = sa.Table("logs", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True))
+    logs.create(engine)
+    with engine.connect() as late:
+
+        def commit(progress):
+            if progress.done:
+                late.commit()
+
+        with CleanupManager(ResourceTracker(engine), on_progress=commit) as cleanup:
+            late.execute(sa.insert(logs).values())
+            with engine.begin() as connection:
+                connection.execute(sa.insert(logs).values())
+    assert cleanup.report.total_deleted == 2
+    with engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(logs)) == 0
+
+
+MIGRATED = """
+
+@pytest.fixture(scope="session", autouse=True)
+def migrated(tidy_engine):
+    number = sa.Column("number", sa.String(9), primary_key=True)
+    version = sa.Table("versions", sa.MetaData(), number)
+    with engine.begin() as connection:
+        version.create(connection)
+        connection.execute(sa.insert(version).values(number="one"))
+        connection.execute(sa.update(version).values(number="two"))
+        connection.execute(sa.text("INSERT INTO logs (name) SELECT name FROM parents"))
+        connection.execute(sa.text("INSERT INTO logs (name) VALUES ('a'), ('b')"))
+        connection.execute(sa.text("UPDATE logs SET name = 'c' WHERE name = 'b'"))
+        connection.execute(sa.delete(version).where(version.c.number == "nobody"))
+"""
+
+
+@on("sqlite")
+def test_migrations_of_a_session_fixture_are_one_line(run):
+    said = run([["commits"]], "-o", "tidy_autouse=true", fixture="migrated", text=SUITE + MIGRATED)
+    assert said.lines == [
+        "1 test(s) left 1 row(s), all deleted",
+        "  main.logs: 1",
+        "most of them:",
+        "  1 by test_suite.py::test_it[0]",
+        (
+            "rows that stay, made before the first test or by session fixtures: main.versions 1, "
+            "main.logs up to 2"
+        ),
+    ]
+
+
+@on("sqlite")
+def test_what_cases_of_unittest_leave_is_printed_when_the_process_ends(
+    engine, outside, monkeypatch, capfd
+):
+    metadata = sa.MetaData()
+    key = sa.Column("id", sa.Integer, primary_key=True)
+    parents = sa.Table("parents", metadata, key, sa.Column("name", sa.String(9)))
+    notes = sa.Table(
+        "notes",
+        metadata,
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("of", sa.ForeignKey("parents.id")),
+    )
+    metadata.create_all(engine)
+    at_exit = unittest_case.ResidueOfProcess()
+    monkeypatch.setattr(unittest_case, "RESIDUE", at_exit)
+
+    class Case(TidyTestCase):
+        tidy_engine = engine
+
+        def test_it(self):
+            with engine.begin() as connection:
+                made = connection.execute(sa.insert(parents).values(name="ours"))
+            with outside.begin() as connection:
+                connection.execute(sa.insert(notes).values(of=made.inserted_primary_key[0]))
+
+    for _ in range(2):
+        ran = unittest.TextTestRunner().run(unittest.defaultTestLoader.loadTestsFromTestCase(Case))
+        assert ran.wasSuccessful(), ran.errors
+    with outside.begin() as connection:
+        connection.execute(sa.delete(notes).where(notes.c.id == 1))
+    at_exit.print()
+    at_exit.print()
+    said = [line for line in capfd.readouterr().err.splitlines() if "notes" in line]
+    assert said[0] == "rows that tests left: main.notes 1 detached"
+    assert said[1:] == [line for line in said if line.endswith('(own=["notes"] deletes them)')]
+    assert len(said) == 2
+    atexit.unregister(at_exit.print)

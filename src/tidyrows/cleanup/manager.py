@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.report import Leftover, Progress
     from tidyrows.cleanup.resources import Phase
     from tidyrows.keys import KeyedTable
+    from tidyrows.tracking.store import TableHoldings
 
 _SHOWN = 20
 _SOON = 2.0
@@ -94,6 +95,7 @@ class CleanupManager:
         tracker: as given.
         options: the other arguments.
         last_report: as ``report``; None before the first cleanup.
+        kept: the rows that :meth:`keep` has left.
 
     Example:
         >>> with CleanupManager(ResourceTracker(engine)) as cleanup:
@@ -137,6 +139,7 @@ class CleanupManager:
         retry = retry or RetryPolicy()
         self.tracker = tracker
         self.last_report: CleanupReport | None = None
+        self.kept: Sequence[TableHoldings] = ()
         self.options = CleanupOptions(
             dependents=dependents,
             own=named_tables("own", own),
@@ -382,6 +385,7 @@ class CleanupManager:
         things += resources
         if not count:
             return "tidyrows: there are no rows to keep."
+        self.kept = held
         tracker.dismiss_leak_warning()
         name, journals = OwnerKind.KEPT.new_id(), tracker.journals
         aside = [each for each in journals.databases if journals.put_aside(each, name)]

@@ -202,9 +202,10 @@ class SuiteCleanups:
         tracker = pending.tracker
         record = record_of(tracker.test, settled_counts(tracker), None) | tracker.pop_observed()
         record["kept"] = sum(record["created"].values())
-        kept = CleanupManager(tracker, **pending.options).keep()
-        self._add(record | residue_record(Notes(tracker, None, is_kept=True)))
-        return kept
+        manager = CleanupManager(tracker, **pending.options)
+        told = manager.keep()
+        self._add(record | residue_record(Notes(tracker, None, kept=manager.kept)))
+        return told
 
     def _is_busy(self, tracker: SuiteTracker) -> bool:
         """Whether a transaction of this process is open where the rows are."""

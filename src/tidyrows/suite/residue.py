@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from tidyrows.cleanup.connection import Database
 from tidyrows.cleanup.report import at_most
-from tidyrows.dialects import dialect_for
+from tidyrows.dialects import Fault, dialect_for
 from tidyrows.errors import TidyRowsError
 from tidyrows.key_json import keys_to_json
 from tidyrows.keys import TableName
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.keys import KeyedTable
+    from tidyrows.tracking.store import TableHoldings
     from tidyrows.tracking.tracker import ResourceTracker
 
     Note = dict[str, Any]
@@ -56,7 +57,7 @@ class Notes:
         tracker: ResourceTracker,
         report: CleanupReport | None,
         *,
-        is_kept: bool = False,
+        kept: Sequence[TableHoldings] = (),
         untracked_only: bool = False,
     ) -> None:
         self.found: list[Note] = []
@@ -65,15 +66,16 @@ class Notes:
         tracker.engines.resolve()
         held = {each.row: HELD for each in (report.held if report else ())}
         left = {each.row: LEFT_OVER for each in (report.leftovers if report else ())}
-        for each in () if untracked_only else tracker.store.snapshot():
+        stays = () if untracked_only else tracker.store.snapshot()
+        for each in kept or stays:
             by_cause: dict[str, list[Any]] = defaultdict(list)
             for key in (*each.keys.in_order(), *each.in_doubt):
                 row = each.table.row(key)
-                why = KEPT if is_kept else held.get(row) or left.get(row) or LATE
+                why = KEPT if kept else held.get(row) or left.get(row) or LATE
                 by_cause[why].append(key)
             for why, keys in by_cause.items():
                 self._add(why, each.table.name, 0, each.table, keys)
-            self._add(KEPT if is_kept else LEFT_OVER, each.table.name, each.keyless_count)
+            self._add(KEPT if kept else LEFT_OVER, each.table.name, each.keyless_count)
         for rows in report.detached.values() if report else ():
             self._add(DETACHED, rows.table.name, rows.unnamed, rows.table, rows.keys)
         for name, count in tracker.untracked.counts().items():
@@ -173,6 +175,8 @@ class RunResidue:
                         run_for([engine], look)
                 except (TidyRowsError, sa.exc.SQLAlchemyError, OSError) as error:
                     gone = dialect.is_database_missing(error)
+                    if not gone and dialect.fault(error) is Fault.LOST:
+                        break  # nor does it answer about the others
                 if gone:
                     self._forget(table)
 

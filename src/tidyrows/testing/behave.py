@@ -97,12 +97,11 @@ def tidy_rows(
     if statement.type == "feature":
         context.tidy_feature = tidy
     yield tidy
-    kept = None
     try:
         kept = tidy.finish(failed=statement.status.name in _FAILED)
     finally:
         if "tidy_residue" in context:  # after setup()
-            context.tidy_residue.add(tidy, is_kept=kept is not None)
+            context.tidy_residue.add(tidy)
     if kept is not None:
         # behave shows what a cleanup prints only where the cleanup fails.
         print(kept, file=sys.__stderr__)

@@ -353,7 +353,9 @@ class Plugin:
                 record["kept"] = sum(created.values())
             elif not tidy.is_async and (interrupted or tidy.is_unfinished):
                 self._unfinished.append((test, tidy))  # not an asynchronous one: no loop is left
-            self.add(record | residue_record(Notes(tidy.tracker, tidy.report, is_kept=bool(kept))))
+            self.add(
+                record | residue_record(Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept))
+            )
         return kept
 
     def _finish_test(self, tidy: Tidy, item: pytest.Item) -> None:

@@ -128,9 +128,9 @@ class ResidueOfProcess:
         self._engines: dict[str, sa.Engine] = {}
         atexit.register(self.print)
 
-    def add(self, tidy: Tidy, *, is_kept: bool = False) -> None:
+    def add(self, tidy: Tidy) -> None:
         """What the cleanup of a test has left."""
-        notes = Notes(tidy.tracker, tidy.report, is_kept=is_kept)
+        notes = Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept)
         test = tidy.context.test_id or "a test"
         if self.forward is not None and notes.found:
             self.forward({"test": test, "residue": notes.found, "engines": notes.engines})

@@ -134,7 +134,7 @@ class TidyTestCase(unittest.TestCase):
             raise
         finally:
             self._tidy_started = interrupted
-            RESIDUE.add(self.tidy, is_kept=self.tidy.report is None)
+            RESIDUE.add(self.tidy)
 
     def _collect(self, call: Callable[[], Any], *, expected: bool = False) -> None:
         try:
