@@ -311,18 +311,20 @@ def migrated(tidy_engine):
     number = sa.Column("number", sa.String(9), primary_key=True)
     version = sa.Table("versions", sa.MetaData(), number)
     with engine.begin() as connection:
-        version.create(connection)
-        connection.execute(sa.insert(version).values(number="one"))
-        connection.execute(sa.update(version).values(number="two"))
+        connection.execute(sa.update(version).where(version.c.number == "1").values(number="2"))
+        connection.execute(sa.insert(version).values(number="branch"))
+        connection.execute(sa.update(version).values(number=version.c.number + "."))
         connection.execute(sa.text("INSERT INTO logs (name) SELECT name FROM parents"))
         connection.execute(sa.text("INSERT INTO logs (name) VALUES ('a'), ('b')"))
         connection.execute(sa.text("UPDATE logs SET name = 'c' WHERE name = 'b'"))
-        connection.execute(sa.delete(version).where(version.c.number == "nobody"))
 """
 
 
 @on("sqlite")
-def test_migrations_of_a_session_fixture_are_one_line(run):
+def test_migrations_of_a_session_fixture_are_one_line(run, outside):
+    with outside.begin() as connection:
+        connection.execute(sa.text("CREATE TABLE versions (number VARCHAR(9) PRIMARY KEY)"))
+        connection.execute(sa.text("INSERT INTO versions VALUES ('1')"))
     said = run([["commits"]], "-o", "tidy_autouse=true", fixture="migrated", text=SUITE + MIGRATED)
     assert said.lines == [
         "1 test(s) left 1 row(s), all deleted",
