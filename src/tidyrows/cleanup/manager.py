@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -267,7 +266,11 @@ class CleanupManager:
         try:
             return self._cleanup(self._new_run())
         finally:
-            self.tracker.warn_of_late_rows()
+            if self.tracker.untracked.known and self.last_report is not None:
+                self.last_report.untracked = self.tracker.untracked.counts()
+            late, self.tracker.late = self.tracker.late, None
+            if late:
+                self.tracker.warn_of_late_rows(late)
 
     def _cleanup(self, run: CleanupRun) -> CleanupReport:
         self.last_report = report = run.report
@@ -277,7 +280,6 @@ class CleanupManager:
         if not self.tracker.is_foreign:
             self.tracker.sessions.release()
             failures = self.tracker.run_late_queries(self.options.retry)
-            report.untracked = self.tracker.untracked.counts()
             if self.options.on_progress is not None:
                 total = sum(map(len, self.tracker.store.snapshot()))
                 run.progress = ProgressListener(self.options.on_progress, total)
@@ -295,7 +297,7 @@ class CleanupManager:
                 leftovers = ResourceCleanup(run, delete).run(self._references(run))
             else:
                 leftovers = self._delete(run, None)
-                if not leftovers and run.refusal is None and self._came_late(run):
+                if self.tracker.late and not leftovers and run.refusal is None:
                     report.held = ()
                     leftovers = self._delete(run, None)
             if preserved is not None:
@@ -436,15 +438,6 @@ class CleanupManager:
             except SessionStateError as error:
                 run.refuse(error)
         return leftovers
-
-    def _came_late(self, run: CleanupRun) -> bool:
-        """Whether rows were committed while the others were deleted."""
-        self.tracker.engines.resolve()
-        held = Counter(each.row.table for each in run.report.held if each.row is not None)
-        return any(
-            len(each.keys) + each.keyless_count > held[each.table.name]
-            for each in self.tracker.store.snapshot()
-        )
 
     def _finish_ledgers(self, run: CleanupRun) -> list[Exception]:
         """Leave in the ledgers what is left; what went wrong is returned."""

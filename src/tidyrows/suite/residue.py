@@ -225,7 +225,7 @@ class RunResidue:
                 continue
             most = _MOST_KEYS if rows.more is None else min(rows.more, _MOST_KEYS)
             place = sa.table(table.name, schema=table.schema)
-            some: sa.Select[Any] = sa.select(sa.literal_column("1").label("n")).select_from(place)
+            some: sa.Select[Any] = sa.select(sa.literal_column("1").label(None)).select_from(place)
             few = some.limit(most + known).subquery()
             count = connection.scalars(sa.select(sa.func.count()).select_from(few)).one()
             if count < most + known or most != _MOST_KEYS:

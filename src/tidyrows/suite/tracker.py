@@ -116,6 +116,8 @@ class SuiteTracker(ResourceTracker):
     def warn_late(self, table: KeyedTable) -> None:
         """A transaction that the test left open is committed: its rows can be deleted now."""
         self.committed_late = True
+        if self.late is not None:
+            self.late[table.name] = table
 
     def before_drop(self, engine: sa.Engine, database: str) -> None:
         """No connection of the ledger's may be in the way."""

@@ -20,7 +20,7 @@ from tidyrows.tracking.untracked import UntrackedRows
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     import sqlalchemy as sa
 
@@ -175,11 +175,12 @@ class TrackerParts:
                 stacklevel=2,
             )
 
-    def warn_of_late_rows(self) -> None:
+    def warn_of_late_rows(self, noted: Mapping[TableName, KeyedTable]) -> None:
         """A cleanup has ended: warn of rows that were committed meanwhile and are still there."""
-        noted, self.late = self.late or {}, None
+        self.engines.resolve()
+        under_way = {change.table.name for change in self.engines.pending_changes()}
         for name, table in noted.items():
-            if self.holds(name):
+            if name in under_way or self.holds(name):
                 self.warn_late(table)
 
     def watch_leak(self) -> None:

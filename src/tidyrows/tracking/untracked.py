@@ -11,35 +11,39 @@ if TYPE_CHECKING:
 
 
 class UntrackedRows:
-    """How many rows of each table were inserted by raw SQL and the like: so many at most."""
+    """How many rows of each table were inserted by raw SQL and the like: so many at most.
+
+    Attributes:
+        known: the numbers, also those of which the user has named all rows.
+    """
 
     def __init__(self) -> None:
-        self._counts: dict[TableName, int | None] = {}  # None: any number
+        self.known: dict[TableName, int | None] = {}  # None: any number
         self._lock = threading.Lock()
 
     def add(self, untracked: Untracked) -> None:
         """Rows have been committed, or perhaps."""
         name, more = untracked.table.name, untracked.count
         with self._lock:
-            before = self._counts.get(name, 0)
-            self._counts[name] = None if more is None or before is None else before + more
+            before = self.known.get(name, 0)
+            self.known[name] = None if more is None or before is None else before + more
 
     def take(self, table: TableName, count: int) -> None:
         """The user has named rows of a table that were not tracked before."""
         with self._lock:
-            for name, untracked in list(self._counts.items()):
+            for name, untracked in list(self.known.items()):
                 if count and untracked and _may_be(name, table):
-                    self._counts[name] = untracked - min(count, untracked)
+                    self.known[name] = untracked - min(count, untracked)
                     count -= min(count, untracked)
 
     def counts(self) -> dict[TableName, int | None]:
         """The number by table; a name without a schema is as the statement has it."""
         with self._lock:
-            return {name: count for name, count in self._counts.items() if count != 0}
+            return {name: count for name, count in self.known.items() if count != 0}
 
     def clear(self) -> None:
         """Begin anew."""
-        self._counts = {}
+        self.known = {}
 
 
 def _may_be(written: TableName, table: TableName) -> bool:
