@@ -7,11 +7,11 @@ attributes too, for programs that handle the error.
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 
 class TidyRowsError(Exception):
@@ -223,6 +223,29 @@ class UntrackedRowsWarning(TidyRowsWarning):
 
 class LateCommitWarning(TidyRowsWarning):
     """Rows are committed after their tracker has stopped; they stay tracked."""
+
+
+class _Unraised:
+    """An error that Python reports and does not raise: ``sys.unraisablehook``."""
+
+    def __init__(self, error: Warning) -> None:
+        self._error = error
+
+    def __del__(self) -> None:
+        raise self._error
+
+
+@contextmanager
+def not_raised() -> Iterator[None]:
+    """Where warnings are errors, report one all the same, and raise nothing.
+
+    An error inside an event of a transaction keeps SQLAlchemy from ending that transaction, and
+    the next user of the connection would commit it. A warning changes nothing that is committed.
+    """
+    try:
+        yield
+    except Warning as error:
+        _Unraised(error)
 
 
 def add_note(error: BaseException, text: str) -> None:

@@ -21,6 +21,7 @@ from tidyrows import (
     LateCommitWarning,
     ResourceTracker,
     SessionStateError,
+    UntrackedRowsWarning,
 )
 
 
@@ -403,6 +404,25 @@ def test_a_warning_that_is_an_error_keeps_nothing_from_being_committed(zoo_engin
     assert [rows for rows in snapshot(zoo_engine).added_since(before).values() if rows]
     assert CleanupManager(tracker).cleanup().total_deleted == 1
     assert snapshot(zoo_engine) == before
+
+
+def test_a_warning_of_rows_past_sqlalchemy_keeps_nothing_from_being_committed(
+    zoo_engine, monkeypatch
+):
+    before = snapshot(zoo_engine)
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda told_of: told.append(told_of.exc_value))
+    with CleanupManager(ResourceTracker(zoo_engine)), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with zoo_engine.connect() as connection:
+            connection.connection.cursor().execute("INSERT INTO orgs (name) VALUES ('raw')")
+            connection.execute(sa.insert(Org).values(name="tracked"))
+            connection.commit()
+    assert [type(each) for each in told] == [UntrackedRowsWarning]
+    (rows,) = (rows for rows in snapshot(zoo_engine).added_since(before).values() if rows)
+    assert len(rows) == 1  # the raw one, committed; the other one was deleted
+    with zoo_engine.begin() as connection:
+        connection.execute(sa.delete(Org).where(Org.name == "raw"))
 
 
 def test_a_bound_session_with_an_open_transaction_from_before_is_the_callers(zoo_engine):

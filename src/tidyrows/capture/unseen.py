@@ -19,6 +19,7 @@ from sqlalchemy.pool import _ConnectionFairy
 from tidyrows.capture.affected_rows import after_statement
 from tidyrows.capture.changes import Inserted, InsertedWhole, Untracked
 from tidyrows.capture.table_resolution import forget_names
+from tidyrows.errors import not_raised
 from tidyrows.keys import unresolved_table
 
 if TYPE_CHECKING:
@@ -259,7 +260,8 @@ class UnseenInserts:
         owner = self._sinks.owner(connection) if use is not None else None
         if use is not None and owner is not None:
             for warning in self._warnings(record, use, self._counts(record)):
-                self._warn(owner, *warning)
+                with not_raised():
+                    self._warn(owner, *warning)
 
     def returned(self, driver: Any, record: Any) -> None:
         """A connection goes back to its pool; what it committed by itself has not been said yet."""

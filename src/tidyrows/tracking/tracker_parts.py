@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import warnings
 import weakref
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.capture.changes import KeysChanged
-from tidyrows.errors import LateCommitWarning, UntrackedRowsWarning
+from tidyrows.errors import LateCommitWarning, UntrackedRowsWarning, not_raised
 from tidyrows.external import Externals
 from tidyrows.tracking.binding import Binding, Engines
 from tidyrows.tracking.journals import Journals
@@ -20,36 +19,13 @@ from tidyrows.tracking.untracked import UntrackedRows
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
     from tidyrows.capture.changes import Change
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
-
-
-class _Unraised:
-    """An error that Python reports and does not raise: ``sys.unraisablehook``."""
-
-    def __init__(self, error: Warning) -> None:
-        self._error = error
-
-    def __del__(self) -> None:
-        raise self._error
-
-
-@contextmanager
-def _not_raised() -> Iterator[None]:
-    """Where warnings are errors, report one all the same, and raise nothing.
-
-    An error inside an event of a transaction keeps SQLAlchemy from ending that transaction, and
-    the next user of the connection would commit it. A warning changes nothing that is committed.
-    """
-    try:
-        yield
-    except Warning as error:
-        _Unraised(error)
 
 
 class TrackerParts:
@@ -156,7 +132,7 @@ class TrackerParts:
 
     def warn_aside(self, subject: Any, message: str) -> None:
         """As :meth:`warn_once`, while a transaction ends."""
-        with _not_raised():
+        with not_raised():
             self.warn_once(subject, message)
 
     def warn_late(self, table: KeyedTable) -> None:
@@ -167,7 +143,7 @@ class TrackerParts:
         if self.late is not None:
             self.late[table.name] = table
             return
-        with _not_raised():
+        with not_raised():
             warnings.warn(
                 f"Rows of {table.name} are committed after their tracker has stopped. They stay "
                 f"tracked: call cleanup() again to delete them.",
