@@ -82,6 +82,11 @@ class _ValueSources(dict[tuple[str, int], _ValueSource]):
         return self.setdefault(key, _ValueSource(*parts, counter_codes(), count()))
 
 
+def run_parts(run_id: str) -> set[str]:
+    """What the tags of a run begin with: in its own processes, and in this one if it is a child."""
+    return {sources[run_id, 0].run for sources in (_ValueSources(""), _process.sources)}
+
+
 class _TestParts(dict[str | None, str]):
     """The test part of each test id."""
 

@@ -382,3 +382,28 @@ def test_an_integer_of_numpy_is_one_where_the_driver_takes_it_for_one(engine):
             assert [[*map(type, row.key)] for row in tracker.rows()] == [[int, str]]
     assert cleanup.report.total_deleted == 1
     bystanders.assert_untouched()
+
+
+def test_a_key_that_the_driver_stores_in_a_form_of_its_own_names_no_other_row(engine):
+    """PostgreSQL makes 10 of 10.0, and true of True."""
+    table = sa.Table("texts", sa.MetaData(), sa.Column("id", sa.String(9), primary_key=True))
+    table.create(engine)
+    others = {"10.0", "t", "1E+1"}
+    bystanders = Bystanders(engine)
+    bystanders.insert(table, *({"id": key} for key in sorted(others)))
+    for key in (10.0, True, Decimal("1E+1")):
+        cleanup = CleanupManager(ResourceTracker(engine))
+        told = 0
+        try:
+            with cleanup, engine.begin() as connection:
+                connection.execute(sa.insert(table).values(id=key))
+        except CleanupError as error:  # a row of ours may stay, if that is said
+            told = len(error.leftovers)
+        except sa.exc.StatementError:  # a driver that does not take it
+            continue
+        with engine.begin() as connection:
+            left = {*connection.execute(sa.select(table.c.id)).scalars()}
+            assert others <= left
+            assert len(left) == len(others) + told
+            connection.execute(sa.delete(table).where(table.c.id.not_in(others)))
+    bystanders.assert_untouched()

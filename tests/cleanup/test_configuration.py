@@ -18,6 +18,7 @@ from tidyrows import (
     Dependents,
     ResourceTracker,
     RetryPolicy,
+    SessionStateError,
     TidyRowsError,
     UnknownTableError,
     configure,
@@ -236,6 +237,101 @@ def test_a_mark_then_the_fixture_then_the_ini_file_then_configure_wins(tmp_path,
         ended = suite.pytest("-o", option)
         assert ended.code == pytest.ExitCode.USAGE_ERROR
         assert told in ended.text
+
+
+def test_a_block_that_ends_hides_no_error_and_holds_when_it_is_entered_again(sqlite_engine):
+    def limit() -> float:
+        return CleanupManager(ResourceTracker(sqlite_engine)).options.lock_timeout
+
+    first = configure(own=["users"])
+    with pytest.raises(ZeroDivisionError), configure(own=[]):
+        second = configure(protect=["users"])
+        raise ZeroDivisionError
+    with pytest.raises(ArgumentError, match="users is in own= and in protect="):
+        CleanupManager(ResourceTracker(sqlite_engine))
+    first.reset()
+    second.reset()
+    again = configure(lock_timeout=2.0)
+    for _ in range(2):
+        with again:
+            assert limit() == 2.0
+            with pytest.raises(SessionStateError, match="has not ended"), again:
+                pass
+            assert limit() == 2.0
+        assert limit() == 5.0
+
+
+@on("sqlite")
+@pytest.mark.slow
+def test_a_generator_of_tables_protects_and_wider_fixtures_have_the_options(tmp_path, outside):
+    suite = Suite(tmp_path, outside)
+    suite.append(
+        "conftest.py",
+        """
+        import sqlite3
+
+        @pytest.fixture
+        def a_user(tidy_engine):
+            def make(org):
+                with sqlite3.connect(tidy_engine.url.database) as connection:
+                    connection.execute(
+                        "INSERT INTO users (email, org_id) VALUES (?, ?)", (f"{org}@a.test", org)
+                    )
+                connection.close()
+            return make
+        """,
+    )
+    suite.write(
+        "test_generators.py",
+        """
+        import pytest
+        from models import OrgFactory
+
+        @pytest.fixture
+        def tidy_options():
+            return {"protect": (name for name in ["users"])}
+
+        def test_fixture(tidy, a_user):
+            a_user(OrgFactory().id)
+
+        class TestMark:
+            @pytest.fixture
+            def tidy_options(self):
+                return {}
+
+            @pytest.mark.tidy(protect=iter(["users"]))
+            def test_mark(self, tidy, a_user):
+                a_user(OrgFactory().id)
+        """,
+    )
+    wider = """
+        import pytest
+        from models import Org
+        from sqlalchemy.orm import Session
+
+        {}
+
+        @pytest.fixture(scope="module")
+        def org(tidy_engine):
+            with Session(tidy_engine) as session:
+                session.add(org := Org(name=__name__))
+                session.commit()
+                return org.id
+
+        def test_it(org, a_user):
+            a_user(org)
+    """
+    mark = 'pytestmark = pytest.mark.tidy(protect=["users"])'
+    of_all = """@pytest.fixture(scope="module")
+        def tidy_options():
+            return {"protect": ["users"]}"""
+    suite.write("test_mark.py", wider.format(mark))
+    suite.write("test_options.py", wider.format(of_all))
+    autouse = ["-o", "tidy_autouse=true", "test_mark.py", "test_options.py"]
+    for arguments in (["test_generators.py"], autouse):
+        ended = suite.pytest(*arguments)
+        assert ended.outcomes == {"passed": 2, "error": 2}, ended.text
+        assert ended.text.count("is protected and references it by (org_id)") >= 2
 
 
 @on("sqlite")

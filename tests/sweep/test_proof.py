@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 import sqlalchemy as sa
 
@@ -10,6 +12,7 @@ from harness.bystanders import Bystanders, snapshot
 from harness.ledgers import dead_worker, family, ids, numbered, sweep
 from harness.targets import on
 from tidyrows import (
+    CleanupError,
     CleanupManager,
     LeakedRowsError,
     Ledger,
@@ -114,7 +117,7 @@ def test_rows_of_trackers_of_this_process_are_told_without_a_ledger_too(engine):
     assert_no_leaks(engine)
 
 
-def test_values_with_a_tag_are_told_by_run_and_worker_and_can_be_removed_in_bulk(engine):
+def test_values_with_a_tag_are_told_by_run_and_can_be_removed_in_bulk(engine):
     users = sa.Table(
         "users", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("email", sa.String(60), unique=True),
@@ -137,10 +140,10 @@ def test_values_with_a_tag_are_told_by_run_and_worker_and_can_be_removed_in_bulk
 
     assert keys() == [1, 2, 3]
     assert keys(run="monday") == [1, 2]
-    assert keys(run="monday", worker="gw1") == [1]
     assert_no_leaks(engine, tagged=tagged, run="wednesday")
-    for wrong in ({"test": "test_b"}, {"worker": "gw1"}):
-        with pytest.raises(ScopeError, match="A tag does not tell"):
+    # TIDYROWS_WORKER_INDEX may have given gw1 another number
+    for wrong in ({"test": "test_b"}, {"worker": "gw1"}, {"worker": "gw1", "run": "monday"}):
+        with pytest.raises(ScopeError, match="A tag tells to another process neither"):
             assert_no_leaks(engine, tagged=tagged, **wrong)
     for whose in (tuesday.tag, monday.tag[:9], monday.tag[:7]):
         tracker = ResourceTracker(engine)
@@ -174,3 +177,83 @@ def test_a_sweep_takes_what_is_configured_for_the_process(database, outside, led
         report = sweep(outside)
     assert [len(rows) for rows in report.dependents.values()] == [1]
     assert ids(outside, children) == []
+
+
+@on("sqlite")
+def test_a_tracker_with_another_ledger_and_equal_rows_of_two_workers_are_told(outside, ledgers):
+    parents, _children = family(outside)
+    ledger = ledgers.installed(outside)
+    things = sa.Table("things", sa.MetaData(), sa.Column("name", sa.String(9)))
+    things.create(outside)
+    Ledger(outside, name="another_ledger").install()
+    another = Ledger(outside, name="another_ledger")
+    trackers = [
+        ResourceTracker(outside, ledger=another, context=WorkerContext("monday", "gw0", 0)),
+        ResourceTracker(outside, ledger=ledger, context=WorkerContext("monday", "gw1", 1)),
+        ResourceTracker(outside, ledger=ledger, context=WorkerContext("monday", "gw2", 2)),
+    ]
+    equals = (things, [{"name": "a"}])
+    for tracker, rows in zip(trackers, [(parents, numbered([1])), equals, equals], strict=True):
+        tracker.start()
+        insert(outside, rows)
+        tracker.stop()
+    its = ("parents", (1,), "monday", "gw0", None)
+    equal = {("things", (("a",),), "monday", worker, None) for worker in ("gw1", "gw2")}
+    assert leaks(outside) == {its} | equal
+    with sa.create_engine(outside.url, poolclass=sa.NullPool).begin() as connection:
+        connection.execute(sa.delete(things))
+        connection.execute(sa.insert(things).values(name="a"))
+    assert len(leaks(outside)) == 2  # there is one such row now
+    for tracker in trackers:
+        CleanupManager(tracker).cleanup()
+    another.close()
+    things.drop(outside)
+    assert_no_leaks(outside)
+
+
+@on("sqlite")
+def test_a_long_id_of_a_test_is_not_that_of_another_with_the_same_beginning(
+    database, outside, ledgers
+):
+    parents, _children = family(outside)
+    ledgers.installed(outside)
+    first, second = (f"tests/test_it.py::test[{'x' * 250}{each}]" for each in "ab")
+    dead_worker(database, ledgers, (parents, numbered([1])), name="gw0", test=first)
+    dead_worker(database, ledgers, (parents, numbered([2])), name="gw1", test=second)
+    assert sweep(outside, test=first).total_deleted == 1
+    assert ids(outside, parents) == [2]
+    assert_no_leaks(outside, test=first)
+    assert len(leaks(outside, test=second)) == 1
+    assert sweep(outside, test=second).total_deleted == 1
+
+
+def test_a_row_of_the_next_life_of_a_table_is_not_said_to_be_ours_for_sure(
+    database, outside, ledgers
+):
+    parents, _children = family(outside)
+    ledgers.installed(outside)
+    things = sa.Table(
+        "things",
+        sa.MetaData(),
+        sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+        sa.Column("name", sa.String(9)),
+    )
+    things.create(outside)
+    dead_worker(database, ledgers, (parents, numbered([1])), name="gw0")
+    tracker = ResourceTracker(outside)
+    tracker.start()
+    insert(outside, (things, [{"id": 1, "name": "ours"}]))
+    tracker.stop()
+    somebody = sa.create_engine(outside.url, poolclass=sa.NullPool)
+    things.drop(somebody)
+    things.create(somebody)
+    bystanders = Bystanders(outside)
+    bystanders.insert(things, {"id": 1, "name": "theirs"})
+    with pytest.raises(LeakedRowsError) as caught:
+        assert_no_leaks(outside)
+    told = {each.table.name: each.certain for each in caught.value.leaks}
+    assert told.pop("parents")
+    assert not any(told.values())
+    with suppress(CleanupError):
+        CleanupManager(tracker).cleanup()
+    bystanders.assert_untouched()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypedDict, TypeVar, Unpa
 
 from tidyrows.arguments import check, check_names
 from tidyrows.cleanup.options import KINDS, named_tables, refuse_both
+from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -51,16 +52,30 @@ class Configuration:
         self._given = ", ".join(f"{name}={value!r}" for name, value in options.items())
         self.options: dict[str, Any] = checked_options("configure", options)
         self.above = above
-        _state.change(lambda layers: (*layers, self))
+        self._entered = False
+        _state.add(self)
 
     def reset(self) -> None:
         """The options do not hold any more; those of other calls do."""
-        _state.change(lambda layers: tuple(each for each in layers if each is not self))
+        _state.remove(self)
 
     def __enter__(self) -> Self:
+        """They hold in the block, though an earlier block has ended.
+
+        Raises:
+            SessionStateError: a block of them has not ended.
+        """
+        if self._entered:
+            raise SessionStateError(
+                f"A block of this {self!r} has not ended, and options hold until a block ends. "
+                f"Write with configure(...) again."
+            )
+        _state.add(self)
+        self._entered = True
         return self
 
     def __exit__(self, *_error: object) -> None:
+        self._entered = False
         self.reset()
 
     def __repr__(self) -> str:
@@ -75,16 +90,28 @@ class _State:
         self._lock = threading.Lock()
         self.merged: dict[str, Any] = {}
 
-    def change(
-        self, change: Callable[[tuple[Configuration, ...]], tuple[Configuration, ...]]
-    ) -> None:
+    def add(self, layer: Configuration) -> None:
+        """The options of this one win; does nothing where they hold."""
         with self._lock:
-            layers = sorted(change(self._layers), key=lambda layer: layer.above)
-            merged: dict[str, Any] = {}
-            for layer in layers:
-                merged |= layer.options
-            refuse_both(merged)
-            self._layers, self.merged = tuple(layers), merged
+            if layer not in self._layers:
+                layers = sorted((*self._layers, layer), key=lambda layer: layer.above)
+                refuse_both(_merged(layers))
+                self._replace(layers)
+
+    def remove(self, layer: Configuration) -> None:
+        """Its options do not hold; it raises nothing, for a block may end with an error."""
+        with self._lock:
+            self._replace([each for each in self._layers if each is not layer])
+
+    def _replace(self, layers: list[Configuration]) -> None:
+        self._layers, self.merged = tuple(layers), _merged(layers)
+
+
+def _merged(layers: Iterable[Configuration]) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        merged |= layer.options
+    return merged
 
 
 _state = _State()

@@ -148,8 +148,9 @@ def _own_value(table: KeyedTable, number: int, dialect: sa.Dialect, value: Any) 
                 return made, True
     elif kind is int and hasattr(value, "__index__"):
         is_int = isinstance(value, int)
-        # SQLite's driver stores the bytes of numpy's integers
-        return (index(value) if is_int or dialect.name != "sqlite" else value), is_int
+        with suppress(TypeError):  # SQLite stores the bytes of numpy's integers
+            in_bytes = dialect.name == "sqlite" and not is_int
+            return bytes(memoryview(value)) if in_bytes else index(value), is_int
     elif kind is None or kind not in _EXACT or isinstance(value, kind):
         return value, True
     return value, False

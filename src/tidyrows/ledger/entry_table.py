@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from copy import copy
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
@@ -48,6 +49,10 @@ class EntryTable:
     def database(self) -> str:
         """The name of its database in row keys."""
         return database_name(self.engine)
+
+    def is_same(self, other: EntryTable) -> bool:
+        """Whether it is that table, in one database."""
+        return (self.name, self._schema) == (other.name, other._schema)
 
     @property
     def is_private(self) -> bool:
@@ -230,12 +235,20 @@ class EntryTable:
             "table_name": table,
             "run": context.run_id[:RUN],
             "worker": context.worker_id[:WORKER],
-            "test": context.test_id and context.test_id[:TEST],
+            "test": context.test_id and stored_test(context.test_id),
             "body": body,
         }
 
     def __repr__(self) -> str:
         return f"<Ledger {self.name} of {self.database}>"
+
+
+def stored_test(test: str) -> str:
+    """A test's id as it is entered; of a long one the beginning may be another test's, too."""
+    if len(test) <= TEST:
+        return test
+    digest = sha256(test.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{test[: TEST - len(digest) - 1]}~{digest}"
 
 
 def entry_order(table: sa.Table) -> list[sa.ColumnElement[Any]]:

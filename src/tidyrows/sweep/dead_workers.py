@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING, ROWS
-from tidyrows.ledger.entry_table import LEDGER, RUN, TEST, WORKER
+from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER, stored_test
 from tidyrows.ledger.process import (
     PROCESS,
     OwnerKind,
@@ -134,7 +134,7 @@ def all_entries(
         idle = now - newest[place]
         wanted = arguments.run is None or run == arguments.run[:RUN]
         wanted &= arguments.worker is None or worker == arguments.worker[:WORKER]
-        wanted &= arguments.test is None or tests[place] == {arguments.test[:TEST]}
+        wanted &= arguments.test is None or tests[place] == {stored_test(arguments.test)}
         if wanted:
             found.append(Candidate(*place, run, worker, process, idle, min(now - beat, idle)))
     return found

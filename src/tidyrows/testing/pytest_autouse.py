@@ -29,6 +29,7 @@ class Autouse:
         self._plugin: Plugin | None = None
         self._suite: WholeSuite | None = None
         self._shared: dict[pytest.Item | pytest.Collector, SuiteTracker] = {}
+        self._fixtures: dict[pytest.Item | pytest.Collector, Any] = {}
         self._test = ExitStack()
         self._options: dict[str, Any] = {}
         self._wrong: BaseException | None = None
@@ -72,7 +73,7 @@ class Autouse:
         return (yield)
 
     def _options_of(
-        self, plugin: Plugin, item: pytest.Item, fixture: Any
+        self, plugin: Plugin, item: pytest.Item | pytest.Collector, fixture: Any
     ) -> tuple[dict[str, Any], BaseException | None]:
         """The options of a test, and what is wrong in them: it fails the test's first fixture.
 
@@ -90,6 +91,8 @@ class Autouse:
             if tidy_options:
                 options, self._wrong = self._options_of(self._plugin, request.node, tidy_options)
                 self._options.update(options)
+            for node in request.node.listchain():  # rows of wider fixtures may end after it
+                self._fixtures[node] = tidy_options
             if self._wrong is not None:
                 raise self._wrong
             try:
@@ -134,4 +137,10 @@ class Autouse:
         return tracker
 
     def _end_shared(self, suite: WholeSuite, node: pytest.Item | pytest.Collector) -> None:
-        suite.finish(self._shared.pop(node), {})
+        """Delete the rows of a scope's fixtures: by its marks, and by its last ``tidy_options``."""
+        tracker = self._shared.pop(node)
+        options: dict[str, Any] = {}
+        if self._plugin is not None:
+            fixture = self._fixtures.pop(node, {})
+            options, _wrong_in_each_test = self._options_of(self._plugin, node, fixture)
+        suite.finish(tracker, options)

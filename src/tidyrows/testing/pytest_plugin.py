@@ -53,11 +53,10 @@ def _checked(call: str, options: Any, positional: Iterable[str] = ()) -> dict[st
     try:
         check_names(call, _OPTIONS, [*options, *positional])
         check(call, kinds_of(Tidy), options.items())
-        for name in NAMING:
-            named_tables(name, options.get(name, ()))
+        # read once: a generator would be empty for the cleanup
+        return options | {n: named_tables(n, options[n]) for n in NAMING if n in options}
     except (ArgumentError, UnknownTableError) as error:
         pytest.fail(str(error), pytrace=False)
-    return options
 
 
 def ini_options(config: pytest.Config) -> dict[str, Any]:
@@ -237,8 +236,10 @@ class Plugin:
 
     # -- options ---------------------------------------------------------------------------------
 
-    def whole_suite_options(self, item: pytest.Item, fixture: Any) -> dict[str, Any]:
-        """The cleanup options of a test."""
+    def whole_suite_options(
+        self, item: pytest.Item | pytest.Collector, fixture: Any
+    ) -> dict[str, Any]:
+        """The cleanup options of a test, or of the tests of a scope."""
         options = self._options(item, fixture)
         for name in ("ledger", "allow_production"):
             options.pop(name, None)
@@ -250,7 +251,7 @@ class Plugin:
         wanted = (configured() | dict(options)).get("keep_on_failure", False)
         return wanted and item.stash[_FAILED]
 
-    def _options(self, item: pytest.Item, fixture: Any) -> dict[str, Any]:
+    def _options(self, item: pytest.Item | pytest.Collector, fixture: Any) -> dict[str, Any]:
         """The options of a test's marks, those closest to the test first, and of its fixture."""
         options: dict[str, Any] = {"ledger": self.ledger_option()}
         if self._config.getoption("--tidy-keep"):

@@ -86,6 +86,15 @@ def array_literal(values: Sequence[Any]) -> str | None:
     return None if None in texts else "{" + ",".join(texts) + "}"  # type: ignore[arg-type]  # None is excluded just before
 
 
+def _has_sure_text(column: sa.ColumnClause[Any], values: Iterable[Any]) -> bool:
+    """Whether a text column holds these values as an array would: an INSERT makes 10 of 10.0."""
+    kind = column.type._type_affinity  # noqa: SLF001 -- nothing public sees through TypeDecorators
+    return kind is not sa.String or _SURE_TEXTS.issuperset(map(type, values))
+
+
+_SURE_TEXTS = {int, str, UUID, date, bytes}
+
+
 def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -284,6 +293,8 @@ class PostgreSQLStatements(Dialect):
         """By one array per key column; None where a value cannot stand in an array."""
         values: list[Any] | None = driver_values(table, connection.dialect, keys)
         # asyncpg encodes a list by the type that the server names; the others send text.
+        if values is not None and not all(map(_has_sure_text, table.key_clauses, values)):
+            return None
         if values is not None and self.driver != "asyncpg":
             values = list(map(array_literal, values))
         if values is None or None in values:
@@ -370,9 +381,9 @@ class PostgreSQLStatements(Dialect):
         types: list[str | None],
         sent: Sequence[Any],
     ) -> list[Select] | None:
-        if None in types:
+        columns = [sent] if len(types) == 1 else list(zip(*sent, strict=True))
+        if None in types or not all(map(_has_sure_text, table.key_clauses, columns)):
             return None
-        columns = [sent] if len(types) == 1 else zip(*sent, strict=True)
         arrays, params = zip(*map(self._cast_array, types, map(list, columns)), strict=True)
         return [(select_by_arrays(connection.dialect, table, arrays), params)]
 
