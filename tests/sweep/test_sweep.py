@@ -485,6 +485,34 @@ def test_a_key_that_two_dead_workers_had_in_turn_is_the_laters(database, outside
     assert empty(outside)
 
 
+@on("sqlite")
+def test_rows_that_two_dead_workers_inserted_under_one_key_are_compared_with_both(
+    database, outside, ledgers
+):
+    """Somebody emptied the table in between, and SQLite gives its keys again."""
+    table = currencies(outside)
+    first, second = Worker(database, ledgers, name="gw0"), Worker(database, ledgers, name="gw1")
+    for code, (before, after) in {"AAA": (first, second), "BBB": (second, first)}.items():
+        for each in (before, after):
+            with outside.begin() as connection:
+                connection.execute(sa.delete(table).where(table.c.code == code))
+            each.writes((table, [{"code": code, "name": f"of {each.tracker.context.worker_id}"}]))
+    for each in (first, second):
+        each.writes((table, [{"code": "CCC", "name": each.tracker.context.worker_id}])).dies()
+        with outside.begin() as connection:
+            connection.execute(sa.delete(table).where(table.c.code == "CCC"))
+    with outside.begin() as connection:
+        connection.execute(sa.insert(table), [{"code": "CCC", "name": "stranger"}])
+    with pytest.raises(CleanupError, match="identity uncertain: name") as caught:
+        sweep(outside.url)
+    assert [each.row.key for each in caught.value.leftovers] == [("CCC",)]
+    assert ids(outside, table) == ["CCC"]
+    with outside.begin() as connection:
+        connection.execute(sa.delete(table))
+    sweep(outside)
+    assert empty(outside)
+
+
 @pytest.mark.parametrize("attempt", range(6))  # whose number is smaller is left to chance
 def test_what_a_sweep_had_deleted_before_it_was_killed_is_not_deleted_again(
     database, outside, ledgers, attempt

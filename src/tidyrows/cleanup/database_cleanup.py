@@ -70,7 +70,7 @@ class DatabaseCleanup:
         self._outcome = Outcome(dependents=self._report.dependents, detached=self._report.detached)
         self._scope = Scope(run, database, self._ledger, self._outcome)
         if not run.options.trust_keys:
-            self._scope.identity = identity_of(self._all, is_sweep=self._run.is_sweep)
+            self._scope.identity = identity_of(self._all, is_sweep=run.is_sweep, dead=run.dead)
         if phase is not None:
             self._scope.tracked = phase.others(self._all)
             self._scope.stay = phase.kept(self._all)

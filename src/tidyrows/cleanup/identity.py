@@ -1,7 +1,8 @@
 """Whether the rows that have our keys now are still ours, where a database reuses keys.
 
 A row whose values have the recorded hash is ours. Any other may be ours and changed, or somebody
-else's; it stays. It is read in the transaction that deletes, which keeps other writers out.
+else's; it stays. It is read in the transaction that deletes, which keeps other writers out. In a
+sweep several trackers may have recorded a hash under one key, one after the other: any will do.
 """
 
 from __future__ import annotations
@@ -92,8 +93,13 @@ class Incarnations:
 class Identity:
     """Tells whether rows are still those that a tracker held at the beginning of the cleanup."""
 
-    def __init__(self, held: Iterable[TableHoldings], *, trusts_named: bool) -> None:
+    def __init__(
+        self, held: Iterable[TableHoldings], dead: Iterable[TableHoldings], *, trusts_named: bool
+    ) -> None:
         self._trusts_named = trusts_named
+        self._dead: dict[Place, list[TableHoldings]] = {}
+        for each in dead:
+            self._dead.setdefault(each.table.place, []).append(each)
         self._held: dict[Place, TableHoldings] = {each.table.place: each for each in held}
         self._hashes: dict[Place, list[tuple[Shape, dict[Any, int]]]] = {}
 
@@ -117,7 +123,13 @@ class Identity:
                 self._hashes[place] = list(held.hashes.by_shape())
             told = held.named if self._trusts_named else ()
             compared = [key for key in keys if key not in told] if told else keys
-            unsure |= _uncertain(connection, table, compared, held, self._hashes[place])
+            unsure = _uncertain(connection, table, compared, held, self._hashes[place])
+            for each in self._dead.get(place, ()) if unsure else ():
+                asked = [key for key in unsure if key in each.keys]
+                hashes = () if each.hashes is None or not asked else each.hashes.by_shape()
+                still = _uncertain(connection, table, asked, each, hashes)
+                for key in set(asked).difference(still):
+                    del unsure[key]
         for parent, at in self._parents(graph, table):
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
@@ -143,14 +155,17 @@ class Identity:
                 yield parent, names.index(column)
 
 
-def identity_of(held: Sequence[TableHoldings], *, is_sweep: bool) -> Identity | None:
+def identity_of(
+    held: Sequence[TableHoldings], *, is_sweep: bool, dead: Sequence[TableHoldings]
+) -> Identity | None:
     """What answers for these rows; None where no key of theirs can come back.
 
-    Rows that the user named are believed until their worker has died.
+    Rows that the user named are believed until their worker has died. ``dead`` has what each
+    tracker of dead workers held.
     """
     for each in held:
         if each.hashes is not None:
-            return Identity(held, trusts_named=not is_sweep)
+            return Identity(held, dead, trusts_named=not is_sweep)
     return None
 
 

@@ -59,6 +59,7 @@ class CleanupRun:
     prepared: dict[str, list[Leftover]] = field(default_factory=dict)
     taken_over: set[str] = field(default_factory=set)  # databases in which a sweep has the rows now
     is_sweep: bool = False  # what it tracks may be another worker's by now, as the ledger tells
+    dead: Sequence[TableHoldings] = ()  # in a sweep: what each tracker of dead workers held
 
     def remaining(self) -> float:
         """The seconds until the deadline."""

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
     from tidyrows.ledger.table import Ledger
     from tidyrows.sweep.dead_workers import Candidate
+    from tidyrows.tracking.store import TableHoldings
 
 T = TypeVar("T")
 
@@ -210,8 +211,9 @@ class Recovery:
 
     def delete_rows(self, **options: Any) -> CleanupReport:
         """Delete the rows; those that are still there afterwards are left to the next sweep."""
-        tracker = self._run(self._tracker)
+        tracker, dead = self._run(self._tracker)
         cleanup = _SweepCleanup(tracker, **options)
+        cleanup.dead = dead
         cleanup.former = self._former
         try:
             cleanup._owners = tuple(self._left.values())  # noqa: SLF001 -- the class below
@@ -284,23 +286,25 @@ class Recovery:
         left, columns = entries.store.changes(ledger.database), entries.columns
         journal.write(connection, left, WorkerContext.current(), owner=new_owner, **columns)
 
-    def _tracker(self) -> ResourceTracker:
-        """A tracker of all rows that are this process's own."""
+    def _tracker(self) -> tuple[ResourceTracker, list[TableHoldings]]:
+        """A tracker of all rows that are this process's own, and what each dead one held."""
         ledger, journal = self._ledger, Journal(self._ledger, self._process, _refuse)
         journal.keeps_log = True
         tracker = ResourceTracker(ledger.engine, allow_production=True)
         tracker.dismiss_leak_warning()
         externals: dict[tuple[str, int], dict[str, Any]] = {}
+        dead: list[TableHoldings] = []
         with ledger.looking() as connection:
             for entries in read_entries(ledger, connection, self._process.id).values():
                 externals |= entries.externals
+                dead += entries.store.snapshot() if ledger.dialect.reuses_keys else ()
                 journal.committed |= entries.numbers
                 for change in entries.store.changes(ledger.database):
                     tracker.store.apply(change)
             reader = EntryReader(connection, ledger.database)
             journal.externals = reader.hold_resources(tracker.external_resources, externals)
         tracker.journals.attach(journal)
-        return tracker
+        return tracker, dead
 
     def _put_aside(self) -> None:
         """Give what is left to an owner that is no process, so that the next sweep recovers it."""
@@ -319,10 +323,11 @@ class _SweepCleanup(CleanupManager):
 
     _swept = True
     former = Former()
+    dead: Sequence[TableHoldings] = ()
 
     def _new_run(self) -> CleanupRun:
         run = super()._new_run()
-        run.is_sweep = True
+        run.is_sweep, run.dead = True, self.dead
         for name in self.former.gone:
             count_in(run.report.already_gone, name, self.former.gone[name])
             count_in(run.report.untouched, name, self.former.there[name])
