@@ -243,7 +243,7 @@ class Sink(Protocol):
         """Of these keys, those that it holds."""
 
     def count_of(self, table: TableName) -> int:
-        """How many rows of a table it holds."""
+        """How many rows of a table are its own, at most."""
 
     def keys_by_table(self) -> list[tuple[KeyedTable, list[Any]]]:
         """All keys that it holds."""

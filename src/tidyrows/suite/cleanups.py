@@ -192,7 +192,7 @@ class SuiteCleanups:
         known: Mapping[str, int] | None = None,
     ) -> None:
         record = record_of(tracker.test, created, report, known) | tracker.pop_observed()
-        record |= residue_record(Notes(tracker, report))
+        record |= residue_record(Notes(tracker, report)) | {"is_shared": tracker.is_shared}
         told = ("created", "deleted", "touched", "untracked", "residue")
         if any(record.get(name) for name in told):
             self._add(record)

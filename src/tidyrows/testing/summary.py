@@ -64,6 +64,7 @@ class SuiteSummary:
 
     rows: RowCounts = field(default_factory=RowCounts)
     tests: Counter[str] = field(default_factory=Counter)  # rows left
+    scopes: set[str] = field(default_factory=set)  # of these: modules, classes and the like
     stays: Counter[str] = field(default_factory=Counter)  # rows that no test created
     # the tests that changed rows of others, by table, keys and verb
     touched: dict[tuple[str, str, str], dict[str, None]] = field(default_factory=dict)
@@ -78,6 +79,7 @@ class SuiteSummary:
         self.rows.add(record, created)
         if created:
             self.tests[test] += created.total()
+            self.scopes |= {test} if record.get("is_shared") else set()
         self.stays.update(record.get("stays", {}))
         for table, verb, rows in record.get("touched", ()):
             self.touched.setdefault((table, rows, verb), {})[test] = None
@@ -91,7 +93,10 @@ class SuiteSummary:
         most = None if everything else _MOST
         left = self.rows.created
         if left:
-            begin = f"{len(self.tests)} test(s) left {left.total()} row(s), "
+            tests, scopes = len(self.tests) - len(self.scopes), len(self.scopes)
+            names = [f"{tests} test(s)"] if tests else []
+            names += [f"wider fixtures of {scopes} scope(s)"] if scopes else []
+            begin = f"{' and '.join(names)} left {left.total()} row(s), "
             yield self.rows.text(begin, may_be_all=True)
             yield from (f"  {table}: {count}" for table, count in left.most_common(most))
             worst = [f"{count} by {test}" for test, count in self.tests.most_common()]

@@ -309,7 +309,8 @@ class Store:
     """The rows of all tables. Threads may share it; a forked child holds none of its parent's.
 
     Attributes:
-        lost: tables of which rows can no longer be followed, since their keys were changed.
+        lost: tables of which rows can no longer be followed, since their keys were changed, with
+            the number of these rows at most.
     """
 
     def __init__(self) -> None:
@@ -320,7 +321,7 @@ class Store:
         self._tables: dict[TableName, TableHoldings] = {}
         self._lock = threading.RLock()  # another thread of the parent may have held the old one
         self._pid = os.getpid()
-        self.lost: list[KeyedTable] = []
+        self.lost: list[tuple[KeyedTable, int]] = []
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -340,9 +341,10 @@ class Store:
             if isinstance(change, Inserted):
                 held.insert(change, certain=certain)
                 return change
+            before = len(held.keys)
             rest = held.apply(change, certain=certain)
             if rest is None:
-                self.lost.append(change.table)
+                self.lost.append((change.table, before - len(held.keys)))
             if not held:
                 del self._tables[change.table.name]
         return change if rest is None else rest
@@ -415,10 +417,12 @@ class Store:
             return [] if held is None else [key for key in keys if key in held.keys]
 
     def count_of(self, name: TableName) -> int:
-        """How many rows of a table are held, those without a primary key too."""
+        """How many rows of a table are held at most: without a primary key and in doubt too."""
         with self._lock:
             held = self._tables.get(name)
-            return 0 if held is None else len(held.keys) + held.keyless_count
+            if held is None:
+                return 0
+            return len(held.keys) + len(held.in_doubt) + held.keyless_count
 
     def changes(self, database: str) -> Iterator[Change]:
         """The changes that make what is held in a database now."""

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import KeysChanged
+from tidyrows.capture.changes import KeysChanged, Untracked
 from tidyrows.errors import LateCommitWarning, UntrackedRowsWarning, not_raised
 from tidyrows.external import Externals
 from tidyrows.tracking.binding import Binding, Engines
@@ -62,7 +62,6 @@ class TrackerParts:
         self.owns_session = self.binding.owns_session
         self.holds = self.store.holds
         self.held_keys = self.store.held_keys
-        self.count_of = self.store.count_of
         self.keys_by_table = self.store.keys_by_table
         self.mark_uncertain = self.store.mark_uncertain
         self.before_commit = self.journals.before_commit
@@ -111,12 +110,17 @@ class TrackerParts:
     def before_drop(self, engine: sa.Engine, database: str) -> None:
         """A raw statement is about to drop a database, through an engine to its server."""
 
+    def count_of(self, table: TableName) -> int:
+        """How many rows of a table it holds at most; those that cannot be tracked are its own too."""
+        return self.store.count_of(table) + self.untracked.count_of(table)
+
     # -- warnings ------------------------------------------------------------------------------
 
     def warn_of_lost_rows(self) -> None:
-        """Warn of rows that can no longer be followed."""
+        """Warn of rows that can no longer be followed, and count them as untracked."""
         while self.store.lost:
-            table = self.store.lost.pop()
+            table, count = self.store.lost.pop()
+            self.note_untracked(Untracked(table, count=count))
             self.warn_aside(
                 ("renamed", table.name),
                 f"An UPDATE changed primary keys of {table.name} in a way that cannot be followed, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,11 @@ class UntrackedRows:
         """The number by table; a name without a schema is as the statement has it."""
         with self._lock:
             return {name: count for name, count in self.known.items() if count != 0}
+
+    def count_of(self, table: TableName) -> int:
+        """How many rows of a table at most."""
+        counts = [count for name, count in self.counts().items() if _may_be(name, table)]
+        return sum(sys.maxsize if count is None else count for count in counts)
 
     def clear(self) -> None:
         """Begin anew."""
