@@ -66,7 +66,10 @@ class Notes:
         tracker.engines.resolve()
         held = {each.row: HELD for each in (report.held if report else ())}
         left = {each.row: LEFT_OVER for each in (report.leftovers if report else ())}
-        stays = () if untracked_only else tracker.store.snapshot()
+        holdings = tracker.store.snapshot()
+        # rows with unknown new keys are untracked, and in doubt under their old keys: counted once
+        doubt = {each.table.name: len(each.in_doubt) for each in holdings if untracked_only}
+        stays = () if untracked_only else holdings
         for each in kept or stays:
             by_cause: dict[str, list[Any]] = defaultdict(list)
             for key in (*each.keys.in_order(), *each.in_doubt):
@@ -79,7 +82,7 @@ class Notes:
         for rows in report.detached.values() if report else ():
             self._add(DETACHED, rows.table.name, rows.unnamed, rows.table, rows.keys)
         for name, count in tracker.untracked.counts().items():
-            self._add(UNTRACKED, name, count)
+            self._add(UNTRACKED, name, count and max(count - doubt.get(name, 0), 0))
         tracker.untracked.clear()
 
     def _add(

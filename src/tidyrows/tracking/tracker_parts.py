@@ -111,7 +111,7 @@ class TrackerParts:
         """A raw statement is about to drop a database, through an engine to its server."""
 
     def count_of(self, table: TableName) -> int:
-        """How many rows of a table it holds at most; those that cannot be tracked are its own too."""
+        """How many rows of a table are its own at most, with those that cannot be tracked."""
         return self.store.count_of(table) + self.untracked.count_of(table)
 
     # -- warnings ------------------------------------------------------------------------------
