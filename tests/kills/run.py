@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,7 +48,7 @@ from kills.tables import (
     other_notes,
 )
 from storm import shop
-from tidyrows import CleanupError, Ledger, LeftoverKind, find_orphans, sweep
+from tidyrows import CleanupError, Ledger, Leftover, LeftoverKind, find_orphans, sweep
 
 WORKERS = 4
 PATIENT = 30.0
@@ -194,13 +195,24 @@ class Scene:
 
     def sweep_beside(self, *, kept: bool = False) -> None:
         """Once, while others live; on SQLite the values may not tell whose a row is."""
+        self.left: Sequence[Leftover] = ()
         try:
             self.result.rows += sweep(self.url, kept=kept, patience=0.0).total_deleted
         except CleanupError as error:
+            self.left = error.leftovers
             kinds = {each.kind for each in error.leftovers}
             known = {LeftoverKind.UNCERTAIN, LeftoverKind.NEEDED}
             if self.engine.dialect.name != "sqlite" or not kinds <= known:
                 self.result.wrong.append(f"a sweep raised {error!r}")
+
+    def forget_uncertain(self) -> None:
+        """No sweep takes these: rows that are uncertain, and files that go after them."""
+        uncertain = [each.row for each in self.left if each.kind is LeftoverKind.UNCERTAIN]
+        for each in self.left:
+            if each.resource is not None and each.reason.item in uncertain:
+                Path(each.resource.payload["path"]).unlink()
+        with self.engine.begin() as connection:
+            connection.exec_driver_sql(f"DELETE FROM {LEDGER} WHERE maker <> 'tidyrows'")
 
     def sweep_in_child(self, blow: dict[str, Any]) -> Child:
         """One that waits for its line."""
@@ -348,8 +360,7 @@ def emptied(
             sweeps += 1
             scene.sweep_beside(kept=True)
             if scene.engine.dialect.name == "sqlite" and sweeps > 1:
-                with scene.engine.begin() as connection:  # what is uncertain stays entered
-                    connection.exec_driver_sql(f"DELETE FROM {LEDGER} WHERE maker <> 'tidyrows'")
+                scene.forget_uncertain()
             pause.wait(0.05)
         scene.compared(live)
     scene.engine.dispose()
