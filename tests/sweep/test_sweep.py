@@ -504,7 +504,7 @@ def test_rows_that_two_dead_workers_inserted_under_one_key_are_compared_with_bot
     with outside.begin() as connection:
         connection.execute(sa.insert(table), [{"code": "CCC", "name": "stranger"}])
     with pytest.raises(CleanupError, match="identity uncertain: name") as caught:
-        sweep(outside.url)
+        sweep(outside)
     assert [each.row.key for each in caught.value.leftovers] == [("CCC",)]
     assert ids(outside, table) == ["CCC"]
     with outside.begin() as connection:

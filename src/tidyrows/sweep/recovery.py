@@ -224,6 +224,8 @@ class Recovery:
             # What fails here is done by the next sweep.
             with suppress(sa.exc.SQLAlchemyError, LedgerError, ConnectionError):
                 self._put_aside()
+            # An error may keep the tracker for long: what becomes of these rows is not its own.
+            tracker.store.forget_database(self._ledger.database)
 
     def _prepared(self) -> tuple[str, ...]:
         """The prepared transactions that may have entries, which show when they are committed."""
