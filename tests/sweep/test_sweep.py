@@ -764,11 +764,12 @@ def test_a_session_of_the_application_in_this_process_is_entered_too(database, o
     class Parent(Base):
         __tablename__ = "parents"
         id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+        name: orm.Mapped[str] = orm.mapped_column(sa.String(20))
 
     Base.metadata.create_all(outside)
     worker = Worker(database, ledgers)
     with worker, orm.Session(worker.engine) as session:
-        session.add_all([Parent(), Parent()])
+        session.add_all([Parent(name="ours"), Parent(name="ours")])
         session.commit()
     worker.dies()
     assert sweep(outside).total_deleted == 2
