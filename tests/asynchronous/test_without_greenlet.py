@@ -20,6 +20,7 @@ class Base(orm.DeclarativeBase):
 class Thing(Base):
     __tablename__ = "things"
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str] = orm.mapped_column(default="a thing")
 
 class ThingFactory(TrackedFactory[Thing]):
     class Meta:

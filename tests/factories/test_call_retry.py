@@ -546,6 +546,7 @@ class Base(orm.DeclarativeBase):
 class Shelf(Base):
     __tablename__ = "shelves"
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str] = orm.mapped_column(sa.String(20), default="of oak")
     by_name: orm.Mapped[dict[str, Jar]] = orm.relationship(
         collection_class=attribute_keyed_dict("name")
     )

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def driver_of(connection: sa.Connection) -> Any:
-    """The DBAPI's connection, which knows whether it is in a transaction; None where it is gone."""
-    fairy: Any = connection._dbapi_connection  # noqa: SLF001 -- three properties tell the same
-    return getattr(fairy, "_driver", None) or getattr(fairy, "dbapi_connection", None)
+    """The DBAPI's connection, which knows whether it is in a transaction."""
+    # Three properties tell the same; the public one connects again where the connection is gone.
+    fairy: Any = connection._dbapi_connection or connection.connection  # noqa: SLF001
+    return getattr(fairy, "_driver", None) or fairy.dbapi_connection
 
 
 class OpenConnections:
