@@ -48,7 +48,7 @@ def test_rows_that_the_ledger_names_and_that_are_there_are_told_with_their_maker
     ledgers.installed(outside)
     bystanders = Bystanders(outside)
     bystanders.insert(parents, *numbered([900]))
-    made = [("monday", "gw0", "test_a", [1, 2]), ("monday", "gw1", "test_b", [3, 4, 5])]
+    made = [("monday", "gw0", "test_a", [1, 2]), ("monday", "gw71", "test_b", [3, 4, 5])]
     made += [("tuesday", "gw0", "test_a", [6])]
     for run, worker, test, keys in made:
         dead_worker(database, ledgers, (parents, numbered(keys)), run=run, name=worker, test=test)
@@ -56,11 +56,11 @@ def test_rows_that_the_ledger_names_and_that_are_there_are_told_with_their_maker
         connection.execute(sa.delete(parents).where(parents.c.id.in_([4])))
     before = snapshot(outside)
     monday = {("parents", (1, 2), "monday", "gw0", "test_a")}
-    second = {("parents", (3, 5), "monday", "gw1", "test_b")}
+    second = {("parents", (3, 5), "monday", "gw71", "test_b")}
     tuesday = {("parents", (6,), "tuesday", "gw0", "test_a")}
     assert leaks(outside) == monday | second | tuesday
     assert leaks(database.engine(), run="monday") == monday | second
-    assert leaks(Ledger(outside), worker="gw1") == second
+    assert leaks(Ledger(outside), worker="gw71") == second
     assert leaks(outside, test="test_a") == monday | tuesday
     assert leaks(outside, test="test_a", run="tuesday", worker="gw0") == tuesday
     assert_no_leaks(outside, test="test_c")

@@ -237,7 +237,8 @@ class Transactions:
         log: TransactionLog | None = getattr(connection, LOG, None)
         if log is None or not log.changed:
             return
-        driver = driver_of(connection)
+        is_gone = connection.invalidated or connection.closed
+        driver = None if is_gone else driver_of(connection)
         if log.mark is not None:
             mark, log.mark = log.mark, None
             outcome = CommitOutcome.UNKNOWN
