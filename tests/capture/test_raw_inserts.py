@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -13,7 +14,7 @@ from harness.bystanders import Bystanders
 from harness.models import Currency, Org
 from harness.targets import on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker, UntrackedRowsWarning
-from tidyrows.capture.raw_sql import inserted_table, updated_columns
+from tidyrows.capture.raw_sql import first_word, inserted_table, updated_columns
 
 
 @pytest.mark.parametrize(
@@ -173,3 +174,16 @@ def test_a_warning_of_a_trigger_that_is_an_error_loses_no_row(zoo_engine, monkey
     with zoo_engine.connect() as connection:
         assert connection.execute(sa.select(Org.id).where(Org.name == "ours")).all() == []
         assert len(connection.exec_driver_sql("SELECT * FROM log").all()) == 1
+
+
+def test_a_script_of_inserts_is_not_kept():
+    class Text(str):
+        __slots__ = ("__weakref__",)
+
+    script = Text(f"INSERT INTO orgs (name) VALUES {', '.join(1000 * ['(1)'])}")
+    assert first_word(script) == "INSERT"
+    assert inserted_table(script) == "orgs"
+    assert updated_columns(script) == ([], set())
+    still_there = weakref.ref(script)
+    del script
+    assert still_there() is None

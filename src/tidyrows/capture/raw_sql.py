@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from enum import Enum, auto
-from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache, partial, wraps
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tidyrows.capture.affected_rows import after_statement, keep_count, keep_table
 from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost, Untracked
@@ -17,7 +17,7 @@ from tidyrows.capture.transactions import LOG
 from tidyrows.keys import unresolved_table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import sqlalchemy as sa
 
@@ -65,7 +65,6 @@ _PHASE = re.compile(
     |XA\s+(?:END|PREPARE|COMMIT|ROLLBACK))\s+'(?P<xid>[^']+)'\s*(?:ONE\s+PHASE\s*)?;?\s*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_remembered = lru_cache(maxsize=1024)  # a suite sends few texts, many times
 _COUNTED = frozenset({"INSERT", "REPLACE", "MERGE", "COPY", "LOAD"})
 """First words of statements of which the driver counts the rows that were inserted."""
 _DDL = frozenset({"CREATE", "ALTER", "DROP", "TRUNCATE", "RENAME", "GRANT", "REVOKE", "LOCK"})
@@ -100,6 +99,21 @@ _HARMLESS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _PART = re.compile(r"""[\w$]+|"[^"]+"|`[^`]+`|\[[^\]]+\]""")
+
+T = TypeVar("T")
+_LONGEST = 2_000
+"""Characters of the longest text that is remembered: a script of INSERTs has megabytes."""
+
+
+def _remembered(read: Callable[[str], T]) -> Callable[[str], T]:
+    """Read a text once, since a suite sends few texts, many times."""
+    known = lru_cache(maxsize=1024)(read)
+
+    @wraps(read)
+    def remembering(sql: str) -> T:
+        return known(sql) if len(sql) <= _LONGEST else read(sql)
+
+    return remembering
 
 
 @_remembered
