@@ -26,6 +26,7 @@ class Base(DeclarativeBase):
 class Org(Base):
     __tablename__ = "orgs"
     id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(40), default="acme")
 
 
 def refused(url, allowed=False, **environ):

@@ -66,6 +66,14 @@ class Home(ABC):
         quote = self._engine.dialect.identifier_preparer.format_table
         return [quote(table) for metadata in self._metadata for table in metadata.tables.values()]
 
+    def _tables_with_rows(self) -> list[str]:
+        """Of the kept tables: to ask about all at once is one statement, to empty each is many."""
+        tables = self._tables()
+        asked = ", ".join(f"EXISTS (SELECT 1 FROM {table})" for table in tables)
+        with self._engine.connect() as connection:
+            found = connection.exec_driver_sql(f"SELECT {asked}").one()
+        return [table for table, has_rows in zip(tables, found, strict=True) if has_rows]
+
     def _run(self, *statements: str) -> None:
         with self._engine.connect() as connection:
             for statement in statements:
@@ -168,12 +176,14 @@ class PostgresqlHome(Home):
 
     def _empty(self) -> None:
         # DELETE, not TRUNCATE, which takes 5 ms per table; the role setting needs a superuser.
-        self._run(
-            "BEGIN",
-            "SET LOCAL session_replication_role = replica",
-            *(f"DELETE FROM {table}" for table in self._tables()),
-            "COMMIT",
-        )
+        tables = self._tables_with_rows()
+        if tables:
+            self._run(
+                "BEGIN",
+                "SET LOCAL session_replication_role = replica",
+                *(f"DELETE FROM {table}" for table in tables),
+                "COMMIT",
+            )
 
 
 class MysqlHome(Home):
@@ -242,8 +252,10 @@ class MysqlHome(Home):
         self._pristine = self._signature()
 
     def _empty(self) -> None:
-        self._run(
-            "SET foreign_key_checks = 0",
-            *(f"DELETE FROM {table}" for table in self._tables()),
-            "SET foreign_key_checks = 1",
-        )
+        tables = self._tables_with_rows()
+        if tables:
+            self._run(
+                "SET foreign_key_checks = 0",
+                *(f"DELETE FROM {table}" for table in tables),
+                "SET foreign_key_checks = 1",
+            )

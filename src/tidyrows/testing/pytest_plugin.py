@@ -122,7 +122,8 @@ class Plugin:
         self.before_the_end: list[Callable[[], None]] = []
         self._known_urls: set[sa.URL] = set()
         self._ledgers: list[Ledger] = []
-        self._unfinished: list[tuple[str, Tidy]] = []
+        # with the rows, by table, that are in a record already
+        self._unfinished: list[tuple[str, Tidy, Counter[str]]] = []
         self._engines: dict[str, sa.Engine] = {}  # of databases in which rows may stay
         worker: str | None = getattr(config, "workerinput", {}).get("workerid")
         self._is_worker = worker is not None
@@ -339,8 +340,10 @@ class Plugin:
     def _finish(self, tidy: Tidy, test: str, *, failed: bool = False) -> str | None:
         for late in [each for each in self._unfinished if each[1].has_late_rows]:
             self._finish_late(*late)
-            if not late[1].is_unfinished:
-                self._unfinished.remove(late)
+            self._unfinished.remove(late)
+            if late[1].is_unfinished:
+                counted = Counter(created_by(late[1].tracker))
+                self._unfinished.append((*late[:2], counted))
         tidy.tracker.stop()
         created, kept, interrupted = created_by(tidy.tracker), None, False
         try:
@@ -353,7 +356,10 @@ class Plugin:
             if kept is not None:
                 record["kept"] = sum(created.values())
             elif not tidy.is_async and (interrupted or tidy.is_unfinished):
-                self._unfinished.append((test, tidy))  # not an asynchronous one: no loop is left
+                # not an asynchronous one: no loop is left
+                counted = Counter(created) - Counter(record.get("deleted", {}))
+                counted &= Counter(created_by(tidy.tracker))
+                self._unfinished.append((test, tidy, counted))
             self.add(
                 record | residue_record(Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept))
             )
@@ -403,8 +409,8 @@ class Plugin:
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Finish what was held or interrupted; in a controller also what workers left."""
-        for test, tidy in self._unfinished:
-            self._finish_late(test, tidy)
+        for unfinished in self._unfinished:
+            self._finish_late(*unfinished)
         for action in self.before_the_end:
             action()
         if self._is_worker:
@@ -420,10 +426,9 @@ class Plugin:
         for ledger in self._ledgers:  # nobody else closes them in an xdist worker
             ledger.close()
 
-    def _finish_late(self, test: str, tidy: Tidy) -> None:
+    def _finish_late(self, test: str, tidy: Tidy, counted: Counter[str]) -> None:
         """Clean up again, now that others' rows are gone or the interrupt is over."""
         held = tidy.report.held if tidy.report else ()
-        counted = Counter(str(each.row.table) for each in held if each.row is not None)
         late = Counter(created_by(tidy.tracker)) - counted
         try:
             report = tidy.cleanup.cleanup()
