@@ -1,0 +1,203 @@
+"""One call for every level of isolation, with one interface for the test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from tidyrows.arguments import Kind, checked
+from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.cleanup.reasons import in_full
+from tidyrows.errors import NotBoundError, SessionStateError, add_note
+from tidyrows.greenlets import is_async, spawn, synchronous
+from tidyrows.isolation.levels import Level, NoIsolation, Wanted, WorkerLevel
+from tidyrows.production import PERMISSION
+from tidyrows.tracking.tracker import ResourceTracker
+from tidyrows.worker import CONTEXT, WorkerContext
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from types import TracebackType
+
+    from sqlalchemy.ext.asyncio import AsyncSession
+
+    from tidyrows.ledger.table import Ledger
+
+LEVELS: dict[str, type[Level]] = {each.name: each for each in (NoIsolation, WorkerLevel)}
+LEVEL = Kind(lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}", "'worker'")
+
+
+class Isolation:
+    """A database for one test, at any level; :func:`isolate` makes it.
+
+    Attributes:
+        level: the level's name.
+        context: run, worker and test.
+        engine: what the test uses; asynchronous where ``isolate`` was given such an engine.
+        tracker: what is inserted through it; set in the block.
+    """
+
+    tracker: ResourceTracker
+    engine: Any
+
+    def __init__(
+        self,
+        engine: Any,
+        level: type[Level],
+        wanted: Wanted,
+        *,
+        allow_production: bool | Collection[str] = False,
+        ledger: Ledger | None = None,
+    ) -> None:
+        if not isinstance(engine, (sa.Engine, AsyncEngine)):
+            raise NotBoundError(
+                f"isolate() needs an Engine or an AsyncEngine, and a {type(engine).__name__} is "
+                f"none. Write isolate(create_engine(...), {level.name!r})."
+            )
+        self._given = engine
+        self._level = level(synchronous(engine), wanted)
+        self._tracker_options: dict[str, Any] = {
+            "allow_production": allow_production,
+            "ledger": ledger,
+        }
+        self.level = level.name
+        self.context = wanted.context
+
+    # -- what a test uses --------------------------------------------------------------------
+
+    @property
+    def schema(self) -> str | None:
+        """The schema, database or file that the test has for itself; None at other levels."""
+        return self._level.schema
+
+    @property
+    def url(self) -> sa.URL:
+        """The URL of the database, which leads another process to the same tables."""
+        url: sa.URL = synchronous(self.engine).url
+        return url
+
+    @property
+    def sessionmaker(self) -> Any:
+        """Makes sessions on the engine: a sessionmaker, or an async_sessionmaker."""
+        if is_async(self._given):
+            return async_sessionmaker(self.engine, expire_on_commit=False)
+        return orm.sessionmaker(self.engine)
+
+    def session(self) -> orm.Session | AsyncSession:
+        """A new session on the engine; its user closes it."""
+        session: orm.Session | AsyncSession = self.sessionmaker()
+        return session
+
+    # -- the level alone, for those who have a tracker of their own ----------------------------
+
+    def open(self) -> Any:
+        """Open the level; returns the engine."""
+        engine = self._level.open()
+        self.engine = AsyncEngine(engine) if is_async(self._given) else engine
+        if engine is self._level.engine:
+            self.engine = self._given
+        return self.engine
+
+    def close(self) -> None:
+        """Close the level."""
+        self._level.close()
+
+    # -- as a block --------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        if is_async(self._given):
+            raise SessionStateError(
+                f"The engine of isolate() is asynchronous. Write async with isolate(engine, "
+                f"{self.level!r}): ..."
+            )
+        return self._enter()
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._exit(error)
+
+    async def __aenter__(self) -> Self:
+        return await spawn(self._enter)
+
+    async def __aexit__(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await spawn(self._exit, error)
+
+    def _enter(self) -> Self:
+        self.open()
+        try:
+            self.tracker = ResourceTracker(
+                self.engine, context=self.context, **self._tracker_options
+            )
+            self.tracker.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def _exit(self, error: BaseException | None) -> None:
+        try:
+            try:
+                self.tracker.stop()
+                if self._level.deletes_rows:
+                    CleanupManager(self.tracker).cleanup()
+                else:
+                    self.tracker.dismiss_leak_warning()
+            finally:
+                self.close()
+        except Exception as failure:
+            if error is None:
+                raise
+            add_note(error, f"tidyrows: the end of isolate() failed too: {in_full(failure)}")
+
+
+@checked(level=LEVEL, context=CONTEXT, allow_production=PERMISSION)
+def isolate(
+    engine: sa.Engine | AsyncEngine,
+    level: str = "worker",
+    *,
+    context: WorkerContext | None = None,
+    metadata: sa.MetaData | None = None,
+    migrate: Any = None,
+    seed: Any = None,
+    pool: Any = True,
+    allow_production: bool | Collection[str] = False,
+    ledger: Ledger | None = None,
+) -> Isolation:
+    """Keep what a block writes from all others who use the database.
+
+    Args:
+        engine: on the suite's database.
+        level: how far: ``none``, ``worker``.
+        context: run, worker and test; by default this worker's.
+        metadata: the tables of a schema or database that is made.
+        migrate: what makes them instead.
+        seed: what writes the reference data.
+        pool: whether a schema or database is kept for the next test and the next run.
+        allow_production: as for ``ResourceTracker``.
+        ledger: as for ``ResourceTracker``.
+
+    Raises:
+        NotBoundError: ``engine`` is no engine.
+        ArgumentError: an argument has a value that it does not take.
+
+    Example:
+        >>> with isolate(engine, "worker") as db, db.session() as session:
+        ...     session.add(User(name="Ada"))
+        ...     session.commit()
+    """
+    wanted = Wanted(context or WorkerContext.current(), metadata, migrate, seed, pool)
+    return Isolation(
+        engine, LEVELS[level], wanted, allow_production=allow_production, ledger=ledger
+    )

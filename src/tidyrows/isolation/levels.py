@@ -1,0 +1,83 @@
+"""What a level of isolation opens for a test, and closes after it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from tidyrows.worker import WorkerContext
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What :func:`~tidyrows.isolate` was asked for, besides the level.
+
+    Attributes:
+        context: run, worker and test.
+        metadata: the tables to make.
+        migrate: what makes them instead.
+        seed: what writes the reference data.
+        pool: whether a schema or database is kept for the next test and the next run.
+    """
+
+    context: WorkerContext
+    metadata: Any = None
+    migrate: Any = None
+    seed: Any = None
+    pool: Any = True
+
+
+class Level(ABC):
+    """How the rows of a test are kept from those of others.
+
+    All methods are synchronous; under an asynchronous engine they run in a greenlet.
+
+    Args:
+        engine: on the suite's database.
+        wanted: the other arguments of :func:`~tidyrows.isolate`.
+
+    Attributes:
+        name: as users write it.
+        deletes_rows: whether tracked rows are deleted one by one when the test ends.
+        schema: the schema, database or file that the test has for itself.
+    """
+
+    name: ClassVar[str]
+    deletes_rows: ClassVar[bool] = False
+
+    def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:
+        self.engine = engine
+        self.wanted = wanted
+        self.schema: str | None = None
+
+    @abstractmethod
+    def open(self) -> sa.Engine:
+        """The engine that the test uses."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """After the test, whose tracker has stopped: undo what it wrote, and let go of the rest."""
+
+
+class NoIsolation(Level):
+    """The suite's own database; what a test writes stays."""
+
+    name = "none"
+
+    def open(self) -> sa.Engine:
+        """The suite's engine."""
+        return self.engine
+
+    def close(self) -> None:
+        """Nothing is undone."""
+
+
+class WorkerLevel(NoIsolation):
+    """The suite's own database, from which the tracked rows are deleted."""
+
+    name = "worker"
+    deletes_rows = True
