@@ -149,11 +149,15 @@ class Bystanders:
         assert snapshot(self._engine) == self.expected
 
 
+_connections: dict[sa.URL, Any] = {}
+"""To servers, until the database of the test is closed: a test looks several times."""
+
+
 @contextmanager
 def _cursor(engine: sa.Engine) -> Iterator[Any]:
     """A driver's cursor that no engine event sees.
 
-    A connection of its own where that is possible, since a pooled one may have been left with a
+    On a server its connection serves nothing else, since a pooled one may have been left with a
     role or a search_path. SQLite's comes from the pool: it alone has the attached schemas.
     """
     if engine.dialect.name == "sqlite":
@@ -162,13 +166,29 @@ def _cursor(engine: sa.Engine) -> Iterator[Any]:
             yield pooled.cursor()
         finally:
             pooled.close()
-    else:
+        return
+    if engine.url not in _connections:
         arguments, options = engine.dialect.create_connect_args(engine.url)
         connection = engine.dialect.connect(*arguments, **options)
-        try:
-            yield connection.cursor()
-        finally:
-            connection.close()
+        if engine.dialect.name == "postgresql":
+            connection.autocommit = True
+        else:
+            connection.autocommit(True)
+        _connections[engine.url] = connection
+    cursor = _connections[engine.url].cursor()
+    try:
+        yield cursor
+    except BaseException:
+        close_connections()
+        raise
+    finally:
+        cursor.close()
+
+
+def close_connections() -> None:
+    """Close what looked at databases on servers."""
+    while _connections:
+        _connections.popitem()[1].close()
 
 
 def _table_names(engine: sa.Engine, cursor: Any) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from harness.bystanders import close_connections
 from harness.homes import Home, MysqlHome, PostgresqlHome
 from harness.servers import Server
 
@@ -65,6 +66,7 @@ class Database:
         """Close what the test opened and clean up after it."""
         for engine in self._engines:
             engine.dispose()
+        close_connections()
         if self._home is not None:
             self._home.reset()
 
