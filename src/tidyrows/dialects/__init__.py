@@ -7,6 +7,7 @@ package adds one by an entry point of the group ``tidyrows.dialects``.
 from __future__ import annotations
 
 from difflib import get_close_matches
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
@@ -20,10 +21,7 @@ from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_wi
 from tidyrows.dialects.catalogue import RealTable, was_dropped
 from tidyrows.dialects.driver import Fault, Loss, database_name
 from tidyrows.dialects.locks import Blocker, LivenessLock, LockStatements
-from tidyrows.dialects.mysql import MySQL
-from tidyrows.dialects.postgresql import PostgreSQL
 from tidyrows.dialects.sessions import CommitOutcome
-from tidyrows.dialects.sqlite import SQLite
 from tidyrows.dialects.statements import CycleForm
 from tidyrows.errors import DialectError, NotBoundError
 
@@ -50,12 +48,13 @@ __all__ = [
 
 ENTRY_POINTS = "tidyrows.dialects"
 """The entry point group of other packages: SQLAlchemy's dialect name = module:Class."""
-_BUILT_IN: dict[str, type[Dialect]] = {
-    "postgresql": PostgreSQL,
-    "mysql": MySQL,
-    "mariadb": MySQL,
-    "sqlite": SQLite,
+_BUILT_IN = {
+    "postgresql": ("postgresql", "PostgreSQL"),
+    "mysql": ("mysql", "MySQL"),
+    "mariadb": ("mysql", "MySQL"),
+    "sqlite": ("sqlite", "SQLite"),
 }
+"""Module and class by SQLAlchemy's name; most processes need one of these modules."""
 _DRIVERS = {
     "postgresql": ("psycopg", "psycopg2"),
     "mysql": ("pymysql", "mysqldb"),
@@ -108,9 +107,17 @@ def dialect_for(bind: sa.Engine | sa.Connection) -> Dialect:
     known = _known.get(bind.dialect)
     if known is None:
         name = bind.dialect.name
-        kind = _BUILT_IN.get(name) or _installed(name) or UnknownDialect
+        kind = _built_in(name) or _installed(name) or UnknownDialect
         known = _known[bind.dialect] = kind(bind.dialect)
     return known
+
+
+def _built_in(name: str) -> type[Dialect] | None:
+    if name not in _BUILT_IN:
+        return None
+    module, kind = _BUILT_IN[name]
+    found: type[Dialect] = getattr(import_module(f"{__name__}.{module}"), kind)
+    return found
 
 
 def _installed(name: str) -> type[Dialect] | None:
