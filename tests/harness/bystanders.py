@@ -173,7 +173,7 @@ def _cursor(engine: sa.Engine) -> Iterator[Any]:
         if engine.dialect.name == "postgresql":
             connection.autocommit = True
         else:
-            connection.autocommit(True)
+            connection.autocommit(True)  # noqa: FBT003 -- both drivers have it so
         _connections[engine.url] = connection
     cursor = _connections[engine.url].cursor()
     try:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
+from harness import forks
 from harness.bystanders import Snapshot, snapshot
 
 TRACKED = """
@@ -220,7 +221,11 @@ class Suite:
             environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment}
             several = any(each.startswith("-n") for each in arguments)
             plugins = (*_ONLY, *(("-p", "xdist.plugin") if several else ()))
-        return self.run("pytest", "-q", *plugins, *arguments, **environment)
+        all_arguments = ("pytest", "-q", *plugins, *arguments)
+        if every_plugin or "asyncio" in arguments:  # pytest warns of modules imported before it
+            return self.run(*all_arguments, **environment)
+        env = {**fresh_environment(), "SUITE_URL": self.url, **environment}
+        return Ended(*forks.run(*all_arguments, cwd=self.folder, env=env, timeout=180))
 
     @property
     def url(self) -> str:
