@@ -173,6 +173,18 @@ class LockLostError(TidyRowsError):
     lock: str
 
 
+class IsolationError(TidyRowsError):
+    """A test cannot have a schema or a database for itself, or it could not be emptied.
+
+    Attributes:
+        name: the name of the schema, database or file, if there is one.
+        blockers: a Blocker for each session that may have kept it from being emptied.
+    """
+
+    name: str | None = None
+    blockers: tuple[Any, ...] = ()
+
+
 class DialectError(TidyRowsError):
     """A package's entry point for its database cannot be used.
 

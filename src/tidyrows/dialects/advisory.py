@@ -61,6 +61,11 @@ class HeldLock:
         self._process = os.getpid()
         self._connection: sa.Connection | None = None
 
+    @property
+    def connection(self) -> sa.Connection | None:
+        """What holds it; None before, after, and where it is a file."""
+        return self._connection
+
     def acquire(self, timeout: float) -> list[Blocker] | None:
         """Acquire it within so many seconds; 0 does not wait.
 

@@ -10,6 +10,7 @@ from tidyrows.dialects.driver import Errors
 from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
 from tidyrows.dialects.sessions import Sessions
+from tidyrows.dialects.spaces import Spaces
 from tidyrows.dialects.statements import Inserts, Statements
 
 if TYPE_CHECKING:
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 
 class Dialect(
-    Errors, Sessions, Inserts, Statements, KeylessStatements, Locks, AdvisoryLocks, Catalogue
+    Errors,
+    Sessions,
+    Inserts,
+    Statements,
+    KeylessStatements,
+    Locks,
+    AdvisoryLocks,
+    Spaces,
+    Catalogue,
 ):
     """A database as tidyrows needs it. Subclass it for another database.
 

@@ -14,6 +14,7 @@ from tidyrows.cleanup.reasons import in_full
 from tidyrows.errors import NotBoundError, SessionStateError, add_note
 from tidyrows.greenlets import is_async, spawn, synchronous
 from tidyrows.isolation.levels import Level, NoIsolation, Wanted, WorkerLevel
+from tidyrows.isolation.schema_level import DatabaseLevel, SchemaLevel
 from tidyrows.production import PERMISSION
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import CONTEXT, WorkerContext
@@ -26,8 +27,17 @@ if TYPE_CHECKING:
 
     from tidyrows.ledger.table import Ledger
 
-LEVELS: dict[str, type[Level]] = {each.name: each for each in (NoIsolation, WorkerLevel)}
+LEVELS: dict[str, type[Level]] = {
+    each.name: each for each in (NoIsolation, WorkerLevel, SchemaLevel, DatabaseLevel)
+}
 LEVEL = Kind(lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}", "'worker'")
+
+
+class _Onlooker(ResourceTracker):
+    """Knows which rows a test has made, at a level that undoes all of them."""
+
+    def warn_once(self, subject: Any, message: str) -> None:
+        """No row is left because it is not tracked."""
 
 
 class Isolation:
@@ -91,6 +101,23 @@ class Isolation:
         session: orm.Session | AsyncSession = self.sessionmaker()
         return session
 
+    def environ(self) -> dict[str, str]:
+        """Environment variables for a process that is to use the same tables.
+
+        ``DATABASE_URL``, with the password, and what ``WorkerContext.current()`` reads. Where the
+        driver's URL cannot name a schema (asyncpg), ``TIDYROWS_SCHEMA`` names it.
+        """
+        context = self.context
+        found = {
+            "DATABASE_URL": self.url.render_as_string(hide_password=False),
+            "TIDYROWS_RUN": context.run_id,
+            "TIDYROWS_WORKER": context.worker_id,
+            "TIDYROWS_WORKER_INDEX": str(context.worker_index),
+            "TIDYROWS_WORKER_COUNT": str(context.worker_count),
+            "TIDYROWS_TEST": context.test_id or "",
+        }
+        return found | ({"TIDYROWS_SCHEMA": self.schema} if self.schema else {})
+
     # -- the level alone, for those who have a tracker of their own ----------------------------
 
     def open(self) -> Any:
@@ -137,9 +164,8 @@ class Isolation:
     def _enter(self) -> Self:
         self.open()
         try:
-            self.tracker = ResourceTracker(
-                self.engine, context=self.context, **self._tracker_options
-            )
+            tracker = ResourceTracker if self._level.deletes_rows else _Onlooker
+            self.tracker = tracker(self.engine, context=self.context, **self._tracker_options)
             self.tracker.start()
         except BaseException:
             self.close()
@@ -197,7 +223,9 @@ def isolate(
         ...     session.add(User(name="Ada"))
         ...     session.commit()
     """
-    wanted = Wanted(context or WorkerContext.current(), metadata, migrate, seed, pool)
+    wanted = Wanted(
+        context or WorkerContext.current(), metadata, migrate, seed, pool, allow_production
+    )
     return Isolation(
         engine, LEVELS[level], wanted, allow_production=allow_production, ledger=ledger
     )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import sqlalchemy as sa
 
     from tidyrows.worker import WorkerContext
@@ -22,6 +24,7 @@ class Wanted:
         migrate: what makes them instead.
         seed: what writes the reference data.
         pool: whether a schema or database is kept for the next test and the next run.
+        allow_production: as for ``ResourceTracker``.
     """
 
     context: WorkerContext
@@ -29,6 +32,7 @@ class Wanted:
     migrate: Any = None
     seed: Any = None
     pool: Any = True
+    allow_production: bool | Collection[str] = False
 
 
 class Level(ABC):

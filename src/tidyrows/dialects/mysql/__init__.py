@@ -14,6 +14,7 @@ from tidyrows.dialects.catalogue import RealTable, filled_tables
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.mysql.locks import MySQLLocks
 from tidyrows.dialects.mysql.reflection import SHOWN_TRIGGERS, read_columns, read_foreign_keys
+from tidyrows.dialects.mysql.spaces import MySQLDatabase
 from tidyrows.dialects.mysql.statements import MySQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.schema.reflect import reflect_foreign_keys
@@ -103,6 +104,7 @@ class MySQL(MySQLStatements, MySQLLocks):
     foreign_key_codes = frozenset({1451, 1452, 1216, 1217})
     constraint_codes = foreign_key_codes | {1062, 1048, 4025, 3819}
     permission_codes = frozenset({1044, 1142, 1143})
+    space_kinds = MappingProxyType({"schema": MySQLDatabase, "database": MySQLDatabase})
     table_options = MappingProxyType({"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"})
     long_text = LONGTEXT(charset="ascii")  # JSON, in which everything else is escaped
     _busy = "SELECT 1 FROM information_schema.PROCESSLIST WHERE ID = {} AND COMMAND <> 'Sleep'"

@@ -6,12 +6,14 @@ import os
 import re
 from dataclasses import replace
 from operator import attrgetter, methodcaller
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.catalogue import RealTable
 from tidyrows.dialects.driver import Fault, Loss
 from tidyrows.dialects.postgresql import statements
 from tidyrows.dialects.postgresql.locks import PostgreSQLLocks
+from tidyrows.dialects.postgresql.spaces import PostgreSQLSchema
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
@@ -177,6 +179,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks):
     timeout_codes = frozenset({"55P03", "57014"})
     foreign_key_codes = frozenset({"23503", "23001"})
     permission_codes = frozenset({"42501"})
+    space_kinds = MappingProxyType({"schema": PostgreSQLSchema})
     _busy = (
         "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {} AND state IS DISTINCT FROM 'idle'"
     )

@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from tidyrows.dialects.sqlite.locks import (
     is_in_memory,
     named_files,
 )
+from tidyrows.dialects.sqlite.spaces import SQLiteFile
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
 from tidyrows.greenlets import in_greenlet, wait_for
 from tidyrows.schema.reflect import (
@@ -134,6 +136,7 @@ class SQLite(SQLiteStatements, SQLiteLocks):
     transient_codes = frozenset({_BUSY, _LOCKED})
     timeout_codes = transient_codes
     constraint_codes = frozenset({_CONSTRAINT})
+    space_kinds = MappingProxyType({"schema": SQLiteFile, "database": SQLiteFile})
 
     def driver_code(self, error: BaseException) -> int | None:
         """The primary code: the low byte of the extended one."""
