@@ -24,10 +24,13 @@ from tidyrows.cleanup.report import (
     TableRows,
     progress_bar,
 )
+from tidyrows.connections.engine import worker_async_engine, worker_engine
+from tidyrows.connections.report import Lease, PoolReport, pool_report
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     ArgumentError,
     CleanupError,
+    ConnectionBudgetError,
     ExternalResourceError,
     KeyShapeError,
     LateCommitWarning,
@@ -40,6 +43,7 @@ from tidyrows.errors import (
     NotBoundError,
     ProductionDatabaseError,
     ScopeError,
+    ServerAwayError,
     SessionStateError,
     TakenOverError,
     TidyRowsError,
@@ -68,6 +72,7 @@ __all__ = [
     "CleanupError",
     "CleanupManager",
     "CleanupReport",
+    "ConnectionBudgetError",
     "Dependents",
     "ExternalResource",
     "ExternalResourceError",
@@ -76,6 +81,7 @@ __all__ = [
     "LateCommitWarning",
     "LeakedRows",
     "LeakedRowsError",
+    "Lease",
     "Ledger",
     "LedgerError",
     "Leftover",
@@ -88,6 +94,7 @@ __all__ = [
     "NotBoundError",
     "Orphans",
     "Plan",
+    "PoolReport",
     "ProductionDatabaseError",
     "Progress",
     "ResourceTracker",
@@ -97,6 +104,7 @@ __all__ = [
     "Scoped",
     "ScopedEmail",
     "ScopedInteger",
+    "ServerAwayError",
     "SessionStateError",
     "TableName",
     "TableRows",
@@ -116,11 +124,14 @@ __all__ = [
     "external_handler",
     "find_orphans",
     "find_orphans_async",
+    "pool_report",
     "progress_bar",
     "sweep",
     "sweep_async",
     "try_advisory_lock",
     "with_retries",
+    "worker_async_engine",
+    "worker_engine",
 ]
 
 __version__: str

@@ -185,6 +185,32 @@ class IsolationError(TidyRowsError):
     blockers: tuple[Any, ...] = ()
 
 
+class ConnectionBudgetError(TidyRowsError):
+    """The server does not take the connections that the workers of a run need.
+
+    Attributes:
+        limit: the limit that is too low, as its database names it.
+        free: connections that the run may have by this limit.
+        workers: the number of workers that share them.
+        need: connections that the run needs.
+    """
+
+    limit: str
+    free: int
+    workers: int
+    need: int
+
+
+class ServerAwayError(TidyRowsError, ConnectionError):
+    """No database server answers at the address of a URL.
+
+    Attributes:
+        database: the address, without user and password.
+    """
+
+    database: str
+
+
 class DialectError(TidyRowsError):
     """A package's entry point for its database cannot be used.
 

@@ -19,6 +19,7 @@ from tidyrows.errors import SessionStateError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from types import FrameType
 
     from sqlalchemy import orm
     from sqlalchemy.ext.asyncio import AsyncSession
@@ -38,6 +39,14 @@ def wait_for(awaitable: Awaitable[T]) -> T:
     """Await, in synchronous code inside a greenlet."""
     result: T = await_only(awaitable)
     return result
+
+
+def outer_frame() -> FrameType | None:
+    """The frame that waits for the greenlet of this code; None outside of one."""
+    module: Any = sys.modules.get("greenlet")
+    parent = module and module.getcurrent().parent
+    frame: FrameType | None = parent.gr_frame if parent else None
+    return frame
 
 
 def sleep(seconds: float) -> None:

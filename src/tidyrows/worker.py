@@ -51,6 +51,7 @@ STRIDE = 1000
 """The distance between the integers of one worker of several; worker indexes are below it."""
 
 _TESTS = len(ALPHABET) ** TEST_WIDTH - 1  # "00" is no test
+_PYTEST, _TEST = "PYTEST_CURRENT_TEST", "TIDYROWS_TEST"
 _CLAIM = "_TIDYROWS_CLAIM"  # the run and worker of a process, and its pid; children inherit it
 
 
@@ -326,6 +327,27 @@ def printable(text: str | None) -> str:
     """A text from a ledger or the environment, with control characters as escapes."""
     text = "?" if text is None else text
     return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def session_label(context: WorkerContext) -> str:
+    """How a connection of a worker is named to those who look at the server's list."""
+    test = (context.test_id or test_of_phase(running_phase()) or "").rpartition("::")[2]
+    return printable(f"{label_of_run(context)}{context.worker_id} {test}".rstrip())
+
+
+def label_of_run(context: WorkerContext) -> str:
+    """What the labels of all workers of a run begin with."""
+    return f"tidyrows run {context.run_id[:8]} "
+
+
+def running_phase() -> str | None:
+    """The test that pytest is running, and in which phase: ``test_a.py::test_login (call)``."""
+    return os.environ.get(_PYTEST) or os.environ.get(_TEST)
+
+
+def test_of_phase(phase: str | None) -> str | None:
+    """The test of :func:`running_phase`."""
+    return phase and (phase.rpartition(" (")[0] or phase)
 
 
 CONTEXT = optional(

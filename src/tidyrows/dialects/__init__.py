@@ -18,16 +18,20 @@ import sqlalchemy as sa
 from tidyrows.dialects.advisory import HeldLock, LockName
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_within
+from tidyrows.dialects.capacity import ConnectionLimit
 from tidyrows.dialects.catalogue import RealTable, was_dropped
 from tidyrows.dialects.driver import Fault, Loss, database_name
+from tidyrows.dialects.embedded import EMBEDDED
 from tidyrows.dialects.locks import Blocker, LivenessLock, LockStatements
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.statements import CycleForm
 from tidyrows.errors import DialectError, NotBoundError
 
 __all__ = [
+    "EMBEDDED",
     "Blocker",
     "CommitOutcome",
+    "ConnectionLimit",
     "CycleForm",
     "Dialect",
     "DriverSocket",
@@ -68,15 +72,15 @@ _PACKAGES = {"mysqldb": "MySQLdb", "mariadbconnector": "mariadb", "pysqlite": "s
 _known: WeakKeyDictionary[Any, Dialect] = WeakKeyDictionary()
 
 
-def engine_for(url: str | sa.URL) -> sa.Engine:
-    """An engine for a URL.
+def engine_for(url: str | sa.URL, **options: Any) -> sa.Engine:
+    """An engine for a URL, with options of ``create_engine``.
 
     Raises:
         NotBoundError: it is no URL, SQLAlchemy does not know its dialect, or its driver is not
             installed.
     """
     try:
-        return sa.create_engine(url)
+        return sa.create_engine(url, **options)
     except sa.exc.ArgumentError as error:  # which may show the password
         scheme = str(url).partition("://")[0] if "://" in str(url) else ""
         why = f"begins with {scheme!r}, which SQLAlchemy does not know" if scheme else "is no URL"

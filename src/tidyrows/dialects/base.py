@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.advisory import AdvisoryLocks
+from tidyrows.dialects.capacity import Capacity
 from tidyrows.dialects.catalogue import Catalogue, RealTable
-from tidyrows.dialects.driver import Errors
 from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
 from tidyrows.dialects.sessions import Sessions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class Dialect(
-    Errors,
+    Capacity,
     Sessions,
     Inserts,
     Statements,

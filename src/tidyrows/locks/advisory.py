@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -21,7 +20,7 @@ from tidyrows.errors import (
     add_note,
 )
 from tidyrows.greenlets import is_async, spawn, synchronous
-from tidyrows.worker import CONTEXT, WorkerContext, printable
+from tidyrows.worker import CONTEXT, WorkerContext, session_label
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -46,10 +45,7 @@ class AdvisoryLock:
         self._is_async = is_async(bind)
         self._engine = _engine(bind)
         self._timeout = timeout
-        test = context.test_id or os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
-        test = test.rpartition("::")[2]
-        label = f"tidyrows run {context.run_id[:8]} {context.worker_id} {test}".rstrip()
-        self._name = LockName(name, label=printable(label), **how)
+        self._name = LockName(name, label=session_label(context), **how)
         self._held: list[HeldLock] = []
 
     def __repr__(self) -> str:

@@ -187,7 +187,8 @@ class RunSummary:
             self.fail(record["failed"])
             return
         if "note" in record:
-            self.notes.append(record["note"])
+            if record["note"] not in self.notes:  # several workers may say the same
+                self.notes.append(record["note"])
             return
         self.residue.add(str(record.get("test", "")), record.get("residue", ()))
         if "seconds" in record:

@@ -7,8 +7,9 @@ import json
 import os
 import warnings
 import weakref
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import sha256
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ import sqlalchemy as sa
 from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.cleanup.configuration import with_configured
 from tidyrows.cleanup.manager import CleanupManager
+from tidyrows.connections.leases import leases_returned
 from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
 from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
@@ -188,6 +190,7 @@ class Tidy:
         self.cleanup = CleanupManager(
             self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
         )
+        self._began = perf_counter()
         self.tracker.start()
         if not self.is_async:  # there is no loop when the process ends
             self._process = os.getpid()
@@ -217,7 +220,7 @@ class Tidy:
             CleanupError: rows are still there.
         """
         self.tracker.stop()
-        with self._at_exit_unless_done():
+        with self._at_exit_unless_done(), self._leases():
             if failed and self._keep and self._has_rows:
                 return self.cleanup.keep()
             self.cleanup.cleanup()
@@ -228,6 +231,10 @@ class Tidy:
         if not self.tracker.is_async:
             return self.finish(failed=failed)
         return await self.tracker.run_sync(lambda _tracker: self.finish(failed=failed))
+
+    def _leases(self, error: BaseException | None = None) -> AbstractContextManager[None]:
+        """Connections of ``worker_engine`` that the test has left are given back."""
+        return leases_returned(self._began, self.tracker.sessions.release, error)
 
     @property
     def _has_rows(self) -> bool:
@@ -245,7 +252,7 @@ class Tidy:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with self._at_exit_unless_done():
+        with self._at_exit_unless_done(), self._leases(error):
             self.cleanup.__exit__(kind, error, traceback)
 
     async def __aenter__(self) -> Self:

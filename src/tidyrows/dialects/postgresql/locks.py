@@ -27,7 +27,9 @@ FROM pg_catalog.pg_prepared_xacts WHERE database = pg_catalog.current_database()
 # For this transaction only: a pooler shares sessions. From no table, which would be
 # locked for as long. PostgreSQL 17 is the first that ends long transactions.
 _BEGIN_LIVENESS = """
-SELECT pg_catalog.set_config('application_name', 'tidyrows: a worker is alive', true),
+SELECT pg_catalog.set_config('application_name', COALESCE(
+           substring(pg_catalog.current_setting('application_name')
+                     FROM '^tidyrows run [^ ]+ [^ ]+'), 'tidyrows') || ': a worker is alive', true),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
        pg_catalog.set_config('statement_timeout', '0', true),
        CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
