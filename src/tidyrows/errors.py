@@ -174,13 +174,19 @@ class LockLostError(TidyRowsError):
 
 
 class IsolationError(TidyRowsError):
-    """A test cannot have a schema or a database for itself, or it could not be emptied.
+    """A level of isolation cannot give what is asked of it, or a test has broken out of it.
 
     Attributes:
+        level: the level, if it is ``transaction``.
+        escaped: the transaction was ended behind its back, so rows may be committed.
+        rows: of these, the keys of those that were tracked.
         name: the name of the schema, database or file, if there is one.
-        blockers: a Blocker for each session that may have kept it from being emptied.
+        blockers: a Blocker for each session that is in the way.
     """
 
+    level: str | None = None
+    escaped: bool = False
+    rows: tuple[Any, ...] = ()
     name: str | None = None
     blockers: tuple[Any, ...] = ()
 

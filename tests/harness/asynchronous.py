@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
+from harness.bystanders import Bystanders, snapshot
 from harness.databases import Database
 
 T = TypeVar("T")
@@ -68,3 +69,25 @@ def run(database: Database, driver: str, main: Callable[[AsyncEngine], Awaitable
             return await main(engine)
 
     return asyncio.run(inside())
+
+
+class World:
+    """A database with strangers' rows in it, and an asynchronous driver to it.
+
+    Attributes:
+        engine: synchronous, to look and to disturb with.
+    """
+
+    def __init__(self, database: Database, driver: str) -> None:
+        self.database, self.driver = database, driver
+        self.backend = database.backend
+        self.engine = database.engine()
+        self.bystanders = Bystanders(self.engine)
+
+    def run(self, main: Callable[[AsyncEngine], Awaitable[T]]) -> T:
+        return run(self.database, self.driver, main)
+
+    def added(self) -> dict[str, int]:
+        """How many rows each table has that it did not have at first."""
+        rows = snapshot(self.engine).added_since(self.bystanders.expected)
+        return {name.rpartition(".")[2]: len(each) for name, each in rows.items() if each}

@@ -21,7 +21,7 @@ from sqlalchemy import event, orm
 from tidyrows.audit.names import NAME, WrittenName, written_name
 from tidyrows.audit.reads import reads_of
 from tidyrows.audit.tables import plain_key
-from tidyrows.capture.changes import INTERNAL, Inserted, Touched
+from tidyrows.capture.changes import INTERNAL, ROLLED_BACK, Inserted, Touched
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.raw_sql import first_word, is_ddl
 from tidyrows.dialects import dialect_for
@@ -176,7 +176,8 @@ class AuditObserver(ObservingSink):
     def _connected(self, connection: sa.Connection) -> str | None:
         """A connection is taken from its pool; returns the name of its database."""
         engine = connection.engine
-        if INTERNAL in engine.get_execution_options() or os.getpid() != self._process:
+        unobserved = not {INTERNAL, ROLLED_BACK}.isdisjoint(engine.get_execution_options())
+        if unobserved or os.getpid() != self._process:
             return None  # the audit's own; or after a fork, where the audit's thread is missing
         self._names[engine] = name = self._meet(connection)
         if name is not None:
@@ -186,7 +187,8 @@ class AuditObserver(ObservingSink):
 
     def _database(self, connection: sa.Connection) -> str | None:
         """The name of a connection's database; None where that is not looked at."""
-        if INTERNAL in connection.get_execution_options() or os.getpid() != self._process:
+        unobserved = not {INTERNAL, ROLLED_BACK}.isdisjoint(connection.get_execution_options())
+        if unobserved or os.getpid() != self._process:
             return None
         if connection.engine not in self._names:  # the connection is older than the observer
             return self._connected(connection)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 INTERNAL = "tidyrows_internal"
 """The execution option of tidyrows' own statements, of which no sink hears."""
+ROLLED_BACK = "tidyrows_rolled_back"
+"""The execution option of an engine whose commits are undone: it concerns its own block only."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ package adds one by an entry point of the group ``tidyrows.dialects``.
 
 from __future__ import annotations
 
+from copy import copy
 from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -23,6 +24,7 @@ from tidyrows.dialects.catalogue import RealTable, was_dropped
 from tidyrows.dialects.driver import Fault, Loss, database_name
 from tidyrows.dialects.embedded import EMBEDDED
 from tidyrows.dialects.locks import Blocker, LivenessLock, LockStatements
+from tidyrows.dialects.outer import InnerTransactions
 from tidyrows.dialects.sessions import CommitOutcome
 from tidyrows.dialects.statements import CycleForm
 from tidyrows.errors import DialectError, NotBoundError
@@ -47,6 +49,7 @@ __all__ = [
     "database_name",
     "dialect_for",
     "engine_for",
+    "inner_dialect",
     "was_dropped",
 ]
 
@@ -122,6 +125,18 @@ def _built_in(name: str) -> type[Dialect] | None:
     module, kind = _BUILT_IN[name]
     found: type[Dialect] = getattr(import_module(f"{__name__}.{module}"), kind)
     return found
+
+
+def inner_dialect(engine: sa.Engine) -> sa.Dialect:
+    """SQLAlchemy's dialect for an engine over an outer transaction on this engine's database.
+
+    :func:`dialect_for` then has an answer whose transactions are the inner ones.
+    """
+    own = copy(engine.dialect)
+    vars(own).pop("dispatch", None)  # listeners of the other engine
+    kind = type(dialect_for(engine))
+    _known[own] = type(kind.__name__, (InnerTransactions, kind), {})(own)
+    return own
 
 
 def _installed(name: str) -> type[Dialect] | None:

@@ -9,6 +9,7 @@ from tidyrows.dialects.capacity import Capacity
 from tidyrows.dialects.catalogue import Catalogue, RealTable
 from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
+from tidyrows.dialects.outer import OuterTransactions
 from tidyrows.dialects.sessions import Sessions
 from tidyrows.dialects.spaces import Spaces
 from tidyrows.dialects.statements import Inserts, Statements
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 class Dialect(
     Capacity,
     Sessions,
+    OuterTransactions,
     Inserts,
     Statements,
     KeylessStatements,

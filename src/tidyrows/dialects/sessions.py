@@ -32,7 +32,8 @@ _QUIET = re.compile(
 
 
 @lru_cache(maxsize=4096)
-def _is_quiet(sql: str) -> bool:
+def is_quiet(sql: str) -> bool:
+    """Whether SQL certainly neither ends a transaction by a side effect nor moves a name."""
     return _QUIET.fullmatch(sql) is not None
 
 
@@ -91,7 +92,7 @@ class Sessions(DriverAccess):
 
     def session_setting(self, sql: str) -> bool:
         """Whether SQL may change which table an unqualified name means, or end the transaction."""
-        return not _is_quiet(sql)
+        return not is_quiet(sql)
 
     def watch_names(self, connection: sa.Connection, moved: Callable[[], None]) -> None:
         """Call ``moved`` when a method of the driver changes what names on a connection mean."""

@@ -11,10 +11,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 from tidyrows.arguments import Kind, checked
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_full
-from tidyrows.errors import NotBoundError, SessionStateError, add_note
+from tidyrows.errors import IsolationError, NotBoundError, SessionStateError, add_note
 from tidyrows.greenlets import is_async, spawn, synchronous
 from tidyrows.isolation.levels import Level, NoIsolation, Wanted, WorkerLevel
 from tidyrows.isolation.schema_level import DatabaseLevel, SchemaLevel
+from tidyrows.isolation.transaction import TransactionLevel
 from tidyrows.production import PERMISSION
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import CONTEXT, WorkerContext
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
     from tidyrows.ledger.table import Ledger
 
 LEVELS: dict[str, type[Level]] = {
-    each.name: each for each in (NoIsolation, WorkerLevel, SchemaLevel, DatabaseLevel)
+    each.name: each
+    for each in (NoIsolation, WorkerLevel, TransactionLevel, SchemaLevel, DatabaseLevel)
 }
 LEVEL = Kind(lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}", "'worker'")
 
@@ -71,7 +73,7 @@ class Isolation:
         self._level = level(synchronous(engine), wanted)
         self._tracker_options: dict[str, Any] = {
             "allow_production": allow_production,
-            "ledger": ledger,
+            "ledger": ledger if level.deletes_rows else None,
         }
         self.level = level.name
         self.context = wanted.context
@@ -180,12 +182,39 @@ class Isolation:
                     CleanupManager(self.tracker).cleanup()
                 else:
                     self.tracker.dismiss_leak_warning()
+                    self.tracker.sessions.release()
             finally:
-                self.close()
+                self._close()
         except Exception as failure:
             if error is None:
                 raise
-            add_note(error, f"tidyrows: the end of isolate() failed too: {in_full(failure)}")
+            if error is not failure:
+                add_note(error, f"tidyrows: the end of isolate() failed too: {in_full(failure)}")
+
+    def _close(self) -> None:
+        try:
+            self.close()
+        except IsolationError as failure:
+            if failure.escaped:
+                self._delete_escaped(failure)
+            raise
+        finally:
+            if self._level.undoes_rows:
+                self.tracker.store.forget_parent()
+
+    def _delete_escaped(self, failure: IsolationError) -> None:
+        """Delete what was committed behind the level's back, as level ``worker`` does."""
+        tracker = self.tracker
+        for change in list(tracker.engines.pending_changes()):
+            tracker.apply(change)  # a session was open at that moment
+        failure.rows = tuple(tracker.rows())
+        if failure.rows:
+            options = {"allow_production": self._tracker_options["allow_production"]}
+            own = ResourceTracker.from_json(tracker.to_json(), self._given, **options)
+            report = CleanupManager(own).cleanup()
+            add_note(failure, f"tidyrows: {report}")
+        else:
+            add_note(failure, "tidyrows: no rows are known that were inserted before.")
 
 
 @checked(level=LEVEL, context=CONTEXT, allow_production=PERMISSION)
@@ -205,7 +234,7 @@ def isolate(
 
     Args:
         engine: on the suite's database.
-        level: how far: ``none``, ``worker``.
+        level: how far: ``none``, ``worker``, ``transaction``.
         context: run, worker and test; by default this worker's.
         metadata: the tables of a schema or database that is made.
         migrate: what makes them instead.
@@ -217,6 +246,8 @@ def isolate(
     Raises:
         NotBoundError: ``engine`` is no engine.
         ArgumentError: an argument has a value that it does not take.
+        IsolationError: in the block, and at its end: the level cannot give what was asked for, or
+            a transaction was ended behind its back.
 
     Example:
         >>> with isolate(engine, "worker") as db, db.session() as session:

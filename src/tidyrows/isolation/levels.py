@@ -47,11 +47,13 @@ class Level(ABC):
     Attributes:
         name: as users write it.
         deletes_rows: whether tracked rows are deleted one by one when the test ends.
+        undoes_rows: whether nothing that the test writes is left after :meth:`close`.
         schema: the schema, database or file that the test has for itself.
     """
 
     name: ClassVar[str]
     deletes_rows: ClassVar[bool] = False
+    undoes_rows: ClassVar[bool] = False
 
     def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:
         self.engine = engine

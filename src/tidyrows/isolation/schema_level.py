@@ -18,6 +18,7 @@ class SchemaLevel(Level):
     """A schema that no other process has: built once, and emptied after each test."""
 
     name = "schema"
+    undoes_rows = True
     _lease: Lease | None = None
 
     def open(self) -> sa.Engine:

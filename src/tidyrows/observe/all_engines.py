@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from tidyrows.capture.changes import INTERNAL
+from tidyrows.capture.changes import INTERNAL, ROLLED_BACK
 from tidyrows.capture.engine import capture_for, root_engine
 from tidyrows.worker import WorkerContext
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tidyrows.keys import KeyedTable, TableName
 
 _EVENTS = ("engine_connect", "begin")
+_UNOBSERVED = frozenset({INTERNAL, ROLLED_BACK})
 
 
 class AllEngines:
@@ -65,7 +66,7 @@ class AllEngines:
 
     def _meet(self, connection: sa.Connection) -> None:
         engine = root_engine(connection.engine)
-        if engine in self._met or INTERNAL in engine.get_execution_options():
+        if engine in self._met or not _UNOBSERVED.isdisjoint(engine.get_execution_options()):
             return
         self._met.add(engine)  # first: accept() may connect too
         if self._accept(engine):

@@ -14,6 +14,7 @@ from tidyrows.dialects.catalogue import RealTable, filled_tables
 from tidyrows.dialects.driver import Fault, Loss, raw_connection
 from tidyrows.dialects.mysql.capacity import MySQLCapacity
 from tidyrows.dialects.mysql.locks import MySQLLocks
+from tidyrows.dialects.mysql.outer import MySQLOuter
 from tidyrows.dialects.mysql.reflection import SHOWN_TRIGGERS, read_columns, read_foreign_keys
 from tidyrows.dialects.mysql.spaces import MySQLDatabase
 from tidyrows.dialects.mysql.statements import MySQLStatements
@@ -87,7 +88,7 @@ GROUP BY 1 ORDER BY 1"""
 _OWN_SCHEMAS = frozenset({"mysql", "information_schema", "performance_schema", "sys"})
 
 
-class MySQL(MySQLStatements, MySQLLocks, MySQLCapacity):
+class MySQL(MySQLStatements, MySQLLocks, MySQLCapacity, MySQLOuter):
     """A deadlock rolls back the transaction, a lock timeout only the statement; DDL commits."""
 
     name = "mysql"

@@ -14,6 +14,7 @@ from tidyrows.dialects.driver import Fault, Loss
 from tidyrows.dialects.postgresql import statements
 from tidyrows.dialects.postgresql.capacity import PostgreSQLCapacity
 from tidyrows.dialects.postgresql.locks import PostgreSQLLocks
+from tidyrows.dialects.postgresql.outer import PostgreSQLOuter
 from tidyrows.dialects.postgresql.spaces import PostgreSQLSchema
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
@@ -166,7 +167,7 @@ WHERE n.nspname = %s AND c.relname = %s AND own.rolname = current_user AND own.r
       AND pg_catalog.has_any_column_privilege(r.oid, c.oid, 'INSERT, UPDATE') ORDER BY 1"""
 
 
-class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCapacity):
+class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCapacity, PostgreSQLOuter):
     """A transaction that saw an error persists nothing, and its COMMIT raises nothing.
 
     Settings of the cleanup are for its transaction only: a pooler shares sessions.

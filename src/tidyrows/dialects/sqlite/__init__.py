@@ -23,6 +23,7 @@ from tidyrows.dialects.sqlite.locks import (
     is_in_memory,
     named_files,
 )
+from tidyrows.dialects.sqlite.outer import SQLiteOuter
 from tidyrows.dialects.sqlite.spaces import SQLiteFile
 from tidyrows.dialects.sqlite.statements import SQLiteStatements, quoted
 from tidyrows.greenlets import in_greenlet, wait_for
@@ -126,7 +127,7 @@ def pragma_foreign_keys(connection: sa.Connection, schema: str) -> ReflectedKeys
     return tables
 
 
-class SQLite(SQLiteStatements, SQLiteLocks):
+class SQLite(SQLiteStatements, SQLiteLocks, SQLiteOuter):
     """One writer at a time; a failed COMMIT leaves its transaction open."""
 
     name = "sqlite"

@@ -1,0 +1,355 @@
+"""One connection that several users have at once: their transactions are savepoints of one.
+
+The list of :class:`Part` s says which inner transaction wrote what, in the order of writing. Each
+part begins at a savepoint and belongs to one inner transaction, so a ROLLBACK undoes its own parts
+only, or is refused where that cannot be. An inner transaction that only reads has no part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from tidyrows.dialects import DriverSocket, Fault, Loss
+from tidyrows.errors import IsolationError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+    from tidyrows.dialects import Dialect
+    from tidyrows.isolation.stand_in import StandIn
+
+BOUND = 10.0
+"""Seconds for which the end of a test waits for the server."""
+_SHOWN = 70
+_UNSEEN = "a statement past SQLAlchemy"
+_numbers = itertools.count(1)
+
+
+@dataclass(slots=True)
+class Part:
+    """What one inner transaction wrote, between two savepoints.
+
+    Attributes:
+        user: the stand-in that wrote.
+        savepoint: where it begins.
+        sql: its first statement.
+        wrote: False for reads, which another one's writes come before: they may fail alone.
+        committed: its inner transaction is committed, and waits for those before it.
+    """
+
+    user: StandIn
+    savepoint: str
+    sql: str
+    wrote: bool
+    committed: bool = False
+
+
+class OuterTransaction:
+    """The one real transaction, which :meth:`end` rolls back.
+
+    Attributes:
+        driver: the DBAPI's connection.
+        failure: what broke the isolation of this test; every later use raises it too.
+    """
+
+    def __init__(self, connection: sa.Connection, dialect: Dialect) -> None:
+        self._connection = connection
+        self._dialect = dialect
+        self.driver: Any = connection.connection.dbapi_connection
+        self._loop = asyncio.get_running_loop() if connection.dialect.is_async else None
+        self._prefix, self._count = f"tidyrows_{next(_numbers)}_", 0
+        self._base = f"{self._prefix}0"
+        self._parts: list[Part] = []
+        self._commits = 0
+        self._failed: StandIn | None = None  # with a statement since its last rollback
+        self._is_over = self._is_begun = self._is_gone = False
+        self._changes_session = self._is_doubtful = False
+        self._last = "its beginning"
+        self.failure: IsolationError | None = None
+        self._begin()
+        self._deferred = dialect.deferred_before(self.driver)
+
+    def _begin(self) -> None:
+        self._dialect.begin_outer(self.driver)
+        self._dialect.send(self.driver, [f"SAVEPOINT {self._base}"])
+        self._is_begun = True
+
+    # -- what users do ------------------------------------------------------------------------
+
+    def check_usable(self) -> None:
+        """Raise where the connection cannot be used (any more), or not from here."""
+        if self._is_over:
+            raise IsolationError(
+                "A session or connection of a block that has ended is used: the transaction of "
+                "isolate(engine, 'transaction') is rolled back. Use and close it in the block.",
+                level="transaction",
+            )
+        if self.failure is not None:
+            raise self.failure
+        if self._loop is not None and self._loop is not _running_loop():
+            raise self._error(
+                "is used from another event loop than the one that opened the block, and no driver "
+                "can do that. Open the block in the loop of the test: give the fixture the test's "
+                "loop scope, and call the application through httpx.AsyncClient(transport="
+                "ASGITransport(app)) instead of a thread with a loop of its own."
+            )
+
+    def before(self, user: StandIn, sql: str) -> str:
+        """SQLAlchemy is about to send a statement; returns what is sent instead."""
+        if user.is_undone:
+            raise self._error(
+                "takes no statement of this session or connection before its rollback(): an "
+                "earlier one has failed."
+            )
+        effect = self._dialect.effect(sql)
+        if effect.begins and not self._open_parts(user):
+            return "SELECT 1"  # of a begin listener
+        if effect.ends or effect.begins:
+            self._fail(
+                f"cannot send {_short(sql)!r}: that would end the one transaction in which the "
+                f"test runs, and commit what it wrote. Nothing was sent. Commit by "
+                f"session.commit() or connection.commit(); for DDL that commits write "
+                f"isolate(engine, 'worker')."
+            )
+        if not effect.reads:
+            self._last = sql
+            self._changes_session |= effect.changes_session
+            self._is_doubtful |= not effect.is_quiet
+        self._enter(user, sql, writes=not effect.reads)
+        return sql
+
+    def before_unseen(self, user: StandIn) -> None:
+        """The driver's connection is used past SQLAlchemy."""
+        self.check_usable()
+        self._is_doubtful = True
+        self._last = _UNSEEN
+        self._enter(user, _UNSEEN, writes=True)
+
+    def _enter(self, user: StandIn, sql: str, *, writes: bool) -> None:
+        """Let the next statement stand in a part of this user."""
+        if not self._is_begun:
+            self._begin()
+        if self._failed is not None:
+            self._part_from_failed(user)
+        top = self._parts[-1] if self._parts else None
+        if top is not None and top.user is user and not top.committed:
+            top.wrote |= writes
+        elif top is not None or writes:
+            name = self._base
+            if top is not None:
+                self._count += 1
+                name = f"{self._prefix}{self._count}"
+                self._send([f"SAVEPOINT {name}"])
+            self._parts.append(Part(user, name, sql, writes))
+        user.in_inner_transaction |= writes
+
+    def _part_from_failed(self, user: StandIn) -> None:
+        """Where a statement of another one has failed, that must not make this user's fail."""
+        failed = self._failed
+        if failed is None or failed is user or not self._is_aborted():
+            return
+        self._undo(failed)
+        failed.is_undone = True
+
+    def commit(self, user: StandIn) -> None:
+        """COMMIT of an inner transaction."""
+        if self._is_over and user.in_inner_transaction:
+            self.check_usable()
+        if not self._has_work(user):
+            return
+        if self._is_aborted():
+            self.rollback(user)  # as the server does it
+            return
+        if self._deferred is not None:
+            try:
+                self._dialect.check_deferred(self.driver, self._deferred, at_end=False)
+            except BaseException:
+                self.rollback(user)
+                raise
+        self._commits += 1
+        user.in_inner_transaction = False
+        for part in self._open_parts(user):
+            part.committed = True
+        self._settle()
+
+    def rollback(self, user: StandIn) -> None:
+        """ROLLBACK of an inner transaction."""
+        if self._has_work(user):
+            self._undo(user)
+        user.in_inner_transaction = user.is_undone = False
+
+    def _undo(self, user: StandIn) -> None:
+        own = self._open_parts(user)
+        if not own:  # a read has failed
+            self._send([f"ROLLBACK TO SAVEPOINT {self._base}"])
+        elif any(part.wrote for part in own) or self._is_aborted():
+            self._undo_from(own[0])
+        else:
+            self._parts = [part for part in self._parts if part not in own]
+        user.in_inner_transaction = False
+        if self._failed is user:
+            self._failed = None
+        self._settle()
+
+    def _undo_from(self, first: Part) -> None:
+        place = self._parts.index(first)
+        later = [part for part in self._parts[place:] if part.user is not first.user and part.wrote]
+        if later:
+            self._fail(
+                f"cannot roll back {_short(first.sql)!r} alone: another session or connection "
+                f"has written since, {_short(later[0].sql)!r}, and that would be undone too. Two "
+                f"transactions that write at the same time are one here. End the first before the "
+                f"second begins, or write isolate(engine, 'worker')."
+            )
+        self._send([f"ROLLBACK TO SAVEPOINT {first.savepoint}"])
+        del self._parts[place:]
+
+    def _settle(self) -> None:
+        """Begin anew where all that was written is committed."""
+        if all(part.committed or not part.wrote for part in self._parts):
+            if any(part.committed for part in self._parts):
+                self._send(self._dialect.move_savepoint(self._base))
+            self._parts.clear()
+
+    def _has_work(self, user: StandIn) -> bool:
+        if self._is_over or self.failure is not None:
+            return False
+        self.check_usable()
+        if not self._is_begun or user.is_undone:
+            return False
+        return bool(self._open_parts(user)) or (self._failed is user and self._is_aborted())
+
+    def _open_parts(self, user: StandIn) -> list[Part]:
+        return [part for part in self._parts if part.user is user and not part.committed]
+
+    def _is_aborted(self) -> bool:
+        return self._dialect.is_aborted(self.driver, after_error=self._failed is not None)
+
+    # -- what the database does ------------------------------------------------------------------
+
+    def saw_error(self, user: StandIn, error: BaseException) -> None:
+        """A statement has failed."""
+        self._failed = user
+        if not self._is_begun or self._dialect.loss(error, self.driver) is not Loss.EVERYTHING:
+            return
+        others = any(part.wrote and part.user is not user for part in self._parts)
+        self._is_begun, self._failed = False, None
+        for part in self._parts:
+            part.user.in_inner_transaction = False
+        self._parts.clear()
+        if self._commits or others:
+            self.failure = self._error(
+                f"was rolled back by the database as a whole, {_reason(error)}, with what the test "
+                f"had committed before. Write isolate(engine, 'worker') for a test in which that "
+                f"happens."
+            )
+
+    def lost(self, error: BaseException) -> None:
+        """The connection is broken, so the server rolls everything back."""
+        self._is_gone = True
+        self.failure = self.failure or self._error(
+            f"is lost with its connection, {_reason(error)}: all that the test wrote is rolled "
+            f"back. Write isolate(engine, 'worker') for a test in which connections break."
+        )
+
+    def _send(self, statements: list[str]) -> None:
+        try:
+            self._dialect.send(self.driver, statements)
+        except self._connection.dialect.loaded_dbapi.Error as error:
+            if self._dialect.code(error) not in self._dialect.savepoint_gone_codes:
+                raise
+            self.failure = self._error(
+                f"was ended behind its back: its savepoint is gone after {_short(self._last)!r}. "
+                f"What the test wrote before may be committed. That is done by COMMIT, ROLLBACK or "
+                f"DDL in a procedure or past SQLAlchemy, and by executescript(). Write "
+                f"isolate(engine, 'worker') for such a test.",
+                escaped=True,
+            )
+            raise self.failure from error
+
+    def _error(self, why: str, **more: Any) -> IsolationError:
+        text = f"The transaction of isolate(engine, 'transaction') {why}"
+        return IsolationError(text, level="transaction", **more)
+
+    def _fail(self, why: str) -> NoReturn:
+        self.failure = self._error(why)
+        raise self.failure
+
+    # -- the end -----------------------------------------------------------------------------------
+
+    def end(self) -> None:
+        """Roll everything back, and give the connection back to the suite's engine.
+
+        Raises:
+            IsolationError: the isolation was broken, now or before; or rows that the test has
+                committed violate a constraint that waits for the COMMIT.
+        """
+        connection = self._connection
+        wire = DriverSocket(self.driver)
+        try:
+            with closing(wire), wire.bounded(BOUND):
+                if not self._is_gone:
+                    self._end()
+        except Exception as error:  # noqa: BLE001 -- it becomes an IsolationError, or the server knows
+            self._is_gone = True
+            if self._dialect.fault(error) is not Fault.LOST or wire.was_shut:
+                self.failure = self.failure or self._error(
+                    f"could not be rolled back, {_reason(error)}. Its connection was closed, upon "
+                    f"which the server rolls it back. Await all tasks, and join all threads, that "
+                    f"use the database."
+                )
+                if self.failure.__cause__ is None:
+                    self.failure.__cause__ = error
+        finally:
+            self._is_over = True
+            escaped = self.failure is not None and self.failure.escaped
+            private = self._dialect.is_private(connection.engine)
+            if self._is_gone or ((self._changes_session or escaped) and not private):
+                connection.invalidate()
+            connection.close()
+        if self.failure is not None:
+            raise self.failure
+
+    def _end(self) -> None:
+        try:
+            if self._is_begun and self.failure is None:
+                self._check_end()
+        except IsolationError:
+            pass  # it is kept
+        finally:
+            self.driver.rollback()
+
+    def _check_end(self) -> None:
+        if self._is_doubtful or self._parts or self._failed:
+            self._send([f"ROLLBACK TO SAVEPOINT {self._base}"])
+        if not self._commits:
+            return
+        try:
+            self._dialect.check_deferred(self.driver, self._deferred, at_end=True)
+        except self._connection.dialect.loaded_dbapi.Error as error:
+            if self._dialect.driver_fault(error) is not Fault.CONSTRAINT:
+                raise
+            self._fail(
+                f"has rows in it that no database would commit: {error}. The constraint waits for "
+                f"the COMMIT, and here none comes."
+            )
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_short(str(error))}".rstrip(": ")
+
+
+def _short(sql: str) -> str:
+    sql = " ".join(sql.split())
+    return sql if len(sql) <= _SHOWN else f"{sql[:_SHOWN]}..."

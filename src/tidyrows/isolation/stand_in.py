@@ -1,0 +1,149 @@
+"""What the users of one connection of the driver have in its place, and the pool that lends it."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool import Pool
+
+from tidyrows.errors import IsolationError
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_OWN = frozenset({"sqlalchemy", "tidyrows"})
+# What has a cursor method of its own between the asking code and this one.
+_PROXIES = frozenset({"sqlalchemy.pool.base", "tidyrows.capture.unseen"})
+
+
+class StandIn:
+    """The driver's connection, as one of its users has it.
+
+    ``commit``, ``rollback`` and ``close`` end the inner transaction only; all else is the driver's.
+
+    Attributes:
+        outer: the OuterTransaction that it belongs to.
+        in_inner_transaction: something was written, and neither committed nor rolled back.
+        is_undone: it was rolled back before its user asked for it, since a statement had failed.
+    """
+
+    outer: Any
+    in_inner_transaction: bool
+    is_undone: bool
+
+    def __init__(self, outer: Any) -> None:
+        self.__dict__.update(
+            outer=outer, _driver=outer.driver, in_inner_transaction=False, is_undone=False
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._driver, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ or callable(value):
+            self.__dict__[name] = value
+        else:
+            setattr(self._driver, name, value)
+
+    def claim(self) -> None:
+        """Statements are sent that SQLAlchemy does not tell of."""
+        self.outer.before_unseen(self)
+
+    def cursor(self, *args: Any, **options: Any) -> Any:
+        """A cursor of the driver."""
+        frame = sys._getframe(1)  # noqa: SLF001 -- which code asks
+        name = frame.f_globals.get("__name__", "")
+        if name in _PROXIES and frame.f_back is not None:
+            name = frame.f_back.f_globals.get("__name__", "")
+        if name.partition(".")[0] in _OWN:
+            self.outer.check_usable()
+        else:
+            self.claim()
+        return self._driver.cursor(*args, **options)
+
+    def execute(self, *args: Any) -> Any:
+        """As the connections of SQLite's driver have it."""
+        self.claim()
+        return self._driver.execute(*args)
+
+    def executemany(self, *args: Any) -> Any:
+        """As above."""
+        self.claim()
+        return self._driver.executemany(*args)
+
+    def executescript(self, *args: Any) -> Any:
+        """As above; the driver commits first, which is noticed later."""
+        self.claim()
+        return self._driver.executescript(*args)
+
+    def commit(self) -> None:
+        """Commit the inner transaction."""
+        self.outer.commit(self)
+
+    def rollback(self) -> None:
+        """Roll the inner transaction back."""
+        self.outer.rollback(self)
+
+    def close(self) -> None:
+        """Roll the inner transaction back; the driver's connection stays."""
+        self.outer.rollback(self)
+
+    terminate = close
+
+
+class StandInPool(Pool):
+    """Gives stand-ins of one connection, as many as are asked for.
+
+    Attributes:
+        outer: whose connection; None between two tests.
+    """
+
+    outer: Any = None
+
+    def __init__(self, dialect: sa.Dialect) -> None:
+        super().__init__(self._make, dialect=dialect)
+        self._is_asyncio = dialect.is_async  # of each pool, not of the class
+        self._idle: list[Any] = []
+
+    def open(self, outer: Any) -> None:
+        """Give stand-ins of this connection from now on."""
+        self.outer = outer
+
+    def shut(self) -> Any:
+        """Give none from now on; returns whose connection it was."""
+        outer, self.outer = self.outer, None
+        self._idle = []
+        return outer
+
+    def _make(self) -> Any:
+        if self.outer is None:
+            raise IsolationError(
+                "The engine of isolate(engine, 'transaction') is used outside of its block. Use "
+                "db.engine in the block, and the suite's own engine elsewhere.",
+                level="transaction",
+            )
+        self.outer.check_usable()
+        return StandIn(self.outer)
+
+    def _do_get(self) -> Any:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._create_connection()
+
+    def _do_return_conn(self, record: Any) -> None:
+        stand_in = record.dbapi_connection
+        if stand_in is None or stand_in.outer is self.outer:  # else it is left from another test
+            self._idle.append(record)
+
+    def recreate(self) -> StandInPool:
+        """The same one: engine.dispose() ends nothing of the test."""
+        return self
+
+    def dispose(self) -> None:
+        """Nothing is closed."""
+
+    def status(self) -> str:
+        """In words."""
+        return f"stand-ins of one connection, {len(self._idle)} of them idle"
