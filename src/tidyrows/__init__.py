@@ -41,6 +41,7 @@ from tidyrows.errors import (
     NoPrimaryKeyError,
     NoSessionError,
     NotBoundError,
+    OncePerRunError,
     ProductionDatabaseError,
     ScopeError,
     ServerAwayError,
@@ -56,6 +57,7 @@ from tidyrows.errors import (
 from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
 from tidyrows.keys import RowKey, TableName
+from tidyrows.ledger.once_per_run import once_per_run, once_per_run_async
 from tidyrows.ledger.table import Ledger
 from tidyrows.locks.advisory import LockManager, advisory_lock, try_advisory_lock
 from tidyrows.retry import Attempt, RetryPolicy
@@ -92,6 +94,7 @@ __all__ = [
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",
+    "OncePerRunError",
     "Orphans",
     "Plan",
     "PoolReport",
@@ -124,6 +127,8 @@ __all__ = [
     "external_handler",
     "find_orphans",
     "find_orphans_async",
+    "once_per_run",
+    "once_per_run_async",
     "pool_report",
     "progress_bar",
     "sweep",

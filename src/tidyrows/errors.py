@@ -217,6 +217,18 @@ class ServerAwayError(TidyRowsError, ConnectionError):
     database: str
 
 
+class OncePerRunError(TidyRowsError):
+    """What one worker makes for its run has failed, or its result cannot be passed on.
+
+    Attributes:
+        name: of the result.
+        worker: the worker that made it; None where none has.
+    """
+
+    name: str | None = None
+    worker: str | None = None
+
+
 class DialectError(TidyRowsError):
     """A package's entry point for its database cannot be used.
 

@@ -20,10 +20,9 @@ from harness.blocks import insert, left_over, table, tracked
 from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, DEFAULT, on
-from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy
+from tidyrows import CleanupError, CleanupManager, ResourceTracker, RetryPolicy, locked_files
 from tidyrows.cleanup import connection as cleanup_connection
 from tidyrows.dialects import Blocker, dialect_for
-from tidyrows.dialects.sqlite import locks
 
 POSTGRESQL, MYSQL = "postgresql+psycopg", "mysql+pymysql"
 everywhere = on(*DEFAULT)
@@ -584,7 +583,7 @@ def test_an_asynchronous_cleanup_names_a_process_and_a_session_of_its_own(databa
 def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
     database, engine, parent, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(locks, "_LOCKS", tmp_path / "absent")
+    monkeypatch.setattr(locked_files, "_LOCKS", tmp_path / "absent")
     tracker = tracked(engine, rows(parent))
     manager = patient(tracker)
     with process(database):
@@ -613,7 +612,7 @@ def test_where_the_system_does_not_tell_of_locks_nobody_is_named(
 def test_a_line_that_is_no_lock_of_a_file_names_nobody(garbage, monkeypatch, tmp_path):
     path = tmp_path / "locks"
     path.write_bytes(garbage)
-    monkeypatch.setattr(locks, "_LOCKS", path)
+    monkeypatch.setattr(locked_files, "_LOCKS", path)
     dialect = dialect_for(sa.create_engine("sqlite://"))
     assert dialect.blockers(None, [str(path), "/does/not/exist"]) == []
 

@@ -21,7 +21,7 @@ PLUGIN = "pytest_tidyrows"
 FLOORS = {
     room: floor
     for floor, rooms in enumerate((
-        "errors keys greenlets arguments",
+        "errors keys greenlets arguments locked_files",
         "schema",
         "dialects",
         "worker template production external key_json retry",
@@ -77,7 +77,6 @@ OUTSIDE = {
     "_pytest": "testing",
     "xdist": "testing",
     "behave": "testing",
-    "filelock": "testing",
     "sqlite3": "dialects",
     "aiosqlite": "dialects",
     "psycopg": "dialects",

@@ -43,7 +43,7 @@ class AdvisoryLock:
         self, bind: Any, name: str, timeout: float | None, context: WorkerContext, **how: bool
     ) -> None:
         self._is_async = is_async(bind)
-        self._engine = _engine(bind)
+        self._engine = engine_of(bind)
         self._timeout = timeout
         self._name = LockName(name, label=session_label(context), **how)
         self._held: list[HeldLock] = []
@@ -195,7 +195,7 @@ class LockManager:
     def __init__(
         self, bind: Any, *, timeout: float = 10.0, context: WorkerContext | None = None
     ) -> None:
-        _engine(bind)  # refused at once
+        engine_of(bind)  # refused at once
         self._bind = bind
         self._timeout = timeout
         self._context = context
@@ -227,7 +227,12 @@ def _table_lock(model: Any) -> str:
     return f"rows of {table.fullname}"
 
 
-def _engine(bind: Any) -> sa.Engine:
+def engine_of(bind: Any, call: str = "An advisory lock") -> sa.Engine:
+    """The engine that a bind leads to.
+
+    Raises:
+        NotBoundError: it leads to none, or to several.
+    """
     source = synchronous(bind) if is_async(bind) else bind
     if isinstance(source, orm.scoped_session) or hasattr(source, "registry"):
         source = source()
@@ -240,6 +245,6 @@ def _engine(bind: Any) -> sa.Engine:
     if isinstance(source, (sa.Engine, sa.Connection)):
         return source.engine
     raise NotBoundError(
-        f"An advisory lock needs one database, and this {type(bind).__name__} does not lead to "
-        f"one. Write advisory_lock(engine, 'a name')."
+        f"{call} needs one database, and this {type(bind).__name__} does not lead to one. Give an "
+        f"Engine, as in advisory_lock(engine, 'a name')."
     )

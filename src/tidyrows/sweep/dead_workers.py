@@ -11,6 +11,7 @@ import sqlalchemy as sa
 
 from tidyrows.ledger.entries import MAKING, ROWS
 from tidyrows.ledger.entry_table import LEDGER, RUN, WORKER, stored_test
+from tidyrows.ledger.once_per_run import forget_results
 from tidyrows.ledger.process import (
     PROCESS,
     OwnerKind,
@@ -202,7 +203,10 @@ def wait_for_locks(ledger: Ledger, arguments: SweepArguments, retry: RetryPolicy
 
 
 def forget_dead_processes(ledger: Ledger, arguments: SweepArguments) -> None:
-    """Delete the rows and the lock files of dead processes that have no entries any more."""
+    """Delete the rows and the lock files of dead processes that have no entries any more.
+
+    Also the results of ``once_per_run`` of runs that began days ago.
+    """
     with ledger.transaction(lock_timeout=5.0) as connection:
         table = ledger.table_on(connection)
         makers = sa.select(table.c.maker).where(table.c.seq > 0)
@@ -214,4 +218,5 @@ def forget_dead_processes(ledger: Ledger, arguments: SweepArguments) -> None:
             candidate = Candidate(process_id, 0, "", "", process, age, age)
             if process_id not in in_use and _is_dead(ledger, connection, candidate, arguments):
                 forget_process(connection, table, process_id)
+        forget_results(ledger, connection)
         ledger.dialect.remove_liveness_files(connection)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import warnings
 import weakref
 from contextlib import AbstractContextManager, contextmanager
-from hashlib import sha256
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -22,6 +20,7 @@ from tidyrows.dialects import engine_for
 from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
 from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
 from tidyrows.ledger.table import Ledger
+from tidyrows.locks.once import Asked, FilePlace, made_once
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext
@@ -374,7 +373,7 @@ class Shared:
             self.tracker.stop()
             self.tracker.sessions.release()  # tests must not wait for its locks
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
+    def once(self, name: str, make: Callable[[], T], *, timeout: float = 300.0) -> T:
         """The value that ``make`` returned when this name was first used.
 
         Args:
@@ -382,48 +381,22 @@ class Shared:
             make: creates rows, and returns what tests need to know of them. Where several workers
                 share the rows, one worker calls it, and the value must have a form in JSON: keys,
                 names.
+            timeout: how long to wait for the worker that calls it, in seconds.
 
         Raises:
-            SessionStateError: the value has no such form.
+            OncePerRunError: the value has no such form, or ``make`` has failed in another worker.
+            LockTimeoutError: the value was not there in time; the error names who makes it.
         """
         if name not in self._values:
-            if self._folder is None:
+
+            def tracked() -> T:
                 with self:
-                    self._values[name] = make()
+                    return make()
+
+            if self._folder is None:
+                self._values[name] = tracked()
             else:
-                self._values[name] = self._once_per_run(name, make, self._folder)
+                asked = Asked("tidy_run.once", name, timeout, WorkerContext.current())
+                self._values[name] = made_once(asked, tracked, FilePlace(self._folder, name))
         value: T = self._values[name]
         return value
-
-    def _once_per_run(self, name: str, make: Callable[[], Any], folder: Path) -> Any:
-        try:
-            from filelock import FileLock  # noqa: PLC0415 -- an extra; one process needs no lock
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Rows that several workers share need the filelock package, which is not "
-                'installed: pip install "tidyrows[pytest]".',
-                name=error.name,
-            ) from error
-        file = folder / f"{sha256(name.encode()).hexdigest()[:16]}.json"
-        with FileLock(file.with_suffix(".lock")):
-            if file.exists():
-                return json.loads(file.read_bytes())
-            with self:
-                value = make()
-            try:
-                text = json.dumps(value)
-            except TypeError as error:
-                raise SessionStateError(
-                    f"tidy_run.once({name!r}, ...) returned a {type(value).__name__}, which has no "
-                    f"form in JSON for another worker. Return keys or names instead, as in "
-                    f"tidy_run.once({name!r}, lambda: UserFactory().id)."
-                ) from error
-            if json.loads(text) != value:
-                raise SessionStateError(
-                    f"tidy_run.once({name!r}, ...) returned {value!r}, which another worker would "
-                    f"read as {json.loads(text)!r}. Return lists, not tuples, and texts as keys."
-                )
-            new = file.with_suffix(".new")
-            new.write_text(text, encoding="utf-8")
-            new.replace(file)
-            return value

@@ -20,7 +20,7 @@ from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.driver import database_name
 from tidyrows.dialects.locks import PATIENCE, Blocker, LivenessLock
 from tidyrows.errors import ArgumentError
-from tidyrows.greenlets import sleep
+from tidyrows.locked_files import LockedFile, command, identity, is_there, locking_processes
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -61,7 +61,7 @@ class FileLock(LivenessLock):
     def renew(self) -> None:
         """Set its time, and make it again if it was deleted."""
         if self._path is not None and self._descriptor is not None:
-            if _is_there(self._path, self._descriptor):
+            if is_there(self._path, self._descriptor):
                 _beat(self._path, self._descriptor)
                 return
             self._close()
@@ -75,7 +75,7 @@ class FileLock(LivenessLock):
             if flock is None:
                 self._close()  # a file that is open cannot be deleted there
                 self._path.unlink()
-            elif _is_there(self._path, self._descriptor):
+            elif is_there(self._path, self._descriptor):
                 self._path.unlink()
         self._close()
 
@@ -171,14 +171,7 @@ def _lock(descriptor: int, path: Path) -> bool:
     except BlockingIOError:
         return False
     # It may have been deleted between the opening and the lock.
-    return _is_there(path, descriptor)
-
-
-def _is_there(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
+    return is_there(path, descriptor)
 
 
 def _beat(path: Path, descriptor: int) -> None:
@@ -186,69 +179,25 @@ def _beat(path: Path, descriptor: int) -> None:
 
 
 class FileHeldLock(HeldLock):
-    """A file, locked by whoever holds the lock; its lines say who that may be."""
+    """A file, locked by whoever holds the lock."""
 
-    _descriptor: int | None = None
-    _path: Path
+    _file: LockedFile
 
     def acquire(self, timeout: float) -> list[Blocker] | None:
         """By trying again and again."""
-        self._path = _advisory_file(self._engine, self.name.number)
-        until = time.monotonic() + timeout
-        while not self._try_to_hold():
-            left = until - time.monotonic()
-            if left <= 0:
-                return self._holders()
-            sleep(min(left, _OFTEN))
+        path = _advisory_file(self._engine, self.name.number)
+        self._file = LockedFile(path, self.name.label, shared=self.name.shared)
+        if not self._file.acquire(timeout):
+            holders = self._file.holders().items()
+            return [Blocker(pid, application=application) for pid, application in holders]
         self.server_id = os.getpid()
         return None
 
     def release(self) -> bool:
-        """Close it; the last one deletes it."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is None:
-            return True
-        try:
-            if self._process != os.getpid():
-                return True
-            held = _is_there(self._path, descriptor)
-            with suppress(OSError):  # others share it
-                flock(descriptor, LOCK_EX | LOCK_NB)
-                # That is not one step: somebody may have deleted the file meanwhile.
-                if _is_there(self._path, descriptor):
-                    self._path.unlink()
-            return held
-        finally:
-            os.close(descriptor)
-
-    def _try_to_hold(self) -> bool:
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
-        try:
-            with suppress(BlockingIOError):
-                flock(descriptor, (LOCK_SH if self.name.shared else LOCK_EX) | LOCK_NB)
-                if _is_there(self._path, descriptor):
-                    os.write(descriptor, f"{os.getpid()} {self.name.label}\n".encode())
-                    self._descriptor = descriptor
-        finally:
-            if self._descriptor != descriptor:
-                os.close(descriptor)
-        return self._descriptor == descriptor
-
-    def _holders(self) -> list[Blocker]:
-        """As Linux tells who locks the file; elsewhere by its lines."""
-        try:
-            lines = self._path.read_text(errors="replace").splitlines()
-            facts = self._path.stat()
-        except OSError:
-            return []
-        labels = {int(pid): label for pid, _space, label in (line.partition(" ") for line in lines)}
-        locking = _locking({_identity(facts)}, "READ|WRITE")
-        wanted = labels if locking is None else {pid: labels.get(pid) for pid in locking}
-        return [Blocker(pid, application=label or _command(pid)) for pid, label in wanted.items()]
+        """The last one deletes it."""
+        return self._file.release()
 
 
-_OFTEN = 0.01
-"""Seconds between two tries to lock a file."""
 _advisory_places: WeakKeyDictionary[sa.Engine, Path] = WeakKeyDictionary()
 
 
@@ -263,11 +212,6 @@ def _advisory_file(engine: sa.Engine, number: int) -> Path:
             database = f"{tempfile.gettempdir()}/{os.getpid()}-{name}"
         place = _advisory_places[engine] = Path(database).resolve()
     return place.with_name(f"{place.name}-tidyrows-lock-{number:016x}")
-
-
-_LOCKS = Path("/proc/locks")
-# Such as "1: POSIX ADVISORY WRITE 77 08:01:9 0 EOF"; not of one that waits, nor without a file.
-_LOCK = r"\d+: +\w+ +\w+ +(?:{kind}) +(\d+) +([0-9a-f]+):([0-9a-f]+):(\d+) "
 
 
 class SQLiteLocks(Dialect):
@@ -289,9 +233,9 @@ class SQLiteLocks(Dialect):
             for suffix in ("", "-wal", "-shm"):
                 with suppress(OSError):
                     facts = os.stat(path + suffix)  # noqa: PTH116 -- a name as SQLite has it
-                    wanted.add(_identity(facts))
-        pids = _locking(wanted, "WRITE") or ()
-        return [Blocker(pid, application=_command(pid)) for pid in pids]
+                    wanted.add(identity(facts))
+        pids = locking_processes(wanted, "WRITE") or ()
+        return [Blocker(pid, application=command(pid)) for pid in pids]
 
     def liveness_lock(
         self, engine: sa.Engine, number: int, *, patience: float = PATIENCE
@@ -343,32 +287,3 @@ class SQLiteLocks(Dialect):
             return None
         with closing(connection.connection.cursor()) as cursor:
             return database_file(cursor)
-
-
-def _identity(facts: os.stat_result) -> tuple[int, int, int]:
-    return os.major(facts.st_dev), os.minor(facts.st_dev), facts.st_ino
-
-
-def _locking(wanted: set[tuple[int, int, int]], kind: str) -> list[int] | None:
-    """The processes that lock one of these files; None where the system does not tell."""
-    try:
-        lines = _LOCKS.read_text(errors="replace").splitlines()
-    except OSError:
-        return None
-    lock = re.compile(_LOCK.format(kind=kind), re.ASCII)
-    held = (
-        (int(pid), (int(major, 16), int(minor, 16), int(inode)))
-        for pid, major, minor, inode in (m.groups() for m in map(lock.match, lines) if m)
-    )
-    return list(dict.fromkeys(pid for pid, file in held if pid > 0 and file in wanted))
-
-
-def _command(pid: int) -> str | None:
-    """The program, and the script if it runs one; no more, since arguments may hold a password."""
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return None
-    program, *rest = (word.decode(errors="replace") for word in words)
-    scripts = (Path(word).name for word in rest if word.endswith(".py"))
-    return " ".join([Path(program).name, *list(scripts)[:1]]) or None
