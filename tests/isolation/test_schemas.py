@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import pytest
 import sqlalchemy as sa
 
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import ArgumentError, IsolationError, ProductionDatabaseError
-from tidyrows.isolation import lease
+from tidyrows.isolation import lease, pool
 from tidyrows.isolation.isolate import isolate
+from tidyrows.isolation.prune import prune
 
 METADATA = sa.MetaData()
 ORGS = sa.Table(
@@ -32,7 +31,7 @@ USERS = sa.Table(
 
 def lease_of_this_process_ends():
     """As at the end of a process."""
-    for kept in lease._idle.values():
+    for kept in lease.idle.values():
         while kept:
             kept.pop().let_go()
 
@@ -41,11 +40,23 @@ def lease_of_this_process_ends():
 def _nothing_is_kept():
     """What this process keeps between its tests goes with the test's database."""
     yield
-    for kept in lease._idle.values():
-        for each in kept:
-            with contextlib.suppress(Exception):
-                each.drop()
-    lease._idle.clear()
+    lease_of_this_process_ends()
+
+
+@pytest.fixture
+def engine(engine):
+    """What is kept on the server goes too."""
+    yield engine
+    lease_of_this_process_ends()
+    prune(engine, older_than=0)
+
+
+@pytest.fixture
+def any_driver_engine(any_driver_engine):
+    """As ``engine``."""
+    yield any_driver_engine
+    lease_of_this_process_ends()
+    prune(any_driver_engine, older_than=0)
 
 
 def count(connection, table):
@@ -61,11 +72,13 @@ def fill(engine):
         connection.execute(sa.text("INSERT INTO orgs (id, parent_id) VALUES (2, 1)"))
 
 
-@pytest.mark.parametrize("pool", [False, True])
-def test_a_test_has_its_own_tables_and_finds_them_empty(any_driver_engine, pool):
+@pytest.mark.parametrize(
+    ("level", "pool"), [("schema", False), ("schema", True), ("database", True)]
+)
+def test_a_test_has_its_own_tables_and_finds_them_empty(any_driver_engine, level, pool):
     engine = any_driver_engine
     for _ in range(2):
-        with isolate(engine, "schema", metadata=METADATA, pool=pool) as db:
+        with isolate(engine, level, metadata=METADATA, pool=pool) as db:
             with db.session() as session:
                 assert session.scalars(sa.select(ORGS.c.name)).all() == []
             fill(db.engine)
@@ -79,7 +92,8 @@ def members(engine):
     kind = dialect_for(engine).space_kinds["schema"]
     managing = kind.managing(engine)
     with managing.connect() as connection:
-        return kind(dialect_for(engine), engine, "tidy_x", connection).marks()
+        found = kind(dialect_for(engine), engine, "tidy_x", connection).marks()
+    return {name: mark for name, mark in found.items() if name.startswith(pool._prefix(engine))}
 
 
 def test_a_schema_of_the_pool_is_emptied_and_used_again(engine):
@@ -213,4 +227,20 @@ def test_production_is_refused_before_anything_is_made(engine, monkeypatch):
     with pytest.raises(ProductionDatabaseError):
         isolate(engine, "schema", metadata=METADATA).open()
     monkeypatch.delenv("APP_ENV")
-    assert members(engine) == {} or not lease._idle
+    assert members(engine) == {}
+
+
+def test_pruning_drops_what_nobody_holds_and_nobody_used_lately(engine):
+    with isolate(engine, "schema", metadata=METADATA) as mine:
+        with isolate(engine, "schema", metadata=METADATA) as other:
+            pass
+        lease_of_this_process_ends()
+        assert prune(engine, older_than=3600) == []
+        dropped = prune(engine, older_than=0)
+        assert other.schema in dropped
+        assert mine.schema not in dropped
+        fill(mine.engine)
+    assert members(engine).keys() >= {mine.schema}
+    lease_of_this_process_ends()
+    assert mine.schema in prune(engine, older_than=0)
+    assert members(engine) == {}

@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from tidyrows.schema.graph import Place
 
 _ROUNDS = 3
-"""How often it is emptied: triggers of a DELETE may fill a table that was empty."""
+_AT_ONCE = 50
+"""How many tables share one column of the answer: drivers need longer to read many columns."""
 
 
 class ServerSpace(Space):
     """A space whose rows are reached by SQL on one connection."""
 
     _signature: str
+    _quick: str
     _probe: str
+    _asked: tuple[Place, ...]
+    """The tables without a digest, in the order of the answer."""
     _tables: tuple[Place, ...]
     _graph: ForeignKeyGraph
     _digests: Mapping[Place, str]
@@ -33,9 +37,8 @@ class ServerSpace(Space):
         """Its signature, and a digest of each table that has rows."""
         self._signature = self._full_signature()
         self._look()
-        self._digests = {}
-        filled, _changed = self._differences()
-        self._keep(filled)
+        self._keep(())
+        self._keep(self._differences()[0])
         rows = [[*place, digest] for place, digest in self._digests.items()]
         return {"signature": self._signature, "rows": rows}
 
@@ -54,8 +57,17 @@ class ServerSpace(Space):
         dirty, changed = self._differences()
         return not dirty and not changed
 
-    def reset(self) -> bool:
+    def reset(self, *, defined: bool = False) -> bool:
         """Only in the tables that have other rows."""
+        if defined and self._full_signature() != self._signature:
+            return False
+        dirty, changed = self._differences()
+        if dirty and not changed:
+            self._empty(dirty)
+        return not changed
+
+    def restore(self) -> bool:
+        """In several rounds: triggers of a DELETE may fill a table that was empty."""
         for _round in range(_ROUNDS):
             dirty, changed = self._differences()
             if changed or not dirty:
@@ -70,38 +82,37 @@ class ServerSpace(Space):
         self._graph = ForeignKeyGraph(
             ForeignKey(None, child, (), parent, ()) for child, parent in self._references()
         )
-        self._digests = {}
-        self._ask_about()
         self._quick = str(self._query(f"SELECT {self._quick_signature()}")[0][0])
-
-    def _ask_about(self) -> None:
-        asked = [
-            self._digest(place) if place in self._digests else f"EXISTS (SELECT 1 FROM {name})"
-            for place, name in ((place, self._quoted(place)) for place in self._tables)
-        ]
-        self._probe = f"SELECT {', '.join([self._quick_signature(), *asked])}"
 
     def _differences(self) -> tuple[list[Place], bool]:
         """The tables with other rows than it was built with, and whether the tables changed."""
-        quick, *found = self._query(self._probe)[0]
-        dirty = [
-            place
-            for place, answer in zip(self._tables, found, strict=True)
-            if (answer != self._digests[place] if place in self._digests else answer)
-        ]
-        return dirty, str(quick) != self._quick
+        quick, flags, digests = self._answer()
+        dirty = [place for place, flag in zip(self._asked, flags, strict=True) if flag != "0"]
+        dirty += [place for place, digest in self._digests.items() if digests[place] != digest]
+        return dirty, quick != self._quick
+
+    def _answer(self) -> tuple[str, str, dict[Place, str]]:
+        quick, *answers = map(str, self._query(self._probe)[0])
+        digests = answers[len(answers) - len(self._digests) :]
+        flags = "".join(answers[: len(answers) - len(self._digests)])
+        return quick, flags, dict(zip(self._digests, digests, strict=True))
 
     def _keep(self, filled: Iterable[Place]) -> None:
-        filled = [place for place in filled if place in self._tables]
-        self._digests = dict.fromkeys(filled, "")
-        self._rows = {place: self._copy_of(place) for place in filled}
-        self._ask_about()
-        _quick, *found = self._query(self._probe)[0]
-        self._digests = {
-            place: str(answer)
-            for place, answer in zip(self._tables, found, strict=True)
-            if place in self._digests
-        }
+        """Keep the rows that these tables have now."""
+        self._digests = dict.fromkeys((p for p in filled if p in self._tables), "")
+        self._rows = {place: self._copy_of(place) for place in self._digests}
+        self._asked = tuple(place for place in self._tables if place not in self._digests)
+        flags = [
+            f"CASE WHEN EXISTS (SELECT 1 FROM {self._quoted(place)}) THEN 1 ELSE 0 END"
+            for place in self._asked
+        ]
+        parts = [
+            f"CONCAT({', '.join(flags[first : first + _AT_ONCE])})"
+            for first in range(0, len(flags), _AT_ONCE)
+        ]
+        parts += [self._digest(place) for place in self._digests]
+        self._probe = f"SELECT {', '.join([self._quick_signature(), *parts])}"
+        self._digests = self._answer()[2]
 
     def _empty(self, dirty: Sequence[Place]) -> None:
         filled = [*self._digests] if not self._digests.keys().isdisjoint(dirty) else []

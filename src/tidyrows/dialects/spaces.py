@@ -110,12 +110,26 @@ class Space(ABC):
         """Whether it has the tables and the rows that it was built with."""
 
     @abstractmethod
-    def reset(self) -> bool:
-        """Give it the rows back that it was built with, and no others; False where it cannot be.
+    def reset(self, *, defined: bool = False) -> bool:
+        """Give it the rows back that it was built with, and no others, after a test.
+
+        Args:
+            defined: whether the test has run statements that may have changed definitions.
+
+        Returns:
+            False where its definitions have changed, so that it must be built anew.
 
         Raises:
             DBAPIError: a wait for a lock has ended.
         """
+
+    @abstractmethod
+    def restore(self) -> bool:
+        """As ``reset``, whatever was done to it; False where it is not as it was built."""
+
+    def release(self) -> None:
+        """Close what it has opened besides its connection."""
+        return
 
     def users(self) -> list[Blocker]:
         """The sessions that may hold locks in it."""

@@ -6,6 +6,7 @@ import hashlib
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine.mock import MockConnection
 
@@ -40,7 +41,7 @@ class Blueprint:
         self.statements: list[str] = []
         self.seed_statements: list[str] = []
         if wanted.metadata is not None:
-            self.statements = ddl_of(wanted.metadata, engine)
+            self.statements = _known_ddl(wanted.metadata, engine)
         elif isinstance(wanted.migrate, str):
             self.statements = [wanted.migrate]
         else:
@@ -52,9 +53,9 @@ class Blueprint:
         self.pooled = wanted.pool is not False
         self._paths = () if isinstance(wanted.pool, bool) else _paths(wanted.pool)
 
-    def fingerprint(self, scope: str) -> str:
+    def fingerprint(self) -> str:
         """Twelve characters for what it builds."""
-        digest = hashlib.blake2b(_FORMAT + scope.encode(), digest_size=6)
+        digest = hashlib.blake2b(_FORMAT, digest_size=6)
         parts = [*self.statements, "", *self.seed_statements, ""]
         for part in [*map(str.encode, parts), *_contents(self._paths)]:
             digest.update(f"{len(part)} ".encode() + part)
@@ -78,6 +79,20 @@ class Blueprint:
                     argument="pool",
                     value=wanted.pool,
                 )
+
+
+_ddl: WeakKeyDictionary[sa.MetaData, tuple[object, list[str]]] = WeakKeyDictionary()
+
+
+def _known_ddl(metadata: sa.MetaData, engine: sa.Engine) -> list[str]:
+    """Compiled again only where the metadata has grown, or another database is meant."""
+    tables = metadata.tables.values()
+    sizes = [(len(t.columns), len(t.constraints), len(t.indexes)) for t in tables]
+    state = (type(engine.dialect), engine.dialect.server_version_info, sizes)
+    known = _ddl.get(metadata)
+    if known is None or known[0] != state:
+        known = _ddl[metadata] = (state, ddl_of(metadata, engine))
+    return known[1]
 
 
 def ddl_of(metadata: sa.MetaData, engine: sa.Engine) -> list[str]:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from contextlib import contextmanager, suppress
+import re
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.dialects import LockName, database_name, dialect_for
 from tidyrows.errors import IsolationError
-from tidyrows.locks.advisory import AdvisoryLock
-from tidyrows.worker import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.dialects import Dialect, HeldLock
+    from tidyrows.dialects import HeldLock
     from tidyrows.dialects.spaces import Space
-    from tidyrows.isolation.blueprint import Blueprint
-    from tidyrows.worker import WorkerContext
 
-BUILD_SECONDS = 600.0
-"""How long a worker waits for others that build from the same."""
-_MEMBERS = 1000
-_idle: dict[tuple[object, ...], list[Lease]] = {}
+_DEFINES = re.compile(
+    r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:ALTER|CREATE|DROP|RENAME)\b", re.IGNORECASE | re.DOTALL
+)
+idle: dict[tuple[object, ...], list[Lease]] = {}
+"""What this process holds and no test uses now, by what it was built from."""
 _inherited: list[Lease] = []
-_numbers = iter(range(10**9))
 
 
 class Lease:
@@ -46,12 +40,14 @@ class Lease:
         self._held = held
         self._key = key
         self._in_use: dict[Any, Any] = {}
+        self._has_defined = False
 
     def open_engine(self) -> sa.Engine:
         """Make the engine, of whose connections is known which are in use."""
         engine = self.engine = self.space.engine()
         sa.event.listen(engine, "checkout", self._checkout)
         sa.event.listen(engine, "checkin", self._checkin)
+        sa.event.listen(engine, "before_cursor_execute", self._before_statement)
         return engine
 
     def _checkout(self, _driver: Any, record: Any, connection: Any) -> None:
@@ -59,6 +55,10 @@ class Lease:
 
     def _checkin(self, _driver: Any, record: Any) -> None:
         self._in_use.pop(record, None)
+
+    def _before_statement(self, _c: Any, _cursor: Any, statement: str, *_more: object) -> None:
+        if not self._has_defined and _DEFINES.match(statement):
+            self._has_defined = True
 
     def end_transactions(self) -> None:
         """Close the connections that the test has not given back: what they wrote is undone."""
@@ -77,10 +77,11 @@ class Lease:
         kept = False
         try:
             with self._explaining():
-                kept = self.space.reset()
+                kept = self.space.reset(defined=self._has_defined)
+            self._has_defined = False
         finally:
             if kept:
-                _idle.setdefault(self._key, []).append(self)
+                idle.setdefault(self._key, []).append(self)
             else:
                 self.let_go()
 
@@ -96,6 +97,7 @@ class Lease:
     def let_go(self) -> None:
         """Let others have it."""
         self.engine.dispose()
+        self.space.release()
         self._held.release()
 
     @contextmanager
@@ -122,200 +124,11 @@ class Lease:
         )
 
 
-def lease(engine: sa.Engine, level: str, blueprint: Blueprint, context: WorkerContext) -> Lease:
-    """A space of this blueprint that nobody else has, with the rows it was built with.
-
-    Raises:
-        IsolationError: the role may not make one, or it cannot be built.
-        LockTimeoutError: others have been building for too long.
-    """
-    dialect = dialect_for(engine)
-    kind = dialect.space_kinds.get(level)
-    if kind is None:
-        raise IsolationError(
-            f"tidyrows knows no level {level!r} for the database {database_name(engine)}. Use the "
-            f"level 'worker', or write a dialect that has it: docs/dialects.md."
-        )
-    finder = _Finder(engine, level, blueprint, context, kind)
-    return finder.private() if not blueprint.pooled else finder.pooled()
-
-
-class _Finder:
-    def __init__(
-        self,
-        engine: sa.Engine,
-        level: str,
-        blueprint: Blueprint,
-        context: WorkerContext,
-        kind: type[Space],
-    ) -> None:
-        self._engine = engine
-        self._level = level
-        self._blueprint = blueprint
-        self._context = context
-        self._kind = kind
-        self._dialect: Dialect = dialect_for(engine)
-        self._managing = kind.managing(engine)
-        # Suites of two databases may not see each other's locks.
-        self._fingerprint = blueprint.fingerprint(engine.url.database or "")
-
-    def private(self) -> Lease:
-        """A new one, dropped after the test."""
-        worker = "".join(c for c in self._context.worker_id.lower() if c.isascii() and c.isalnum())
-        run = f"{self._context.run_id.encode().hex()[:16]}"
-        name = f"tidy_{run}_{worker[:12]}_{os.getpid()}_{next(_numbers)}"
-        held = self._lock(name)
-        if held is None:
-            raise IsolationError(f"The name {name} is in use.", name=name)
-        found = Lease(held, self._space(name, held), None)
-        with self._releasing(found):
-            found.space.prepare()
-            self._build(found.space)
-            found.space.finish("")
-            found.open_engine()
-        return found
-
-    def pooled(self) -> Lease:
-        """One that this process has, or one of the pool, or a new one."""
-        key = (self._dialect.identity(self._engine), self._level, self._fingerprint)
-        while kept := _idle.get(key):
-            with suppress(IndexError):  # another thread was faster
-                found = kept.pop()
-                if self._is_usable(found):
-                    return found
-                found.let_go()
-        prefix = f"tidy_{self._fingerprint}_"
-        number = self._context.worker_index
-        for step in range(_MEMBERS):
-            name = f"{prefix}{(number + step) % _MEMBERS}"
-            held = self._lock(name)
-            if held is None:
-                continue
-            found = Lease(held, self._space(name, held), key)
-            with self._releasing(found):
-                found.space.prepare()
-                self._make_ready(found.space)
-                found.open_engine()
-            return found
-        raise IsolationError(f"All {_MEMBERS} names that begin with {prefix} are in use.")
-
-    def _is_usable(self, found: Lease) -> bool:
-        """Whether it is still ours, and as it was left."""
-        with suppress(sa.exc.DBAPIError, self._dialect._dbapi.Error):  # noqa: SLF001 -- of its own statements
-            return found.space.is_clean() or found.space.reset()
-        return False
-
-    def _make_ready(self, space: Space) -> None:
-        marks = space.marks()
-        learned = _learned(marks.get(space.name))
-        if learned is None or not (space.recall(learned) and space.reset()):
-            if space.is_copied:
-                learned = self._copy(space, marks)
-            else:
-                with self._building():
-                    self._build(space)
-                    learned = space.learn()
-        _mark(space, learned)
-
-    def _copy(self, space: Space, marks: dict[str, str | None]) -> Any:
-        """Copy the template, which the first one builds; what it learned."""
-        name = f"tidy_{self._fingerprint}_t"
-        if marks.get(name) is None:
-            with self._building():
-                marks = space.marks()
-                if marks.get(name) is None:  # while this one waited, nobody has built it
-                    template = self._kind(self._dialect, self._engine, name, space.connection)
-                    self._build(template)
-                    _mark(template, template.learn())
-                    marks = space.marks()
-        space.copy(name)
-        learned = _learned(marks[name])
-        space.recall(learned)
-        return learned
-
-    def _build(self, space: Space) -> None:
-        try:
-            space.create()
-        except Exception as error:
-            if not self._dialect.is_permission_denied(error):
-                raise
-            raise IsolationError(
-                f"The role of the engine may not create the {space.kind} {space.name}. Give it "
-                f"the right to, or use the level 'worker': {error}",
-                name=space.name,
-            ) from error
-        blueprint = self._blueprint
-        if blueprint.statements:
-            space.replay(blueprint.statements)
-        engine = space.engine()
-        try:
-            if blueprint.migrate is not None:
-                blueprint.migrate(engine)
-            if blueprint.seed_statements:
-                space.replay(blueprint.seed_statements)
-            if blueprint.seed is not None:
-                with engine.begin() as connection:
-                    blueprint.seed(connection)
-        finally:
-            engine.dispose()
-        out = space.foreign_keys_out()
-        if out:
-            raise IsolationError(
-                f"The {space.kind} of a test must stand alone, and foreign keys lead out of it: "
-                f"{'; '.join(out)}. Make their tables in it too.",
-                name=space.name,
-            )
-
-    @contextmanager
-    def _releasing(self, found: Lease) -> Iterator[None]:
-        """Drop what could not be built."""
-        try:
-            yield
-        except BaseException:
-            with suppress(Exception):  # it has no mark, so it is dropped by whoever finds it
-                found.space.drop()
-            found._held.release()  # noqa: SLF001 -- a class of this module
-            raise
-
-    @contextmanager
-    def _building(self) -> Iterator[None]:
-        """Alone among those who build from the same."""
-        name = f"tidyrows build {self._fingerprint}"
-        lock = AdvisoryLock(
-            self._managing, name, BUILD_SECONDS, self._context, shared=False, session=True
-        )
-        lock._acquire()  # noqa: SLF001 -- also in a greenlet
-        try:
-            yield
-        except BaseException as error:
-            lock._release(error)  # noqa: SLF001 -- as above
-            raise
-        lock._release(None)  # noqa: SLF001 -- as above
-
-    def _lock(self, name: str) -> HeldLock | None:
-        context = self._context
-        label = printable(f"tidyrows run {context.run_id[:8]} {context.worker_id} has {name}")
-        wanted = LockName(f"tidyrows {name}", shared=False, session=True, label=label)
-        held = self._dialect.advisory_lock(self._managing, wanted)
-        return held if held.acquire(0.0) is None else None
-
-    def _space(self, name: str, held: HeldLock) -> Space:
-        return self._kind(self._dialect, self._engine, name, held.connection)
-
-
-def _learned(mark: str | None) -> Any:
-    return json.loads(mark or "{}").get("learned")
-
-
-def _mark(space: Space, learned: Any) -> None:
-    space.finish(json.dumps({"used": time.time(), "learned": learned}))
-
-
 def _forget() -> None:
     """In a forked child: they are the parent's."""
-    for kept in _idle.values():
+    for kept in idle.values():
         _inherited.extend(kept)
-    _idle.clear()
+    idle.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tidyrows.dialects import dialect_for
 from tidyrows.isolation.blueprint import Blueprint
-from tidyrows.isolation.lease import Lease, lease
 from tidyrows.isolation.levels import Level
-from tidyrows.production import refuse_places, refuse_production
+from tidyrows.isolation.pool import lease, refuse_production_of
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
+
+    from tidyrows.isolation.lease import Lease
 
 
 class SchemaLevel(Level):
@@ -23,7 +23,8 @@ class SchemaLevel(Level):
 
     def open(self) -> sa.Engine:
         """An engine on the schema, which has the rows of the seed and no others."""
-        self._refuse_production()
+        # It has connected after that, so that the server's version is known.
+        refuse_production_of(self.engine, self.wanted.allow_production)
         blueprint = Blueprint(self.engine, self.wanted)
         self._lease = lease(self.engine, self.name, blueprint, self.wanted.context)
         self.schema = self._lease.space.name
@@ -34,15 +35,6 @@ class SchemaLevel(Level):
         held, self._lease = self._lease, None
         if held is not None:
             held.empty()
-
-    def _refuse_production(self) -> None:
-        dialect, allowed = dialect_for(self.engine), self.wanted.allow_production
-        refuse_production(self.engine.url, allowed)
-        refuse_places(dialect.places_by_url(self.engine), allowed)
-        if allowed is not True:
-            with self.engine.connect() as connection:
-                driver = connection.connection.dbapi_connection
-                refuse_places(dialect.places_of(driver, rollback=True) or (), allowed)
 
 
 class DatabaseLevel(SchemaLevel):

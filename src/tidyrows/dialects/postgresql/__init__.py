@@ -15,7 +15,7 @@ from tidyrows.dialects.postgresql import statements
 from tidyrows.dialects.postgresql.capacity import PostgreSQLCapacity
 from tidyrows.dialects.postgresql.locks import PostgreSQLLocks
 from tidyrows.dialects.postgresql.outer import PostgreSQLOuter
-from tidyrows.dialects.postgresql.spaces import PostgreSQLSchema
+from tidyrows.dialects.postgresql.spaces import PostgreSQLDatabase, PostgreSQLSchema
 from tidyrows.dialects.postgresql.statements import INCARNATION, PostgreSQLStatements
 from tidyrows.dialects.sessions import CommitOutcome
 
@@ -181,7 +181,7 @@ class PostgreSQL(PostgreSQLStatements, PostgreSQLLocks, PostgreSQLCapacity, Post
     timeout_codes = frozenset({"55P03", "57014"})
     foreign_key_codes = frozenset({"23503", "23001"})
     permission_codes = frozenset({"42501"})
-    space_kinds = MappingProxyType({"schema": PostgreSQLSchema})
+    space_kinds = MappingProxyType({"schema": PostgreSQLSchema, "database": PostgreSQLDatabase})
     _busy = (
         "SELECT 1 FROM pg_catalog.pg_stat_activity WHERE pid = {} AND state IS DISTINCT FROM 'idle'"
     )

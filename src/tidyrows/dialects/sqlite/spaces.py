@@ -118,7 +118,11 @@ class SQLiteFile(Space):
     def is_clean(self) -> bool:
         return True
 
-    def reset(self) -> bool:
+    def restore(self) -> bool:
+        """As after each test."""
+        return self.reset()
+
+    def reset(self, *, defined: bool = True) -> bool:
         """Copied anew; SQLite's own copy leaves the connections of other processes right."""
         until = time.monotonic() + LOCK_SECONDS
 
@@ -130,6 +134,7 @@ class SQLiteFile(Space):
             closing(sqlite3.connect(f"file:{self._template}?mode=ro", uri=True)) as source,
             closing(sqlite3.connect(self.path)) as target,
         ):
+            target.execute("PRAGMA synchronous = OFF")  # what is half copied is copied again
             source.backup(target, progress=bounded, sleep=0.01)
         return True
 
