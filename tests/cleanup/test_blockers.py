@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from harness import asynchronous
+from harness import asynchronous, forks
 from harness.blocks import insert, left_over, table, tracked
 from harness.bystanders import Bystanders
 from harness.races import PATIENCE, Doing
@@ -81,7 +81,7 @@ class Process:
             statement,
             OWN_ID[database.backend],
         )
-        self._process = subprocess.Popen(
+        self._process = forks.Process(
             [sys.executable, "-c", HOLDER, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from harness.blocks import INTEGER, insert
+from harness.forks import Process
 from harness.ledgers import (
     Worker,
     dead_worker,
@@ -233,7 +234,7 @@ def test_a_row_of_another_live_process_stays_until_that_has_cleaned_up(
     parents, children = family(outside, **FORMS[form])
     mine = Worker(database, ledgers).writes((parents, numbered([1, 2])))
     url = database.url.render_as_string(hide_password=False)
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-c", _CHILD, url],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -328,9 +329,7 @@ def test_sixteen_processes_that_attach_rows_to_each_others_take_none(database, o
     url = database.url.render_as_string(hide_password=False)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = [sys.executable, "-c", _CROWD, url]
-    crowd = [
-        subprocess.Popen([*command, str(number)], text=True, **pipes) for number in range(1, 17)
-    ]
+    crowd = [Process([*command, str(number)], text=True, **pipes) for number in range(1, 17)]
     for process in crowd:
         process.stdin.write("\n")
         process.stdin.flush()

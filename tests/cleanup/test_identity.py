@@ -5,7 +5,6 @@ The application is another engine on the same file, which no tracker hears: anot
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
+from harness import forks
 from harness.bystanders import snapshot
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
@@ -184,7 +184,7 @@ def test_a_strangers_row_of_another_process_stays_where_rows_travel_as_json(plac
         "c.execute('DELETE FROM notes WHERE id = 2');"
         "c.execute(\"INSERT INTO notes (title) VALUES ('theirs')\"); c.commit()"
     )
-    subprocess.run([sys.executable, "-c", script, place.engine.url.database], check=True)
+    forks.run([sys.executable, "-c", script, place.engine.url.database], check=True)
     script = (
         "import sys, sqlalchemy as sa; from tidyrows import *\n"
         "tracker = ResourceTracker.from_json(sys.stdin.read(), sa.create_engine(sys.argv[1]))\n"
@@ -193,11 +193,9 @@ def test_a_strangers_row_of_another_process_stays_where_rows_travel_as_json(plac
         "print(tracker.to_json() == ResourceTracker.from_json("
         "tracker.to_json(), sa.create_engine(sys.argv[1])).to_json())"
     )
-    told = subprocess.run(
+    told = forks.run(
         [sys.executable, "-c", script, str(place.engine.url)],
-        input=place.tracker.to_json(),
-        capture_output=True,
-        text=True,
+        place.tracker.to_json(),
         check=True,
     ).stdout
     assert "main.notes(2): identity uncertain: one or more of title, stars differs" in told

@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from harness.bystanders import Bystanders
+from harness.forks import Process
 from harness.pgbouncer import DRIVER_OPTIONS, pgbouncer
 from harness.servers import AbsentError, everything_required
 from storm import shop
@@ -53,7 +54,7 @@ def pooled(postgresql_engine):
 def worker(engine):
     url = engine.url.render_as_string(hide_password=False)
     tests = str(Path(__file__).parent.parent)
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-c", WORKER, url, tests],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 import tidyrows
+from harness.forks import Process
 from tidyrows import (
     CleanupManager,
     Ledger,
@@ -96,9 +97,7 @@ def test_processes_of_one_run_and_worker_never_have_the_same(ledger):
     env["PYTHONPATH"] = str(Path(tidyrows.__file__).parent.parent)
     url = ledger.engine.url.render_as_string(hide_password=False)
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, url], env=env, stdout=subprocess.PIPE, text=True
-        )
+        Process([sys.executable, "-c", WORKER, url], env=env, stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     numbers = [list(map(int, each.communicate(timeout=60)[0].split())) for each in processes]

@@ -167,7 +167,8 @@ def _cursor(engine: sa.Engine) -> Iterator[Any]:
         finally:
             pooled.close()
         return
-    if engine.url not in _connections:
+    connection = _connections.get(engine.url)
+    if connection is None or not _answers(connection):
         arguments, options = engine.dialect.create_connect_args(engine.url)
         connection = engine.dialect.connect(*arguments, **options)
         if engine.dialect.name == "postgresql":
@@ -175,14 +176,20 @@ def _cursor(engine: sa.Engine) -> Iterator[Any]:
         else:
             connection.autocommit(True)  # noqa: FBT003 -- both drivers have it so
         _connections[engine.url] = connection
-    cursor = _connections[engine.url].cursor()
+    cursor = connection.cursor()
     try:
         yield cursor
-    except BaseException:
-        close_connections()
-        raise
     finally:
         cursor.close()
+
+
+def _answers(connection: Any) -> bool:
+    """Whether the server has neither ended the connection nor been restarted."""
+    try:
+        connection.cursor().execute("SELECT 1")
+    except Exception:  # noqa: BLE001 -- each driver has its own
+        return False
+    return True
 
 
 def close_connections() -> None:

@@ -17,9 +17,8 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 PRELOADED = (
     "asyncio", "email", "unittest", "tempfile", "subprocess", "ssl",
@@ -33,41 +32,71 @@ PRELOADED = (
 _servers: dict[int, tuple[subprocess.Popen[bytes], socket.socket]] = {}
 
 
-def run(
-    module: str, *arguments: str, cwd: Path, env: dict[str, str], timeout: float
-) -> tuple[int, str]:
-    """As ``python -m module``, to its end: its exit code, and what it printed.
+class Process(subprocess.Popen[Any]):
+    """As ``Popen([sys.executable, ...])`` of a script, ``-m`` and a module, or ``-c`` and code.
 
-    Raises:
-        TimeoutError: it has not ended in this time, and was killed.
+    Attributes:
+        pid: the process that was asked for; its parent is the server.
     """
-    read, write = os.pipe()
-    ours, theirs = socket.socketpair()
-    with os.fdopen(read, "rb") as output, ours:
-        with theirs:
-            socket.send_fds(_server(), [b"."], [theirs.fileno(), write])
-        os.close(write)
-        ours.sendall(
-            json.dumps({"argv": [module, *arguments], "cwd": str(cwd), "env": env}).encode() + b"\n"
-        )
-        answers = ours.makefile()
-        pid = int(answers.readline())
+
+    def _execute_child(self, *given: Any, **_: Any) -> None:
+        args, _exe, _preexec, _close, _pass, cwd, env, _info, _flags, _shell, *fds = given[:16]
+        standard_input, _, _, output, _, errors = fds
+        request = {
+            "command": args[1:],
+            "cwd": str(cwd or Path.cwd()),
+            "env": dict(os.environ if env is None else env),
+        }
+        ours, theirs = socket.socketpair()
+        with theirs, Path(os.devnull).open("r+b", 0) as nothing:
+            sent = [theirs.fileno()]
+            for fd, standard in ((standard_input, -1), (output, 1), (errors, 2)):
+                sent.append(fd if fd != -1 else nothing.fileno() if standard == -1 else standard)
+            socket.send_fds(_server(), [b"."], sent)
+        ours.sendall(json.dumps(request).encode() + b"\n")
+        self._answers = ours.makefile("rb", buffering=0)
+        ours.close()
+        self.pid = int(self._answers.readline())
+        self._child_created = True
+        self._close_pipe_fds(*fds)  # type: ignore[attr-defined]  # as Popen's own does
+
+    def _internal_poll(self, *_: Any, **__: Any) -> int | None:
+        return self._ended(0)
+
+    def _wait(self, timeout: float | None) -> int:
+        if self._ended(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0)
+        assert self.returncode is not None
+        return self.returncode
+
+    def _ended(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._answers], [], [], timeout)[0]:
+            self.returncode = int(self._answers.readline())
+            self._answers.close()
+        return self.returncode
+
+
+def run(
+    command: list[str],
+    text_in: str | None = None,
+    *,
+    check: bool = False,
+    timeout: float = 120,
+    **options: Any,
+) -> subprocess.CompletedProcess[str]:
+    """As ``subprocess.run``, with what it printed as text."""
+    pipe = subprocess.PIPE
+    options = {"stdin": pipe, "stdout": pipe, "stderr": pipe, "text": True, **options}
+    with Process(command, **options) as process:
         try:
-            text = b"".join(_chunks(output.fileno(), time.monotonic() + timeout))
+            output, errors = process.communicate(text_in, timeout=timeout)
         except BaseException:
-            os.kill(pid, signal.SIGKILL)
+            process.kill()
             raise
-        return int(answers.readline()), text.decode(errors="replace")
-
-
-def _chunks(output: int, until: float) -> Iterator[bytes]:
-    while True:
-        if not select.select([output], [], [], max(until - time.monotonic(), 0))[0]:
-            raise TimeoutError("the process has not ended in time")
-        chunk = os.read(output, 65_536)
-        if not chunk:
-            return
-        yield chunk
+    done = subprocess.CompletedProcess(command, process.returncode, output, errors)
+    if check:
+        done.check_returncode()
+    return done
 
 
 def _server() -> socket.socket:
@@ -94,36 +123,59 @@ def _stop(pid: int) -> None:
 # -- in the server -------------------------------------------------------------------------------
 
 
-def _serve(connection: socket.socket) -> dict[str, object] | None:
+def _serve(connection: socket.socket) -> dict[str, Any] | None:
     """Fork for each request: returns it in the new process, and None when there are no more."""
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     while True:
-        _, fds, _, _ = socket.recv_fds(connection, 1, 2)
+        _, fds, _, _ = socket.recv_fds(connection, 1, 4)
         if not fds:
             return None
         if not os.fork():
             connection.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            return _begin(socket.socket(fileno=fds[0]), fds[1])
+            return _begin(socket.socket(fileno=fds[0]), fds[1:])
         for each in fds:
             os.close(each)
 
 
-def _begin(answers: socket.socket, output: int) -> dict[str, object]:
+def _begin(answers: socket.socket, standard: list[int]) -> dict[str, Any]:
     """Fork what runs the request, and tell its number and its exit code."""
-    request: dict[str, object] = json.loads(answers.makefile().readline())
+    request: dict[str, Any] = json.loads(answers.makefile().readline())
     pid = os.fork()
     if pid:
-        os.close(output)
+        for each in (*standard, 0, 1, 2):
+            os.close(each)
         answers.sendall(f"{pid}\n".encode())
         _, status = os.waitpid(pid, 0)
         answers.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
         os._exit(0)
     answers.close()
-    for fd in (1, 2):
-        os.dup2(output, fd)
-    os.close(output)
+    for fd, each in enumerate(standard):
+        os.dup2(each, fd)
+    for each in standard:
+        os.close(each)
     return request
+
+
+def _run(program: str, arguments: list[str]) -> None:
+    """As the interpreter would, in the module ``__main__``."""
+    if program == "-m":
+        sys.argv[:] = ["-m", *arguments[1:]]
+        sys.path[0] = str(Path.cwd())
+        runpy._run_module_as_main(arguments[0])  # type: ignore[attr-defined]  # what -m calls
+        return
+    names = sys.modules["__main__"].__dict__
+    kept = {"__builtins__": names["__builtins__"], "__name__": "__main__", "__spec__": None}
+    if program == "-c":
+        code = compile(arguments[0], "<string>", "exec")
+        sys.argv[:], sys.path[0] = ["-c", *arguments[1:]], ""
+    else:
+        code = compile(Path(program).read_bytes(), program, "exec")
+        sys.argv[:], sys.path[0] = [program, *arguments], str(Path(program).resolve().parent)
+        kept["__file__"] = program
+    names.clear()
+    names.update(kept)
+    exec(code, names)
 
 
 def main() -> None:
@@ -136,11 +188,9 @@ def main() -> None:
     sys.modules["faker.generator"].random.seed()  # or all would draw the same values
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
-    os.environ.update(request["env"])  # type: ignore[call-overload]
-    os.chdir(str(request["cwd"]))
-    sys.argv[:] = request["argv"]  # type: ignore[call-overload]
-    sys.path[0] = str(request["cwd"])
-    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    os.environ.update(request["env"])
+    os.chdir(request["cwd"])
+    _run(request["command"][0], request["command"][1:])
 
 
 if __name__ == "__main__":

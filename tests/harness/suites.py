@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import sqlalchemy as sa
 
-from harness import forks
 from harness.bystanders import Snapshot, snapshot
+from harness.forks import Process
 
 TRACKED = """
 import factory
@@ -188,7 +188,12 @@ class Suite:
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         """Run ``python -m`` with these arguments in the folder, and these variables set."""
-        return subprocess.Popen(
+        return self._start(subprocess.Popen, *arguments, **environment)
+
+    def _start(
+        self, popen: type[subprocess.Popen[str]], *arguments: str, **environment: str
+    ) -> subprocess.Popen[str]:
+        return popen(
             [sys.executable, "-m", *arguments],
             cwd=self.folder,
             env={**fresh_environment(), "SUITE_URL": self.url, **environment},
@@ -200,7 +205,12 @@ class Suite:
 
     def run(self, *arguments: str, **environment: str) -> Ended:
         """As :meth:`start`, to its end."""
-        process = self.start(*arguments, **environment)
+        return self._end(subprocess.Popen, *arguments, **environment)
+
+    def _end(
+        self, popen: type[subprocess.Popen[str]], *arguments: str, **environment: str
+    ) -> Ended:
+        process = self._start(popen, *arguments, **environment)
         try:
             text, _ = process.communicate(timeout=180)
         finally:
@@ -221,11 +231,9 @@ class Suite:
             environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", **environment}
             several = any(each.startswith("-n") for each in arguments)
             plugins = (*_ONLY, *(("-p", "xdist.plugin") if several else ()))
-        all_arguments = ("pytest", "-q", *plugins, *arguments)
-        if every_plugin or "asyncio" in arguments:  # pytest warns of modules imported before it
-            return self.run(*all_arguments, **environment)
-        env = {**fresh_environment(), "SUITE_URL": self.url, **environment}
-        return Ended(*forks.run(*all_arguments, cwd=self.folder, env=env, timeout=180))
+        # pytest warns of modules that are imported before it
+        popen = subprocess.Popen if every_plugin or "asyncio" in arguments else Process
+        return self._end(popen, "pytest", "-q", *plugins, *arguments, **environment)
 
     @property
     def url(self) -> str:

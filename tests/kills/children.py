@@ -17,6 +17,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from harness.forks import Process
+
 HERE = Path(__file__).parent
 MARKS = {
     b"i": "imported everything, and waits for a line",
@@ -61,7 +63,7 @@ class Child:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 -- closed with the child
         self._news = threading.Condition()
         self._over = False
-        self._process = subprocess.Popen(
+        self._process = Process(
             [sys.executable, str(HERE / script), json.dumps(given)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import sqlalchemy as sa
 
+from harness.forks import Process
 from harness.own_servers import Server, own_server
 from storm import shop
 
@@ -183,7 +184,7 @@ def _workers_url(engine: sa.Engine, url: sa.URL) -> str:
 def _start(script: str, given: dict[str, Any]) -> subprocess.Popen[str]:
     # Each is a worker of its own, whatever worker this process is.
     mine = ("PYTEST_XDIST_", "TIDYROWS_", "_TIDYROWS_")
-    return subprocess.Popen(
+    return Process(
         [sys.executable, str(HERE / script), json.dumps(given)],
         env={name: value for name, value in os.environ.items() if not name.startswith(mine)},
         stdin=subprocess.PIPE,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import subprocess
 import sys
 import uuid
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from harness import forks
 from harness.blocks import refuse_deletes
 from harness.bystanders import Bystanders, snapshot
 from harness.keykinds import COMPOSITES, KINDS
@@ -716,7 +716,7 @@ def test_what_a_killed_process_left_is_swept_at_once(database, outside, ledgers)
     parents, _children = family(outside)
     ledgers.installed(outside)
     url = database.url.render_as_string(hide_password=False)
-    done = subprocess.run([sys.executable, "-c", _KILLED, url], check=False)
+    done = forks.run([sys.executable, "-c", _KILLED, url])
     assert done.returncode == -9
     ledgers.close()
     assert swept(outside).total_deleted == 5
