@@ -107,6 +107,7 @@ class _ProcessValues:
 
     def begin(self, salt: str) -> None:
         self.current: WorkerContext | None = None
+        self.test: str | None = None
         self.sources = _ValueSources(salt)
         self.tests = _TestParts()
 
@@ -341,8 +342,13 @@ def label_of_run(context: WorkerContext) -> str:
 
 
 def running_phase() -> str | None:
-    """The test that pytest is running, and in which phase: ``test_a.py::test_login (call)``."""
-    return os.environ.get(_PYTEST) or os.environ.get(_TEST)
+    """The test that is running; pytest adds the phase: ``test_a.py::test_login (call)``."""
+    return os.environ.get(_PYTEST) or os.environ.get(_TEST) or _process.test
+
+
+def note_test(test_id: str | None) -> None:
+    """A test begins, or none is running any more, of a framework that does not tell."""
+    _process.test = test_id
 
 
 def test_of_phase(phase: str | None) -> str | None:

@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 
 from harness.asynchronous import DRIVERS, ONE_EACH
 from harness.targets import on
-from tidyrows import Ledger, TidyRowsWarning, WorkerContext
+from tidyrows import Ledger, TidyRowsWarning, WorkerContext, advisory_lock
 from tidyrows.connections import leases
 from tidyrows.connections.engine import worker_async_engine, worker_engine
 from tidyrows.connections.report import pool_report
@@ -47,6 +47,7 @@ def test_a_connection_that_a_test_leaves_is_named_and_given_back(engine):
     connection = engine.connect()
     place = line_here().replace(":", r":")
     connection.execute(sa.insert(table).values(id=1))
+    driver = connection.connection.dbapi_connection
     with pytest.warns(TidyRowsWarning, match=LEFT) as warned:
         tidy.finish()
     (said,) = warned
@@ -57,12 +58,25 @@ def test_a_connection_that_a_test_leaves_is_named_and_given_back(engine):
     assert pool_report(engine).out == ()
     assert engine.pool.checkedout() == 0
     with engine.connect() as other:
+        assert other.connection.dbapi_connection is driver
         assert other.scalar(sa.select(sa.func.count()).select_from(table)) == 0
         # whoever had it cannot reach it any more
         with pytest.raises(sa.exc.PendingRollbackError):
             connection.scalar(sa.text("SELECT 1"))
     connection.close()
     table.drop(engine)
+
+
+def test_the_test_is_named_in_other_frameworks_too(engine, monkeypatch):
+    monkeypatch.delenv("PYTEST_CURRENT_TEST")
+    tidy = Tidy(engine, test="shop.LoginTest.test_login").start()
+    left = engine.connect()
+    with pytest.warns(TidyRowsWarning, match=r"took it in shop\.LoginTest\.test_login\."):
+        tidy.finish()
+    left.close()
+    with engine.connect():
+        pass
+    assert {"shop.LoginTest.test_login", "outside of tests"} == pool_report(engine).held.keys()
 
 
 def test_a_session_that_a_test_leaves_is_named_too_and_can_be_closed_later(engine):
@@ -112,6 +126,17 @@ def test_what_is_older_or_tidys_own_or_closed_is_left_alone(engine):
         pass
     assert older.scalar(sa.text("SELECT 1")) == 1
     older.close()
+
+
+@on_servers
+def test_what_tidyrows_took_in_the_test_is_left_alone(engine):
+    tidy = Tidy(engine).start()
+    with warnings.catch_warnings(), advisory_lock(engine, "held"):
+        warnings.simplefilter("error")
+        (lease,) = pool_report(engine).out
+        assert lease.is_own
+        tidy.finish()
+        assert len(pool_report(engine).out) == 1
 
 
 @on_servers
@@ -271,6 +296,22 @@ def test_a_connection_is_named_after_run_worker_and_test(engine, monkeypatch):
             )
         assert len(renamed) == names
     assert len(pings) == 2
+
+
+@pytest.mark.parametrize("driver", DRIVERS["postgresql"])
+def test_an_asynchronous_connection_is_named_too(postgresql_engine, monkeypatch, driver):
+    async def main():
+        engine = worker_async_engine(
+            postgresql_engine.url.set(drivername=driver), context=RUN, reserve=0
+        )
+        for test in ("test_login", "test_pay"):
+            monkeypatch.setenv("PYTEST_CURRENT_TEST", f"test_a.py::{test} (call)")
+            async with engine.connect() as connection:
+                shown = (await connection.exec_driver_sql(SHOW)).scalar()
+            assert shown == f"tidyrows run nightly- gw3 {test}"
+        await engine.dispose()
+
+    asyncio.run(main())
 
 
 @on("postgresql+psycopg")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import contextmanager, suppress
 from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
@@ -17,6 +18,7 @@ import sqlalchemy as sa
 from tidyrows.cleanup.configuration import NAMING, configured
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.options import named_tables
+from tidyrows.connections.leases import leases_returned
 from tidyrows.dialects import database_name, dialect_for
 from tidyrows.errors import LedgerError, ProductionDatabaseError
 from tidyrows.ledger.table import NAME, Ledger
@@ -112,11 +114,13 @@ class WholeSuite:
     ) -> Iterator[None]:
         """In the block all rows are this test's; they are deleted after it."""
         self.install_ledgers()
+        began = perf_counter()
         tracker = self._start_tracker(test, is_shared=False)
         try:
             yield
         finally:
-            self.finish(tracker, options, show if keeps() else None)
+            with leases_returned(began, tracker.sessions.release):
+                self.finish(tracker, options, show if keeps() else None)
 
     def refuse_unknown_tables(self, options: Mapping[str, Any]) -> None:
         """Raise for a table name in a test's options that no database has which is in use so far.

@@ -23,7 +23,7 @@ from tidyrows.ledger.table import Ledger
 from tidyrows.locks.once import Asked, FilePlace, made_once
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
-from tidyrows.worker import WorkerContext
+from tidyrows.worker import WorkerContext, note_test
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -190,6 +190,7 @@ class Tidy:
             self.tracker, retry=self._retry, keep_on_failure=self._keep, **self._options
         )
         self._began = perf_counter()
+        note_test(self.context.test_id)
         self.tracker.start()
         if not self.is_async:  # there is no loop when the process ends
             self._process = os.getpid()
@@ -233,6 +234,7 @@ class Tidy:
 
     def _leases(self, error: BaseException | None = None) -> AbstractContextManager[None]:
         """Connections of ``worker_engine`` that the test has left are given back."""
+        note_test(None)
         return leases_returned(self._began, self.tracker.sessions.release, error)
 
     @property

@@ -85,7 +85,9 @@ class PostgreSQLCapacity(Dialect):
     def name_connection(self, arguments: dict[str, Any], name: str) -> bool:
         """As ``application_name``, unless the project has set one."""
         if self.driver == "asyncpg":
-            arguments = arguments["server_settings"] = dict(arguments.get("server_settings") or {})
+            settings = dict(arguments.get("server_settings") or {})
+            arguments["server_settings"] = settings
+            arguments = settings
         if "application_name" in arguments:
             return False
         arguments["application_name"] = _short(name)
