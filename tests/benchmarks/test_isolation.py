@@ -43,6 +43,7 @@ METADATA = metadata()
 
 
 def space(engine, level, name):
+    engine.connect().close()
     kind = dialect_for(engine).space_kinds[level]
     held = dialect_for(engine).advisory_lock(
         kind.managing(engine), LockName(f"tidyrows {name}", shared=False, session=True, label="")

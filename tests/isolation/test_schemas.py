@@ -5,78 +5,17 @@ from __future__ import annotations
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.dialects import dialect_for
+from harness.spaces import METADATA, ORGS, USERS, count, fill, lease_of_this_process_ends, members
 from tidyrows.errors import ArgumentError, IsolationError, ProductionDatabaseError
-from tidyrows.isolation import lease, pool
 from tidyrows.isolation.isolate import isolate
 from tidyrows.isolation.prune import prune
-
-METADATA = sa.MetaData()
-ORGS = sa.Table(
-    "orgs",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("na%me", sa.String(40), server_default="100%'", key="name"),
-    sa.Column("kind", sa.Enum("big", "small", name="org_kind")),
-    sa.Column("parent_id", sa.ForeignKey("orgs.id")),
-    sa.Column("owner_id", sa.ForeignKey("User s.id", use_alter=True, name="fk_owner")),
-)
-USERS = sa.Table(
-    "User s",
-    METADATA,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("org_id", sa.ForeignKey("orgs.id"), nullable=False),
-)
-
-
-def lease_of_this_process_ends():
-    """As at the end of a process."""
-    for kept in lease.idle.values():
-        while kept:
-            kept.pop().let_go()
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_kept():
-    """What this process keeps between its tests goes with the test's database."""
-    yield
-    lease_of_this_process_ends()
-
-
-@pytest.fixture
-def engine(engine):
-    """What is kept on the server goes too."""
-    yield engine
-    lease_of_this_process_ends()
-    prune(engine, older_than=0)
-
-
-@pytest.fixture
-def any_driver_engine(any_driver_engine):
-    """As ``engine``."""
-    yield any_driver_engine
-    lease_of_this_process_ends()
-    prune(any_driver_engine, older_than=0)
-
-
-def count(connection, table):
-    return connection.scalar(sa.select(sa.func.count()).select_from(table))
-
-
-def fill(engine):
-    """An org that is its own parent, with an owner that belongs to it."""
-    with engine.begin() as connection:
-        connection.execute(sa.insert(ORGS).values(id=1, kind="big", parent_id=1))
-        connection.execute(sa.insert(USERS).values(id=7, org_id=1))
-        connection.execute(sa.update(ORGS).values(owner_id=7))
-        connection.execute(sa.text("INSERT INTO orgs (id, parent_id) VALUES (2, 1)"))
 
 
 @pytest.mark.parametrize(
     ("level", "pool"), [("schema", False), ("schema", True), ("database", True)]
 )
-def test_a_test_has_its_own_tables_and_finds_them_empty(any_driver_engine, level, pool):
-    engine = any_driver_engine
+def test_a_test_has_its_own_tables_and_finds_them_empty(any_driver_space_engine, level, pool):
+    engine = any_driver_space_engine
     for _ in range(2):
         with isolate(engine, level, metadata=METADATA, pool=pool) as db:
             with db.session() as session:
@@ -87,38 +26,32 @@ def test_a_test_has_its_own_tables_and_finds_them_empty(any_driver_engine, level
     assert not sa.inspect(engine).has_table("orgs")
 
 
-def members(engine):
-    """What was built, by name."""
-    kind = dialect_for(engine).space_kinds["schema"]
-    managing = kind.managing(engine)
-    with managing.connect() as connection:
-        found = kind(dialect_for(engine), engine, "tidy_x", connection).marks()
-    return {name: mark for name, mark in found.items() if name.startswith(pool._prefix(engine))}
-
-
-def test_a_schema_of_the_pool_is_emptied_and_used_again(engine):
+def test_a_schema_of_the_pool_is_emptied_and_used_again(space_engine):
     names = set()
     for _ in range(2):
-        with isolate(engine, "schema", metadata=METADATA) as db:
+        with isolate(space_engine, "schema", metadata=METADATA) as db:
             names.add(db.schema)
             fill(db.engine)
         lease_of_this_process_ends()
         (name,) = names
-        assert members(engine)[name]
-    with isolate(engine, "schema", metadata=METADATA) as db, db.engine.connect() as connection:
+        assert members(space_engine)[name]
+    with (
+        isolate(space_engine, "schema", metadata=METADATA) as db,
+        db.engine.connect() as connection,
+    ):
         assert count(connection, ORGS) == count(connection, USERS) == 0
 
 
-def test_without_the_pool_nothing_is_left(engine):
-    with isolate(engine, "schema", metadata=METADATA, pool=False) as db:
-        assert db.schema in members(engine) or "building" in db.url.database
-    assert db.schema not in members(engine)
+def test_without_the_pool_nothing_is_left(space_engine):
+    with isolate(space_engine, "schema", metadata=METADATA, pool=False) as db:
+        assert db.schema in members(space_engine) or "building" in db.url.database
+    assert db.schema not in members(space_engine)
 
 
-def test_two_at_once_never_have_the_same_schema(engine):
+def test_two_at_once_never_have_the_same_schema(space_engine):
     with (
-        isolate(engine, "schema", metadata=METADATA) as one,
-        isolate(engine, "schema", metadata=METADATA) as other,
+        isolate(space_engine, "schema", metadata=METADATA) as one,
+        isolate(space_engine, "schema", metadata=METADATA) as other,
     ):
         assert one.schema != other.schema
         fill(one.engine)
@@ -126,8 +59,8 @@ def test_two_at_once_never_have_the_same_schema(engine):
             assert count(connection, ORGS) == 0
 
 
-def test_text_and_another_process_reach_the_same_tables(engine):
-    with isolate(engine, "schema", metadata=METADATA) as db:
+def test_text_and_another_process_reach_the_same_tables(space_engine):
+    with isolate(space_engine, "schema", metadata=METADATA) as db:
         fill(db.engine)
         elsewhere = sa.create_engine(db.environ()["DATABASE_URL"])
         with elsewhere.connect() as connection:
@@ -135,20 +68,23 @@ def test_text_and_another_process_reach_the_same_tables(engine):
         elsewhere.dispose()
 
 
-def test_a_transaction_that_a_test_left_open_does_not_hang(engine):
-    with isolate(engine, "schema", metadata=METADATA) as db:
+def test_a_transaction_that_a_test_left_open_does_not_hang(space_engine):
+    with isolate(space_engine, "schema", metadata=METADATA) as db:
         fill(db.engine)
         left = db.engine.connect()
         left.execute(sa.update(ORGS).values(kind="small"))
-    with isolate(engine, "schema", metadata=METADATA) as db, db.engine.connect() as connection:
+    with (
+        isolate(space_engine, "schema", metadata=METADATA) as db,
+        db.engine.connect() as connection,
+    ):
         assert count(connection, ORGS) == 0
     left.close()
 
 
-def test_a_column_that_a_test_added_is_not_there_for_the_next(engine):
-    with isolate(engine, "schema", metadata=METADATA) as db, db.engine.begin() as connection:
+def test_a_column_that_a_test_added_is_not_there_for_the_next(space_engine):
+    with isolate(space_engine, "schema", metadata=METADATA) as db, db.engine.begin() as connection:
         connection.exec_driver_sql("ALTER TABLE orgs ADD COLUMN extra INTEGER")
-    with isolate(engine, "schema", metadata=METADATA) as db:
+    with isolate(space_engine, "schema", metadata=METADATA) as db:
         columns = {column["name"] for column in sa.inspect(db.engine).get_columns("orgs")}
         assert "extra" not in columns
 
@@ -159,9 +95,9 @@ INSERT INTO orgs (id, kind, parent_id) VALUES (2, 'small', 1)"""
 
 
 @pytest.mark.parametrize("held", [True, False], ids=["between tests", "in the next run"])
-def test_rows_of_the_seed_stay_and_are_repaired(engine, held):
+def test_rows_of_the_seed_stay_and_are_repaired(space_engine, held):
     rows = sa.select(ORGS).order_by(ORGS.c.id)
-    with isolate(engine, "schema", metadata=METADATA, seed=SEED) as db:
+    with isolate(space_engine, "schema", metadata=METADATA, seed=SEED) as db:
         with db.engine.connect() as connection:
             before = connection.execute(rows).all()
         assert [row.kind for row in before] == ["big", "small"]
@@ -172,34 +108,34 @@ def test_rows_of_the_seed_stay_and_are_repaired(engine, held):
             connection.execute(sa.delete(ORGS).where(ORGS.c.id == 1))
     if not held:
         lease_of_this_process_ends()
-    with isolate(engine, "schema", metadata=METADATA, seed=SEED) as db:
+    with isolate(space_engine, "schema", metadata=METADATA, seed=SEED) as db:
         with db.engine.connect() as connection:
             assert connection.execute(rows).all() == before
             assert count(connection, USERS) == 0
 
 
-def test_functions_build_a_schema_for_one_test(engine):
+def test_functions_build_a_schema_for_one_test(space_engine):
     def migrate(bind):
         METADATA.create_all(bind)
 
     def seed(connection):
         connection.execute(sa.insert(ORGS).values(id=1))
 
-    with isolate(engine, "schema", migrate=migrate, seed=seed, pool=False) as db:
+    with isolate(space_engine, "schema", migrate=migrate, seed=seed, pool=False) as db:
         with db.engine.connect() as connection:
             assert count(connection, ORGS) == 1
 
 
-def test_functions_need_files_that_decide(engine, tmp_path):
+def test_functions_need_files_that_decide(space_engine, tmp_path):
     with pytest.raises(ArgumentError, match="pool='migrations/'"):
-        isolate(engine, "schema", migrate=METADATA.create_all).open()
+        isolate(space_engine, "schema", migrate=METADATA.create_all).open()
     with pytest.raises(ArgumentError, match="does not exist"):
-        isolate(engine, "schema", migrate=METADATA.create_all, pool="nowhere/").open()
+        isolate(space_engine, "schema", migrate=METADATA.create_all, pool="nowhere/").open()
     names, files = [], tmp_path / "migrations"
     files.mkdir()
     for text in ("one", "two", "two"):
         (files / "0001.py").write_text(text)
-        with isolate(engine, "schema", migrate=METADATA.create_all, pool=files) as db:
+        with isolate(space_engine, "schema", migrate=METADATA.create_all, pool=files) as db:
             names.append(db.schema)
     assert names[0] != names[1] == names[2]
 
@@ -222,25 +158,85 @@ def test_a_foreign_key_out_of_the_schema_is_refused_by_name(database):
         isolate(engine, "schema", metadata=elsewhere).open()
 
 
-def test_production_is_refused_before_anything_is_made(engine, monkeypatch):
+def test_production_is_refused_before_anything_is_made(space_engine, monkeypatch):
     monkeypatch.setenv("APP_ENV", "production")
     with pytest.raises(ProductionDatabaseError):
-        isolate(engine, "schema", metadata=METADATA).open()
+        isolate(space_engine, "schema", metadata=METADATA).open()
     monkeypatch.delenv("APP_ENV")
-    assert members(engine) == {}
+    assert members(space_engine) == {}
 
 
-def test_pruning_drops_what_nobody_holds_and_nobody_used_lately(engine):
-    with isolate(engine, "schema", metadata=METADATA) as mine:
-        with isolate(engine, "schema", metadata=METADATA) as other:
+def test_pruning_drops_what_nobody_holds_and_nobody_used_lately(space_engine):
+    with isolate(space_engine, "schema", metadata=METADATA) as mine:
+        with isolate(space_engine, "schema", metadata=METADATA) as other:
             pass
         lease_of_this_process_ends()
-        assert prune(engine, older_than=3600) == []
-        dropped = prune(engine, older_than=0)
+        assert prune(space_engine, older_than=3600) == []
+        dropped = prune(space_engine, older_than=0)
         assert other.schema in dropped
         assert mine.schema not in dropped
         fill(mine.engine)
-    assert members(engine).keys() >= {mine.schema}
+    assert members(space_engine).keys() >= {mine.schema}
     lease_of_this_process_ends()
-    assert mine.schema in prune(engine, older_than=0)
-    assert members(engine) == {}
+    assert mine.schema in prune(space_engine, older_than=0)
+    assert members(space_engine) == {}
+
+
+def test_each_engine_of_a_process_keeps_its_own_options(database, space_engine):
+    heard = []
+    with isolate(space_engine, "schema", metadata=METADATA) as db:
+        name = db.schema
+    other = database.engine(pool_size=1)
+    sa.event.listen(other, "connect", lambda *_args: heard.append("connect"))
+    with isolate(other, "schema", metadata=METADATA) as db:
+        assert db.schema == name
+        heard.clear()
+        db.engine.connect().close()
+        assert heard == ["connect"]
+        assert db.engine.pool.size() == 1
+
+
+TREES = {
+    "sqlite": """CREATE TABLE trees (id INTEGER PRIMARY KEY, height INT);
+        CREATE TABLE felled (id INTEGER PRIMARY KEY, height INT, tall INT AS (height > 9));
+        CREATE VIEW tall AS SELECT id FROM trees WHERE height > 9;
+        CREATE TRIGGER fell AFTER DELETE ON trees BEGIN
+            INSERT INTO felled (height) VALUES (OLD.height); END""",
+    "postgresql": """CREATE TYPE size AS ENUM ('small', 'large');
+        CREATE SEQUENCE numbers;
+        CREATE TABLE trees (id INT PRIMARY KEY DEFAULT nextval('numbers'), height INT, size size);
+        CREATE TABLE felled (id INT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, height INT,
+                             tall BOOL GENERATED ALWAYS AS (height > 9) STORED);
+        CREATE VIEW tall AS SELECT id FROM trees WHERE height > 9;
+        CREATE FUNCTION fell() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            INSERT INTO felled (height) VALUES (OLD.height); RETURN OLD; END $$;
+        CREATE TRIGGER fell BEFORE DELETE ON trees FOR EACH ROW EXECUTE FUNCTION fell()""",
+    "mysql": """CREATE TABLE trees (id INT AUTO_INCREMENT PRIMARY KEY, height INT);
+        CREATE TABLE felled (id INT AUTO_INCREMENT PRIMARY KEY, height INT,
+                             tall INT AS (height > 9));
+        CREATE VIEW tall AS SELECT id FROM trees WHERE height > 9;
+        CREATE PROCEDURE note(IN height INT) INSERT INTO felled (height) VALUES (height);
+        CREATE TRIGGER fell AFTER DELETE ON trees FOR EACH ROW BEGIN CALL note(OLD.height); END""",
+}
+
+
+def test_views_triggers_and_functions_of_a_migration_work_and_leave_nothing(database, space_engine):
+    seed = "INSERT INTO felled (height) VALUES (30)"
+    wanted = {"migrate": TREES[database.backend], "seed": seed}
+    for _ in range(2):
+        with isolate(space_engine, "schema", **wanted) as db, db.engine.begin() as connection:
+            run = connection.exec_driver_sql
+            assert run("SELECT height, tall FROM felled").all() == [(30, 1)]
+            assert run("SELECT * FROM trees").all() == []
+            run("INSERT INTO trees (height) VALUES (20), (5)")
+            assert len(run("SELECT * FROM tall").all()) == 1
+            run("DELETE FROM trees WHERE height = 5")
+            assert len(run("SELECT * FROM felled").all()) == 2
+            run("DELETE FROM felled")
+
+
+def test_a_script_that_fails_is_the_error_and_leaves_nothing(space_engine):
+    broken = "CREATE TABLE one (id INT); CREATE TABLE two (id INT, id INT)"
+    with pytest.raises(Exception, match=r"(?i)duplicate column|more than once"):
+        isolate(space_engine, "schema", migrate=broken).open()
+    assert members(space_engine) == {}

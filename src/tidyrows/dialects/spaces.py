@@ -51,7 +51,10 @@ class Space(ABC):
 
     @classmethod
     def managing(cls, engine: sa.Engine) -> sa.Engine:
-        """The engine whose connections make spaces and hold their locks."""
+        """The engine whose connections make spaces and hold their locks.
+
+        The given one has connected before, but its connections may be of another loop.
+        """
         return engine
 
     @abstractmethod

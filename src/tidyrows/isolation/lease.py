@@ -50,6 +50,13 @@ class Lease:
         sa.event.listen(engine, "before_cursor_execute", self._before_statement)
         return engine
 
+    def use_with(self, suite_engine: sa.Engine) -> None:
+        """Have the options and listeners of this engine, which leads to the same database."""
+        if suite_engine is not self.space.suite_engine:
+            self.engine.dispose()
+            self.space.suite_engine = suite_engine
+            self.open_engine()
+
     def _checkout(self, _driver: Any, record: Any, connection: Any) -> None:
         self._in_use[record] = connection
 
@@ -70,7 +77,6 @@ class Lease:
 
     def empty(self) -> None:
         """Leave the rows it was built with; keep it for the next test, or drop it."""
-        self.end_transactions()
         if self._key is None:
             self.drop()
             return

@@ -121,11 +121,13 @@ class _Finder:
 
     def pooled(self) -> Lease:
         """One that this process has, or one of the pool, or a new one."""
-        key = (self._dialect.identity(self._engine), self._level, self._prefix)
+        found_at = self._dialect.identity(self._engine)
+        key = (found_at, self._dialect.driver, self._level, self._prefix)
         while kept := idle.get(key):
             with suppress(IndexError):  # another thread was faster
                 found = kept.pop()
                 if self._is_usable(found):
+                    found.use_with(self._engine)
                     return found
                 found.let_go()
         number = self._context.worker_index

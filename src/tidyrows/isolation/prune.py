@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 from tidyrows.arguments import checked, number
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import in_greenlet, is_async, spawn, synchronous
+from tidyrows.isolation.own_loop import in_own_loop
 from tidyrows.isolation.pool import prune_spaces, refuse_production_of
 from tidyrows.production import PERMISSION
 
@@ -61,7 +63,7 @@ def prune(
             "older_than=86400)."
         )
     refuse_production_of(found, allow_production)
-    return prune_spaces(found, older_than)
+    return in_own_loop(found, partial(prune_spaces, found, older_than))
 
 
 async def prune_async(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tidyrows.isolation.blueprint import Blueprint
 from tidyrows.isolation.levels import Level
+from tidyrows.isolation.own_loop import in_own_loop
 from tidyrows.isolation.pool import lease, refuse_production_of
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ class SchemaLevel(Level):
         # It has connected after that, so that the server's version is known.
         refuse_production_of(self.engine, self.wanted.allow_production)
         blueprint = Blueprint(self.engine, self.wanted)
-        self._lease = lease(self.engine, self.name, blueprint, self.wanted.context)
+        find = partial(lease, self.engine, self.name, blueprint, self.wanted.context)
+        self._lease = in_own_loop(self.engine, find)
         self.schema = self._lease.space.name
         return self._lease.engine
 
@@ -34,7 +37,8 @@ class SchemaLevel(Level):
         """End the test's transactions, and give the schema the rows back that it was built with."""
         held, self._lease = self._lease, None
         if held is not None:
-            held.empty()
+            held.end_transactions()
+            in_own_loop(self.engine, held.empty)
 
 
 class DatabaseLevel(SchemaLevel):

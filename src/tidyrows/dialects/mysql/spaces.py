@@ -87,8 +87,6 @@ class MySQLDatabase(ServerSpace):
     @classmethod
     def managing(cls, engine: sa.Engine) -> sa.Engine:
         """A connection of its own for each lock, which takes several statements at once."""
-        with engine.connect():
-            pass  # so that SQLAlchemy knows the server
         given = connect_parameters(engine).get("client_flag", 0)
         flag = {"client_flag": given | _MULTI_STATEMENTS}
         return redirected(engine, engine.url, pool_class=NullPool, **flag)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import NullPool
@@ -131,8 +132,6 @@ class _PostgreSQLSpace(ServerSpace):
     @classmethod
     def managing(cls, engine: sa.Engine) -> sa.Engine:
         """A connection of its own for each lock, which lasts as long as the lock."""
-        with engine.connect():
-            pass  # so that SQLAlchemy knows the server
         return redirected(engine, engine.url, pool_class=NullPool)
 
     def prepare(self) -> None:
@@ -160,6 +159,19 @@ class _PostgreSQLSpace(ServerSpace):
             cursor.execute(sql)
         finally:
             cursor.close()
+
+    def replay(self, statements: Sequence[str]) -> None:
+        for first in range(0, len(statements), _AT_ONCE):
+            self._run_inside(statements[first : first + _AT_ONCE])
+
+    def _run_inside(self, statements: Sequence[str]) -> None:
+        """With unqualified names as the application has them: functions have such names."""
+        inside = [self._enter(), *statements, "SET search_path TO pg_catalog"]
+        self._run(";\n".join(inside))
+
+    def _enter(self) -> str:
+        """The statement after which unqualified names lead into it."""
+        return "RESET search_path"
 
     def _in_schemas(self, sql: str) -> str:
         return f"WITH n AS ({_NAMESPACES.format(self._where)}) {sql}"
@@ -221,7 +233,7 @@ class _PostgreSQLSpace(ServerSpace):
             *others, last = inserts
             parts = ", ".join(f"t{n} AS ({each})" for n, each in enumerate(others))
             statements.append(f"WITH {parts} {last}" if others else last)
-        self._run("; ".join(statements))
+        self._run_inside(statements)
 
     def _insert(self, place: Place) -> str:
         columns, rows = self._rows[place]
@@ -262,21 +274,16 @@ class PostgreSQLSchema(_PostgreSQLSpace):
     def drop(self) -> None:
         self._run(f"DROP SCHEMA IF EXISTS {self.name} CASCADE")
 
-    def replay(self, statements: Sequence[str]) -> None:
-        path = f"SET search_path TO {self._path()}"
-        for first in range(0, len(statements), _AT_ONCE):
-            part = ";\n".join(statements[first : first + _AT_ONCE])
-            self._run(f"{path};\n{part};\nSET search_path TO pg_catalog")
-
     def finish(self, mark: str) -> None:
         """An extension that was made here is moved to where the other schemas find it."""
         for (extension,) in self._query(_EXTENSIONS.format(self.name)):
             self._run(f"ALTER EXTENSION {extension} SET SCHEMA public")
+        self.__dict__.pop("_path", None)
         self._run(f"COMMENT ON SCHEMA {self.name} IS {_literal(mark)}")
 
     def engine(self) -> sa.Engine:
         """Also the schemas of extensions are on its path, behind it."""
-        path = self._path()
+        path = self._path
         given = connect_parameters(self.suite_engine)
         if self.dialect.driver == "asyncpg":
             settings = {**(given.get("server_settings") or {}), "search_path": path}
@@ -289,6 +296,10 @@ class PostgreSQLSchema(_PostgreSQLSpace):
             url = self.suite_engine.url.update_query_dict(more)
         return redirected(self.suite_engine, url, default_schema=self.name, **more)
 
+    def _enter(self) -> str:
+        return f"SET search_path TO {self._path}"
+
+    @cached_property
     def _path(self) -> str:
         return ",".join([self.name, *(name for (name,) in self._query(_EXTENSION_SCHEMAS))])
 
@@ -318,12 +329,6 @@ class PostgreSQLDatabase(_PostgreSQLSpace):
             bytes_of = self.dialect._query(self.connection, size)[0][0]  # noqa: SLF001 -- as the dialect itself asks
             strategy = f" STRATEGY {'FILE_COPY' if bytes_of > _FILE_COPY_FROM else 'WAL_LOG'}"
         self._run(f"CREATE DATABASE {self.name} TEMPLATE {template}{strategy}", self.connection)
-
-    def replay(self, statements: Sequence[str]) -> None:
-        self._run("RESET search_path")
-        for first in range(0, len(statements), _AT_ONCE):
-            self._run(";\n".join(statements[first : first + _AT_ONCE]))
-        self._run("SET search_path TO pg_catalog")
 
     def finish(self, mark: str) -> None:
         self._run(f"COMMENT ON DATABASE {self.name} IS {_literal(mark)}", self.connection)

@@ -10,9 +10,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.pool import NullPool
+
 from tidyrows.dialects.redirection import redirected
 from tidyrows.dialects.spaces import LOCK_SECONDS, Space
-from tidyrows.dialects.sqlite.locks import database_file, is_in_memory
+from tidyrows.dialects.sqlite.locks import is_in_memory, named_files
 from tidyrows.errors import NotBoundError
 from tidyrows.greenlets import wait_for
 
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from tidyrows.dialects.driver import Errors
+    from tidyrows.dialects.locks import Blocker
 
+_LOCKED = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _BUILDING = ".building"
 _COMPANIONS = ("", "-journal", "-wal", "-shm", _BUILDING)
 
@@ -51,9 +55,7 @@ class SQLiteFile(Space):
                 "A database in memory has no place beside it for other files. Give isolate() an "
                 "engine on a file: create_engine('sqlite:///test.db')."
             )
-        with engine.connect():
-            pass  # so that SQLAlchemy knows the library
-        return engine
+        return redirected(engine, engine.url, pool_class=NullPool)
 
     def prepare(self) -> None:
         """Nothing: it needs no connection."""
@@ -108,6 +110,11 @@ class SQLiteFile(Space):
         """None: SQLite has no foreign keys between files."""
         return []
 
+    def users(self) -> list[Blocker]:
+        """The processes that lock the file, as far as Linux shows them."""
+        found: list[Blocker] = self.dialect.blockers(None, [str(self.path)])  # type: ignore[attr-defined]  # of the same database
+        return found
+
     def learn(self) -> Mapping[str, Any]:
         """Nothing: the template has it all."""
         return {}
@@ -126,9 +133,11 @@ class SQLiteFile(Space):
         """Copied anew; SQLite's own copy leaves the connections of other processes right."""
         until = time.monotonic() + LOCK_SECONDS
 
-        def bounded(_status: int, remaining: int, _total: int) -> None:
-            if remaining and time.monotonic() > until:
-                raise sqlite3.OperationalError(f"{self.path} is locked")
+        def bounded(status: int, _remaining: int, _total: int) -> None:
+            if status in _LOCKED and time.monotonic() > until:
+                error = sqlite3.OperationalError(f"{self.path} is locked")
+                error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+                raise error
 
         with (
             closing(sqlite3.connect(f"file:{self._template}?mode=ro", uri=True)) as source,
@@ -140,12 +149,5 @@ class SQLiteFile(Space):
 
 
 def _beside(engine: sa.Engine, name: str) -> Path:
-    known = vars(engine).get(_PLACE)
-    if known is None:
-        with closing(engine.raw_connection()) as connection, closing(connection.cursor()) as cursor:
-            known = str(Path(str(database_file(cursor))).resolve())
-        setattr(engine, _PLACE, known)
-    return Path(f"{known}-{name}")
-
-
-_PLACE = "_tidyrows_file"
+    file = Path(named_files(engine.url)[-1]).resolve()
+    return file.with_name(f"{file.name}-{name}")
