@@ -10,6 +10,8 @@ import sys
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy.exc import DontWrapMixin
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -173,7 +175,7 @@ class LockLostError(TidyRowsError):
     lock: str
 
 
-class IsolationError(TidyRowsError):
+class IsolationError(TidyRowsError, DontWrapMixin):
     """A level of isolation cannot give what is asked of it, or a test has broken out of it.
 
     Attributes:

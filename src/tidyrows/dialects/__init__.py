@@ -135,7 +135,9 @@ def inner_dialect(engine: sa.Engine) -> sa.Dialect:
     own = copy(engine.dialect)
     vars(own).pop("dispatch", None)  # listeners of the other engine
     kind = type(dialect_for(engine))
-    _known[own] = type(kind.__name__, (InnerTransactions, kind), {})(own)
+    if not issubclass(kind, InnerTransactions):  # a block within a block
+        kind = type(kind.__name__, (InnerTransactions, kind), {})
+    _known[own] = kind(own)
     return own
 
 

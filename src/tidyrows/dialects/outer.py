@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from tidyrows.dialects.driver import DriverAccess
-from tidyrows.dialects.sessions import CommitOutcome, is_quiet
+from tidyrows.dialects.sessions import CommitOutcome, Sessions, is_quiet
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +39,11 @@ def starting(*words: str) -> re.Pattern[str]:
 
 
 _BEGINS = starting("BEGIN", r"START\s+TRANSACTION")
+_SAVEPOINT = re.compile(
+    _START + r"(?:(SAVEPOINT)|(?:ROLLBACK(?:\s+WORK|\s+TRANSACTION)?\s+(TO)|(RELEASE))"
+    r"(?:\s+SAVEPOINT)?)\s+(\S+?)[;\s]*",
+    re.IGNORECASE | re.DOTALL,
+)
 _READS = starting("SELECT", "SHOW", "EXPLAIN", "DESC", "DESCRIBE")
 ENDS = (
     "COMMIT",
@@ -58,6 +63,7 @@ class Effect(NamedTuple):
         ends: it ends the transaction.
         reads: it certainly changes no row; an unknown function may.
         changes_session: its effect on the session survives a ROLLBACK.
+        savepoint: ``SAVEPOINT``, ``TO`` (ROLLBACK TO) or ``RELEASE``, and the name; else None.
         is_quiet: it certainly does not end the transaction in another way.
     """
 
@@ -65,17 +71,21 @@ class Effect(NamedTuple):
     ends: bool
     reads: bool
     changes_session: bool
+    savepoint: tuple[str, str] | None
     is_quiet: bool
 
 
 @lru_cache(maxsize=4096)
 def _effect(sql: str, ending: re.Pattern[str], session_changing: re.Pattern[str] | None) -> Effect:
+    found = _SAVEPOINT.fullmatch(sql)
+    verb = next(filter(None, found.groups()), "") if found else ""
     reads = _READS.match(sql) and not _WRITES.search(sql)
     return Effect(
         begins=_BEGINS.match(sql) is not None,
         ends=ending.match(sql) is not None,
         reads=bool(reads) and all(map(_HARMLESS.fullmatch, _CALLS.findall(sql))),
         changes_session=session_changing is not None and bool(session_changing.search(sql)),
+        savepoint=(verb.upper(), found[4]) if found else None,
         is_quiet=is_quiet(sql),
     )
 
@@ -133,12 +143,12 @@ class OuterTransactions(DriverAccess):
                 cursor.execute(each)
 
     def move_savepoint(self, name: str) -> list[str]:
-        """Set a savepoint anew, at the end of what was done since."""
+        """Statements that set a savepoint anew, at the end of what was done since."""
         again = f"SAVEPOINT {name}"
         return [again] if self.release_with_set else [f"RELEASE SAVEPOINT {name}", again]
 
 
-class InnerTransactions(DriverAccess):
+class InnerTransactions(Sessions):
     """A mixin for the dialect of an engine over an outer transaction.
 
     Its connections of the DBAPI are stand-ins, which know of their inner transaction: the driver
@@ -165,6 +175,11 @@ class InnerTransactions(DriverAccess):
     def guard_pool(self, engine: sa.Engine) -> None:
         """The stand-in ends what its user has left open."""
 
+    def commit_is_void(self, connection: sa.Connection) -> bool | None:
+        """Also where it is rolled back already."""
+        undone = getattr(connection.connection.dbapi_connection, "is_undone", False)
+        return undone or super().commit_is_void(connection)
+
     def commit_outcome(self, error: BaseException, connection: sa.Connection) -> CommitOutcome:
         """A COMMIT that fails is rolled back by the stand-in."""
         return CommitOutcome.GONE
@@ -175,7 +190,10 @@ class InnerTransactions(DriverAccess):
 
     @contextmanager
     def looking(
-        self, engine: sa.Engine, _seconds: float, **options: Any
+        self,
+        engine: sa.Engine,
+        seconds: float,
+        **options: Any,
     ) -> Iterator[sa.Connection]:
         """No connection sees more than another."""
         with engine.connect() as connection:

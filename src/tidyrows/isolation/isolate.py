@@ -108,7 +108,17 @@ class Isolation:
 
         ``DATABASE_URL``, with the password, and what ``WorkerContext.current()`` reads. Where the
         driver's URL cannot name a schema (asyncpg), ``TIDYROWS_SCHEMA`` names it.
+
+        Raises:
+            IsolationError: at level ``transaction``, of which no other process sees anything.
         """
+        if not self._level.is_visible:
+            raise IsolationError(
+                f"At level {self.level!r} nothing is committed, so another process would not see "
+                f"the rows of the test. For an application in another process write "
+                f"isolate(engine, 'worker'), 'schema' or 'database'.",
+                level=self.level,
+            )
         context = self.context
         found = {
             "DATABASE_URL": self.url.render_as_string(hide_password=False),

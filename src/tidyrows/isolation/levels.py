@@ -47,12 +47,14 @@ class Level(ABC):
     Attributes:
         name: as users write it.
         deletes_rows: whether tracked rows are deleted one by one when the test ends.
+        is_visible: whether other processes see what the test commits.
         undoes_rows: whether nothing that the test writes is left after :meth:`close`.
         schema: the schema, database or file that the test has for itself.
     """
 
     name: ClassVar[str]
     deletes_rows: ClassVar[bool] = False
+    is_visible: ClassVar[bool] = True
     undoes_rows: ClassVar[bool] = False
 
     def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:

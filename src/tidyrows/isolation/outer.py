@@ -1,22 +1,26 @@
 """One connection that several users have at once: their transactions are savepoints of one.
 
-The list of :class:`Part` s says which inner transaction wrote what, in the order of writing. Each
-part begins at a savepoint and belongs to one inner transaction, so a ROLLBACK undoes its own parts
-only, or is refused where that cannot be. An inner transaction that only reads has no part.
+Each :class:`~tidyrows.isolation.parts.Part` begins at a savepoint and belongs to one inner
+transaction, so a ROLLBACK undoes its own parts only, or is refused where that cannot be. An inner
+transaction that only reads has no part.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tidyrows.dialects import DriverSocket, Fault, Loss
 from tidyrows.errors import IsolationError
+from tidyrows.greenlets import in_greenlet
+from tidyrows.isolation.parts import Part, Parts
+from tidyrows.isolation.turns import Turns
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import sqlalchemy as sa
 
     from tidyrows.dialects import Dialect
@@ -26,26 +30,12 @@ BOUND = 10.0
 """Seconds for which the end of a test waits for the server."""
 _SHOWN = 70
 _UNSEEN = "a statement past SQLAlchemy"
+_MIXED = (
+    "cannot roll back {!r} alone: another session or connection has written since, {!r}, and that "
+    "would be undone too. Two transactions that write at the same time are one here. End the first "
+    "before the second begins, or write isolate(engine, 'worker')."
+)
 _numbers = itertools.count(1)
-
-
-@dataclass(slots=True)
-class Part:
-    """What one inner transaction wrote, between two savepoints.
-
-    Attributes:
-        user: the stand-in that wrote.
-        savepoint: where it begins.
-        sql: its first statement.
-        wrote: False for reads, which another one's writes come before: they may fail alone.
-        committed: its inner transaction is committed, and waits for those before it.
-    """
-
-    user: StandIn
-    savepoint: str
-    sql: str
-    wrote: bool
-    committed: bool = False
 
 
 class OuterTransaction:
@@ -61,13 +51,15 @@ class OuterTransaction:
         self._dialect = dialect
         self.driver: Any = connection.connection.dbapi_connection
         self._loop = asyncio.get_running_loop() if connection.dialect.is_async else None
+        self.turns = Turns(in_tasks=self._loop is not None)
         self._prefix, self._count = f"tidyrows_{next(_numbers)}_", 0
         self._base = f"{self._prefix}0"
-        self._parts: list[Part] = []
+        self._parts = Parts()
         self._commits = 0
         self._failed: StandIn | None = None  # with a statement since its last rollback
         self._is_over = self._is_begun = self._is_gone = False
-        self._changes_session = self._is_doubtful = False
+        self._changes_session = False
+        self._mark: str | None = None  # a savepoint before what may have ended the transaction
         self._last = "its beginning"
         self.failure: IsolationError | None = None
         self._begin()
@@ -99,14 +91,43 @@ class OuterTransaction:
             )
 
     def before(self, user: StandIn, sql: str) -> str:
-        """SQLAlchemy is about to send a statement; returns what is sent instead."""
+        """SQLAlchemy is about to send a statement; returns what is sent instead.
+
+        Others wait until :meth:`after`, or :meth:`saw_error`.
+        """
+        self.check_usable()
+        with self._turn(sql):
+            return self._before(user, sql)
+
+    def after(self) -> None:
+        """The answer to the statement has come."""
+        self.turns.give()
+
+    @contextmanager
+    def _turn(self, sql: str, *, kept: bool = True) -> Iterator[None]:
+        if not self.turns.take(sql):
+            raise self._error(
+                f"still runs {_short(self.turns.sql)!r} of another task or thread, and one "
+                f"connection sends one statement at a time."
+            )
+        try:
+            yield
+        except BaseException:
+            kept = False
+            raise
+        finally:
+            if not kept:
+                self.turns.give()
+
+    def _before(self, user: StandIn, sql: str) -> str:
         if user.is_undone:
             raise self._error(
                 "takes no statement of this session or connection before its rollback(): an "
                 "earlier one has failed."
             )
+        self._verify()
         effect = self._dialect.effect(sql)
-        if effect.begins and not self._open_parts(user):
+        if effect.begins and not self._parts.open_of(user):
             return "SELECT 1"  # of a begin listener
         if effect.ends or effect.begins:
             self._fail(
@@ -115,37 +136,81 @@ class OuterTransaction:
                 f"session.commit() or connection.commit(); for DDL that commits write "
                 f"isolate(engine, 'worker')."
             )
+        if effect.savepoint is not None:
+            return self._at_savepoint(user, sql, *effect.savepoint)
         if not effect.reads:
             self._last = sql
             self._changes_session |= effect.changes_session
-            self._is_doubtful |= not effect.is_quiet
         self._enter(user, sql, writes=not effect.reads)
+        if not effect.is_quiet:
+            self._set_mark()
+        return sql
+
+    def _at_savepoint(self, user: StandIn, sql: str, verb: str, name: str) -> str:
+        """A savepoint of the user's own; returns what is sent."""
+        if verb == "SAVEPOINT":
+            self._enter(user, sql, needs_part=True).names.append(name)
+            return sql
+        here = self._parts.with_savepoint(user, name)
+        if here is None:
+            return sql  # the database says so
+        later = self._parts.later_than(here)
+        if verb == "RELEASE":
+            del here.names[here.names.index(name) :]
+            return "SELECT 1" if later else sql  # theirs would go with it
+        if later:
+            self._fail(_MIXED.format(_short(sql), _short(later[0].sql)))
+        self._parts.cut(here, kept=True)
+        if self._failed is user:
+            self._failed = None
         return sql
 
     def before_unseen(self, user: StandIn) -> None:
         """The driver's connection is used past SQLAlchemy."""
         self.check_usable()
-        self._is_doubtful = True
-        self._last = _UNSEEN
-        self._enter(user, _UNSEEN, writes=True)
+        with self._turn(_UNSEEN, kept=False):
+            self._verify()
+            self._last = _UNSEEN
+            self._enter(user, _UNSEEN, writes=True)
+            self._set_mark()
 
-    def _enter(self, user: StandIn, sql: str, *, writes: bool) -> None:
+    def _set_mark(self) -> None:
+        self._count += 1
+        mark = f"{self._prefix}{self._count}"
+        self._send([f"SAVEPOINT {mark}"])
+        self._mark = mark
+
+    def verify(self) -> None:
+        """Raise where a statement since the last call has ended the transaction."""
+        if self._mark is not None:
+            with self._turn("RELEASE", kept=False):
+                self._verify()
+
+    def _verify(self) -> None:
+        mark, self._mark = self._mark, None
+        if mark is not None and self.failure is None and not self._is_aborted():
+            self._send([f"RELEASE SAVEPOINT {mark}"])
+
+    def _enter(
+        self, user: StandIn, sql: str, *, writes: bool = False, needs_part: bool = False
+    ) -> Any:
         """Let the next statement stand in a part of this user."""
         if not self._is_begun:
             self._begin()
         if self._failed is not None:
             self._part_from_failed(user)
-        top = self._parts[-1] if self._parts else None
+        top = self._parts.top
         if top is not None and top.user is user and not top.committed:
             top.wrote |= writes
-        elif top is not None or writes:
+        elif top is not None or writes or needs_part:
             name = self._base
             if top is not None:
                 self._count += 1
                 name = f"{self._prefix}{self._count}"
                 self._send([f"SAVEPOINT {name}"])
-            self._parts.append(Part(user, name, sql, writes))
+            self._parts.all.append(Part(user, name, sql, writes))
         user.in_inner_transaction |= writes
+        return self._parts.top
 
     def _part_from_failed(self, user: StandIn) -> None:
         """Where a statement of another one has failed, that must not make this user's fail."""
@@ -155,76 +220,91 @@ class OuterTransaction:
         self._undo(failed)
         failed.is_undone = True
 
+    def before_commit(self, user: StandIn) -> None:
+        """Before anybody hears of the COMMIT: raise where there is nothing left to commit."""
+        if self._is_over and user.in_inner_transaction:
+            self.check_usable()
+        if not self._is_over:
+            self.check_usable()
+            self.verify()
+
     def commit(self, user: StandIn) -> None:
         """COMMIT of an inner transaction."""
         if self._is_over and user.in_inner_transaction:
             self.check_usable()
-        if not self._has_work(user):
+        if not self._may_have_work(user):
             return
+        self.check_usable()
+        with self._turn("COMMIT", kept=False):
+            self._verify()
+            if self._has_work(user):
+                self._commit(user)
+
+    def _commit(self, user: StandIn) -> None:
         if self._is_aborted():
-            self.rollback(user)  # as the server does it
+            self._undo(user)  # as the server does it
             return
         if self._deferred is not None:
             try:
                 self._dialect.check_deferred(self.driver, self._deferred, at_end=False)
             except BaseException:
-                self.rollback(user)
+                self._undo(user)
                 raise
         self._commits += 1
         user.in_inner_transaction = False
-        for part in self._open_parts(user):
+        for part in self._parts.open_of(user):
             part.committed = True
         self._settle()
 
     def rollback(self, user: StandIn) -> None:
         """ROLLBACK of an inner transaction."""
-        if self._has_work(user):
-            self._undo(user)
+        if self._may_have_work(user):
+            self.check_usable()
+            with self._turn("ROLLBACK", kept=False):
+                self._verify()
+                if self._has_work(user):
+                    self._undo(user)
         user.in_inner_transaction = user.is_undone = False
+        if self._failed is user:
+            self._failed = None
 
     def _undo(self, user: StandIn) -> None:
-        own = self._open_parts(user)
+        own = self._parts.open_of(user)
         if not own:  # a read has failed
             self._send([f"ROLLBACK TO SAVEPOINT {self._base}"])
         elif any(part.wrote for part in own) or self._is_aborted():
             self._undo_from(own[0])
         else:
-            self._parts = [part for part in self._parts if part not in own]
+            self._parts.forget_open(user)
         user.in_inner_transaction = False
         if self._failed is user:
             self._failed = None
         self._settle()
 
     def _undo_from(self, first: Part) -> None:
-        place = self._parts.index(first)
-        later = [part for part in self._parts[place:] if part.user is not first.user and part.wrote]
+        later = self._parts.later_than(first)
         if later:
-            self._fail(
-                f"cannot roll back {_short(first.sql)!r} alone: another session or connection "
-                f"has written since, {_short(later[0].sql)!r}, and that would be undone too. Two "
-                f"transactions that write at the same time are one here. End the first before the "
-                f"second begins, or write isolate(engine, 'worker')."
-            )
+            self._fail(_MIXED.format(_short(first.sql), _short(later[0].sql)))
         self._send([f"ROLLBACK TO SAVEPOINT {first.savepoint}"])
-        del self._parts[place:]
+        self._parts.cut(first)
 
     def _settle(self) -> None:
         """Begin anew where all that was written is committed."""
-        if all(part.committed or not part.wrote for part in self._parts):
-            if any(part.committed for part in self._parts):
+        if self._parts.are_settled:
+            if any(part.committed for part in self._parts.all):
                 self._send(self._dialect.move_savepoint(self._base))
-            self._parts.clear()
+            self._parts.all.clear()
+
+    def _may_have_work(self, user: StandIn) -> bool:
+        """Without a question to the database."""
+        if self._is_over or self.failure is not None or user.is_undone or not self._is_begun:
+            return False
+        if self._loop is not None and not in_greenlet():
+            return False  # it is garbage, and nothing can be sent; the end undoes it
+        return bool(self._parts.open_of(user)) or self._failed is user
 
     def _has_work(self, user: StandIn) -> bool:
-        if self._is_over or self.failure is not None:
-            return False
-        self.check_usable()
-        if not self._is_begun or user.is_undone:
-            return False
-        return bool(self._open_parts(user)) or (self._failed is user and self._is_aborted())
-
-    def _open_parts(self, user: StandIn) -> list[Part]:
-        return [part for part in self._parts if part.user is user and not part.committed]
+        return bool(self._parts.open_of(user)) or (self._failed is user and self._is_aborted())
 
     def _is_aborted(self) -> bool:
         return self._dialect.is_aborted(self.driver, after_error=self._failed is not None)
@@ -233,16 +313,19 @@ class OuterTransaction:
 
     def saw_error(self, user: StandIn, error: BaseException) -> None:
         """A statement has failed."""
+        self.turns.give()
+        if isinstance(error, IsolationError):
+            return
         self._failed = user
         if not self._is_begun or self._dialect.loss(error, self.driver) is not Loss.EVERYTHING:
             return
-        others = any(part.wrote and part.user is not user for part in self._parts)
+        others = any(part.wrote and part.user is not user for part in self._parts.all)
         self._is_begun, self._failed = False, None
-        for part in self._parts:
+        for part in self._parts.all:
             part.user.in_inner_transaction = False
-        self._parts.clear()
+        self._parts.all.clear()
         if self._commits or others:
-            self.failure = self._error(
+            self.failure = self.failure or self._error(
                 f"was rolled back by the database as a whole, {_reason(error)}, with what the test "
                 f"had committed before. Write isolate(engine, 'worker') for a test in which that "
                 f"happens."
@@ -250,6 +333,9 @@ class OuterTransaction:
 
     def lost(self, error: BaseException) -> None:
         """The connection is broken, so the server rolls everything back."""
+        self.turns.give()
+        if isinstance(error, IsolationError):
+            return
         self._is_gone = True
         self.failure = self.failure or self._error(
             f"is lost with its connection, {_reason(error)}: all that the test wrote is rolled "
@@ -290,6 +376,14 @@ class OuterTransaction:
         """
         connection = self._connection
         wire = DriverSocket(self.driver)
+        if self.turns.is_others and not self._is_gone:
+            self._is_gone = True
+            self.failure = self.failure or self._error(
+                f"still runs {_short(self.turns.sql)!r} of another task or thread at the end of "
+                f"the block. Its connection was closed, upon which the server rolls all back. "
+                f"Await the task, or join the thread, in the block."
+            )
+            wire.shut()
         try:
             with closing(wire), wire.bounded(BOUND):
                 if not self._is_gone:
@@ -317,6 +411,7 @@ class OuterTransaction:
     def _end(self) -> None:
         try:
             if self._is_begun and self.failure is None:
+                self._verify()
                 self._check_end()
         except IsolationError:
             pass  # it is kept
@@ -324,10 +419,10 @@ class OuterTransaction:
             self.driver.rollback()
 
     def _check_end(self) -> None:
-        if self._is_doubtful or self._parts or self._failed:
-            self._send([f"ROLLBACK TO SAVEPOINT {self._base}"])
         if not self._commits:
             return
+        if self._parts or self._failed:
+            self._send([f"ROLLBACK TO SAVEPOINT {self._base}"])
         try:
             self._dialect.check_deferred(self.driver, self._deferred, at_end=True)
         except self._connection.dialect.loaded_dbapi.Error as error:

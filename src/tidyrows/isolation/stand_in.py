@@ -24,27 +24,29 @@ class StandIn:
 
     Attributes:
         outer: the OuterTransaction that it belongs to.
+        lent: the driver's connection.
         in_inner_transaction: something was written, and neither committed nor rolled back.
         is_undone: it was rolled back before its user asked for it, since a statement had failed.
     """
 
     outer: Any
+    lent: Any
     in_inner_transaction: bool
     is_undone: bool
 
     def __init__(self, outer: Any) -> None:
         self.__dict__.update(
-            outer=outer, _driver=outer.driver, in_inner_transaction=False, is_undone=False
+            outer=outer, lent=outer.driver, in_inner_transaction=False, is_undone=False
         )
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._driver, name)
+        return getattr(self.lent, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.__dict__ or callable(value):
             self.__dict__[name] = value
         else:
-            setattr(self._driver, name, value)
+            setattr(self.lent, name, value)
 
     def claim(self) -> None:
         """Statements are sent that SQLAlchemy does not tell of."""
@@ -60,22 +62,22 @@ class StandIn:
             self.outer.check_usable()
         else:
             self.claim()
-        return self._driver.cursor(*args, **options)
+        return self.lent.cursor(*args, **options)
 
     def execute(self, *args: Any) -> Any:
         """As the connections of SQLite's driver have it."""
         self.claim()
-        return self._driver.execute(*args)
+        return self.lent.execute(*args)
 
     def executemany(self, *args: Any) -> Any:
         """As above."""
         self.claim()
-        return self._driver.executemany(*args)
+        return self.lent.executemany(*args)
 
     def executescript(self, *args: Any) -> Any:
         """As above; the driver commits first, which is noticed later."""
         self.claim()
-        return self._driver.executescript(*args)
+        return self.lent.executescript(*args)
 
     def commit(self) -> None:
         """Commit the inner transaction."""
@@ -134,6 +136,8 @@ class StandInPool(Pool):
 
     def _do_return_conn(self, record: Any) -> None:
         stand_in = record.dbapi_connection
+        if stand_in is not None:
+            stand_in.rollback()  # SQLAlchemy sends none after a COMMIT that has failed
         if stand_in is None or stand_in.outer is self.outer:  # else it is left from another test
             self._idle.append(record)
 

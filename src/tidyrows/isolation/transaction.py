@@ -6,6 +6,9 @@ The test gets an engine whose connections are all one connection of the driver. 
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 from weakref import WeakKeyDictionary
 
@@ -23,6 +26,8 @@ from tidyrows.isolation.outer import BOUND, OuterTransaction
 from tidyrows.isolation.stand_in import StandIn, StandInPool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tidyrows.dialects import Dialect
     from tidyrows.isolation.levels import Wanted
 
@@ -41,7 +46,11 @@ def inner_engine(engine: sa.Engine) -> sa.Engine:
         execution_options={**options, ROLLED_BACK: True},
     )
     event.listen(inner, "before_cursor_execute", _before_cursor_execute, retval=True)
+    event.listen(inner, "after_cursor_execute", _after_cursor_execute)
     event.listen(inner, "handle_error", _handle_error)
+    event.listen(inner, "commit", _before_commit)  # before capture hears of it
+    event.listen(inner, "rollback", _before_rollback)
+    event.listen(inner, "engine_connect", partial(_number_savepoints, itertools.count(1)))
     event.listen(inner, "begin_twophase", _refuse_twophase)
     event.listen(inner, "set_connection_execution_options", _refuse_options)
     event.listen(inner, "set_engine_execution_options", _refuse_options)
@@ -54,6 +63,27 @@ def _before_cursor_execute(
 ) -> tuple[str, Any]:
     user = driver_of(connection)
     return user.outer.before(user, sql), parameters
+
+
+def _after_cursor_execute(
+    connection: sa.Connection, _cursor: Any, _sql: str, _parameters: Any, _context: Any, _many: Any
+) -> None:
+    driver_of(connection).outer.after()
+
+
+def _before_commit(connection: sa.Connection) -> None:
+    user = driver_of(connection)
+    user.outer.before_commit(user)
+
+
+def _before_rollback(connection: sa.Connection) -> None:
+    if not (connection.closed or connection.invalidated):
+        driver_of(connection).outer.verify()
+
+
+def _number_savepoints(numbers: Iterator[int], connection: sa.Connection) -> None:
+    """Each connection counts from one, and here all of them are in one transaction."""
+    connection._Connection__savepoint_seq = 1000 * next(numbers)  # type: ignore[attr-defined]  # noqa: SLF001 -- no public name
 
 
 def _handle_error(context: Any) -> None:
@@ -87,6 +117,20 @@ def _refuse_options(bind: sa.Engine | sa.Connection, options: dict[str, Any]) ->
         )
 
 
+def _refuse_another_loop(connection: sa.Connection) -> None:
+    raw: Any = connection.connection.driver_connection
+    loop = getattr(raw, "_loop", None)  # of asyncpg, aiomysql and asyncmy; no public name
+    if loop is not None and loop is not asyncio.get_running_loop():
+        fairy: Any = connection.connection
+        fairy._close_special(transaction_reset=True)  # noqa: SLF001 -- nothing can be sent from here
+        raise IsolationError(
+            "The pool of the engine has connections of another event loop, which no driver can use "
+            "in this one. Give each loop an engine of its own, end each loop with await "
+            "engine.dispose(), or write create_async_engine(url, poolclass=NullPool).",
+            level="transaction",
+        )
+
+
 # Kept for the life of the suite's engine: what SQLAlchemy and tidyrows compile and learn belongs
 # to an engine.
 _idle: WeakKeyDictionary[sa.Engine, list[sa.Engine]] = WeakKeyDictionary()
@@ -96,6 +140,7 @@ class TransactionLevel(Level):
     """One transaction, rolled back at the end."""
 
     name = "transaction"
+    is_visible = False
     undoes_rows = True
 
     def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:
@@ -122,6 +167,8 @@ class TransactionLevel(Level):
         else:
             connection = self.engine.connect()
         try:
+            if self.engine.dialect.is_async:
+                _refuse_another_loop(connection)
             self._refuse_unusable(dialect, connection)
             return OuterTransaction(connection, dialect)
         except self.engine.dialect.loaded_dbapi.Error as error:
