@@ -60,6 +60,7 @@ from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.once_per_run import once_per_run, once_per_run_async
 from tidyrows.ledger.table import Ledger
 from tidyrows.locks.advisory import LockManager, advisory_lock, try_advisory_lock
+from tidyrows.locks.rows import locked, locked_async
 from tidyrows.retry import Attempt, RetryPolicy
 from tidyrows.sweep.proof import LeakedRows, assert_no_leaks, assert_no_leaks_async
 from tidyrows.sweep.sweep import Orphans, find_orphans, find_orphans_async, sweep, sweep_async
@@ -127,6 +128,8 @@ __all__ = [
     "external_handler",
     "find_orphans",
     "find_orphans_async",
+    "locked",
+    "locked_async",
     "once_per_run",
     "once_per_run_async",
     "pool_report",

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
-from contextlib import closing, contextmanager, nullcontext, suppress
-from dataclasses import replace
+from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,16 +13,14 @@ from tidyrows.capture.connections import driver_of
 from tidyrows.capture.engine import capture_for
 from tidyrows.capture.unseen import ignore_driver
 from tidyrows.cleanup.reasons import LeftoverKind, Reason
-from tidyrows.dialects import DriverSocket, Fault, SilentServerError
+from tidyrows.dialects import Fault, SilentServerError
 from tidyrows.errors import SessionStateError, TakenOverError, TidyRowsError
-from tidyrows.greenlets import in_greenlet, spawn, wait_for
+from tidyrows.locks.monitor import LockMonitor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from tidyrows.capture.engine import Capture
-    from tidyrows.dialects import Blocker
     from tidyrows.keys import KeyedTable, TableName
 
 _AT_LEAST = 0.2
@@ -63,7 +57,7 @@ class Database:
         # the seconds that are left for one more transaction
         self._remaining = remaining or (lambda: statement_timeout)
         self.is_silent = False  # it gave no answer until the deadline: it is asked nothing more
-        self.monitor = LockMonitor(engine, self.capture)
+        self.monitor = LockMonitor(engine, self.dialect, own=self.capture.opened.by_id)
         # False once the database cannot check foreign keys: SQLite accepts a foreign key to columns
         # that are not unique, and then refuses every statement that has to check it.
         self.enforced = True
@@ -133,7 +127,8 @@ class Database:
         try:
             watching = _UNWATCHED
             if monitor.armed:
-                watching = monitor.watching(connection, lock_timeout, self._remaining)
+                driver = driver_of(connection)
+                watching = monitor.watching(connection, driver, lock_timeout, self._remaining)
             with watching:
                 try:
                     begin(
@@ -194,174 +189,3 @@ class Database:
                 connection.connection.rollback()
         except (sa.exc.DBAPIError, self.engine.dialect.loaded_dbapi.Error):
             connection.invalidate()
-
-
-# -- the transactions that block a cleanup ---------------------------------------------------------
-
-_OFTEN, _SELDOM = 0.05, 1.0
-_PATIENCE = 2.0
-"""Seconds that a poll under way is waited for at the end; its own time limits are shorter."""
-
-
-class LockMonitor:
-    """Finds the transactions that block a cleanup, on a connection of its own.
-
-    It polls while the cleanup waits: a lock that is released leaves no trace.
-    """
-
-    def __init__(self, engine: sa.Engine, capture: Capture) -> None:
-        self._engine = engine
-        self._capture = capture
-        self._found: dict[tuple[int, str | None], Blocker] = {}
-        self._recent: dict[tuple[int, str | None], Blocker] = {}
-        self.armed = False  # the first attempt does not pay for polls
-        self.trouble: Exception | None = None  # why the last poll failed
-
-    @property
-    def blockers(self) -> tuple[Blocker, ...]:
-        """All blockers of the cleanup."""
-        return tuple(self._found.values())
-
-    @property
-    def recent(self) -> tuple[Blocker, ...]:
-        """The blockers since :meth:`begin`."""
-        return tuple(self._recent.values())
-
-    def begin(self) -> None:
-        """Other rows are tried now, with other blockers."""
-        self._recent = {}
-        self.trouble = None
-
-    @contextmanager
-    def watching(
-        self, connection: sa.Connection, lock_timeout: float, remaining: Callable[[], float]
-    ) -> Iterator[None]:
-        """In the block, poll for the transactions that block this connection.
-
-        At the end a poll under way is waited for, for as long as remains.
-        """
-        waiting = self._capture.dialect.waiter(connection)
-        if waiting is None:
-            yield
-            return
-        driver = driver_of(connection)
-        spare = _SpareConnection(self._engine.pool.recreate())
-
-        def poll() -> None:
-            try:
-                with spare.use(needed=self._capture.dialect.blockers_need_cursor) as opened:
-                    found = self._blockers(driver, waiting, opened)
-            except Exception as error:  # noqa: BLE001 -- a listener of the user's may raise anything; it is reported with the blockers
-                self.trouble = error
-                return
-            seen = {(each.pid, None if each.pid else each.state): each for each in found}
-            for known in (self._recent, self._found):
-                # What was certain once stays so: a later poll may come when the wait is over.
-                known.update(
-                    {key: each for key, each in seen.items() if each.certain or key not in known}
-                )
-
-        every = min(max(lock_timeout / 4, _OFTEN), _SELDOM)
-        # In SQLAlchemy's greenlet a task of the running loop, since the connections of an
-        # asynchronous driver work nowhere else.
-        repeating = _task if in_greenlet() else _thread
-        try:
-            with repeating(poll, every, lambda: min(max(remaining(), _AT_LEAST), _PATIENCE)):
-                yield
-        finally:
-            spare.give_up()
-
-    def _blockers(
-        self, driver: Any, waiting: Any, opened: sa.PoolProxiedConnection | None = None
-    ) -> list[Blocker]:
-        dialect = self._capture.dialect
-        if opened is not None:
-            with closing(opened.cursor()) as cursor:
-                found = dialect.blockers(cursor, waiting)
-            opened.rollback()
-        else:
-            found = dialect.blockers(None, waiting)
-            # asked last: a lock that was found may be the cleanup's own by now
-            if dialect.in_transaction(driver):
-                return []
-        own = self._capture.opened.by_id(driver) if found else {}
-        if opened is None:  # whatever else locks its files from here
-            own.setdefault(os.getpid(), "another connection")
-        return [replace(each, own=own.get(each.pid)) for each in found]
-
-
-class _SpareConnection:
-    """A connection besides the cleanup's, opened at the first poll; its pool may be exhausted."""
-
-    def __init__(self, pool: sa.Pool) -> None:
-        self._pool = pool
-        self._opened: sa.PoolProxiedConnection | None = None
-        self._is_used = self._is_over = False
-
-    @contextmanager
-    def use(self, *, needed: bool) -> Iterator[sa.PoolProxiedConnection | None]:
-        self._is_used = True
-        try:
-            if needed and self._opened is None:
-                self._opened = self._pool.connect()
-            yield self._opened
-        finally:
-            self._is_used = False
-            if self._is_over:
-                self._close()
-
-    def give_up(self) -> None:
-        """Close it, or end the poll that uses it yet, which closes it then."""
-        self._is_over = True
-        if not self._is_used:
-            self._close()
-        elif self._opened is not None:
-            with closing(DriverSocket(self._opened.dbapi_connection)) as wire:
-                wire.shut()
-        self._pool.dispose()
-
-    def _close(self) -> None:
-        opened, self._opened = self._opened, None
-        if opened is not None:
-            opened.invalidate()
-
-
-@contextmanager
-def _thread(
-    poll: Callable[[], None], every: float, patience: Callable[[], float]
-) -> Iterator[None]:
-    """Call ``poll`` every so many seconds beside the block; not at its beginning."""
-    over = threading.Event()
-
-    def run() -> None:
-        while not over.wait(every):
-            poll()
-
-    thread = threading.Thread(target=run, name="tidyrows: who blocks the cleanup", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(patience())
-
-
-@contextmanager
-def _task(poll: Callable[[], None], every: float, patience: Callable[[], float]) -> Iterator[None]:
-    over = asyncio.Event()
-
-    async def run() -> None:
-        while True:
-            try:
-                await asyncio.wait_for(over.wait(), every)
-            except TimeoutError:
-                await spawn(poll)
-            else:
-                return
-
-    task = asyncio.get_running_loop().create_task(run())
-    try:
-        yield
-    finally:
-        over.set()
-        wait_for(asyncio.wait({task}, timeout=patience()))

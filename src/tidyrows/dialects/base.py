@@ -10,6 +10,7 @@ from tidyrows.dialects.catalogue import Catalogue, RealTable
 from tidyrows.dialects.keyless_rows import KeylessStatements
 from tidyrows.dialects.locks import Locks
 from tidyrows.dialects.outer import OuterTransactions
+from tidyrows.dialects.row_locks import RowLocks
 from tidyrows.dialects.sessions import Sessions
 from tidyrows.dialects.spaces import Spaces
 from tidyrows.dialects.statements import Inserts, Statements
@@ -27,6 +28,7 @@ class Dialect(
     KeylessStatements,
     Locks,
     AdvisoryLocks,
+    RowLocks,
     Spaces,
     Catalogue,
 ):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.locks import PAUSE, Blocker, LockStatements
 from tidyrows.dialects.mysql.statements import NEEDS_PROCESS
+from tidyrows.errors import ArgumentError
 from tidyrows.greenlets import sleep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import sqlalchemy as sa
 
@@ -55,9 +58,21 @@ _HOLDERS = """
 SELECT ID, USER, HOST, COMMAND, STATE, TIME, NULL FROM information_schema.PROCESSLIST
 WHERE ID IN ({used}) ORDER BY 1"""
 
+_WAITS = ("innodb_lock_wait_timeout", "lock_wait_timeout")
+"""For a row, and for a table."""
+_LOCKS_SINCE = {
+    ("nowait", True): (10, 3),
+    ("skip_locked", True): (10, 6),
+    ("nowait", False): (8, 0, 1),
+    ("skip_locked", False): (8, 0, 1),
+}
+"""The first version that has it, of MariaDB (True) and MySQL."""
+
 
 class MySQLLocks(Dialect):
     """InnoDB knows who waits; an advisory lock belongs to a connection, on the whole server."""
+
+    lock_wait_codes = frozenset({1205, 3572})
 
     def cancel(self, connection: sa.Connection, waiter: int) -> None:
         self._query(connection, f"KILL QUERY {waiter}")
@@ -151,6 +166,43 @@ class MySQLLocks(Dialect):
         """The server shows no application name."""
         used = ", ".join(f"IS_USED_LOCK({lock})" for lock in _advisory_names(connection, name))
         return [_blocker(row) for row in self._query(connection, _HOLDERS.format(used=used))]
+
+    # ----- row locks
+
+    def refuse_row_locks(self, *, nowait: bool, skip_locked: bool) -> None:
+        """What the server's version does not have."""
+        dialect = self._dialect()
+        is_mariadb = bool(getattr(dialect, "is_mariadb", False))
+        for name, wanted in (("nowait", nowait), ("skip_locked", skip_locked)):
+            since = _LOCKS_SINCE[name, is_mariadb]
+            if wanted and dialect.server_version_info < since:
+                now, first = (
+                    ".".join(map(str, each)) for each in (dialect.server_version_info, since)
+                )
+                raise ArgumentError(
+                    f"{'MariaDB' if is_mariadb else 'MySQL'} {now} has no {name}: it came with "
+                    f"{first}. Write timeout=1, or use a newer server.",
+                    argument=name,
+                )
+
+    @contextmanager
+    def waiting_for_rows(
+        self, connection: sa.Connection, tables: Sequence[sa.Table], timeout: float
+    ) -> Iterator[None]:
+        """By two settings of the session, in whole seconds; a timeout undoes the statement only."""
+        listed = ", ".join(f"@@{name}" for name in _WAITS)
+        before = self._query(connection, f"SELECT {listed}")[0]
+        seconds = math.ceil(timeout)  # MySQL makes 1 of 0, MariaDB does not wait
+        self._set_waits(connection, [seconds, seconds])
+        try:
+            yield
+        finally:
+            if not connection.invalidated:
+                self._set_waits(connection, before)
+
+    def _set_waits(self, connection: sa.Connection, seconds: Sequence[int]) -> None:
+        pairs = zip(_WAITS, seconds, strict=True)
+        self._query(connection, f"SET {', '.join(f'{name} = {int(s)}' for name, s in pairs)}")
 
 
 def _advisory_names(connection: sa.Connection, name: LockName) -> list[str]:

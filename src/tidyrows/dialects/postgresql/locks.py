@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.locks import Blocker, LockStatements
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import sqlalchemy as sa
 
     from tidyrows.dialects.advisory import LockName
@@ -68,11 +71,16 @@ WHERE l.locktype = 'advisory' AND l.granted AND l.objsubid = 1
       AND l.classid = CAST('{high}' AS pg_catalog.oid)
       AND l.objid = CAST('{low}' AS pg_catalog.oid)
       AND d.datname = pg_catalog.current_database() ORDER BY 1"""
+_WAIT_FOR_ROWS = """
+SELECT pg_catalog.current_setting('lock_timeout'),
+       pg_catalog.set_config('lock_timeout', %s, true)"""
 _LONGEST_NAME = 63
 
 
 class PostgreSQLLocks(Dialect):
     """Who waits is known to the server; an advisory lock belongs to a transaction or a session."""
+
+    lock_wait_codes = frozenset({"55P03"})
 
     def cancel(self, connection: sa.Connection, waiter: int) -> None:
         self._query(connection, "SELECT pg_catalog.pg_cancel_backend(%s)", waiter)
@@ -146,6 +154,22 @@ class PostgreSQLLocks(Dialect):
             Blocker(pid, user, application or None, host, state, age)
             for pid, user, application, host, state, age in rows
         ]
+
+    # ----- row locks
+
+    def refuse_row_locks(self, *, nowait: bool, skip_locked: bool) -> None:
+        """All that it is asked for."""
+
+    @contextmanager
+    def waiting_for_rows(
+        self, connection: sa.Connection, tables: Sequence[sa.Table], timeout: float
+    ) -> Iterator[None]:
+        """By a setting of the transaction, in a savepoint that undoes it with the failure."""
+        with connection.begin_nested():
+            wait = str(max(1, round(timeout * 1000)))  # 0 would mean for ever
+            before = self._query(connection, _WAIT_FOR_ROWS, wait)[0][0]
+            yield
+            self._query(connection, _WAIT_FOR_ROWS, before)
 
 
 def _prepared(cursor: Any) -> list[Blocker]:

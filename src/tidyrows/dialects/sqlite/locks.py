@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 import time
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from tidyrows.errors import ArgumentError
 from tidyrows.locked_files import LockedFile, command, identity, is_there, locking_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     import sqlalchemy as sa
 
     from tidyrows.dialects.advisory import LockName
@@ -220,6 +222,7 @@ class SQLiteLocks(Dialect):
     has_row_locks = False
     blockers_need_cursor = False
     heartbeat_in_file = True
+    lock_wait_codes = frozenset({5, 6})  # SQLITE_BUSY, SQLITE_LOCKED
 
     def waiter(self, connection: sa.Connection) -> list[str]:
         """The files of the database and of what is attached."""
@@ -281,6 +284,42 @@ class SQLiteLocks(Dialect):
                 argument="bind",
             )
         return FileHeldLock(self, engine, name)
+
+    # ----- row locks
+
+    def refuse_row_locks(self, *, nowait: bool, skip_locked: bool) -> None:
+        """There is one lock for the whole file."""
+        if skip_locked:
+            raise ArgumentError(
+                "SQLite locks no rows, but the whole file, so skip_locked has nothing to skip. "
+                "Leave it out, or use a database server.",
+                argument="skip_locked",
+            )
+
+    @contextmanager
+    def waiting_for_rows(
+        self, connection: sa.Connection, tables: Sequence[sa.Table], timeout: float
+    ) -> Iterator[None]:
+        """With the lock of a writer, by a statement that changes nothing."""
+        before = self._query(connection, "PRAGMA busy_timeout")[0][0]
+        self._query(connection, f"PRAGMA busy_timeout = {round(timeout * 1000)}")
+        try:
+            place = connection.dialect.identifier_preparer.format_table(tables[0])
+            try:
+                self._query(connection, f"DELETE FROM {place} WHERE 0")
+            except self._dbapi.Error as error:
+                if self.code(error) in self.lock_wait_codes:
+                    raise
+                yield  # where there is no such table, the SELECT tells it
+                raise ArgumentError(
+                    f"SQLite did not let {place} be locked: {error}. Name a table that this "
+                    f"connection may write, and no view.",
+                    argument="select",
+                ) from error
+            yield
+        finally:
+            if not connection.invalidated:
+                self._query(connection, f"PRAGMA busy_timeout = {before}")
 
     def _file(self, connection: sa.Connection) -> str | None:
         if is_in_memory(connection.engine.url):
