@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 import tidyrows
+from harness import forks
 from harness.blocks import insert
 from harness.ledgers import Worker, entries, family, ids, numbered, orphans, sweep
 from tidyrows import CleanupManager, Ledger, ResourceTracker, external_handler
@@ -54,14 +54,8 @@ def test_the_line_of_the_message_deletes_them_in_another_process(database, outsi
     (code,) = re.findall(r'python -c "(.*)"', note)
     url = database.url.render_as_string(hide_password=False)
     source = str(Path(tidyrows.__file__).parent.parent)
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "DATABASE_URL": url, "PYTHONPATH": source},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    env = {**os.environ, "DATABASE_URL": url, "PYTHONPATH": source}
+    done = forks.run([sys.executable, "-c", code], env=env, check=True)
     assert "parents 2 deleted" in done.stdout
     assert ids(outside, parents) == [900]
     assert not entries(outside)

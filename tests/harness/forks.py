@@ -1,8 +1,7 @@
 """Processes that begin with the imports done: to import SQLAlchemy takes longer than most suites.
 
 A server, one per process of the tests, has imported third-party packages, and nothing of tidyrows;
-it forks once per request. What reads the interpreter's own options (``-W``, ``PYTHONPATH``) needs a
-process that starts anew.
+it forks once per request. Of the interpreter's own options it knows ``-W`` and ``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -17,8 +16,12 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
+
+import execnet.gateway_base
+import execnet.gateway_io
 
 PRELOADED = (
     "asyncio", "email", "unittest", "tempfile", "subprocess", "ssl",
@@ -29,11 +32,21 @@ PRELOADED = (
     "sqlalchemy.dialects.mysql", "sqlalchemy.dialects.sqlite",
     "psycopg", "pymysql", "factory", "factory.alchemy", "faker", "tenacity", "networkx",
 )  # fmt: skip  # by whom
-_servers: dict[int, tuple[subprocess.Popen[bytes], socket.socket]] = {}
+_SERVE = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from harness import forks
+del sys.path[0]
+forks.main(sys.argv[2], int(sys.argv[3]))
+"""
+_address: list[str] = []
+"""Of the server, once it has been started."""
 
 
 class Process(subprocess.Popen[Any]):
     """As ``Popen([sys.executable, ...])`` of a script, ``-m`` and a module, or ``-c`` and code.
+
+    ``-W`` may come before that.
 
     Attributes:
         pid: the process that was asked for; its parent is the server.
@@ -52,7 +65,8 @@ class Process(subprocess.Popen[Any]):
             sent = [theirs.fileno()]
             for fd, standard in ((standard_input, -1), (output, 1), (errors, 2)):
                 sent.append(fd if fd != -1 else nothing.fileno() if standard == -1 else standard)
-            socket.send_fds(_server(), [b"."], sent)
+            with _server() as server:
+                socket.send_fds(server, [b"."], sent)
         ours.sendall(json.dumps(request).encode() + b"\n")
         self._answers = ours.makefile("rb", buffering=0)
         ours.close()
@@ -100,38 +114,45 @@ def run(
 
 
 def _server() -> socket.socket:
-    if os.getpid() not in _servers:
-        ours, theirs = socket.socketpair()
-        with theirs:
+    """A new connection to the server, which this process or one before it has started."""
+    if not _address:
+        name = f"tidyrows-tests-{os.getpid()}"
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"\0{name}")
+            listening.listen(64)
             process = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-            )
-        _servers[os.getpid()] = process, ours
-        atexit.register(_stop, os.getpid())
-    return _servers[os.getpid()][1]
+                [sys.executable, "-c", _SERVE, str(Path(__file__).parent.parent), name,
+                 str(listening.fileno())],
+                pass_fds=[listening.fileno()],
+                stdin=subprocess.PIPE,
+            )  # fmt: skip  # one command
+        _address.append(name)
+        atexit.register(_stop, process, os.getpid())
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(f"\0{_address[0]}")
+    return server
 
 
-def _stop(pid: int) -> None:
+def _stop(process: subprocess.Popen[bytes], pid: int) -> None:
     if pid == os.getpid():
-        process, connection = _servers.pop(pid)
-        connection.close()
-        process.wait()
+        process.communicate()
 
 
 # -- in the server -------------------------------------------------------------------------------
 
 
-def _serve(connection: socket.socket) -> dict[str, Any] | None:
+def _serve(listening: socket.socket) -> dict[str, Any] | None:
     """Fork for each request: returns it in the new process, and None when there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that wait
     while True:
-        _, fds, _, _ = socket.recv_fds(connection, 1, 4)
-        if not fds:
+        if 0 in select.select([listening, 0], [], [])[0]:  # what has started the server has ended
             return None
+        connection, _ = listening.accept()
+        with connection:
+            _, fds, _, _ = socket.recv_fds(connection, 1, 4)
         if not os.fork():
-            connection.close()
+            listening.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             return _begin(socket.socket(fileno=fds[0]), fds[1:])
         for each in fds:
@@ -159,6 +180,11 @@ def _begin(answers: socket.socket, standard: list[int]) -> dict[str, Any]:
 
 def _run(program: str, arguments: list[str]) -> None:
     """As the interpreter would, in the module ``__main__``."""
+    sys.path[1:1] = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    while program == "-W":
+        warnings._processoptions(arguments[:1])  # type: ignore[attr-defined]  # what -W calls
+        sys.warnoptions.append(arguments[0])
+        program, arguments = arguments[1], arguments[2:]
     if program == "-m":
         sys.argv[:] = ["-m", *arguments[1:]]
         sys.path[0] = str(Path.cwd())
@@ -178,20 +204,29 @@ def _run(program: str, arguments: list[str]) -> None:
     exec(code, names)
 
 
-def main() -> None:
+class _Worker(execnet.gateway_io.Popen2IOMaster):
+    """A worker of pytest-xdist is forked too."""
+
+    def __init__(self, args: list[str], execmodel: Any) -> None:
+        command = [each for each in args if each != "-u"]
+        self.popen = Process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        execnet.gateway_base.Popen2IO.__init__(
+            self, self.popen.stdin, self.popen.stdout, execmodel=execmodel
+        )
+
+
+def main(address: str, listening: int) -> None:
     """Serve; in the new processes, run what was asked for."""
     for name in PRELOADED:
         importlib.import_module(name)
-    request = _serve(socket.socket(fileno=int(sys.argv[1])))
+    request = _serve(socket.socket(fileno=listening))
     if request is None:
         return
+    _address.append(address)
+    execnet.gateway_io.Popen2IOMaster = _Worker
     sys.modules["faker.generator"].random.seed()  # or all would draw the same values
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(request["env"])
     os.chdir(request["cwd"])
     _run(request["command"][0], request["command"][1:])
-
-
-if __name__ == "__main__":
-    main()

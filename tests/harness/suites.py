@@ -205,7 +205,7 @@ class Suite:
 
     def run(self, *arguments: str, **environment: str) -> Ended:
         """As :meth:`start`, to its end."""
-        return self._end(subprocess.Popen, *arguments, **environment)
+        return self._end(Process, *arguments, **environment)
 
     def _end(
         self, popen: type[subprocess.Popen[str]], *arguments: str, **environment: str
@@ -217,12 +217,19 @@ class Suite:
             process.kill()
         return Ended(process.returncode, text)
 
-    def pytest(self, *arguments: str, every_plugin: bool = False, **environment: str) -> Ended:
+    def pytest(
+        self,
+        *arguments: str,
+        every_plugin: bool = False,
+        forked: bool = True,
+        **environment: str,
+    ) -> Ended:
         """Run it with pytest.
 
         Args:
             arguments: pytest's.
             every_plugin: those too that only happen to be installed; they take most of the time.
+            forked: in processes of :mod:`harness.forks`, whose parent is another than usual.
             environment: variables.
         """
         if every_plugin:
@@ -232,7 +239,8 @@ class Suite:
             several = any(each.startswith("-n") for each in arguments)
             plugins = (*_ONLY, *(("-p", "xdist.plugin") if several else ()))
         # pytest warns of modules that are imported before it
-        popen = subprocess.Popen if every_plugin or "asyncio" in arguments else Process
+        forked = forked and not every_plugin and "asyncio" not in arguments
+        popen = Process if forked else subprocess.Popen
         return self._end(popen, "pytest", "-q", *plugins, *arguments, **environment)
 
     @property

@@ -7,7 +7,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import create_async_engine
 
+from harness import forks
 from harness.asynchronous import DRIVERS
 from harness.targets import DEFAULT, on
 from tidyrows.dialects import dialect_for
@@ -466,11 +466,8 @@ print("started", flush=True)
 def test_a_process_that_just_ends_ends_quietly(database):
     engine = database.engine()
     urls = [database.url, database.url.set(drivername=DRIVERS[database.backend][0])]
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", ENDS,
-         *(url.render_as_string(hide_password=False) for url in urls)],
-        capture_output=True, text=True, timeout=60, check=False,
-    )  # fmt: skip  # one command reads best on few lines
+    shown = (url.render_as_string(hide_password=False) for url in urls)
+    done = forks.run([sys.executable, "-W", "error", "-c", ENDS, *shown])
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.split() == ["started", "ended", "ended"]
     with engine.connect() as connection:

@@ -6,7 +6,6 @@ import gc
 import json
 import random
 import secrets
-import subprocess
 import sys
 import warnings
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from harness import forks
 from harness.blocks import insert
 from harness.bystanders import snapshot
 from harness.keykinds import KINDS
@@ -98,7 +98,7 @@ print([process.exitcode for process in started])
 def test_eight_processes_install_at_once(database, engine):
     url = database.url.render_as_string(hide_password=False)
     command = [sys.executable, "-W", "error", "-c", _INSTALL, url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = forks.run(command)
     assert done.stdout.strip() == str([0] * 8), done.stderr
     with engine.connect() as connection:
         rows = connection.exec_driver_sql("SELECT seq FROM tidyrows_ledger").scalars().all()

@@ -94,7 +94,7 @@ def test_ctrl_c_for_the_controller_leaves_nothing_of_what_workers_share(suite):
         os.kill(os.getppid(), signal.SIGINT)
 """,
     )
-    ended = suite.pytest("-n", "1")
+    ended = suite.pytest("-n", "1", forked=False)
     assert ended.code == 2
     assert "KeyboardInterrupt" in ended.text
     assert left(suite) == (suite.before, [])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import subprocess
 import sys
 import textwrap
 import warnings
@@ -15,6 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 import tidyrows
+from harness import forks
 from harness.blocks import insert
 from tidyrows import CleanupError, CleanupManager, Ledger, ResourceTracker
 
@@ -148,12 +148,9 @@ def test_the_end_of_the_process_is_an_end_too(things):
             connection.execute(sa.insert(things).values(id=7))
         tracker.stop()
     """
-    done = subprocess.run(
+    done = forks.run(
         [sys.executable, "-W", "default", "-c", textwrap.dedent(code)],
         env={**os.environ, "PYTHONPATH": source},
-        capture_output=True,
-        text=True,
-        timeout=60,
         check=True,
     )
     assert "ResourceWarning" in done.stderr

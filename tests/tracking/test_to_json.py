@@ -7,7 +7,6 @@ import enum
 import ipaddress
 import json
 import math
-import subprocess
 import sys
 import uuid
 import zoneinfo
@@ -19,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, postgresql, sqlite
 
+from harness import forks
 from harness.bystanders import snapshot
 from harness.keykinds import Colour, Doubled, Wrapped, keyed
 from tidyrows import CleanupManager, ResourceTracker, TidyRowsError, key_json
@@ -253,7 +253,7 @@ print(report.total_deleted)
 
 def cleaned_elsewhere(text, engine):
     """How many rows a process deletes that has nothing but the JSON."""
-    done = subprocess.run(
+    done = forks.run(
         [
             sys.executable,
             "-W",
@@ -262,10 +262,7 @@ def cleaned_elsewhere(text, engine):
             CLEAN,
             engine.url.render_as_string(hide_password=False),
         ],
-        input=text,
-        capture_output=True,
-        text=True,
-        check=False,
+        text,
     )
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
