@@ -32,6 +32,7 @@ from tidyrows.errors import (
     CleanupError,
     ConnectionBudgetError,
     ExternalResourceError,
+    IsolationError,
     KeyShapeError,
     LateCommitWarning,
     LeakedRowsError,
@@ -56,6 +57,8 @@ from tidyrows.errors import (
 )
 from tidyrows.external import ExternalResource, external_handler
 from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.isolation.isolate import isolate
+from tidyrows.isolation.prune import prune, prune_async
 from tidyrows.keys import RowKey, TableName
 from tidyrows.ledger.once_per_run import once_per_run, once_per_run_async
 from tidyrows.ledger.table import Ledger
@@ -80,6 +83,7 @@ __all__ = [
     "ExternalResource",
     "ExternalResourceError",
     "Held",
+    "IsolationError",
     "KeyShapeError",
     "LateCommitWarning",
     "LeakedRows",
@@ -128,12 +132,15 @@ __all__ = [
     "external_handler",
     "find_orphans",
     "find_orphans_async",
+    "isolate",
     "locked",
     "locked_async",
     "once_per_run",
     "once_per_run_async",
     "pool_report",
     "progress_bar",
+    "prune",
+    "prune_async",
     "sweep",
     "sweep_async",
     "try_advisory_lock",

@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 
 from sqlalchemy.engine.mock import MockConnection
 
+from tidyrows.arguments import Kind, optional
 from tidyrows.errors import ArgumentError, IsolationError
 
 if TYPE_CHECKING:
@@ -21,6 +22,17 @@ if TYPE_CHECKING:
 
 _FORMAT = b"1"
 """Another number for each release that builds otherwise from the same."""
+
+
+BUILDER = optional(
+    Kind(lambda value: isinstance(value, str) or callable(value), "SQL or a function", "upgrade")
+)
+"""What ``migrate=`` and ``seed=`` take."""
+POOL = Kind(
+    lambda value: isinstance(value, (bool, str, Path, list, tuple)),
+    "True, False, or paths of files that decide",
+    "'migrations/'",
+)
 
 
 class Blueprint:

@@ -8,11 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-from tidyrows.arguments import Kind, checked
+from tidyrows.arguments import Kind, checked, instance_of, optional
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_full
 from tidyrows.errors import IsolationError, NotBoundError, SessionStateError, add_note
 from tidyrows.greenlets import is_async, spawn, synchronous
+from tidyrows.isolation.blueprint import BUILDER, POOL
 from tidyrows.isolation.levels import Level, NoIsolation, Wanted, WorkerLevel
 from tidyrows.isolation.schema_level import DatabaseLevel, SchemaLevel
 from tidyrows.isolation.transaction import TransactionLevel
@@ -227,7 +228,15 @@ class Isolation:
             add_note(failure, "tidyrows: no rows are known that were inserted before.")
 
 
-@checked(level=LEVEL, context=CONTEXT, allow_production=PERMISSION)
+@checked(
+    level=LEVEL,
+    context=CONTEXT,
+    metadata=optional(instance_of(sa.MetaData, need="a MetaData", example="Base.metadata")),
+    migrate=BUILDER,
+    seed=BUILDER,
+    pool=POOL,
+    allow_production=PERMISSION,
+)
 def isolate(
     engine: sa.Engine | AsyncEngine,
     level: str = "worker",
@@ -244,12 +253,13 @@ def isolate(
 
     Args:
         engine: on the suite's database.
-        level: how far: ``none``, ``worker``, ``transaction``.
+        level: how far: ``none``, ``worker``, ``transaction``, ``schema``, ``database``.
         context: run, worker and test; by default this worker's.
         metadata: the tables of a schema or database that is made.
-        migrate: what makes them instead.
-        seed: what writes the reference data.
-        pool: whether a schema or database is kept for the next test and the next run.
+        migrate: what makes them instead: SQL, or a function that gets an engine.
+        seed: what writes the reference data: SQL, or a function that gets a connection.
+        pool: whether a schema or database is kept for the next test and the next run; or, where a
+            function builds it, the files or folders whose contents tell when it does so otherwise.
         allow_production: as for ``ResourceTracker``.
         ledger: as for ``ResourceTracker``.
 
