@@ -149,6 +149,69 @@ def test_what_has_failed_stays_failed_until_its_rollback(db):
     assert len(db.tracker) == 0
 
 
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_the_failed_statement_of_one_loses_no_commit_of_another(zoo_engine, ends):
+    """On PostgreSQL the COMMIT would be a ROLLBACK, and that of the one that failed a COMMIT."""
+    aborts = is_(zoo_engine, "postgresql")
+    refused = pytest.raises(IsolationError, match="has written since, 'INSERT INTO")
+    with refused if aborts and ends == "commit" else nullcontext():
+        with isolate(zoo_engine, "transaction") as db:
+            first, second = db.session(), db.session()
+            for session, name in ((first, "first"), (second, "second")):
+                session.add(Group(name=name))
+                session.flush()
+            with pytest.raises(sa.exc.DBAPIError):
+                first.execute(sa.text("SELECT * FROM nowhere"))
+            getattr(second, ends)()
+            first.commit()
+            wanted = [] if aborts else ["first"]
+            assert names(db.engine) == wanted + (["second"] if ends == "commit" else [])
+
+
+def test_threads_that_begin_at_once_have_one_statement_each(zoo_engine):
+    together = threading.Barrier(4)
+    errors = []
+
+    def work(number, engine):
+        try:
+            together.wait(10)
+            for each in range(5):
+                add(engine, f"{number} {each}")
+        except BaseException as error:  # noqa: BLE001 -- it is of another thread
+            errors.append(error)
+
+    with isolate(zoo_engine, "transaction") as db:
+        threads = [threading.Thread(target=work, args=(each, db.engine)) for each in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        assert len(names(db.engine)) == 20
+
+
+@on("postgresql+psycopg", fixture="zoo_database")
+@pytest.mark.parametrize("sql", ["EXPLAIN ANALYZE DELETE FROM groups", 'SELECT "Clear"()'])
+def test_what_looks_like_a_question_and_writes_is_rolled_back(db, sql):
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION \"Clear\"() RETURNS void LANGUAGE sql AS 'DELETE FROM groups'"
+        )
+    add(db.engine, "committed")
+    with db.engine.connect() as connection:
+        connection.exec_driver_sql(sql)
+    assert names(db.engine) == ["committed"]
+
+
+@on("mysql+pymysql", fixture="zoo_database")
+def test_a_compound_statement_runs(db):
+    with db.engine.begin() as connection:
+        connection.exec_driver_sql(
+            "BEGIN NOT ATOMIC INSERT INTO `groups` (name) VALUES ('one'); END"
+        )
+    assert names(db.engine) == ["one"]
+
+
 def test_a_thread_may_use_it_while_the_test_waits(any_driver_zoo_engine):
     with isolate(any_driver_zoo_engine, "transaction") as db:
         thread = threading.Thread(target=add, args=(db.engine, "by a thread"))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 _START = r"(?:\s|;|--[^\n]*(?:\n|$)|/\*(?!M?!).*?\*/)*"
 """What may stand before a statement."""
-_CALLS = re.compile(r"(\w+)\s*\(")
-_WRITES = re.compile(r"\b(?:INTO|nextval)\b", re.IGNORECASE)
+_CALLS = re.compile(r"(\w+|[\"`\]])\s*\(")  # or the end of a quoted name, which may be any function
+_WRITES = re.compile(r"\b(?:INTO|nextval|ANALYZE)\b", re.IGNORECASE)  # EXPLAIN ANALYZE runs it
 # Words before a parenthesis that change nothing in the database.
 _HARMLESS = re.compile(
     r"(?:ABS|ALL|AND|ANY|ARRAY|AS|AVG|BY|CAST|CHAR|COALESCE|CONCAT|COUNT|DATE|DECIMAL|DISTINCT|EXISTS"
@@ -38,7 +38,7 @@ def starting(*words: str) -> re.Pattern[str]:
     return re.compile(_START + rf"(?:{'|'.join(words)})\b", re.IGNORECASE | re.DOTALL)
 
 
-_BEGINS = starting("BEGIN", r"START\s+TRANSACTION")
+_BEGINS = starting(r"BEGIN(?!\s+NOT\b)", r"START\s+TRANSACTION")
 _SAVEPOINT = re.compile(
     _START + r"(?:(SAVEPOINT)|(?:ROLLBACK(?:\s+WORK|\s+TRANSACTION)?\s+(TO)|(RELEASE))"
     r"(?:\s+SAVEPOINT)?)\s+(\S+?)[;\s]*",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tidyrows.dialects import DriverSocket, Fault, Loss
@@ -102,6 +102,10 @@ class OuterTransaction:
     def after(self) -> None:
         """The answer to the statement has come."""
         self.turns.give()
+
+    def asking(self) -> AbstractContextManager[None]:
+        """For a question within a statement, or between two."""
+        return self._turn("a question of tidyrows", kept=self.turns.is_mine)
 
     @contextmanager
     def _turn(self, sql: str, *, kept: bool = True) -> Iterator[None]:
@@ -241,6 +245,7 @@ class OuterTransaction:
                 self._commit(user)
 
     def _commit(self, user: StandIn) -> None:
+        self._part_from_failed(user)
         if self._is_aborted():
             self._undo(user)  # as the server does it
             return
@@ -263,7 +268,11 @@ class OuterTransaction:
             with self._turn("ROLLBACK", kept=False):
                 self._verify()
                 if self._has_work(user):
+                    failed = self._failed if self._is_aborted() else user
                     self._undo(user)
+                    if failed is not None and failed is not user and self._parts.open_of(failed):
+                        self._undo(failed)  # else this ROLLBACK would mend it
+                        failed.is_undone = True
         user.in_inner_transaction = user.is_undone = False
         if self._failed is user:
             self._failed = None

@@ -58,11 +58,13 @@ class StandIn:
         name = frame.f_globals.get("__name__", "")
         if name in _PROXIES and frame.f_back is not None:
             name = frame.f_back.f_globals.get("__name__", "")
-        if name.partition(".")[0] in _OWN:
+        package = name.partition(".")[0]
+        if package in _OWN:
             self.outer.check_usable()
         else:
             self.claim()
-        return self.lent.cursor(*args, **options)
+        cursor = self.lent.cursor(*args, **options)
+        return _AskingCursor(cursor, self.outer) if package == "tidyrows" else cursor
 
     def execute(self, *args: Any) -> Any:
         """As the connections of SQLite's driver have it."""
@@ -92,6 +94,22 @@ class StandIn:
         self.outer.rollback(self)
 
     terminate = close
+
+
+class _AskingCursor:
+    """A cursor for questions of tidyrows, of which SQLAlchemy does not tell: each has its turn."""
+
+    def __init__(self, cursor: Any, outer: Any) -> None:
+        self._cursor = cursor
+        self._outer = outer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
+
+    def execute(self, *args: Any) -> Any:
+        """Wait while another thread's statement runs."""
+        with self._outer.asking():
+            return self._cursor.execute(*args)
 
 
 class StandInPool(Pool):

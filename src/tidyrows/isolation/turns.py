@@ -62,6 +62,11 @@ class Turns:
             self._freed = None
 
     @property
+    def is_mine(self) -> bool:
+        """Whether this task or thread has it."""
+        return self._holder is not None and self._holder is self._me()
+
+    @property
     def is_others(self) -> bool:
         """Whether another task or thread has it."""
         return self._holder is not None and self._holder is not self._me()
