@@ -221,6 +221,20 @@ def test_a_thread_may_use_it_while_the_test_waits(any_driver_zoo_engine):
         assert len(db.tracker) == 1
 
 
+def test_a_streamed_result_is_read_to_its_end_while_another_one_writes(any_driver_zoo_engine):
+    with isolate(any_driver_zoo_engine, "transaction") as db:
+        with db.engine.begin() as connection:
+            connection.execute(sa.insert(GROUPS), [{"name": f"{each}"} for each in range(30)])
+        read = []
+        with db.engine.connect() as reader, db.engine.connect() as writer:
+            for name in reader.execution_options(yield_per=5).scalars(sa.select(Group.name)):
+                read.append(name)
+                if len(read) == 7:
+                    writer.execute(sa.delete(GROUPS))
+                    writer.rollback()
+        assert len(read) == 30
+
+
 # -- what would end the transaction --------------------------------------------------------------
 
 

@@ -121,6 +121,23 @@ def test_tasks_that_write_at_once_are_one_after_the_other(world):
 
 
 @over(*ALL)
+def test_a_stream_is_read_to_its_end_while_another_one_writes(world):
+    async def main(engine):
+        async with isolate(engine, "transaction") as db:
+            for name in "abc":
+                await add(db.engine, name)
+            read = []
+            async with db.engine.connect() as reader, db.engine.connect() as writer:
+                async for name in await reader.stream_scalars(sa.select(Group.name)):
+                    read.append(name)
+                    await writer.execute(sa.delete(GROUPS))
+                    await writer.rollback()
+            assert sorted(read) == ["a", "b", "c"]
+
+    world.run(main)
+
+
+@over(*ALL)
 def test_a_task_that_goes_on_after_the_test_does_not_hang_it(world):
     """Else asyncmy waits for ever where two tasks read from one connection."""
     sleeping = {

@@ -138,6 +138,10 @@ def inner_dialect(engine: sa.Engine) -> sa.Dialect:
     if not issubclass(kind, InnerTransactions):  # a block within a block
         kind = type(kind.__name__, (InnerTransactions, kind), {})
     _known[own] = kind(own)
+    # A streamed result would end with the first savepoint of another user, or statement of one.
+    context = own.execution_ctx_cls
+    buffered = {"create_server_side_cursor": context.create_default_cursor}
+    own.execution_ctx_cls = type(context.__name__, (context,), buffered)
     return own
 
 
