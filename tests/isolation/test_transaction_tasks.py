@@ -150,14 +150,17 @@ def test_a_task_that_goes_on_after_the_test_does_not_hang_it(world):
     async def main(engine):
         async def go_on():
             async with db.engine.connect() as connection:
+                sa.event.listen(
+                    connection.sync_connection, "before_cursor_execute", lambda *_: runs.set()
+                )
                 await connection.exec_driver_sql(sleeping)
 
+        runs = asyncio.Event()
         isolation = isolate(engine, "transaction")
         async with isolation as db:
             await add(db.engine, "one")
             task = asyncio.create_task(go_on())
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await runs.wait()
         task.cancel()
         with suppress(BaseException):
             await task

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from tidyrows.dialects import DriverSocket, Fault, Loss
 from tidyrows.errors import IsolationError
 from tidyrows.greenlets import in_greenlet
-from tidyrows.isolation.parts import Part, Parts
-from tidyrows.isolation.turns import Turns
+from tidyrows.isolation.parts import Part, Parts, reason, short
+from tidyrows.isolation.turns import Turns, running_loop
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BOUND = 10.0
 """Seconds for which the end of a test waits for the server."""
-_SHOWN = 70
+_INFO = "tidyrows_inner_info"
 _UNSEEN = "a statement past SQLAlchemy"
 _MIXED = (
     "cannot roll back {!r} alone: another session or connection has written since, {!r}, and that "
@@ -43,6 +43,7 @@ class OuterTransaction:
 
     Attributes:
         driver: the DBAPI's connection.
+        info: what SQLAlchemy's ``Connection.info`` is in the block, and in the next one.
         failure: what broke the isolation of this test; every later use raises it too.
     """
 
@@ -50,6 +51,7 @@ class OuterTransaction:
         self._connection = connection
         self._dialect = dialect
         self.driver: Any = connection.connection.dbapi_connection
+        self.info: dict[Any, Any] = connection.info.setdefault(_INFO, {})
         self._loop = asyncio.get_running_loop() if connection.dialect.is_async else None
         self.turns = Turns(in_tasks=self._loop is not None)
         self._prefix, self._count = f"tidyrows_{next(_numbers)}_", 0
@@ -82,7 +84,7 @@ class OuterTransaction:
             )
         if self.failure is not None:
             raise self.failure
-        if self._loop is not None and self._loop is not _running_loop():
+        if self._loop is not None and self._loop is not running_loop():
             raise self._error(
                 "is used from another event loop than the one that opened the block, and no driver "
                 "can do that. Open the block in the loop of the test: give the fixture the test's "
@@ -111,7 +113,7 @@ class OuterTransaction:
     def _turn(self, sql: str, *, kept: bool = True) -> Iterator[None]:
         if not self.turns.take(sql):
             raise self._error(
-                f"still runs {_short(self.turns.sql)!r} of another task or thread, and one "
+                f"still runs {short(self.turns.sql)!r} of another task or thread, and one "
                 f"connection sends one statement at a time."
             )
         try:
@@ -135,7 +137,7 @@ class OuterTransaction:
             return "SELECT 1"  # of a begin listener
         if effect.ends or effect.begins:
             self._fail(
-                f"cannot send {_short(sql)!r}: that would end the one transaction in which the "
+                f"cannot send {short(sql)!r}: that would end the one transaction in which the "
                 f"test runs, and commit what it wrote. Nothing was sent. Commit by "
                 f"session.commit() or connection.commit(); for DDL that commits write "
                 f"isolate(engine, 'worker')."
@@ -163,7 +165,7 @@ class OuterTransaction:
             del here.names[here.names.index(name) :]
             return "SELECT 1" if later else sql  # theirs would go with it
         if later:
-            self._fail(_MIXED.format(_short(sql), _short(later[0].sql)))
+            self._fail(_MIXED.format(short(sql), short(later[0].sql)))
         self._parts.cut(here, kept=True)
         if self._failed is user:
             self._failed = None
@@ -179,6 +181,7 @@ class OuterTransaction:
             self._set_mark()
 
     def _set_mark(self) -> None:
+        self._connection.info.pop(_INFO, None)  # its names may mean something else in the next one
         self._count += 1
         mark = f"{self._prefix}{self._count}"
         self._send([f"SAVEPOINT {mark}"])
@@ -293,7 +296,7 @@ class OuterTransaction:
     def _undo_from(self, first: Part) -> None:
         later = self._parts.later_than(first)
         if later:
-            self._fail(_MIXED.format(_short(first.sql), _short(later[0].sql)))
+            self._fail(_MIXED.format(short(first.sql), short(later[0].sql)))
         self._send([f"ROLLBACK TO SAVEPOINT {first.savepoint}"])
         self._parts.cut(first)
 
@@ -335,7 +338,7 @@ class OuterTransaction:
         self._parts.all.clear()
         if self._commits or others:
             self.failure = self.failure or self._error(
-                f"was rolled back by the database as a whole, {_reason(error)}, with what the test "
+                f"was rolled back by the database as a whole, {reason(error)}, with what the test "
                 f"had committed before. Write isolate(engine, 'worker') for a test in which that "
                 f"happens."
             )
@@ -347,7 +350,7 @@ class OuterTransaction:
             return
         self._is_gone = True
         self.failure = self.failure or self._error(
-            f"is lost with its connection, {_reason(error)}: all that the test wrote is rolled "
+            f"is lost with its connection, {reason(error)}: all that the test wrote is rolled "
             f"back. Write isolate(engine, 'worker') for a test in which connections break."
         )
 
@@ -358,7 +361,7 @@ class OuterTransaction:
             if self._dialect.code(error) not in self._dialect.savepoint_gone_codes:
                 raise
             self.failure = self._error(
-                f"was ended behind its back: its savepoint is gone after {_short(self._last)!r}. "
+                f"was ended behind its back: its savepoint is gone after {short(self._last)!r}. "
                 f"What the test wrote before may be committed. That is done by COMMIT, ROLLBACK or "
                 f"DDL in a procedure or past SQLAlchemy, and by executescript(). Write "
                 f"isolate(engine, 'worker') for such a test.",
@@ -384,30 +387,33 @@ class OuterTransaction:
                 committed violate a constraint that waits for the COMMIT.
         """
         connection = self._connection
-        wire = DriverSocket(self.driver)
+        wire = DriverSocket(self.driver) if self._dialect.has_server else None
         if self.turns.is_others and not self._is_gone:
             self._is_gone = True
             self.failure = self.failure or self._error(
-                f"still runs {_short(self.turns.sql)!r} of another task or thread at the end of "
+                f"still runs {short(self.turns.sql)!r} of another task or thread at the end of "
                 f"the block. Its connection was closed, upon which the server rolls all back. "
                 f"Await the task, or join the thread, in the block."
             )
-            wire.shut()
+            if wire is not None:
+                wire.shut()
         try:
-            with closing(wire), wire.bounded(BOUND):
+            with nullcontext() if wire is None else wire.bounded(BOUND):
                 if not self._is_gone:
                     self._end()
         except Exception as error:  # noqa: BLE001 -- it becomes an IsolationError, or the server knows
             self._is_gone = True
-            if self._dialect.fault(error) is not Fault.LOST or wire.was_shut:
+            if self._dialect.fault(error) is not Fault.LOST or (wire and wire.was_shut):
                 self.failure = self.failure or self._error(
-                    f"could not be rolled back, {_reason(error)}. Its connection was closed, upon "
+                    f"could not be rolled back, {reason(error)}. Its connection was closed, upon "
                     f"which the server rolls it back. Await all tasks, and join all threads, that "
                     f"use the database."
                 )
                 if self.failure.__cause__ is None:
                     self.failure.__cause__ = error
         finally:
+            if wire is not None:
+                wire.close()
             self._is_over = True
             escaped = self.failure is not None and self.failure.escaped
             private = self._dialect.is_private(connection.engine)
@@ -441,19 +447,3 @@ class OuterTransaction:
                 f"has rows in it that no database would commit: {error}. The constraint waits for "
                 f"the COMMIT, and here none comes."
             )
-
-
-def _running_loop() -> asyncio.AbstractEventLoop | None:
-    try:
-        return asyncio.get_running_loop()
-    except RuntimeError:
-        return None
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_short(str(error))}".rstrip(": ")
-
-
-def _short(sql: str) -> str:
-    sql = " ".join(sql.split())
-    return sql if len(sql) <= _SHOWN else f"{sql[:_SHOWN]}..."

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tidyrows.isolation.stand_in import StandIn
 
+_SHOWN = 70
+
 
 @dataclass(slots=True, eq=False)
 class Part:
@@ -69,3 +71,14 @@ class Parts:
     def are_settled(self) -> bool:
         """Whether all that was written is committed, and no savepoint is set."""
         return all(part.committed or not (part.wrote or part.names) for part in self.all)
+
+
+def short(sql: str) -> str:
+    """A statement, or another text, in a message."""
+    sql = " ".join(sql.split())
+    return sql if len(sql) <= _SHOWN else f"{sql[:_SHOWN]}..."
+
+
+def reason(error: BaseException) -> str:
+    """An error in a message."""
+    return f"{type(error).__name__}: {short(str(error))}".rstrip(": ")

@@ -43,7 +43,7 @@ class StandIn:
         return getattr(self.lent, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__ or callable(value):
+        if name in self.__dict__:
             self.__dict__[name] = value
         else:
             setattr(self.lent, name, value)
@@ -150,7 +150,9 @@ class StandInPool(Pool):
         try:
             return self._idle.pop()
         except IndexError:
-            return self._create_connection()
+            record: Any = self._create_connection()
+            vars(record)["info"] = self.outer.info  # what is known of the one connection
+            return record
 
     def _do_return_conn(self, record: Any) -> None:
         stand_in = record.dbapi_connection

@@ -73,3 +73,11 @@ class Turns:
 
     def _me(self) -> Any:
         return asyncio.current_task() if self._in_tasks else threading.current_thread()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    """The event loop that runs in this thread."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
