@@ -328,6 +328,51 @@ def test_a_procedure_that_commits_is_noticed(zoo_engine):
     assert names(zoo_engine) == []
 
 
+@on("postgresql+psycopg", "mysql+pymysql", fixture="zoo_database")
+@pytest.mark.parametrize("raw", [False, True])
+def test_what_the_suites_own_engine_commits_in_the_block_fails_the_test(zoo_engine, raw):
+    with pytest.raises(IsolationError, match=r"1 row\(s\) of \S*groups inserted"):
+        with isolate(zoo_engine, "transaction") as db:
+            add(db.engine, "rolled back")
+            if raw:
+                with zoo_engine.begin() as connection:
+                    sql = (
+                        f"INSERT INTO {connection.dialect.identifier_preparer.format_table(GROUPS)}"
+                    )
+                    connection.exec_driver_sql(f"{sql} (name) VALUES ('stays')")
+            else:
+                add(zoo_engine, "stays")
+    assert names(zoo_engine) == ["stays"]
+    assert capture_for(zoo_engine).sinks.watcher is None
+    with isolate(zoo_engine, "transaction"):
+        assert names(zoo_engine) == ["stays"]
+    with zoo_engine.begin() as connection:
+        connection.execute(sa.delete(Group))
+
+
+@on("postgresql+psycopg", fixture="zoo_database")
+def test_blocks_that_overlap_leave_nobody_who_listens(zoo_engine):
+    first, second = isolate(zoo_engine, "transaction"), isolate(zoo_engine, "transaction")
+    first.open()
+    second.open()
+    first.close()
+    add(zoo_engine, "stays")
+    with pytest.raises(IsolationError, match="engine has committed"):
+        second.close()
+    assert capture_for(zoo_engine).sinks.watcher is None
+    with zoo_engine.begin() as connection:
+        connection.execute(sa.delete(Group))
+
+
+@on("sqlite", fixture="zoo_database")
+def test_a_file_that_the_block_has_locked_says_so_to_the_suites_own_engine(zoo_engine):
+    with isolate(zoo_engine, "transaction"), zoo_engine.connect() as connection:
+        connection.exec_driver_sql("PRAGMA busy_timeout = 1")
+        with pytest.raises(sa.exc.OperationalError) as caught:
+            connection.execute(sa.insert(GROUPS), {"name": "one"})
+    assert "db.session()" in caught.value.__notes__[0]
+
+
 def test_a_connection_of_the_pool_commits_and_rolls_back_as_usual(db):
     raw = db.engine.raw_connection()
     insert = "INSERT INTO currencies (code, name) VALUES ('{}', 'x')"

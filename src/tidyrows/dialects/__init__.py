@@ -139,7 +139,7 @@ def inner_dialect(engine: sa.Engine) -> sa.Dialect:
         kind = type(kind.__name__, (InnerTransactions, kind), {})
     _known[own] = kind(own)
     # A streamed result would end with the first savepoint of another user, or statement of one.
-    context = own.execution_ctx_cls
+    context: Any = own.execution_ctx_cls
     buffered = {"create_server_side_cursor": context.create_default_cursor}
     own.execution_ctx_cls = type(context.__name__, (context,), buffered)
     return own

@@ -21,6 +21,7 @@ from tidyrows.capture.engine import root_engine
 from tidyrows.dialects import database_name, dialect_for, inner_dialect
 from tidyrows.dialects.bounds import checkout_within
 from tidyrows.errors import IsolationError
+from tidyrows.isolation.behind import Behind
 from tidyrows.isolation.levels import Level
 from tidyrows.isolation.outer import BOUND, OuterTransaction
 from tidyrows.isolation.stand_in import StandIn, StandInPool
@@ -146,6 +147,7 @@ class TransactionLevel(Level):
     def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:
         super().__init__(engine, wanted)
         self._inner: sa.Engine | None = None
+        self._behind: Behind | None = None
 
     def open(self) -> sa.Engine:
         """Begin the transaction, on a connection of the suite's engine.
@@ -158,6 +160,7 @@ class TransactionLevel(Level):
         inner = self._inner = kept.pop() if kept else inner_engine(self.engine)
         pool: Any = inner.pool
         pool.open(outer)
+        self._behind = Behind.of(self.engine)
         return inner
 
     def _begin(self) -> OuterTransaction:
@@ -209,7 +212,8 @@ class TransactionLevel(Level):
         """Roll it back.
 
         Raises:
-            IsolationError: something was committed, or could not be isolated.
+            IsolationError: something was committed, also by the suite's own engine, or could not
+                be isolated.
         """
         inner, self._inner = self._inner, None
         if inner is None:
@@ -217,4 +221,12 @@ class TransactionLevel(Level):
         pool: Any = inner.pool
         outer: OuterTransaction = pool.shut()
         _idle.setdefault(root_engine(self.engine), []).append(inner)
+        committed = self._behind.stop() if self._behind is not None else ""
         outer.end()
+        if committed:
+            raise IsolationError(
+                f"The suite's own engine has committed within isolate(engine, 'transaction'), and "
+                f"that is not rolled back: {committed}. Delete what is left, and write through "
+                f"db.engine or db.session() there; or write isolate(engine, 'worker').",
+                level=self.name,
+            )
