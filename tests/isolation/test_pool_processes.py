@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from contextlib import ExitStack
 from importlib import import_module
@@ -71,6 +72,28 @@ def test_what_a_killed_worker_had_comes_back(database, space_engine, how):
         assert {name for name in members(space_engine) if not name.endswith("_t")} == {db.schema}
 
 
+def killed_after_it_changed_the_seed(engine):
+    db = isolate(engine, "schema", metadata=METADATA, seed=SEED, context=GW3)
+    with db.open().begin() as connection:
+        connection.execute(sa.update(ORGS).values(kind="small"))
+        connection.execute(sa.insert(ORGS).values(id=2))
+    die()
+
+
+SEED = "INSERT INTO orgs (id, kind) VALUES (1, 'big')"
+
+
+def test_rows_of_the_seed_that_a_killed_worker_changed_are_as_before(database, space_engine):
+    assert ended(child(database.url, killed_after_it_changed_the_seed)) == -signal.SIGKILL
+    for name in members(space_engine):
+        with advisory_lock(space_engine, f"tidyrows {name}", session=True):
+            pass
+    with isolate(space_engine, "schema", metadata=METADATA, seed=SEED, context=GW3) as db:
+        assert db.schema.endswith("_3")
+        with db.engine.connect() as connection:
+            assert connection.execute(sa.select(ORGS.c.id, ORGS.c.kind)).all() == [(1, "big")]
+
+
 @pytest.mark.parametrize("level", ["database"])
 def test_workers_that_begin_at_once_build_one_after_the_other(
     database, space_engine, tmp_path, level
@@ -96,11 +119,14 @@ def test_workers_that_begin_at_once_build_one_after_the_other(
 
     pids = [child(database.url, work) for _ in range(WORKERS)]
     os.close(tell)
-    with os.fdopen(told) as lines:
-        names = [lines.readline().strip() for _ in pids]
-        os.close(end)
-        assert [ended(pid) for pid in pids] == [0] * WORKERS
-    os.close(over)
+    said = b""
+    while said.count(b"\n") < WORKERS and select.select([told], [], [], 30)[0]:
+        said += os.read(told, 1000)
+    os.close(end)  # also where one has failed
+    assert [ended(pid) for pid in pids] == [0] * WORKERS
+    for each in (told, over):
+        os.close(each)
+    names = said.decode().split()
     assert len(set(names)) == WORKERS
     copied = dialect_for(space_engine).space_kinds[level].is_copied
     assert log.read_text() == "begin\nend\n" * (1 if copied else WORKERS)

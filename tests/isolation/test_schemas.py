@@ -81,12 +81,33 @@ def test_a_transaction_that_a_test_left_open_does_not_hang(space_engine):
     left.close()
 
 
-def test_a_column_that_a_test_added_is_not_there_for_the_next(space_engine):
-    with isolate(space_engine, "schema", metadata=METADATA) as db, db.engine.begin() as connection:
-        connection.exec_driver_sql("ALTER TABLE orgs ADD COLUMN extra INTEGER")
+SUBTLE = {  # what the quick look between two tests does not see
+    "sqlite": "CREATE INDEX extra ON orgs (kind)",
+    "postgresql": "ALTER TABLE orgs ALTER kind SET DEFAULT 'big'",
+    "mysql": "CREATE INDEX extra ON orgs (kind)",
+}
+
+
+def definitions(engine):
+    inspector = sa.inspect(engine)
+    columns = [(each["name"], each["default"]) for each in inspector.get_columns("orgs")]
+    return columns, {each["name"] for each in inspector.get_indexes("orgs")}
+
+
+@pytest.mark.parametrize("by", ["the test", "the application"])
+def test_definitions_that_a_test_changed_are_as_before_for_the_next(database, space_engine, by):
     with isolate(space_engine, "schema", metadata=METADATA) as db:
-        columns = {column["name"] for column in sa.inspect(db.engine).get_columns("orgs")}
-        assert "extra" not in columns
+        before = definitions(db.engine)
+        if by == "the test":
+            changing, change = db.engine, SUBTLE[database.backend]
+        else:
+            changing, change = sa.create_engine(db.url), "ALTER TABLE orgs ADD COLUMN extra INT"
+        with changing.begin() as connection:
+            connection.exec_driver_sql(change)
+        changing.dispose()
+        assert definitions(db.engine) != before
+    with isolate(space_engine, "schema", metadata=METADATA) as db:
+        assert definitions(db.engine) == before
 
 
 SEED = """INSERT INTO orgs (id, kind) VALUES (1, 'big');
@@ -156,6 +177,34 @@ def test_a_foreign_key_out_of_the_schema_is_refused_by_name(database):
     sa.Table("countries", elsewhere, sa.Column("id", sa.Integer), schema=other)
     with pytest.raises(IsolationError, match=f"{other}.countries of the metadata"):
         isolate(engine, "schema", metadata=elsewhere).open()
+
+
+RIGHTS = {
+    "postgresql": ("CREATE ROLE {0} LOGIN", "DROP ROLE {0}"),
+    "mysql": (
+        "CREATE USER {0}@'%%'; GRANT SELECT ON {1}.* TO {0}@'%%'",
+        "DROP USER {0}@'%%'",
+    ),
+}
+
+
+@pytest.mark.parametrize("level", ["schema", "database"])
+def test_a_role_that_may_not_make_one_is_told_so(database, space_engine, level):
+    if database.backend not in RIGHTS:
+        pytest.skip("SQLite has no roles")
+    role = f"{database.url.database}_weak"
+    make, drop = (text.format(role, database.url.database) for text in RIGHTS[database.backend])
+    with space_engine.begin() as connection:
+        for statement in make.split("; "):
+            connection.exec_driver_sql(statement)
+    weak = sa.create_engine(database.url.set(username=role))
+    try:
+        with pytest.raises(IsolationError, match=r"may not make the (schema|database) tidy_"):
+            isolate(weak, level, metadata=METADATA).open()
+    finally:
+        weak.dispose()
+        with space_engine.begin() as connection:
+            connection.exec_driver_sql(drop)
 
 
 def test_production_is_refused_before_anything_is_made(space_engine, monkeypatch):

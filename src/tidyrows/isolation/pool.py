@@ -179,16 +179,7 @@ class _Finder:
         return learned
 
     def _build(self, space: Space) -> None:
-        try:
-            space.create()
-        except Exception as error:
-            if not self._dialect.is_permission_denied(error):
-                raise
-            raise IsolationError(
-                f"The role of the engine may not create the {space.kind} {space.name}. Give it "
-                f"the right to, or use the level 'worker': {error}",
-                name=space.name,
-            ) from error
+        space.create()
         blueprint = self._blueprint
         if blueprint.statements:
             space.replay(blueprint.statements)
@@ -216,12 +207,18 @@ class _Finder:
         """Drop what could not be built."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             with suppress(Exception):  # it has no mark, so it is dropped by whoever finds it
                 found.space.drop()
                 found.space.release()
-            found._held.release()  # noqa: SLF001 -- a class of this module
-            raise
+            found._held.release()  # noqa: SLF001 -- nobody else has it yet
+            if not self._dialect.is_permission_denied(error):
+                raise
+            raise IsolationError(
+                f"The role of the engine may not make the {found.space.kind} {found.space.name}: "
+                f"{error}. Give it the right to, or use the level 'worker' or 'transaction'.",
+                name=found.space.name,
+            ) from error
 
     @contextmanager
     def _building(self) -> Iterator[None]:
