@@ -328,6 +328,25 @@ def test_a_procedure_that_commits_is_noticed(zoo_engine):
     assert names(zoo_engine) == []
 
 
+@on("postgresql+psycopg", fixture="zoo_database")
+def test_the_drivers_own_savepoint_ends_nothing(db):
+    with db.engine.connect() as first, db.engine.connect() as second:
+        second.execute(sa.insert(GROUPS), {"name": "second"})
+        driver = first.connection.driver_connection
+        for name in ("one", "two"):
+            with driver.transaction(), driver.transaction():
+                driver.execute("INSERT INTO groups (name) VALUES (%s)", [name])
+        with suppress(ZeroDivisionError), driver.transaction():
+            driver.execute("INSERT INTO groups (name) VALUES ('undone')")
+            raise ZeroDivisionError
+        second.commit()
+        first.execute(sa.insert(GROUPS), {"name": "undone too"})
+        with driver.transaction():
+            driver.execute("INSERT INTO groups (name) VALUES ('undone with it')")
+        first.rollback()
+    assert names(db.engine) == ["one", "second", "two"]
+
+
 @on("postgresql+psycopg", "mysql+pymysql", fixture="zoo_database")
 @pytest.mark.parametrize("raw", [False, True])
 def test_what_the_suites_own_engine_commits_in_the_block_fails_the_test(zoo_engine, raw):

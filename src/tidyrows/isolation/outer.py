@@ -172,13 +172,14 @@ class OuterTransaction:
         return sql
 
     def before_unseen(self, user: StandIn) -> None:
-        """The driver's connection is used past SQLAlchemy."""
+        """The driver's connection is used past SQLAlchemy; a savepoint of its own may be open."""
         self.check_usable()
         with self._turn(_UNSEEN, kept=False):
-            self._verify()
-            self._last = _UNSEEN
-            self._enter(user, _UNSEEN, writes=True)
-            self._set_mark()
+            if self._mark is None or self._last != _UNSEEN or not self._parts.top_of(user):
+                self._verify()
+                self._last = _UNSEEN
+                self._enter(user, _UNSEEN, writes=True)
+                self._set_mark()
 
     def _set_mark(self) -> None:
         self._connection.info.pop(_INFO, None)  # its names may mean something else in the next one
@@ -206,9 +207,9 @@ class OuterTransaction:
             self._begin()
         if self._failed is not None:
             self._part_from_failed(user)
-        top = self._parts.top
-        if top is not None and top.user is user and not top.committed:
-            top.wrote |= writes
+        top, own = self._parts.top, self._parts.top_of(user)
+        if own is not None:
+            own.wrote |= writes
         elif top is not None or writes or needs_part:
             name = self._base
             if top is not None:

@@ -46,6 +46,11 @@ class Parts:
         """The last one."""
         return self.all[-1] if self.all else None
 
+    def top_of(self, user: StandIn) -> Part | None:
+        """The last one, where it is of a user's inner transaction."""
+        top = self.top
+        return top if top is not None and top.user is user and not top.committed else None
+
     def open_of(self, user: StandIn) -> list[Part]:
         """Those of a user's inner transaction."""
         return [part for part in self.all if part.user is user and not part.committed]

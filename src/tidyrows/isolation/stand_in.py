@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool import Pool
@@ -10,6 +11,8 @@ from sqlalchemy.pool import Pool
 from tidyrows.errors import IsolationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import sqlalchemy as sa
 
 _OWN = frozenset({"sqlalchemy", "tidyrows"})
@@ -80,6 +83,21 @@ class StandIn:
         """As above; the driver commits first, which is noticed later."""
         self.claim()
         return self.lent.executescript(*args)
+
+    @contextmanager
+    def transaction(self, *args: Any, **options: Any) -> Iterator[Any]:
+        """As the connections of psycopg have it: it commits, where it is not within another."""
+        commits = not self.in_inner_transaction
+        self.claim()
+        try:
+            with self.lent.transaction(*args, **options) as transaction:
+                yield transaction
+        except BaseException:
+            if commits:
+                self.rollback()
+            raise
+        if commits:
+            self.commit()
 
     def commit(self) -> None:
         """Commit the inner transaction."""
