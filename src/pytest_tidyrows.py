@@ -21,12 +21,13 @@ import pytest
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tidyrows.testing.tidy import Shared, Tidy
+    from tidyrows.testing.shared import Shared
+    from tidyrows.testing.tidy import Tidy
 
 _MARK = (
-    "tidy(ledger=..., keep_on_failure=..., dependents=..., own=..., **options): how the `tidy` "
-    "fixture of this test treats its rows; all that CleanupManager takes, and ledger=, "
-    "allow_production=, retry= of the tracker."
+    "tidy(isolation=..., ledger=..., keep_on_failure=..., dependents=..., own=..., **options): "
+    "how the `tidy` fixture of this test treats its rows; all that CleanupManager takes, ledger=, "
+    "allow_production=, retry= of the tracker, and isolation= with what isolate() takes."
 )
 _PLUGIN, _LOADER, _AUTOUSE = "tidyrows plugin", "tidyrows loader", "tidyrows autouse"
 _AUTOUSE_ON = {"true": False, "yes": False, "on": False, "1": False, "session": True}
@@ -108,6 +109,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default="auto",
     )
     parser.addini(
+        "tidy_isolation",
+        "how far the fixture tidy keeps a test from others: none, worker, transaction, schema or "
+        "database",
+        default="worker",
+    )
+    parser.addini(
         "tidy_residue",
         "what becomes of a run whose tests leave rows: warn names them at its end, fail makes the "
         "run fail too, ignore says nothing",
@@ -159,6 +166,7 @@ def pytest_configure(config: pytest.Config) -> None:
         claim = f"{worker['testrunuid']} {worker['workerid'].removeprefix('gw')} {os.getpid()}"
         os.environ["_TIDYROWS_CLAIM"] = claim
     choices = any(config.getini(f"tidy_{name}") for name in _CHOICES)
+    choices = choices or config.getini("tidy_isolation") != "worker"
     if choices or config.getoption("--tidy-sweep") or config.getoption("--tidy-report"):
         _load(config)
     order, again = (config.getoption(f"--tidy-audit-{kind}") for kind in ("order", "again"))

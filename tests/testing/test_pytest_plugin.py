@@ -195,7 +195,7 @@ def test_the_suite_of_the_page_runs(suite):
     for name, code in files.items():
         suite.write(name, code)
     ended = suite.pytest("-n", "2", "-p", "asyncio", "-o", "asyncio_mode=auto")
-    assert ended.outcomes == {"passed": 3}
+    assert ended.outcomes == {"passed": 4}
     with sa.create_engine(f"sqlite:///{suite.folder}/suite.db").connect() as connection:
         for table in ("users", "orgs"):
             assert not connection.exec_driver_sql(f"SELECT * FROM {table}").all()

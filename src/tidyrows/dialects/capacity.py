@@ -58,6 +58,10 @@ class Capacity(Errors):
         """
         return False
 
+    def environ(self, name: str) -> dict[str, str]:
+        """Environment variables by which the connections of another process get a name."""
+        return {}
+
     def rename_connection(self, dbapi_connection: Any, name: str) -> None:
         """Change the name of a connection without a transaction, in one round trip at most."""
 

@@ -8,18 +8,19 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-from tidyrows.arguments import Kind, checked, instance_of, optional
+from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_full
+from tidyrows.dialects import dialect_for
 from tidyrows.errors import IsolationError, NotBoundError, SessionStateError, add_note
 from tidyrows.greenlets import is_async, spawn, synchronous
 from tidyrows.isolation.blueprint import BUILDER, POOL
-from tidyrows.isolation.levels import Level, NoIsolation, Wanted, WorkerLevel
+from tidyrows.isolation.levels import LEVEL, Level, NoIsolation, Wanted, WorkerLevel
 from tidyrows.isolation.schema_level import DatabaseLevel, SchemaLevel
 from tidyrows.isolation.transaction import TransactionLevel
 from tidyrows.production import PERMISSION
 from tidyrows.tracking.tracker import ResourceTracker
-from tidyrows.worker import CONTEXT, WorkerContext
+from tidyrows.worker import CONTEXT, WorkerContext, session_label
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -33,14 +34,34 @@ LEVELS: dict[str, type[Level]] = {
     each.name: each
     for each in (NoIsolation, WorkerLevel, TransactionLevel, SchemaLevel, DatabaseLevel)
 }
-LEVEL = Kind(lambda value: value in LEVELS, f"one of {', '.join(LEVELS)}", "'worker'")
 
 
-class _Onlooker(ResourceTracker):
+class Onlooker(ResourceTracker):
     """Knows which rows a test has made, at a level that undoes all of them."""
 
     def warn_once(self, subject: Any, message: str) -> None:
         """No row is left because it is not tracked."""
+
+
+def environment(
+    engine: sa.Engine, context: WorkerContext, schema: str | None = None
+) -> dict[str, str]:
+    """Environment variables for a process that is to use the same tables.
+
+    ``DATABASE_URL``, with the password, what ``WorkerContext.current()`` reads, and what names the
+    connections (``PGAPPNAME``). Where the driver's URL cannot name a schema (asyncpg),
+    ``TIDYROWS_SCHEMA`` names it.
+    """
+    found = {
+        "DATABASE_URL": engine.url.render_as_string(hide_password=False),
+        "TIDYROWS_RUN": context.run_id,
+        "TIDYROWS_WORKER": context.worker_id,
+        "TIDYROWS_WORKER_INDEX": str(context.worker_index),
+        "TIDYROWS_WORKER_COUNT": str(context.worker_count),
+        "TIDYROWS_TEST": context.test_id or "",
+    }
+    found |= dialect_for(engine).environ(session_label(context))
+    return found | ({"TIDYROWS_SCHEMA": schema} if schema else {})
 
 
 class Isolation:
@@ -107,8 +128,7 @@ class Isolation:
     def environ(self) -> dict[str, str]:
         """Environment variables for a process that is to use the same tables.
 
-        ``DATABASE_URL``, with the password, and what ``WorkerContext.current()`` reads. Where the
-        driver's URL cannot name a schema (asyncpg), ``TIDYROWS_SCHEMA`` names it.
+        See :func:`environment`.
 
         Raises:
             IsolationError: at level ``transaction``, of which no other process sees anything.
@@ -120,16 +140,7 @@ class Isolation:
                 f"isolate(engine, 'worker'), 'schema' or 'database'.",
                 level=self.level,
             )
-        context = self.context
-        found = {
-            "DATABASE_URL": self.url.render_as_string(hide_password=False),
-            "TIDYROWS_RUN": context.run_id,
-            "TIDYROWS_WORKER": context.worker_id,
-            "TIDYROWS_WORKER_INDEX": str(context.worker_index),
-            "TIDYROWS_WORKER_COUNT": str(context.worker_count),
-            "TIDYROWS_TEST": context.test_id or "",
-        }
-        return found | ({"TIDYROWS_SCHEMA": self.schema} if self.schema else {})
+        return environment(synchronous(self.engine), self.context, self.schema)
 
     # -- the level alone, for those who have a tracker of their own ----------------------------
 
@@ -161,7 +172,7 @@ class Isolation:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        self._exit(error)
+        self.end(error)
 
     async def __aenter__(self) -> Self:
         return await spawn(self._enter)
@@ -172,12 +183,12 @@ class Isolation:
         error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        await spawn(self._exit, error)
+        await spawn(self.end, error)
 
     def _enter(self) -> Self:
         self.open()
         try:
-            tracker = ResourceTracker if self._level.deletes_rows else _Onlooker
+            tracker = ResourceTracker if self._level.deletes_rows else Onlooker
             self.tracker = tracker(self.engine, context=self.context, **self._tracker_options)
             self.tracker.start()
         except BaseException:
@@ -185,7 +196,8 @@ class Isolation:
             raise
         return self
 
-    def _exit(self, error: BaseException | None) -> None:
+    def end(self, error: BaseException | None) -> None:
+        """Close the level after its tracker; an error of the block is not hidden by another."""
         try:
             try:
                 self.tracker.stop()

@@ -6,12 +6,20 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tidyrows.arguments import Kind
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     import sqlalchemy as sa
 
     from tidyrows.worker import WorkerContext
+
+
+NONE, WORKER = "none", "worker"
+NAMES = (NONE, WORKER, "transaction", "schema", "database")
+"""The levels, from the least isolation to the most."""
+LEVEL = Kind(lambda value: value in NAMES, f"one of {', '.join(NAMES)}", "'worker'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +82,7 @@ class Level(ABC):
 class NoIsolation(Level):
     """The suite's own database; what a test writes stays."""
 
-    name = "none"
+    name = NONE
 
     def open(self) -> sa.Engine:
         """The suite's engine."""
@@ -87,5 +95,5 @@ class NoIsolation(Level):
 class WorkerLevel(NoIsolation):
     """The suite's own database, from which the tracked rows are deleted."""
 
-    name = "worker"
+    name = WORKER
     deletes_rows = True

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 DETACHED, LATE, HELD = "detached", "committed late", "held by other rows"
 LEFT_OVER, KEPT, UNTRACKED = "left over", "kept for study", "not tracked"
+NOT_ISOLATED = "left at level none"
 _REMEDIES = {
     DETACHED: ' (own=["{}"] deletes them)',
     UNTRACKED: " (write insert({0}), or tracker.track_query(select({0})...))",
@@ -59,6 +60,7 @@ class Notes:
         *,
         kept: Sequence[TableHoldings] = (),
         untracked_only: bool = False,
+        not_isolated: bool = False,
     ) -> None:
         self.found: list[Note] = []
         self.engines: dict[str, sa.Engine] = {}
@@ -66,6 +68,7 @@ class Notes:
         tracker.engines.resolve()
         held = {each.row: HELD for each in (report.held if report else ())}
         left = {each.row: LEFT_OVER for each in (report.leftovers if report else ())}
+        late = NOT_ISOLATED if not_isolated else LATE
         holdings = tracker.store.snapshot()
         # rows with unknown new keys are untracked, and in doubt under their old keys: counted once
         doubt = {each.table.name: len(each.in_doubt) for each in holdings if untracked_only}
@@ -74,11 +77,12 @@ class Notes:
             by_cause: dict[str, list[Any]] = defaultdict(list)
             for key in (*each.keys.in_order(), *each.in_doubt):
                 row = each.table.row(key)
-                why = KEPT if kept else held.get(row) or left.get(row) or LATE
+                why = KEPT if kept else held.get(row) or left.get(row) or late
                 by_cause[why].append(key)
             for why, keys in by_cause.items():
                 self._add(why, each.table.name, 0, each.table, keys)
-            self._add(KEPT if kept else LEFT_OVER, each.table.name, each.keyless_count)
+            keyless = NOT_ISOLATED if not_isolated else LEFT_OVER
+            self._add(KEPT if kept else keyless, each.table.name, each.keyless_count)
         for rows in report.detached.values() if report else ():
             self._add(DETACHED, rows.table.name, rows.unnamed, rows.table, rows.keys)
         for name, count in tracker.untracked.counts().items():

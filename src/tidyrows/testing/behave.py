@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from behave.fixture import fixture, use_fixture
 
+from tidyrows.isolation.levels import WORKER
 from tidyrows.testing.summary import ResidueOfProcess
 from tidyrows.testing.tidy import Tidy
 
@@ -42,7 +43,7 @@ def setup(context: Any, bind: Bind | str | sa.URL, **options: Any) -> None:
     Args:
         context: behave's.
         bind: where the rows go.
-        options: passed to :class:`Tidy`.
+        options: passed to :class:`Tidy`; ``isolation`` is that of each scenario.
     """
     started: list[Any] = []
     use_fixture(_rows_of_the_run, context, bind, **options)
@@ -71,6 +72,7 @@ def _before(begin: Callable[[Any], None], hook: Callable[..., None] | None) -> C
 
 @fixture  # type: ignore[untyped-decorator]  # behave ships no types
 def _rows_of_the_run(context: Any, bind: Bind | str | sa.URL, **options: Any) -> Iterator[Tidy]:
+    options["isolation"] = WORKER  # its rows are those of several scenarios
     context.tidy = context.tidy_run = tidy = Tidy(bind, **options).start()
     context.tidy_residue = ResidueOfProcess()
     yield tidy
@@ -91,6 +93,8 @@ def tidy_rows(
         statement: the feature or scenario.
         options: passed to :class:`Tidy`.
     """
+    if statement.type == "feature":
+        options["isolation"] = WORKER
     tidy = Tidy(bind, test=f"{statement.filename}:{statement.line}", **options)
     tidy.start()
     context.tidy = tidy

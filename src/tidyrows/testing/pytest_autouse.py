@@ -11,6 +11,7 @@ import pytest
 from tidyrows.cleanup.configuration import configured
 from tidyrows.errors import UnknownTableError
 from tidyrows.suite.suite import WholeSuite
+from tidyrows.testing.pytest_options import ledger_option
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Autouse:
     def begin(self, plugin: Plugin) -> None:
         """Start, where tests are run: not in the controller of pytest-xdist."""
         self._plugin = plugin
-        option = plugin.ledger_option()
+        option = ledger_option(self._config)
         # xdist replaces a worker that crashes, even if it has one only
         is_worker = hasattr(self._config, "workerinput")
         several = is_worker or WorkerContext.current().worker_count > 1

@@ -10,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import sqlalchemy as sa
 
-from tidyrows.arguments import check, check_names, kinds_of
-from tidyrows.cleanup.configuration import NAMING, Configuration, checked_options, configured
-from tidyrows.cleanup.options import KINDS, Dependents, named_tables
+from tidyrows.cleanup.configuration import Configuration, configured
 from tidyrows.cleanup.reasons import in_short
 from tidyrows.dialects import engine_for
-from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError, UnknownTableError
+from tidyrows.errors import ArgumentError, LedgerError, TidyRowsError
 from tidyrows.greenlets import spawn
 from tidyrows.ledger.process import OwnerKind
 from tidyrows.ledger.table import Ledger
 from tidyrows.suite.cleanups import created_by, record_of, residue_record
-from tidyrows.suite.residue import Notes
 from tidyrows.sweep.sweep import sweep
 from tidyrows.testing.async_fixtures import ASYNC_TEST, AsyncTest, fixture_for
-from tidyrows.testing.summary import RunSummary
-from tidyrows.testing.tidy import Shared, Tidy
+from tidyrows.testing.pytest_options import (
+    FIXTURE,
+    MARK,
+    checked_tidy_options,
+    ini_options,
+    isolation_option,
+    ledger_option,
+)
+from tidyrows.testing.shared import Shared
+from tidyrows.testing.summary import RunSummary, notes_of
+from tidyrows.testing.tidy import Tidy
 from tidyrows.testing.xdist_controller import NotesFile, XdistController, for_all_workers
 from tidyrows.tracking.binding import Binding
 
@@ -38,74 +44,8 @@ if TYPE_CHECKING:
 _FAILED = pytest.StashKey[bool]()
 RECORDS = "tidyrows"
 """The attribute of a report, and the key of xdist's ``workeroutput``, that carries the records."""
-_LEDGERS: dict[str, bool | None] = {"on": True, "off": False, "auto": None}
-_MARK, _FIXTURE = "@pytest.mark.tidy", "tidy_options"
-_OPTIONS = sorted(kinds_of(Tidy).keys() - {"test", "context"} | {"own", "protect"})
-
-
-def _checked(call: str, options: Any, positional: Iterable[str] = ()) -> dict[str, Any]:
-    """The options of a mark or a fixture; what is wrong in them fails the test."""
-    if not isinstance(options, dict):
-        pytest.fail(
-            f'{call} returns a dict, and {options!r} is none. Write return {{"own": [...]}}.',
-            pytrace=False,
-        )
-    try:
-        check_names(call, _OPTIONS, [*options, *positional])
-        check(call, kinds_of(Tidy), options.items())
-        # read once: a generator would be empty for the cleanup
-        return options | {n: named_tables(n, options[n]) for n in NAMING if n in options}
-    except (ArgumentError, UnknownTableError) as error:
-        pytest.fail(str(error), pytrace=False)
-
-
-def ini_options(config: pytest.Config) -> dict[str, Any]:
-    """The options of cleanups that the ini file has.
-
-    Raises:
-        pytest.UsageError: one has a value that it does not take.
-    """
-    options: dict[str, Any] = {}
-    for name, read in _FROM_TEXT.items():
-        ini = f"tidy_{name}"
-        text = config.getini(ini)
-        if not text:
-            continue
-        try:
-            options[name] = read(text)
-            checked_options(ini, {name: options[name]})
-        except (KeyError, ValueError):
-            kind = KINDS[name]
-            raise pytest.UsageError(
-                f"{ini} = {text} in the ini file: it must be {kind.need}; write "
-                f"{ini} = {kind.example}"
-            ) from None
-    return options
-
-
-def _switch(text: str) -> bool:
-    switches = {"true": True, "yes": True, "on": True, "1": True}
-    switches |= {"false": False, "no": False, "off": False, "0": False}
-    return switches[text.strip().lower()]
-
-
-def _tables(lines: list[str]) -> list[str]:
-    return [name for line in lines for name in line.replace(",", " ").split()]
-
-
-_FROM_TEXT: dict[str, Callable[[Any], Any]] = {
-    "own": _tables,
-    "protect": _tables,
-    "dependents": lambda text: Dependents[text.rpartition(".")[2].upper()],
-    "lock_timeout": float,
-    "deadline": float,
-    "rows_per_transaction": int,
-    "verify": _switch,
-    "trust_keys": _switch,
-    "keep_on_failure": _switch,
-    "allow_foreign_keys_off": _switch,
-}
-"""How the options in the ini file are read, each as ``tidy_`` and its name."""
+_NO_CLEANUP = ("ledger", "allow_production", "isolation", "metadata", "migrate", "seed", "pool")
+"""Options of ``Tidy`` that a cleanup does not take."""
 
 
 class Plugin:
@@ -131,6 +71,7 @@ class Plugin:
         self._notes = NotesFile(folder, worker) if folder is not None and worker else None
         self._controller = XdistController(self._summary, notes_folder)
         self._residue = str(config.getini("tidy_residue")).strip().lower()
+        self._isolation = isolation_option(config)
 
     # -- fixtures ------------------------------------------------------------------------------
 
@@ -174,6 +115,13 @@ class Plugin:
 
         item.stash[ASYNC_TEST] = AsyncTest(begin, partial(self._start, tidy), end)
         name = fixture_for(item)
+        if name is None and tidy.isolation == "transaction":
+            pytest.fail(
+                f"At level transaction of an asynchronous engine {item.name} needs an event loop, "
+                f"whose connection has the transaction. Write async def {item.name} with "
+                f"pytest-asyncio or anyio, or @pytest.mark.tidy(isolation='worker').",
+                pytrace=False,
+            )
         if name is not None:
             request.getfixturevalue(name)  # it ends after this one, since this one asks for it
         else:
@@ -225,7 +173,9 @@ class Plugin:
         return tidy
 
     def _new_shared(self, request: pytest.FixtureRequest) -> Tidy:
-        tidy = self._new_tidy(request.getfixturevalue("tidy_engine"), ledger=self.ledger_option())
+        tidy = self._new_tidy(
+            request.getfixturevalue("tidy_engine"), ledger=ledger_option(self._config)
+        )
         if tidy.is_async:
             pytest.fail(
                 f"{request.fixturename} cannot await, and tidy_engine is asynchronous. Make shared "
@@ -242,7 +192,7 @@ class Plugin:
     ) -> dict[str, Any]:
         """The cleanup options of a test, or of the tests of a scope."""
         options = self._options(item, fixture)
-        for name in ("ledger", "allow_production"):
+        for name in _NO_CLEANUP:
             options.pop(name, None)
         item.stash[_FAILED] = False
         return options
@@ -254,29 +204,25 @@ class Plugin:
 
     def _options(self, item: pytest.Item | pytest.Collector, fixture: Any) -> dict[str, Any]:
         """The options of a test's marks, those closest to the test first, and of its fixture."""
-        options: dict[str, Any] = {"ledger": self.ledger_option()}
+        options: dict[str, Any] = {"ledger": ledger_option(self._config)}
+        options["isolation"] = self._isolation
         if self._config.getoption("--tidy-keep"):
             options["keep_on_failure"] = True
         if self._config.getoption("--tidy-verify") is not None:
             options["verify"] = self._config.getoption("--tidy-verify") == "on"
-        options |= _checked(_FIXTURE, fixture)
+        options |= checked_tidy_options(FIXTURE, fixture)
         for mark in reversed(list(item.iter_markers("tidy"))):
-            options |= _checked(_MARK, mark.kwargs, map(repr, mark.args))
+            options |= checked_tidy_options(MARK, mark.kwargs, map(repr, mark.args))
         if self._notes is not None:
             self._notes.note_options(options)
         return options
-
-    def ledger_option(self) -> bool | None:
-        """``tidy_ledger`` of the ini file; None where it depends on the run."""
-        value = self._config.getini("tidy_ledger")
-        if value not in _LEDGERS:
-            pytest.fail(f"tidy_ledger = {value} in the ini file is none of {', '.join(_LEDGERS)}.")
-        return _LEDGERS[value]
 
     # -- the life of one tracker -----------------------------------------------------------------
 
     def _start(self, tidy: Tidy) -> None:
         """Start the tracker; sweep its database first, if asked."""
+        if not tidy.deletes_rows:  # a level may lock the database
+            self._meet(tidy)
         tidy.start()
         try:
             self._meet(tidy)
@@ -286,14 +232,14 @@ class Plugin:
 
     def _meet(self, tidy: Tidy) -> None:
         """Sweep a database when it is first used, if asked; and note it for the controller."""
-        engine = tidy.tracker.bound_engine
+        engine = tidy.suite_engine
         if engine is None or engine.url in self._known_urls:
             return
         if not tidy.is_async:
             self._sweep_first(engine)
         self._known_urls.add(engine.url)
         self._ledgers.append(Ledger(engine, allow_production=True))
-        if tidy.tracker.journals:
+        if tidy.deletes_rows and tidy.tracker.journals:
             self._note_database(engine, tidy.context)
 
     @property
@@ -346,23 +292,23 @@ class Plugin:
                 self._unfinished.append((*late[:2], counted))
         tidy.tracker.stop()
         created, kept, interrupted = created_by(tidy.tracker), None, False
+        undone: dict[str, int] = {}
         try:
             kept = tidy.finish(failed=failed)
+            undone = created if tidy.undoes_rows else {}
         except KeyboardInterrupt:
             interrupted = True
             raise
         finally:
-            record = record_of(test, created, tidy.report)
+            record = record_of(test, created, tidy.report) | {"undone": undone}
             if kept is not None:
                 record["kept"] = sum(created.values())
-            elif not tidy.is_async and (interrupted or tidy.is_unfinished):
+            elif tidy.deletes_rows and not tidy.is_async and (interrupted or tidy.is_unfinished):
                 # not an asynchronous one: no loop is left
                 counted = Counter(created) - Counter(record.get("deleted", {}))
                 counted &= Counter(created_by(tidy.tracker))
                 self._unfinished.append((test, tidy, counted))
-            self.add(
-                record | residue_record(Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept))
-            )
+            self.add(record | residue_record(notes_of(tidy)))
         return kept
 
     def _finish_test(self, tidy: Tidy, item: pytest.Item) -> None:
@@ -437,7 +383,7 @@ class Plugin:
         else:
             record = record_of(test, {}, report)
             record |= {"created": dict(late), "held": len(report.held) - len(held)}
-            self.add(record | residue_record(Notes(tidy.tracker, report)))
+            self.add(record | residue_record(notes_of(tidy)))
 
     def _sum(self, records: Iterable[Record]) -> None:
         for record in records:

@@ -30,6 +30,7 @@ class RowCounts:
 
     created: Counter[str] = field(default_factory=Counter)
     deleted: Counter[str] = field(default_factory=Counter)
+    undone: Counter[str] = field(default_factory=Counter)  # by the end of a level of isolation
     dependents: int = 0  # deleted rows that nobody had tracked
     retries: int = 0
 
@@ -37,6 +38,7 @@ class RowCounts:
         """Add the record of one cleanup."""
         self.created.update(created)
         self.deleted.update(record.get("deleted", {}))
+        self.undone.update(record.get("undone", {}))
         self.dependents += record.get("dependents", 0)
         self.retries += record.get("retries", 0)
 
@@ -135,7 +137,7 @@ class ResidueOfProcess:
 
     def add(self, tidy: Tidy) -> None:
         """What the cleanup of a test has left."""
-        notes = Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept)
+        notes = notes_of(tidy)
         test = tidy.context.test_id or "a test"
         if self.forward is not None and notes.found:
             self.forward({"test": test, "residue": notes.found, "engines": notes.engines})
@@ -149,6 +151,12 @@ class ResidueOfProcess:
         residue.look(self._engines)
         for line in residue.lines():
             print(line, file=sys.__stderr__)
+
+
+def notes_of(tidy: Tidy) -> Notes:
+    """Which rows of a test stay after its end."""
+    left = not (tidy.deletes_rows or tidy.undoes_rows)
+    return Notes(tidy.tracker, tidy.report, kept=tidy.cleanup.kept, not_isolated=left)
 
 
 def _listed(title: str, lines: list[str], most: int | None) -> Iterator[str]:
@@ -219,14 +227,21 @@ class RunSummary:
         """The summary; nothing where there is nothing to report."""
         created, deleted = self.rows.created, self.rows.deleted
         if created or deleted or self.leaked:
-            counts = {"leaked": self.leaked, "held": self.held, "kept": self.kept}
+            counts = {
+                "undone": self.rows.undone.total(),
+                "leaked": self.leaked,
+                "held": self.held,
+                "kept": self.kept,
+            }
             yield self.rows.text(
                 f"{created.total()} row(s) created in {len(self.tests)} test(s), ",
                 "".join(f", {count} {word}" for word, count in counts.items() if count),
             )
         if tables:
             for table in sorted(created | deleted):
-                yield f"  {table}: {created[table]} created, {deleted[table]} deleted"
+                undone = self.rows.undone[table]
+                more = f", {undone} undone" if undone else ""
+                yield f"  {table}: {created[table]} created, {deleted[table]} deleted{more}"
         for seconds, test in self.slowest:
             if tables or seconds >= _SLOW:
                 yield f"  cleanup took {seconds:.2f} s: {test}"

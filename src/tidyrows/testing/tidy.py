@@ -1,33 +1,33 @@
-"""One object per test, in any framework; and one for rows that several tests share."""
+"""One object per test, in any framework."""
 
 from __future__ import annotations
 
 import atexit
 import os
-import warnings
-import weakref
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine
 
-from tidyrows.arguments import checked, instance_of, optional
+from tidyrows.arguments import checked, instance_of, kinds_of, optional
 from tidyrows.cleanup.configuration import with_configured
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.connections.leases import leases_returned
 from tidyrows.dialects import engine_for
-from tidyrows.errors import LedgerError, NotBoundError, SessionStateError, TidyRowsWarning
+from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
+from tidyrows.isolation.isolate import LEVELS, Isolation, Onlooker, environment, isolate
+from tidyrows.isolation.levels import LEVEL, NONE, WORKER, Wanted
 from tidyrows.ledger.table import Ledger
-from tidyrows.locks.once import Asked, FilePlace, made_once
+from tidyrows.testing.installed_ledger import installed_ledger
 from tidyrows.tracking.binding import Binding
 from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.worker import WorkerContext, note_test
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
-    from pathlib import Path
+    from collections.abc import Collection, Iterator
     from types import TracebackType
 
     from sqlalchemy import orm
@@ -37,10 +37,7 @@ if TYPE_CHECKING:
     from tidyrows.retry import RetryPolicy
     from tidyrows.tracking.binding import Bind
 
-T = TypeVar("T")
-
-_installed: weakref.WeakKeyDictionary[sa.Engine, bool] = weakref.WeakKeyDictionary()
-"""True: the database of the engine has a ledger; False: this role may not make one."""
+_BUILDS = {name: kinds_of(isolate)[name] for name in ("metadata", "migrate", "seed", "pool")}
 
 
 class Tidy:
@@ -49,6 +46,9 @@ class Tidy:
     Use it as a block, or with :meth:`start` and :meth:`finish` where a framework has a hook for
     each. A cleanup that Ctrl-C prevents is done when the process ends.
 
+    At a level of isolation that undoes all rows there is no cleanup: the level is closed, and what
+    concerns a cleanup (``ledger``, ``keep_on_failure``, ``own``...) has no effect.
+
     Args:
         bind: where the rows go, as for ``ResourceTracker``, or a URL.
         test: the test's id.
@@ -56,12 +56,20 @@ class Tidy:
         ledger: True enters the rows into a ledger, and installs it where there is none; by default
             where the run has more than one worker, or rows may be kept. Or a ledger of your own.
         keep_on_failure: where the test fails, leave its rows for study.
+        isolation: how far the test is kept from others: a level of :func:`tidyrows.isolate`. Other
+            levels than ``none`` and ``worker`` need an Engine or an AsyncEngine.
+        metadata: as for ``isolate``, and so are ``migrate``, ``seed`` and ``pool``; for the levels
+            ``schema`` and ``database``.
+        migrate: see ``metadata``.
+        seed: see ``metadata``.
+        pool: see ``metadata``.
         allow_production: as for ``ResourceTracker``.
         retry: the retries of factory calls and of the cleanup.
         options: passed to ``CleanupManager``.
 
     Attributes:
-        bind: the bind, or an engine for the URL.
+        bind: the bind, or an engine for the URL; from ``start`` on the engine of the level.
+        isolation: the level.
         context: run, worker and test.
         has_kin: whether the run has, or may get, other workers; then there is a ledger by default.
         tracker: tracks the rows; set by ``start``.
@@ -83,6 +91,8 @@ class Tidy:
         ResourceTracker,
         test=optional(instance_of(str, need="a text", example="'test_login'")),
         ledger=optional(instance_of(Ledger, bool, need="a Ledger, True or False", example="True")),
+        isolation=LEVEL,
+        **_BUILDS,
     )
     def __init__(
         self,
@@ -92,6 +102,11 @@ class Tidy:
         context: WorkerContext | None = None,
         ledger: Ledger | bool | None = None,
         keep_on_failure: bool = False,
+        isolation: str = WORKER,
+        metadata: sa.MetaData | None = None,
+        migrate: Any = None,
+        seed: Any = None,
+        pool: Any = True,
         allow_production: bool | Collection[str] = False,
         retry: RetryPolicy | None = None,
         **options: Any,
@@ -103,13 +118,25 @@ class Tidy:
                 f"Tidy(create_async_engine(...)), or give the URL of a synchronous one."
             )
         self.bind: Any = bind if self._own_engine is None else self._own_engine
-        self._ledger = ledger
+        self._wanted_ledger = ledger
         self._keep = keep_on_failure
         self._allow_production = allow_production
         self._retry = retry
         self._options = options
         self.context = context or WorkerContext.current().for_test(test)
         self.has_kin = self.context.worker_count > 1
+        self.isolation = isolation
+        self._given = self.bind
+        self._builds = (metadata, migrate, seed, pool)
+        self._level: Isolation | None = None
+        self._given_is_engine = isinstance(self.bind, (sa.Engine, AsyncEngine))
+        if isolation not in {NONE, WORKER} and not self._given_is_engine:
+            raise NotBoundError(
+                f"The level {isolation!r} of isolation gives the test an engine of its own, and a "
+                f"{type(bind).__name__} is bound to another. Give an Engine (in pytest: have "
+                f"tidy_engine return one), and take tidy.session or Session(tidy.engine); or write "
+                f"isolation='worker'."
+            )
 
     # -- what a test uses ----------------------------------------------------------------------
 
@@ -146,15 +173,73 @@ class Tidy:
         return asynchronous_session(self.tracker.session)
 
     @property
+    def engine(self) -> sa.Engine | AsyncEngine:
+        """The engine that the test uses, at any level.
+
+        Raises:
+            NotBoundError: the bind is a session that leads to several databases, or to none.
+        """
+        found: sa.Engine | AsyncEngine | None = (
+            self.bind
+            if isinstance(self.bind, (sa.Engine, AsyncEngine))
+            else Binding(self.bind).engine()
+        )
+        if found is None:
+            raise NotBoundError(
+                f"This {type(self.bind).__name__} leads to several databases, or to none, so there "
+                f"is no tidy.engine. Have tidy_engine return an Engine."
+            )
+        return found
+
+    @property
+    def url(self) -> sa.URL:
+        """The URL of the engine, with the password."""
+        return self.engine.url
+
+    @property
+    def schema(self) -> str | None:
+        """The schema, database or file that the test has for itself; None at other levels."""
+        return None if self._level is None else self._level.schema
+
+    @property
+    def suite_engine(self) -> sa.Engine | None:
+        """The engine of the bind that was given; None for a session with several or none."""
+        return Binding(self._given).engine()
+
+    def environ(self) -> dict[str, str]:
+        """Environment variables for a process that is to use the same tables.
+
+        ``DATABASE_URL``, with the password, what ``WorkerContext.current()`` reads, and
+        ``PGAPPNAME``; where no URL can name the schema (asyncpg), ``TIDYROWS_SCHEMA``.
+
+        Raises:
+            IsolationError: at level ``transaction``, of which no other process sees anything.
+        """
+        if self._level is not None:
+            return self._level.environ()
+        engine: Any = self.engine
+        return environment(getattr(engine, "sync_engine", engine), self.context)
+
+    @property
+    def deletes_rows(self) -> bool:
+        """Whether a cleanup deletes the rows, as at level ``worker``."""
+        return self.isolation == WORKER
+
+    @property
+    def undoes_rows(self) -> bool:
+        """Whether the end of the level undoes all rows."""
+        return LEVELS[self.isolation].undoes_rows
+
+    @property
     def report(self) -> CleanupReport | None:
-        """The report of the cleanup; None before it."""
+        """The report of the cleanup; None before it, and where there is none."""
         return self.cleanup.last_report
 
     @property
     def is_unfinished(self) -> bool:
         """After :meth:`finish`, whether rows wait for others, or for a COMMIT."""
         is_held = self.report is not None and bool(self.report.held)
-        return is_held or any(self.tracker.engines.pending_changes())
+        return self.deletes_rows and (is_held or any(self.tracker.engines.pending_changes()))
 
     @property
     def has_late_rows(self) -> bool:
@@ -169,17 +254,52 @@ class Tidy:
     # -- a framework's two hooks -------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Start the tracker.
+        """Open the level, and start the tracker.
 
         Raises:
+            IsolationError: the database cannot give the level, or what it needs is locked.
             LedgerError: a ledger was asked for, and this role may not make it.
             ProductionDatabaseError: the database looks like production.
             SessionStateError: it has been started already.
         """
         if hasattr(self, "tracker") and self.tracker.active:
             self.tracker.start()  # which raises
-        ledger = self._installed_ledger()
-        self.tracker = ResourceTracker(
+        ledger = self._ledger()
+        self._open()
+        try:
+            self._start_tracker(ledger)
+        except BaseException:
+            if self._level is not None and (not self.is_async or in_greenlet()):
+                self._level.close()
+            raise
+        if not self.is_async:  # there is no loop when the process ends
+            self._process = os.getpid()
+            atexit.register(self._finish_at_exit)
+        return self
+
+    def _ledger(self) -> Ledger | None:
+        """The ledger to use; none where no row can outlive this process."""
+        if not self.deletes_rows:
+            return None
+        # Kept rows outlive this process: without a ledger nobody could delete them any more.
+        may_outlive = self.has_kin or self._keep
+        return installed_ledger(
+            self.bind, self._wanted_ledger, self._allow_production, by_default=may_outlive
+        )
+
+    def _open(self) -> None:
+        """Open the level, unless :meth:`prepare_async` has."""
+        if self._level is None and self.isolation != WORKER and self._given_is_engine:
+            allowed = self._allow_production
+            wanted = Wanted(self.context, *self._builds, allow_production=allowed)
+            level = LEVELS[self.isolation]
+            opened = Isolation(self._given, level, wanted, allow_production=allowed)
+            self.bind = opened.open()
+            self._level = opened
+
+    def _start_tracker(self, ledger: Ledger | None) -> None:
+        tracker = ResourceTracker if self.deletes_rows else Onlooker
+        self.tracker = tracker(
             self.bind,
             context=self.context,
             ledger=ledger,
@@ -192,10 +312,8 @@ class Tidy:
         self._began = perf_counter()
         note_test(self.context.test_id)
         self.tracker.start()
-        if not self.is_async:  # there is no loop when the process ends
-            self._process = os.getpid()
-            atexit.register(self._finish_at_exit)
-        return self
+        if self._level is not None:
+            self._level.tracker = self.tracker
 
     async def start_async(self) -> Self:
         """As :meth:`start`, where the bind is asynchronous."""
@@ -203,12 +321,13 @@ class Tidy:
         return self.start()
 
     async def prepare_async(self) -> None:
-        """The part of :meth:`start` that must be awaited: install the ledger."""
+        """The part of :meth:`start` that must be awaited: install the ledger, open the level."""
         if self.is_async:
-            await spawn(self._installed_ledger)
+            await spawn(self._ledger)
+            await spawn(self._open)
 
     def finish(self, *, failed: bool = False) -> str | None:
-        """Stop the tracker, and delete what the test made.
+        """Stop the tracker, and delete what the test made; or close the level.
 
         Args:
             failed: the test has failed: its rows are kept where that was asked for.
@@ -218,9 +337,14 @@ class Tidy:
 
         Raises:
             CleanupError: rows are still there.
+            IsolationError: something has been committed behind the level's back, or what the test
+                started holds locks.
         """
         self.tracker.stop()
         with self._at_exit_unless_done(), self._leases():
+            if not self.deletes_rows:
+                self._end_level()
+                return None
             if failed and self._keep and self._has_rows:
                 return self.cleanup.keep()
             self.cleanup.cleanup()
@@ -231,6 +355,17 @@ class Tidy:
         if not self.tracker.is_async:
             return self.finish(failed=failed)
         return await self.tracker.run_sync(lambda _tracker: self.finish(failed=failed))
+
+    def _end_level(self, error: BaseException | None = None) -> None:
+        """Undo what the test wrote, or leave it at level ``none``."""
+        if self._level is not None:
+            self._level.end(error)
+        else:
+            self.tracker.stop()
+            self.tracker.dismiss_leak_warning()
+            self.tracker.sessions.release()
+        if self.undoes_rows:
+            self.tracker.untracked.clear()  # nothing is left of them either
 
     def _leases(self, error: BaseException | None = None) -> AbstractContextManager[None]:
         """Connections of ``worker_engine`` that the test has left are given back."""
@@ -254,7 +389,10 @@ class Tidy:
         traceback: TracebackType | None,
     ) -> None:
         with self._at_exit_unless_done(), self._leases(error):
-            self.cleanup.__exit__(kind, error, traceback)
+            if self.deletes_rows:
+                self.cleanup.__exit__(kind, error, traceback)
+            else:
+                self._end_level(error)
 
     async def __aenter__(self) -> Self:
         return await self.start_async()
@@ -266,49 +404,12 @@ class Tidy:
         traceback: TracebackType | None,
     ) -> None:
         with self._at_exit_unless_done():
-            await self.cleanup.__aexit__(kind, error, traceback)
+            if self.deletes_rows:
+                await self.cleanup.__aexit__(kind, error, traceback)
+            else:
+                await spawn(self._end_level, error)
 
-    # -- the ledger --------------------------------------------------------------------------------
-
-    def _choose_ledger(self) -> Ledger | None:
-        """The ledger to use, which may have to be installed."""
-        if isinstance(self._ledger, Ledger):
-            return self._ledger
-        # Kept rows outlive this process: without a ledger nobody could delete them any more.
-        wanted = self._ledger or self.has_kin or self._keep
-        engine = Binding(self.bind).engine() if wanted else None
-        if engine is None or self._ledger is False:
-            return None
-        if self._ledger is None and not _installed.get(engine, True):
-            return None
-        ledger = Ledger(engine, allow_production=self._allow_production)
-        return None if ledger.is_private else ledger
-
-    def _installed_ledger(self) -> Ledger | None:
-        """The ledger to use; where this role may not make one that was not asked for, None."""
-        ledger = self._choose_ledger()
-        if ledger is None or ledger is self._ledger or _installed.get(ledger.engine):
-            return ledger
-        if self.is_async and not in_greenlet():
-            raise SessionStateError(
-                "The ledger of an asynchronous engine is installed by await: write async with "
-                "Tidy(...), or await tidy.start_async()."
-            )
-        try:
-            ledger.install()
-        except LedgerError as error:
-            if self._ledger:
-                raise
-            _installed[ledger.engine] = False
-            warnings.warn(
-                f"Rows of a worker that is killed, and those of failed tests that are kept, would "
-                f"have to be deleted by hand: {error}",
-                TidyRowsWarning,
-                stacklevel=4,
-            )
-            return None
-        _installed[ledger.engine] = True
-        return ledger
+    # -- the end of the process --------------------------------------------------------------------
 
     @contextmanager
     def _at_exit_unless_done(self) -> Iterator[None]:
@@ -329,76 +430,3 @@ class Tidy:
     def _finish_at_exit(self) -> None:
         if self._process == os.getpid():  # not in a child that was forked
             self.finish()
-
-
-class Shared:
-    """Rows that several tests share.
-
-    Rows that are created in the block are not the test's, and stay when the test ends.
-
-    Args:
-        tidy: its tracker tracks the rows.
-        folder: where workers share what they have made; None where there is one process only.
-
-    Example:
-        >>> @pytest.fixture(scope="session")
-        ... def org_id(tidy_run):
-        ...     return tidy_run.once("org", lambda: OrgFactory().id)
-    """
-
-    def __init__(self, tidy: Tidy, folder: Path | None = None) -> None:
-        self._tidy = tidy
-        self._folder = folder
-        self._values: dict[str, Any] = {}
-        self._depth = 0
-        tidy.start().tracker.stop()
-
-    @property
-    def tracker(self) -> ResourceTracker:
-        """The tracker of the rows."""
-        return self._tidy.tracker
-
-    @property
-    def session(self) -> orm.Session:
-        """The session that factories use in the block."""
-        return self._tidy.session
-
-    def __enter__(self) -> Self:
-        if not self._depth:
-            self.tracker.start()
-        self._depth += 1
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self.tracker.stop()
-            self.tracker.sessions.release()  # tests must not wait for its locks
-
-    def once(self, name: str, make: Callable[[], T], *, timeout: float = 300.0) -> T:
-        """The value that ``make`` returned when this name was first used.
-
-        Args:
-            name: of the value.
-            make: creates rows, and returns what tests need to know of them. Where several workers
-                share the rows, one worker calls it, and the value must have a form in JSON: keys,
-                names.
-            timeout: how long to wait for the worker that calls it, in seconds.
-
-        Raises:
-            OncePerRunError: the value has no such form, or ``make`` has failed in another worker.
-            LockTimeoutError: the value was not there in time; the error names who makes it.
-        """
-        if name not in self._values:
-
-            def tracked() -> T:
-                with self:
-                    return make()
-
-            if self._folder is None:
-                self._values[name] = tracked()
-            else:
-                asked = Asked("tidy_run.once", name, timeout, WorkerContext.current())
-                self._values[name] = made_once(asked, tracked, FilePlace(self._folder, name))
-        value: T = self._values[name]
-        return value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tidyrows.errors import NotBoundError, add_note, text_of
 from tidyrows.greenlets import is_async
+from tidyrows.isolation.levels import WORKER
 from tidyrows.testing.summary import ResidueOfProcess
 from tidyrows.testing.tidy import Tidy
 
@@ -27,7 +28,7 @@ class TidyTestCase(unittest.TestCase):
 
     Attributes:
         tidy_engine: where the rows go, as for :class:`Tidy`; or override ``make_tidy_engine``.
-        tidy_options: passed to :class:`Tidy`.
+        tidy_options: passed to :class:`Tidy`; ``isolation`` is that of each test.
         tidy: of the test, from the first line of ``setUp`` on.
         tidy_class: of the class, from the first line of ``setUpClass`` on; its rows are deleted
             after the last test of the class, and where ``setUpClass`` fails.
@@ -89,7 +90,8 @@ class TidyTestCase(unittest.TestCase):
         bind = cls.make_tidy_engine()
         if is_async(bind):
             return
-        cls.tidy_class = Tidy(bind, test=cls.__qualname__, **cls.tidy_options)
+        options = cls.tidy_options | {"isolation": WORKER}  # its rows are those of several tests
+        cls.tidy_class = Tidy(bind, test=cls.__qualname__, **options)
         cls.tidy_class.start()
         cls._tidy_class_started = True
         cls.addClassCleanup(cls._finish_class)

@@ -93,6 +93,10 @@ class PostgreSQLCapacity(Dialect):
         arguments["application_name"] = _short(name)
         return True
 
+    def environ(self, name: str) -> dict[str, str]:
+        """As libpq reads them; asyncpg does not."""
+        return {"PGAPPNAME": _short(name)}
+
     def rename_connection(self, dbapi_connection: Any, name: str) -> None:
         """By SET, outside of a transaction, whose end would take it back."""
         quoted = _short(name).replace("'", "''")
