@@ -13,6 +13,7 @@ from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from sqlalchemy import Engine
 from sqlalchemy.util import await_only, concurrency, greenlet_spawn
 
 from tidyrows.errors import SessionStateError
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from sqlalchemy import orm
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -75,6 +76,20 @@ def is_async(bind: Any) -> bool:
     """Whether the class of an object, or a base class, is one of ``sqlalchemy.ext.asyncio``."""
     # By the module's name: importing it needs the greenlet package.
     return any(kind.__module__.startswith(_MODULE) for kind in type(bind).__mro__)
+
+
+def is_engine(bind: Any) -> bool:
+    """Whether an object is an Engine or an AsyncEngine."""
+    if not is_async(bind):
+        return isinstance(bind, Engine)
+    return hasattr(bind, "sync_engine") and not hasattr(bind, "sync_connection")
+
+
+def asynchronous_engine(engine: Engine) -> AsyncEngine:
+    """An AsyncEngine over an engine with an asynchronous driver."""
+    from sqlalchemy.ext.asyncio import AsyncEngine  # noqa: PLC0415 -- needs the greenlet package
+
+    return AsyncEngine(engine)
 
 
 def synchronous(bind: Any) -> Any:

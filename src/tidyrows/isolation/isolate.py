@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.cleanup.reasons import in_full
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import IsolationError, NotBoundError, SessionStateError, add_note
-from tidyrows.greenlets import is_async, spawn, synchronous
+from tidyrows.greenlets import asynchronous_engine, is_async, is_engine, spawn, synchronous
 from tidyrows.isolation.blueprint import BUILDER, POOL
 from tidyrows.isolation.levels import LEVEL, Level, NoIsolation, Wanted, WorkerLevel
 from tidyrows.isolation.schema_level import DatabaseLevel, SchemaLevel
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from types import TracebackType
 
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from tidyrows.ledger.table import Ledger
 
@@ -86,7 +85,7 @@ class Isolation:
         allow_production: bool | Collection[str] = False,
         ledger: Ledger | None = None,
     ) -> None:
-        if not isinstance(engine, (sa.Engine, AsyncEngine)):
+        if not is_engine(engine):
             raise NotBoundError(
                 f"isolate() needs an Engine or an AsyncEngine, and a {type(engine).__name__} is "
                 f"none. Write isolate(create_engine(...), {level.name!r})."
@@ -117,6 +116,8 @@ class Isolation:
     def sessionmaker(self) -> Any:
         """Makes sessions on the engine: a sessionmaker, or an async_sessionmaker."""
         if is_async(self._given):
+            from sqlalchemy.ext.asyncio import async_sessionmaker  # noqa: PLC0415 -- needs greenlet
+
             return async_sessionmaker(self.engine, expire_on_commit=False)
         return orm.sessionmaker(self.engine)
 
@@ -147,7 +148,7 @@ class Isolation:
     def open(self) -> Any:
         """Open the level; returns the engine."""
         engine = self._level.open()
-        self.engine = AsyncEngine(engine) if is_async(self._given) else engine
+        self.engine = asynchronous_engine(engine) if is_async(self._given) else engine
         if engine is self._level.engine:
             self.engine = self._given
         return self.engine

@@ -9,7 +9,6 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from tidyrows.arguments import checked, instance_of, kinds_of, optional
 from tidyrows.cleanup.configuration import with_configured
@@ -17,7 +16,7 @@ from tidyrows.cleanup.manager import CleanupManager
 from tidyrows.connections.leases import leases_returned
 from tidyrows.dialects import engine_for
 from tidyrows.errors import NotBoundError, SessionStateError
-from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, spawn
+from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, is_engine, spawn
 from tidyrows.isolation.isolate import LEVELS, Isolation, Onlooker, environment, isolate
 from tidyrows.isolation.levels import LEVEL, NONE, WORKER, Wanted
 from tidyrows.ledger.table import Ledger
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sqlalchemy import orm
-    from sqlalchemy.ext.asyncio import AsyncSession
+    from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
     from tidyrows.cleanup.report import CleanupReport
     from tidyrows.retry import RetryPolicy
@@ -129,7 +128,7 @@ class Tidy:
         self._given = self.bind
         self._builds = (metadata, migrate, seed, pool)
         self._level: Isolation | None = None
-        self._given_is_engine = isinstance(self.bind, (sa.Engine, AsyncEngine))
+        self._given_is_engine = is_engine(self.bind)
         if isolation not in {NONE, WORKER} and not self._given_is_engine:
             raise NotBoundError(
                 f"The level {isolation!r} of isolation gives the test an engine of its own, and a "
@@ -180,9 +179,7 @@ class Tidy:
             NotBoundError: the bind is a session that leads to several databases, or to none.
         """
         found: sa.Engine | AsyncEngine | None = (
-            self.bind
-            if isinstance(self.bind, (sa.Engine, AsyncEngine))
-            else Binding(self.bind).engine()
+            self.bind if is_engine(self.bind) else Binding(self.bind).engine()
         )
         if found is None:
             raise NotBoundError(
