@@ -1,7 +1,7 @@
 """Level transaction: what a test does to its one transaction, and what that cannot be."""
 
 import threading
-from contextlib import nullcontext, suppress
+from contextlib import closing, nullcontext, suppress
 
 import pytest
 import sqlalchemy as sa
@@ -326,6 +326,23 @@ def test_a_procedure_that_commits_is_noticed(zoo_engine):
         with zoo_engine.begin() as connection:
             connection.exec_driver_sql("DROP PROCEDURE committing")
     assert names(zoo_engine) == []
+
+
+def test_a_cursor_of_the_driver_is_rolled_back_after_a_commit_too(any_driver_zoo_engine):
+    groups = any_driver_zoo_engine.dialect.identifier_preparer.format_table(GROUPS)
+    with isolate(any_driver_zoo_engine, "transaction") as db:
+        raw = db.engine.raw_connection()
+        with closing(raw.cursor()) as cursor:
+            cursor.execute(f"INSERT INTO {groups} (name) VALUES ('one')")
+            raw.commit()
+            add(db.engine, "two")
+            raw.rollback()
+            cursor.execute(f"INSERT INTO {groups} (name) VALUES ('undone')")
+            cursor.execute(f"SELECT name FROM {groups} ORDER BY name")
+            assert [*cursor.fetchmany(1), *cursor] == [("one",), ("two",), ("undone",)]
+            raw.rollback()
+        raw.close()
+        assert names(db.engine) == ["one", "two"]
 
 
 @on("postgresql+psycopg", fixture="zoo_database")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.pool import Pool
 
@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 _OWN = frozenset({"sqlalchemy", "tidyrows"})
 # What has a cursor method of its own between the asking code and this one.
 _PROXIES = frozenset({"sqlalchemy.pool.base", "tidyrows.capture.unseen"})
+
+# Methods of the drivers' cursors that send statements.
+_SENDING = frozenset(
+    {"callproc", "copy", "copy_expert", "copy_from", "copy_to", "execute", "executemany"}
+    | {"executescript", "stream"}
+)
 
 
 class StandIn:
@@ -67,7 +73,11 @@ class StandIn:
         else:
             self.claim()
         cursor = self.lent.cursor(*args, **options)
-        return _AskingCursor(cursor, self.outer) if package == "tidyrows" else cursor
+        if package == "sqlalchemy":
+            return cursor
+        return (
+            _AskingCursor(cursor, self) if package == "tidyrows" else _ClaimingCursor(cursor, self)
+        )
 
     def execute(self, *args: Any) -> Any:
         """As the connections of SQLite's driver have it."""
@@ -114,20 +124,44 @@ class StandIn:
     terminate = close
 
 
-class _AskingCursor:
-    """A cursor for questions of tidyrows, of which SQLAlchemy does not tell: each has its turn."""
+class _Cursor:
+    """A cursor of the driver, as one of the users of its connection has it."""
 
-    def __init__(self, cursor: Any, outer: Any) -> None:
-        self._cursor = cursor
-        self._outer = outer
+    def __init__(self, cursor: Any, user: StandIn) -> None:
+        self.__dict__.update(_cursor=cursor, _user=user)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._cursor, name, value)
+
+
+class _AskingCursor(_Cursor):
+    """For questions of tidyrows, of which SQLAlchemy does not tell: each has its turn."""
+
     def execute(self, *args: Any) -> Any:
         """Wait while another thread's statement runs."""
-        with self._outer.asking():
+        with self._user.outer.asking():
             return self._cursor.execute(*args)
+
+
+class _ClaimingCursor(_Cursor):
+    """For code past SQLAlchemy, which may keep it into the user's next inner transaction."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _SENDING:
+            self._user.claim()
+        return getattr(self._cursor, name)
+
+    def __iter__(self) -> Any:
+        return iter(self._cursor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._cursor.close()
 
 
 class StandInPool(Pool):
