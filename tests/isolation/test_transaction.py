@@ -168,7 +168,7 @@ def test_the_failed_statement_of_one_loses_no_commit_of_another(zoo_engine, ends
             assert names(db.engine) == wanted + (["second"] if ends == "commit" else [])
 
 
-def test_threads_that_begin_at_once_have_one_statement_each(zoo_engine):
+def test_threads_that_begin_at_once_have_one_statement_each(any_driver_zoo_engine):
     together = threading.Barrier(4)
     errors = []
 
@@ -180,7 +180,7 @@ def test_threads_that_begin_at_once_have_one_statement_each(zoo_engine):
         except BaseException as error:  # noqa: BLE001 -- it is of another thread
             errors.append(error)
 
-    with isolate(zoo_engine, "transaction") as db:
+    with isolate(any_driver_zoo_engine, "transaction") as db:
         threads = [threading.Thread(target=work, args=(each, db.engine)) for each in range(4)]
         for thread in threads:
             thread.start()

@@ -104,6 +104,11 @@ class OuterTransactions(DriverAccess):
     release_with_set: ClassVar[bool] = False
     """Whether setting a savepoint anew releases the older one of its name."""
 
+    @property
+    def close_sends(self) -> bool:
+        """Whether the driver uses the connection to close a cursor."""
+        return False
+
     def effect(self, sql: str) -> Effect:
         """What a statement does to transaction and session."""
         return _effect(sql, self.ending, self.session_changing)

@@ -59,8 +59,8 @@ class OuterTransaction:
         self._parts = Parts()
         self._commits = 0
         self._failed: StandIn | None = None  # with a statement since its last rollback
-        self._is_over = self._is_begun = self._is_gone = False
-        self._changes_session = False
+        self._is_over = self._is_begun = self._is_gone = self._changes_session = False
+        self.close_sends = dialect.close_sends
         self._mark: str | None = None  # a savepoint before what may have ended the transaction
         self._last = "its beginning"
         self.failure: IsolationError | None = None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 from sqlalchemy.pool import Pool
@@ -73,11 +74,19 @@ class StandIn:
         else:
             self.claim()
         cursor = self.lent.cursor(*args, **options)
+        if self.outer.close_sends:
+            cursor.close = partial(self._close_in_turn, cursor)
         if package == "sqlalchemy":
             return cursor
         return (
             _AskingCursor(cursor, self) if package == "tidyrows" else _ClaimingCursor(cursor, self)
         )
+
+    def _close_in_turn(self, cursor: Any) -> None:
+        """Close a cursor while no other thread's statement runs."""
+        del cursor.close  # there was the driver's, and is again
+        with self.outer.asking():
+            cursor.close()
 
     def execute(self, *args: Any) -> Any:
         """As the connections of SQLite's driver have it."""

@@ -40,3 +40,8 @@ class MySQLOuter(Dialect):
     )
     savepoint_gone_codes = frozenset({1305})
     release_with_set = True
+
+    @property
+    def close_sends(self) -> bool:
+        """The driver mysqldb looks for further results, and refuses two threads at once."""
+        return self.driver == "mysqldb"
