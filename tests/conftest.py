@@ -2,7 +2,8 @@
 
 ``database`` / ``engine``: an empty database, on SQLite, PostgreSQL and MariaDB.
 ``zoo_database`` / ``zoo_engine``: the same with the empty tables of :mod:`harness.models`.
-``any_driver_engine`` / ``any_driver_zoo_engine``: with psycopg2 and mysqlclient too.
+``any_driver_engine`` / ``any_driver_zoo_engine``: with psycopg2 and mysqlclient too; where a test has
+several cases, the drivers take turns (all of them with ``-m soak``).
 ``sqlite_engine``, ``postgresql_engine``, ``mysql_engine``: one database, for what only it does.
 ``sqlite_engine_without_foreign_keys``: SQLite as it comes.
 
@@ -179,6 +180,28 @@ def _no_tracker_is_left_behind() -> Iterator[None]:
     for tracker in left:
         tracker.stop()
     assert not left, f"the test left trackers started: {left}"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where a test has several cases, the drivers of one database take turns.
+
+    The other cases run with ``-m soak``. Every case of a module with ``EVERY_DRIVER`` runs always.
+    """
+    turns: dict[tuple[str, str], dict[str, list[pytest.Item]]] = {}
+    for item in items:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        drivers = [each for each in values if isinstance(each, str) and each in targets.SEVERAL]
+        if len(drivers) == 1 and not hasattr(item.module, "EVERY_DRIVER"):
+            backend = drivers[0].partition("+")[0]
+            cases = turns.setdefault((item.nodeid.partition("[")[0], backend), {})
+            cases.setdefault(item.name.replace(drivers[0], backend), []).append(item)
+    for cases in turns.values():
+        several = [each for each in cases.values() if len(each) > 1]
+        for number, each in enumerate(several if len(several) > 1 else ()):
+            for at, item in enumerate(each):
+                if at != number % len(each):
+                    item.add_marker(pytest.mark.soak)
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

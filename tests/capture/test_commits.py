@@ -21,6 +21,8 @@ from harness.pairs import pairwise
 from harness.targets import ALL_DRIVERS, on
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
+EVERY_DRIVER = True  # drivers differ here
+
 WAIT = 20
 XXX = {"code": "XXX", "name": "ours"}
 THEIRS = {"code": "XXX", "name": "theirs"}

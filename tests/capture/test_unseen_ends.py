@@ -21,6 +21,8 @@ from harness.models import Currency
 from harness.targets import ALL_DRIVERS
 from tidyrows import CleanupError, CleanupManager, ResourceTracker
 
+EVERY_DRIVER = True  # drivers differ here
+
 INSERT, INSERT_MANY, COMMIT, ROLLBACK = "insert", "insert many", "commit", "rollback"
 NEST, RELEASE, UNNEST = "begin_nested", "its commit", "its rollback"
 DRIVER_COMMIT, DRIVER_ROLLBACK = "driver.commit()", "driver.rollback()"

@@ -23,6 +23,8 @@ from harness.models import Currency, Group, Org, User
 from harness.targets import DRIVERS
 from tidyrows import CleanupManager, ResourceTracker, UntrackedRowsWarning
 
+EVERY_DRIVER = True  # drivers differ here
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 

@@ -21,6 +21,8 @@ from harness.races import PATIENCE, Doing
 from harness.targets import ALL_DRIVERS, on
 from tidyrows.dialects import CommitOutcome, Fault, Loss, dialect_for
 
+EVERY_DRIVER = True  # drivers differ here
+
 KILL = {
     "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend({})"),
     "mysql": ("SELECT connection_id()", "KILL {}"),

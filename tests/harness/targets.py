@@ -16,6 +16,9 @@ DRIVERS = {
 }
 """Those of each database."""
 
+SEVERAL = frozenset(each for those in DRIVERS.values() if len(those) > 1 for each in those)
+"""The drivers of databases that have more than one."""
+
 WITHOUT_FOREIGN_KEYS = "sqlite-nofk"
 """SQLite as it comes: foreign keys are declared and not enforced."""
 

@@ -16,6 +16,8 @@ from tidyrows.errors import IsolationError
 from tidyrows.isolation.isolate import isolate
 from tidyrows.observe.all_engines import AllEngines, ObservingSink
 
+EVERY_DRIVER = True  # drivers differ here
+
 GROUPS = Group.__table__
 
 

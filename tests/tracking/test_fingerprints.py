@@ -197,7 +197,7 @@ def _has_many_digits(value: Any) -> bool:
     return isinstance(value, str) and sum(map(str.isdigit, value)) > 15
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(SCALARS, SCALARS), min_size=1, max_size=80))
 def test_any_value_comes_back_with_its_hash(rows):
     """Through a column of no type, of texts and of numbers: SQLite has no more kinds of values."""

@@ -474,7 +474,7 @@ def alike(one, other):
     return repr(one) == repr(other)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(keys=st.integers(1, 4).flatmap(lambda n: st.lists(st.tuples(*[VALUES] * n), max_size=5)))
 def test_whatever_the_driver_takes_comes_back_from_json(keys):
     if not keys:
