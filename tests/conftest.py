@@ -2,8 +2,8 @@
 
 ``database`` / ``engine``: an empty database, on SQLite, PostgreSQL and MariaDB.
 ``zoo_database`` / ``zoo_engine``: the same with the empty tables of :mod:`harness.models`.
-``any_driver_engine`` / ``any_driver_zoo_engine``: with psycopg2 and mysqlclient too; where a test has
-several cases, the drivers take turns (all of them with ``-m soak``).
+``any_driver_engine`` / ``any_driver_zoo_engine``: with psycopg2 and mysqlclient too; where a test
+has several cases, the drivers take turns (all of them with ``-m soak``).
 ``sqlite_engine``, ``postgresql_engine``, ``mysql_engine``: one database, for what only it does.
 ``sqlite_engine_without_foreign_keys``: SQLite as it comes.
 
