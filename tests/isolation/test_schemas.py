@@ -161,6 +161,25 @@ def test_functions_need_files_that_decide(space_engine, tmp_path):
     assert names[0] != names[1] == names[2]
 
 
+def test_two_functions_do_not_build_one_schema_though_the_same_files_decide(space_engine, tmp_path):
+    files = tmp_path / "models.py"
+    files.touch()
+
+    def seed(number):
+        def insert(connection):
+            connection.execute(sa.insert(ORGS).values(id=number))
+
+        return insert
+
+    names = set()
+    for each in (seed(1), lambda _connection: None, seed(2)):
+        with isolate(
+            space_engine, "schema", migrate=METADATA.create_all, seed=each, pool=files
+        ) as db:
+            names.add(db.schema)
+    assert len(names) == 3
+
+
 def test_a_foreign_key_out_of_the_schema_is_refused_by_name(database):
     if database.backend == "sqlite":
         pytest.skip("SQLite has no foreign keys between files")

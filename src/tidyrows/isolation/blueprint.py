@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from copy import copy
+from functools import partial
 from pathlib import Path
+from types import CellType, CodeType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
     from tidyrows.isolation.levels import Wanted
 
-_FORMAT = b"1"
+_FORMAT = b"2"
 """Another number for each release that builds otherwise from the same."""
 
 
@@ -69,6 +71,7 @@ class Blueprint:
         """Twelve characters for what it builds."""
         digest = hashlib.blake2b(_FORMAT, digest_size=6)
         parts = [*self.statements, "", *self.seed_statements, ""]
+        parts += [_of_function(each) for each in (self.migrate, self.seed)]
         for part in [*map(str.encode, parts), *_contents(self._paths)]:
             digest.update(f"{len(part)} ".encode() + part)
         return digest.hexdigest()
@@ -138,6 +141,33 @@ def ddl_of(metadata: sa.MetaData, engine: sa.Engine) -> list[str]:
             f"migrate=metadata.create_all, with pool='models.py' for the files that define them."
         ) from error
     return statements
+
+
+def _of_function(function: Any) -> str:
+    """What tells a function from others: its name, its code, and simple values that it has.
+
+    Not what it calls: the files of ``pool`` decide about that.
+    """
+    if isinstance(function, partial):
+        return f"{_of_function(function.func)}{_simple((function.args, function.keywords))}"
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    closure = getattr(function, "__closure__", None) or ()
+    cells = [cell.cell_contents for cell in closure if cell != CellType()]
+    held = getattr(function, "__code__", None), cells, getattr(function, "__defaults__", None)
+    return f"{getattr(function, '__module__', '')}.{name}{_simple(held)}"
+
+
+def _simple(value: Any) -> str:
+    """The same in every process; other objects count by their class."""
+    if isinstance(value, CodeType):
+        return _simple((value.co_code, value.co_names, value.co_consts))
+    if isinstance(value, dict):
+        return _simple(sorted(value.items(), key=repr))
+    if isinstance(value, (list, tuple)):
+        return f"({','.join(map(_simple, value))})"
+    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+        return repr(value)
+    return type(value).__qualname__
 
 
 def _paths(pool: str | Path | Iterable[str | Path]) -> tuple[Path, ...]:
