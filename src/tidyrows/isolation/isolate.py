@@ -35,7 +35,7 @@ LEVELS: dict[str, type[Level]] = {
 }
 
 
-class Onlooker(ResourceTracker):
+class PassiveTracker(ResourceTracker):
     """Knows which rows a test has made, at a level that undoes all of them."""
 
     def warn_once(self, subject: Any, message: str) -> None:
@@ -189,7 +189,7 @@ class Isolation:
     def _enter(self) -> Self:
         self.open()
         try:
-            tracker = ResourceTracker if self._level.deletes_rows else Onlooker
+            tracker = ResourceTracker if self._level.deletes_rows else PassiveTracker
             self.tracker = tracker(self.engine, context=self.context, **self._tracker_options)
             self.tracker.start()
         except BaseException:

@@ -21,9 +21,9 @@ from tidyrows.capture.engine import root_engine
 from tidyrows.dialects import database_name, dialect_for, inner_dialect
 from tidyrows.dialects.bounds import checkout_within
 from tidyrows.errors import IsolationError
-from tidyrows.isolation.behind import Behind
 from tidyrows.isolation.levels import Level
 from tidyrows.isolation.outer import BOUND, OuterTransaction
+from tidyrows.isolation.outside_commits import OutsideCommits
 from tidyrows.isolation.stand_in import StandIn, StandInPool
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ class TransactionLevel(Level):
     def __init__(self, engine: sa.Engine, wanted: Wanted) -> None:
         super().__init__(engine, wanted)
         self._inner: sa.Engine | None = None
-        self._behind: Behind | None = None
+        self._outside: OutsideCommits | None = None
 
     def open(self) -> sa.Engine:
         """Begin the transaction, on a connection of the suite's engine.
@@ -160,7 +160,7 @@ class TransactionLevel(Level):
         inner = self._inner = kept.pop() if kept else inner_engine(self.engine)
         pool: Any = inner.pool
         pool.open(outer)
-        self._behind = Behind.of(self.engine)
+        self._outside = OutsideCommits.of(self.engine)
         return inner
 
     def _begin(self) -> OuterTransaction:
@@ -221,7 +221,7 @@ class TransactionLevel(Level):
         pool: Any = inner.pool
         outer: OuterTransaction = pool.shut()
         _idle.setdefault(root_engine(self.engine), []).append(inner)
-        committed = self._behind.stop() if self._behind is not None else ""
+        committed = self._outside.stop() if self._outside is not None else ""
         outer.end()
         if committed:
             raise IsolationError(

@@ -17,7 +17,7 @@ from tidyrows.connections.leases import leases_returned
 from tidyrows.dialects import engine_for
 from tidyrows.errors import NotBoundError, SessionStateError
 from tidyrows.greenlets import asynchronous_session, in_greenlet, is_async, is_engine, spawn
-from tidyrows.isolation.isolate import LEVELS, Isolation, Onlooker, environment, isolate
+from tidyrows.isolation.isolate import LEVELS, Isolation, PassiveTracker, environment, isolate
 from tidyrows.isolation.levels import LEVEL, NONE, WORKER, Wanted
 from tidyrows.ledger.table import Ledger
 from tidyrows.testing.installed_ledger import installed_ledger
@@ -295,7 +295,7 @@ class Tidy:
             self._level = opened
 
     def _start_tracker(self, ledger: Ledger | None) -> None:
-        tracker = ResourceTracker if self.deletes_rows else Onlooker
+        tracker = ResourceTracker if self.deletes_rows else PassiveTracker
         self.tracker = tracker(
             self.bind,
             context=self.context,

@@ -25,7 +25,7 @@ _HELD = (
 )
 
 
-class Behind(ObservingSink):
+class OutsideCommits(ObservingSink):
     """Counts the rows that no tracker owns."""
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -37,7 +37,7 @@ class Behind(ObservingSink):
             event.listen(root_engine(engine), "handle_error", _explain)
 
     @classmethod
-    def of(cls, engine: sa.Engine) -> Behind | None:
+    def of(cls, engine: sa.Engine) -> OutsideCommits | None:
         """None where what is committed through the engine is rolled back too."""
         return None if ROLLED_BACK in engine.get_execution_options() else cls(engine)
 
@@ -50,7 +50,10 @@ class Behind(ObservingSink):
         self._capture.resolve()
         self.active = False
         before: Any = self._before
-        while isinstance(block := getattr(before, "__self__", None), Behind) and not block.active:
+        while (
+            isinstance(block := getattr(before, "__self__", None), OutsideCommits)
+            and not block.active
+        ):
             before = block._before  # noqa: SLF001 -- it has ended before this one, which began later
         sinks = self._capture.sinks
         last = sinks.set_fallback(before)
@@ -79,5 +82,5 @@ def _explain(context: Any) -> None:
     engine = context.engine
     if engine is None or not dialect_for(engine).is_timeout(context.original_exception):
         return
-    if isinstance(capture_for(engine).sinks.watcher, Behind):
+    if isinstance(capture_for(engine).sinks.watcher, OutsideCommits):
         add_note(context.sqlalchemy_exception or context.original_exception, _HELD)
