@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import sqlalchemy as sa
 
 from harness.spaces import METADATA, ORGS, USERS, count, fill, lease_of_this_process_ends, members
+from tidyrows.dialects import dialect_for
 from tidyrows.errors import ArgumentError, IsolationError, ProductionDatabaseError
 from tidyrows.isolation.isolate import isolate
 from tidyrows.isolation.prune import prune
@@ -308,3 +311,18 @@ def test_a_script_that_fails_is_the_error_and_leaves_nothing(space_engine):
     with pytest.raises(Exception, match=r"(?i)duplicate column|more than once"):
         isolate(space_engine, "schema", migrate=broken).open()
     assert members(space_engine) == {}
+
+
+def test_a_half_built_schema_that_cannot_be_dropped_is_said(space_engine, monkeypatch):
+    def refuse(space):
+        raise RuntimeError("the disk is full")
+
+    def seed(connection):
+        monkeypatch.setattr(dialect_for(space_engine).space_kinds["schema"], "drop", refuse)
+        connection.exec_driver_sql("SELECT * FROM no_such")
+
+    with pytest.raises(Exception, match=r"no_such") as caught:
+        isolate(space_engine, "schema", metadata=METADATA, seed=seed, pool=False).open()
+    monkeypatch.undo()
+    (note,) = caught.value.__notes__
+    assert re.search(r"made of the \w+ tidy_\w+ could not be dropped: .*disk is full", note)

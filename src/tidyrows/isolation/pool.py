@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import sqlalchemy as sa
 
 from tidyrows.dialects import LockName, database_name, dialect_for
-from tidyrows.errors import IsolationError
+from tidyrows.errors import IsolationError, add_note, text_of
 from tidyrows.isolation.lease import Lease, idle
 from tidyrows.locks.advisory import AdvisoryLock
 from tidyrows.production import refuse_places, refuse_production
@@ -208,10 +208,17 @@ class _Finder:
         try:
             yield
         except BaseException as error:
-            with suppress(Exception):  # it has no mark, so it is dropped by whoever finds it
+            try:
                 found.space.drop()
                 found.space.release()
-            found._held.release()  # noqa: SLF001 -- nobody else has it yet
+            except Exception as failure:  # noqa: BLE001 -- why it could not be built must surface
+                add_note(
+                    error,
+                    f"tidyrows: what was made of the {found.space.kind} {found.space.name} could "
+                    f"not be dropped: {text_of(failure, repr)}. prune() drops it later.",
+                )
+            finally:
+                found._held.release()  # noqa: SLF001 -- nobody else has it yet
             if not self._dialect.is_permission_denied(error):
                 raise
             raise IsolationError(
