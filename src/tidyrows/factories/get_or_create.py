@@ -40,12 +40,16 @@ def get_or_create(
     options = factory._meta  # noqa: SLF001 -- an extension point of factory_boy
     keys: dict[str, Any] = {}
     for field in options.sqlalchemy_get_or_create:
-        if field not in kwargs:
+        if field in kwargs:
+            keys[field] = kwargs.pop(field)
+            continue
+        columns = options.key_attributes.get(field, ())
+        if not columns or not kwargs.keys() >= columns:
             raise errors.FactoryError(
                 f"sqlalchemy_get_or_create - Unable to find initialization value for "
                 f"'{field}' in factory {factory.__name__}"
             )
-        keys[field] = kwargs.pop(field)
+        keys |= {column: kwargs.pop(column) for column in columns}
     query = session.query(model)
     found = query.filter_by(*args, **keys).one_or_none()
     if found is not None:

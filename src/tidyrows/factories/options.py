@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.call_retry import unkeyed_with
 from tidyrows.factories.coroutines import refuse_coroutines, result_of
 from tidyrows.factories.declarations import active_context
+from tidyrows.factories.foreign_keys import AttributeDeclarations, key_attributes
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.tracking.tracker import current_tracker
 
@@ -45,6 +46,9 @@ class TrackedOptions(SQLAlchemyOptions):
 
     factory: Any
     named_session: Any
+    exclude: tuple[str, ...]
+    inline_args: tuple[str, ...]
+    rename: dict[str, str]
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
     sqlalchemy_session_persistence: str | None
@@ -86,9 +90,16 @@ class TrackedOptions(SQLAlchemyOptions):
         counter.seq += context.stride
         return number
 
+    @cached_property
+    def key_attributes(self) -> dict[str, frozenset[str]]:
+        """Each field of a many-to-one relationship, with the attributes of its foreign key."""
+        return key_attributes(self)
+
     def contribute_to_class(self, factory: Any, *args: Any, **kwargs: Any) -> None:
         """Read the factory's Meta and declarations."""
         super().contribute_to_class(factory, *args, **kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        declared = self.pre_declarations.as_dict()  # type: ignore[no-untyped-call]  # as above
+        self.pre_declarations = AttributeDeclarations(declared, self)
         makers = factory._create, factory._build  # noqa: SLF001 -- extension points of factory_boy
         self.creates_in_coroutine = any(map(iscoroutinefunction, makers))
         if iscoroutinefunction(factory._adjust_kwargs):  # noqa: SLF001 -- as above

@@ -1,0 +1,90 @@
+"""A foreign key that a call gives wins over the declaration of its relationship.
+
+``OrderFactory(user_id=7)`` creates no user, and its order has the user 7: factory_boy would pass
+both values to the model, where the relationship overwrites the key.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from factory.builder import DeclarationSet
+from factory.errors import InvalidDeclarationError
+from sqlalchemy.orm import Mapper, RelationshipDirection
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def key_attributes(options: Any) -> dict[str, frozenset[str]]:
+    """Each field of a many-to-one relationship, with the attributes of its foreign key.
+
+    A field that the model does not get (Params, ``Meta.exclude``) is none; nor is a positional one.
+    """
+    mapper = sa.inspect(options.get_model_class(), raiseerr=False)
+    if not isinstance(mapper, Mapper):
+        return {}
+    fields = {attribute: field for field, attribute in options.rename.items()}
+    kept = {*options.exclude, *options.parameters, *options.inline_args}
+    found = {}
+    for relationship in mapper.relationships:
+        field = fields.get(relationship.key, relationship.key)
+        columns = [local for _remote, local in relationship.synchronize_pairs]
+        if (
+            relationship.direction is RelationshipDirection.MANYTOONE
+            and columns  # none where it is viewonly
+            and all(map(mapper.columns.contains_column, columns))
+            and field not in kept
+        ):
+            names = (mapper.get_property_by_column(column).key for column in columns)
+            found[field] = frozenset(names)
+    return found
+
+
+class AttributeDeclarations(DeclarationSet):
+    """The declarations of a factory, to a copy of which a call adds its own values.
+
+    All builders copy it, those of plain factory_boy factories above this one too.
+    """
+
+    options: Any = None
+    _left_out: str | None = None  # the first relationship that is left out
+
+    def __init__(self, declared: Mapping[str, Any], options: Any) -> None:
+        super().__init__(declared)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        self.options = options  # from here on the values are a call's
+
+    def copy(self) -> AttributeDeclarations:
+        """A copy for one call."""
+        return AttributeDeclarations(self.as_dict(), self.options)  # type: ignore[no-untyped-call]  # as above
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Add values; a relationship whose key is among them is left out.
+
+        Raises:
+            InvalidDeclarationError: the values are also about a new object of the relationship.
+        """
+        super().update(values)  # type: ignore[no-untyped-call]  # as above
+        if self.options is None or not values:
+            return
+        parts = [self.split(name) for name in values]  # type: ignore[no-untyped-call]  # as above
+        given = {self.options.rename.get(field, field) for field, below in parts if not below}
+        for field, attributes in self.options.key_attributes.items():
+            if field not in self or not attributes <= given or values.get(field) is not None:
+                continue
+            nested = [f"{field}__{below}" for at, below in parts if at == field and below]
+            keys = ", ".join(sorted(attributes))
+            if nested:
+                raise InvalidDeclarationError(
+                    f"{self.options.factory.__name__} is given {keys}, which names a row that is "
+                    f"there, and {nested[0]}, which is about a new one. Leave one of them out."
+                )
+            del self.declarations[field]
+            self.contexts.pop(field, None)
+            self._left_out = f"{field} is left out, since {keys} is given; give {field}= instead"
+
+    def __repr__(self) -> str:
+        # factory_boy's error about an unknown attribute, which a declaration reads, shows this
+        text = super().__repr__()  # type: ignore[no-untyped-call]  # as above
+        return f"{text} ({self._left_out})" if self._left_out else str(text)
