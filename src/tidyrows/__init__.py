@@ -31,6 +31,7 @@ from tidyrows.errors import (
     ArgumentError,
     CleanupError,
     ConnectionBudgetError,
+    DataFileError,
     ExternalResourceError,
     IsolationError,
     KeyShapeError,
@@ -71,6 +72,9 @@ from tidyrows.tracking.tracker import ResourceTracker
 from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
+if TYPE_CHECKING:
+    from tidyrows.data.loading import load_rows, load_rows_async
+
 __all__ = [
     "ArgumentError",
     "Attempt",
@@ -79,6 +83,7 @@ __all__ = [
     "CleanupManager",
     "CleanupReport",
     "ConnectionBudgetError",
+    "DataFileError",
     "Dependents",
     "ExternalResource",
     "ExternalResourceError",
@@ -133,6 +138,8 @@ __all__ = [
     "find_orphans",
     "find_orphans_async",
     "isolate",
+    "load_rows",
+    "load_rows_async",
     "locked",
     "locked_async",
     "once_per_run",
@@ -152,13 +159,19 @@ __all__ = [
 __version__: str
 
 if not TYPE_CHECKING:  # or a type checker would accept every name
+    _ROOMS = {
+        "load_rows": "data.loading",
+        "load_rows_async": "data.loading",
+    }
 
-    def __getattr__(name: str) -> str:
+    def __getattr__(name: str) -> object:
+        from importlib import import_module, metadata  # noqa: PLC0415 -- read when somebody asks
+
+        if name in _ROOMS:
+            value = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
+            return globals().setdefault(name, value)
         if name != "__version__":
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        # Reading the metadata takes milliseconds, so it is read only when somebody asks.
-        from importlib import metadata  # noqa: PLC0415
-
         try:
             return metadata.version(__name__)
         except metadata.PackageNotFoundError as error:

@@ -128,6 +128,20 @@ class ExternalResourceError(TidyRowsError, ValueError):
     kind: str
 
 
+class DataFileError(TidyRowsError, ValueError):
+    """A data file cannot be read, or has something that the factories or columns do not take.
+
+    Attributes:
+        file: its name; None for rows that cannot be written as a file.
+        line: the line, from 1, if known.
+        column: the character of the line, from 1, if known.
+    """
+
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+
 class LedgerError(TidyRowsError):
     """The ledger's table does not exist, has another version, or cannot be created or used.
 

@@ -30,8 +30,8 @@ FLOORS = {
         "tracking",
         "cleanup transaction_retry",
         "sweep observe witness",
-        "factories data isolation",
-        "suite audit insights",
+        "factories isolation",
+        "suite audit insights data",
         "testing",
         "cli pytest_tidyrows",
     ))
@@ -84,6 +84,7 @@ OUTSIDE = {
     "asyncpg": "dialects",
     "greenlet": "greenlets",
     "tqdm": "cleanup",
+    "yaml": "data",
     "pymysql": "dialects",
     "MySQLdb": "dialects",
 }
