@@ -218,7 +218,7 @@ class RealTables:
         for (name, _schema), real in cache.items():
             if real.incarnation:
                 known[real.schema, name] = real.incarnation
-        if not known:
+        if not known or not self._dialect.deletes_by_key:
             return cache
         try:
             now = self._dialect.incarnations(connection, known)

@@ -83,6 +83,9 @@ class Catalogue(DriverAccess):
     runs_code: ClassVar[bool] = False
     """Whether a statement may run code of the database that inserts: a procedure, a function."""
 
+    deletes_by_key: ClassVar[bool] = True
+    """Whether rows are deleted by their keys later, so that another incarnation matters."""
+
     # ----- tables
 
     @abstractmethod

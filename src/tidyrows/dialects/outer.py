@@ -161,7 +161,7 @@ class InnerTransactions(Sessions):
     """
 
     release_commits = False
-    reuses_keys = False  # no row needs to be known again: all are undone
+    reuses_keys = deletes_by_key = False  # no row needs to be known again: all are undone
 
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """As the stand-in has counted."""
