@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FORMAT = b"2"
 """Another number for each release that builds otherwise from the same."""
 
-
+_SIMPLE = (bool, int, float, str, bytes)
 BUILDER = optional(
     Kind(lambda value: isinstance(value, str) or callable(value), "SQL or a function", "upgrade")
 )
@@ -152,20 +152,26 @@ def _of_function(function: Any) -> str:
         return f"{_of_function(function.func)}{_simple((function.args, function.keywords))}"
     name = getattr(function, "__qualname__", type(function).__qualname__)
     closure = getattr(function, "__closure__", None) or ()
-    cells = [cell.cell_contents for cell in closure if cell != CellType()]
+    cells = tuple(cell.cell_contents for cell in closure if cell != CellType())
     held = getattr(function, "__code__", None), cells, getattr(function, "__defaults__", None)
     return f"{getattr(function, '__module__', '')}.{name}{_simple(held)}"
 
 
 def _simple(value: Any) -> str:
-    """The same in every process; other objects count by their class."""
+    """The same in every process; other objects count by their class.
+
+    Of a list, set or dict only the texts and numbers in it count: it may collect objects.
+    """
     if isinstance(value, CodeType):
         return _simple((value.co_code, value.co_names, value.co_consts))
-    if isinstance(value, dict):
-        return _simple(sorted(value.items(), key=repr))
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, tuple):
         return f"({','.join(map(_simple, value))})"
-    if value is None or isinstance(value, (bool, int, float, str, bytes)):
+    if isinstance(value, dict):
+        value = [each for pair in value.items() for each in pair]
+    if isinstance(value, (list, set, frozenset)):
+        texts = [repr(each) for each in value if isinstance(each, _SIMPLE)]
+        return f"[{','.join(texts if isinstance(value, list) else sorted(texts))}]"
+    if value is None or isinstance(value, _SIMPLE):
         return repr(value)
     return type(value).__qualname__
 

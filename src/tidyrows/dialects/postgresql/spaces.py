@@ -108,6 +108,10 @@ FROM n JOIN pg_catalog.pg_constraint k ON k.connamespace = n.oid AND k.contype =
 JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_class p ON p.oid = k.confrelid
 JOIN pg_catalog.pg_namespace pn ON pn.oid = p.relnamespace
 WHERE pn.oid <> n.oid ORDER BY 1"""
+_END_SESSIONS = """
+SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+WHERE datname = '{}' AND usename = CURRENT_USER"""
+"""What migrations have left in their pools; CREATE DATABASE waits for the end."""
 _COLUMNS = """
 SELECT pg_catalog.quote_ident(attname) FROM pg_catalog.pg_attribute
 WHERE attrelid = {}::pg_catalog.regclass AND attnum > 0 AND NOT attisdropped
@@ -332,8 +336,9 @@ class PostgreSQLDatabase(_PostgreSQLSpace):
 
     def finish(self, mark: str) -> None:
         self._run(f"COMMENT ON DATABASE {self.name} IS {_literal(mark)}", self.connection)
-        if self.name.endswith("_t"):
-            self._leave()  # a template with a connection cannot be copied
+        if self.name.endswith("_t"):  # a template with a connection cannot be copied
+            self._leave()
+            self._run(_END_SESSIONS.format(self.name), self.connection)
 
     def drop(self) -> None:
         self._leave()
