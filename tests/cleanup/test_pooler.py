@@ -14,7 +14,19 @@ from harness.forks import Process
 from harness.pgbouncer import DRIVER_OPTIONS, pgbouncer
 from harness.servers import AbsentError, everything_required
 from storm import shop
-from tidyrows import CleanupManager, Ledger, ResourceTracker, find_orphans, sweep
+from tidyrows import (
+    ArgumentError,
+    CleanupManager,
+    IsolationError,
+    Ledger,
+    ResourceTracker,
+    advisory_lock,
+    find_orphans,
+    isolate,
+    prune,
+    sweep,
+    try_advisory_lock,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -94,3 +106,26 @@ def test_creating_and_cleaning_leaves_nothing_in_the_ledger(pooled, postgresql_e
         assert cleanup.report.total_deleted == 6
     ledger.close()
     bystanders.assert_untouched()
+
+
+@pytest.mark.parametrize("level", ["worker", "transaction"])
+def test_levels_without_a_lock_of_a_session_are_as_right(pooled, postgresql_engine, level):
+    before = Bystanders(postgresql_engine)
+    with isolate(pooled, level) as db:
+        shop.OrderFactory.scoped_to(db.tracker).create()
+        assert len(db.tracker) > 1
+    before.assert_untouched()
+
+
+def test_what_a_session_would_have_to_hold_is_refused_by_name(pooled, postgresql_engine):
+    for level in ("schema", "database"):
+        with pytest.raises(IsolationError, match=r"PgBouncer.*an engine that connects to the ser"):
+            isolate(pooled, level, metadata=shop.Base.metadata).open()
+    with pytest.raises(IsolationError, match="PgBouncer"):
+        prune(pooled, older_than=0)
+    with pytest.raises(ArgumentError, match="Leave session=True away"):
+        advisory_lock(pooled, "seed", session=True).__enter__()
+    with advisory_lock(pooled, "seed"), try_advisory_lock(postgresql_engine, "seed") as held:
+        assert not held
+    with advisory_lock(postgresql_engine, "seed", timeout=0, session=True):
+        pass  # nobody was left with it

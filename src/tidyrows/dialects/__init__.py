@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from tidyrows.dialects.advisory import HeldLock, LockName
+from tidyrows.dialects.advisory import HeldLock, LockName, PoolerError
 from tidyrows.dialects.base import Dialect, UnknownDialect
 from tidyrows.dialects.bounds import DriverSocket, SilentServerError, connect_within
 from tidyrows.dialects.capacity import ConnectionLimit
@@ -43,6 +43,7 @@ __all__ = [
     "LockName",
     "LockStatements",
     "Loss",
+    "PoolerError",
     "RealTable",
     "SilentServerError",
     "connect_within",

@@ -23,6 +23,10 @@ _BOUND = 5.0
 _inherited: list[sa.Connection] = []
 
 
+class PoolerError(Exception):
+    """What is to be held by a session cannot be, since a pooler shares the sessions."""
+
+
 @dataclass(frozen=True, slots=True)
 class LockName:
     """What to lock, and how.
@@ -74,6 +78,7 @@ class HeldLock:
 
         Raises:
             SilentServerError: the server does not answer.
+            PoolerError: a lock of the session, through a pooler.
         """
         connection = checkout_within(self._engine, timeout + _BOUND)
         driver = connection.connection.dbapi_connection

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 
-from tidyrows.dialects import LockName, database_name, dialect_for
+from tidyrows.dialects import LockName, PoolerError, database_name, dialect_for
 from tidyrows.errors import IsolationError, add_note, text_of
 from tidyrows.isolation.lease import Lease, idle
 from tidyrows.locks.advisory import AdvisoryLock
@@ -258,7 +258,14 @@ class _Finder:
 def _try_to_hold(engine: sa.Engine, managing: sa.Engine, name: str, label: str) -> HeldLock | None:
     wanted = LockName(f"tidyrows {name}", shared=False, session=True, label=printable(label))
     held = dialect_for(engine).advisory_lock(managing, wanted)
-    return held if held.acquire(0.0) is None else None
+    try:
+        return held if held.acquire(0.0) is None else None
+    except PoolerError as error:
+        raise IsolationError(
+            f"{error} For the levels 'schema' and 'database', and for prune(), give an engine that "
+            f"connects to the server itself; or use the level 'worker' or 'transaction'.",
+            name=name,
+        ) from None
 
 
 def _learned(mark: str | None) -> Any:

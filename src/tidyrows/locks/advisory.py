@@ -10,8 +10,9 @@ from sqlalchemy import orm
 from sqlalchemy.exc import UnboundExecutionError
 
 from tidyrows.arguments import SWITCH, checked, name, number
-from tidyrows.dialects import LockName, dialect_for
+from tidyrows.dialects import LockName, PoolerError, dialect_for
 from tidyrows.errors import (
+    ArgumentError,
     LockLostError,
     LockTimeoutError,
     NotBoundError,
@@ -87,6 +88,13 @@ class AdvisoryLock:
         except sa.exc.DBAPIError as error:
             dialect.explain_first_connection(error, self._engine)
             raise
+        except PoolerError as error:
+            raise ArgumentError(
+                f"{error} Leave session=True away: the lock is then a transaction's, which a "
+                f"pooler leaves alone.",
+                argument="session",
+                value=True,
+            ) from None
         if holders is None:
             self._held.append(held)
             _own.add(held)
@@ -139,7 +147,7 @@ def advisory_lock(
         timeout: how long to wait, in seconds.
         shared: several may hold it at once (32 on MySQL and MariaDB), unless one holds it alone.
         session: on PostgreSQL, leave no transaction open meanwhile. Such a lock belongs to the
-            connection to the server, which PgBouncer in transaction mode gives to others.
+            connection to the server, and is refused behind a pooler such as PgBouncer.
         context: who asks, for the message of those who wait.
 
     Raises:

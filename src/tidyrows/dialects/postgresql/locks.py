@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.dialects.advisory import PoolerError
 from tidyrows.dialects.base import Dialect
 from tidyrows.dialects.locks import Blocker, LockStatements
 
@@ -52,8 +53,10 @@ SELECT pg_catalog.pg_try_advisory_xact_lock{shared}({number}),
        pg_catalog.set_config('idle_in_transaction_session_timeout', '0', true),
        CASE WHEN pg_catalog.current_setting('transaction_timeout', true) IS NOT NULL
             THEN pg_catalog.set_config('transaction_timeout', '0', true) END"""
+# Through a pooler the client is told a number that is no session's.
 _ACQUIRE_SESSION = """
-SELECT pg_catalog.pg_try_advisory_lock{shared}({number}),
+SELECT CASE WHEN pg_catalog.pg_backend_pid() = {told}
+            THEN pg_catalog.pg_try_advisory_lock{shared}({number}) END,
        pg_catalog.set_config('application_name', %s, false)"""
 _WAIT = """
 SELECT pg_catalog.set_config('lock_timeout', '{milliseconds}', true),
@@ -120,7 +123,15 @@ class PostgreSQLLocks(Dialect):
         names = {"number": name.number, "shared": "_shared" if name.shared else ""}
         label = name.label.encode()[:_LONGEST_NAME].decode(errors="ignore")
         acquire = _ACQUIRE_SESSION if name.session else _ACQUIRE
-        held = bool(self._query(connection, acquire.format(**names), label)[0][0])
+        told = self.server_id(driver) or "pg_catalog.pg_backend_pid()"
+        sql = acquire.format(told=told, **names)
+        held = self._query(connection, sql, label)[0][0]
+        if held is None:
+            driver.rollback()
+            raise PoolerError(
+                "The connections lead to a pooler such as PgBouncer, which gives the sessions of "
+                "PostgreSQL to others too, so that none can hold a lock for its length."
+            )
         if not held and timeout > 0:
             self._query(connection, _WAIT.format(milliseconds=max(1, round(timeout * 1000))))
             kind = "advisory" if name.session else "advisory_xact"
@@ -134,7 +145,7 @@ class PostgreSQLLocks(Dialect):
                 driver.rollback()
         if name.session:
             driver.commit()  # a setting of the session, and no transaction is left open
-        return held
+        return bool(held)
 
     def release_advisory(self, connection: sa.Connection, name: LockName) -> bool:
         """By the end of its transaction."""
