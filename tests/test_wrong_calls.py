@@ -27,6 +27,7 @@ from tidyrows import (
     ScopedInteger,
     TidyRowsError,
     TrackedFactory,
+    Unique,
     WorkerContext,
     external_handler,
     find_orphans,
@@ -366,7 +367,7 @@ def test_a_tidy_that_runs_is_not_started_again(zoo_engine):
 
 
 CHECKED = (CleanupManager, ResourceTracker, Ledger, Tidy, Scoped, ScopedEmail, ScopedInteger)
-CHECKED += (sweep, find_orphans, with_retries, external_handler)
+CHECKED += (Unique, sweep, find_orphans, with_retries, external_handler)
 ELSEWHERE = {"self", "tracker", "own", "protect", "bind", "engine", "ledger", "fn", "kind"}
 """Arguments with errors of their own."""
 

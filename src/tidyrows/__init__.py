@@ -57,7 +57,7 @@ from tidyrows.errors import (
     WorkerContextError,
 )
 from tidyrows.external import ExternalResource, external_handler
-from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory, Unique
 from tidyrows.isolation.isolate import isolate
 from tidyrows.isolation.prune import prune, prune_async
 from tidyrows.keys import RowKey, TableName
@@ -125,6 +125,7 @@ __all__ = [
     "TidyRowsError",
     "TidyRowsWarning",
     "TrackedFactory",
+    "Unique",
     "UnknownTableError",
     "UntrackableRowError",
     "UntrackedRowsWarning",

@@ -13,7 +13,7 @@ from factory.errors import InvalidDeclarationError
 from harness.asynchronous import ONE_EACH, over
 from harness.factories import OrgFactory
 from harness.models import Org
-from tidyrows import CleanupManager, ResourceTracker, SessionStateError, TrackedFactory
+from tidyrows import CleanupManager, ResourceTracker, SessionStateError, TrackedFactory, Unique
 
 one_each = over(*ONE_EACH)
 
@@ -48,11 +48,13 @@ def test_attributes_are_awaited_before_others_read_them(world):
             assert (await AwaitedFactory.create_async()).name == "word-WORD"
             given = await AwaitedFactory.create_async(word=factory.LazyFunction(lambda: soon("w")))
             assert given.name == "w-W"
+            lazy = Unique(factory.LazyAttribute(lambda o: soon(o.word)))
+            assert (await AwaitedFactory.create_async(name=lazy)).name.startswith("word-")
             batch = await AwaitedFactory.create_batch_async(2, word="b")
             assert [each.name for each in batch] == ["b-B"] * 2
         return cleanup.report
 
-    assert world.run(main).total_deleted == 4
+    assert world.run(main).total_deleted == 5
     world.bystanders.assert_untouched()
 
 

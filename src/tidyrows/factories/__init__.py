@@ -2,5 +2,6 @@
 
 from tidyrows.factories.declarations import Scoped, ScopedEmail, ScopedInteger
 from tidyrows.factories.factory import TrackedFactory
+from tidyrows.factories.unique import Unique
 
-__all__ = ["Scoped", "ScopedEmail", "ScopedInteger", "TrackedFactory"]
+__all__ = ["Scoped", "ScopedEmail", "ScopedInteger", "TrackedFactory", "Unique"]

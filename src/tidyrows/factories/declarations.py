@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import TYPE_CHECKING, Any
 
-import sqlalchemy as sa
 from factory.declarations import BaseDeclaration
-from sqlalchemy.orm import ColumnProperty, Mapper
 
 from tidyrows.arguments import checked, instance_of, name, whole
 from tidyrows.errors import ScopeError
+from tidyrows.factories.column_limits import column_limits
 from tidyrows.template import TAG_WIDTH, check, escaped
 from tidyrows.tracking.tracker import current_tracker
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
-    from factory.base import FactoryOptions
     from factory.builder import BuildStep, Resolver
 
-_LOCAL_WIDTH = 64  # of an e-mail address, before the @ (RFC 5321)
-_ADDRESS_WIDTH = 254
+LOCAL_WIDTH = 64  # of an e-mail address, before the @ (RFC 5321)
+ADDRESS_WIDTH = 254
 _LOCAL = re.compile(r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+(\.[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+)*\.?")
 _DOMAIN = re.compile(r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*")
 
@@ -63,7 +60,7 @@ class Scoped(BaseDeclaration):
 
     def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
         """The next text."""
-        limits = _column_limits(instance, step)
+        limits = column_limits(instance, step)
         return active_context().text(self.template, limits.length, column=limits.name)
 
     def __repr__(self) -> str:
@@ -99,13 +96,13 @@ class ScopedEmail(BaseDeclaration):
         super().__init__()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self.prefix = prefix
         self.domain = domain
-        begin = escaped(f"{prefix[: _LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
+        begin = escaped(f"{prefix[: LOCAL_WIDTH - TAG_WIDTH - 1]}-") if prefix else ""
         self._template = f"{begin}{{tag}}@{domain}"
 
     def evaluate(self, instance: Resolver, step: BuildStep, extra: dict[str, Any]) -> str:
         """The next text."""
-        limits = _column_limits(instance, step)
-        length = _ADDRESS_WIDTH if limits.length is None else min(limits.length, _ADDRESS_WIDTH)
+        limits = column_limits(instance, step)
+        length = ADDRESS_WIDTH if limits.length is None else min(limits.length, ADDRESS_WIDTH)
         return active_context().text(self._template, length, column=limits.name, keep_end=True)
 
     def __repr__(self) -> str:
@@ -136,7 +133,7 @@ class ScopedInteger(BaseDeclaration):
         tracker = current_tracker()
         source = WorkerContext.current() if tracker is None else tracker
         value = source.integer(self.start)
-        limits = _column_limits(instance, step)
+        limits = column_limits(instance, step)
         if limits.largest is not None and not -limits.largest <= value <= limits.largest:
             raise ScopeError(
                 f"{limits.name} holds integers up to {limits.largest}, but the next one that no "
@@ -148,55 +145,3 @@ class ScopedInteger(BaseDeclaration):
 
     def __repr__(self) -> str:
         return f"ScopedInteger({self.start})"
-
-
-# -- what a column can hold ------------------------------------------------------------------------
-
-_BITS = {"small_integer": 15, "SMALLINT": 15, "integer": 31, "INTEGER": 31}
-_BITS |= {"big_integer": 63, "BIGINT": 63}
-
-
-class _ColumnLimits(NamedTuple):
-    """What a column can hold; None for no limit."""
-
-    name: str | None = None  # as users.email; None where the field is no mapped column
-    length: int | None = None  # characters
-    largest: int | None = None
-
-
-# By the options of the factory, since Meta.rename belongs to it. Weak, for factories of one test.
-_limits: WeakKeyDictionary[FactoryOptions, dict[str, _ColumnLimits]] = WeakKeyDictionary()
-
-
-def _column_limits(instance: Resolver, step: BuildStep) -> _ColumnLimits:
-    """The limits of the column for which a declaration is evaluated."""
-    # A declaration is not given the name of its field. To find cycles, the resolver keeps a list
-    # of the fields under evaluation; the last one is this declaration's, in a Maybe or Trait too.
-    pending = getattr(instance, "_Resolver__pending", None)
-    if not pending:
-        return _ColumnLimits()
-    field, options = pending[-1], step.builder.factory_meta
-    known = _limits.setdefault(options, {})
-    if field not in known:
-        attribute = options.rename.get(field, field)
-        known[field] = _limits_of(options.get_model_class(), attribute)
-    return known[field]
-
-
-def _limits_of(model: Any, attribute: str) -> _ColumnLimits:
-    """No limits for a field without a column of its own: a synonym, a hybrid, a parameter."""
-    mapper = sa.inspect(model, raiseerr=False)
-    mapped = mapper.attrs.get(attribute) if isinstance(mapper, Mapper) else None
-    columns = mapped.columns if isinstance(mapped, ColumnProperty) else ()
-    # The key of a joined subclass is a column of both tables.
-    plain = [column for column in columns if isinstance(column, sa.Column)]
-    if not plain:
-        return _ColumnLimits()
-    types = [getattr(column.type, "impl_instance", column.type) for column in plain]
-    lengths = [each.length for each in types if isinstance(each, sa.String)]
-    bits = [_BITS[each.__visit_name__] for each in types if each.__visit_name__ in _BITS]
-    return _ColumnLimits(
-        f"{plain[0].table.name}.{plain[0].name}",
-        min((each for each in lengths if each is not None), default=None),
-        2 ** min(bits) - 1 if bits else None,
-    )
