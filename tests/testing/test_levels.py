@@ -322,6 +322,55 @@ def test_levels_mix_in_a_suite_of_pytest(suite):
     assert suite.rows() == suite.before
 
 
+WORKERS = """
+    import os
+    import signal
+    import pytest
+    import sqlalchemy as sa
+    from sqlalchemy.orm import Session
+    from models import Base, OrgFactory, User, UserFactory
+
+    LEVELS = ["worker", "transaction", "schema", "database"]
+
+    @pytest.fixture(scope="session")
+    def tidy_options():
+        return {"metadata": Base.metadata}
+
+    @pytest.mark.parametrize("n", range(6))
+    @pytest.mark.parametrize(
+        "level", [pytest.param(each, marks=pytest.mark.tidy(isolation=each)) for each in LEVELS]
+    )
+    def test_rows(tidy, level, n):
+        if tidy.schema:
+            held = os.path.join(os.environ["HELD"], os.path.basename(tidy.schema))
+            with open(held, "x"):  # two workers never have the same at one time
+                pass
+        UserFactory.create_batch(3)
+        if level == "schema" and n == 3:
+            os.remove(held)  # from now on another one may have it
+            os.kill(os.getpid(), signal.SIGKILL)
+        with Session(tidy.engine) as session:
+            everybody = session.scalar(sa.select(sa.func.count()).select_from(User))
+            mine = session.scalar(sa.select(sa.func.count()).where(tidy.tracker.mine(User)))
+        assert mine == 3
+        assert everybody == 3 or not tidy.schema
+        if tidy.schema:
+            os.remove(held)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [3, pytest.param(12, marks=pytest.mark.soak)])
+def test_workers_at_once_have_a_schema_each_though_one_is_killed(suite, tmp_path, workers):
+    suite.write("test_levels.py", WORKERS)
+    (tmp_path / "held").mkdir()
+    ended = suite.pytest("-n", str(workers), HELD=str(tmp_path / "held"))
+    assert ended.outcomes == {"passed": 23, "failed": 1}, ended.text
+    assert "crashed while running" in ended.text
+    prune(suite.engine, older_than=0)
+    assert suite.rows() == suite.before
+
+
 def test_a_wrong_word_in_the_ini_file_is_an_error_of_usage():
     config = SimpleNamespace(getini={"tidy_isolation": "rollback"}.get)
     with pytest.raises(pytest.UsageError, match="rollback in the ini file is none of none, worker"):
