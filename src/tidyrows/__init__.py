@@ -73,6 +73,7 @@ from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    from tidyrows.data.dumping import dump_rows
     from tidyrows.data.loading import load_rows, load_rows_async
 
 __all__ = [
@@ -135,6 +136,7 @@ __all__ = [
     "assert_no_leaks",
     "assert_no_leaks_async",
     "configure",
+    "dump_rows",
     "external_handler",
     "find_orphans",
     "find_orphans_async",
@@ -161,6 +163,7 @@ __version__: str
 
 if not TYPE_CHECKING:  # or a type checker would accept every name
     _ROOMS = {
+        "dump_rows": "data.dumping",
         "load_rows": "data.loading",
         "load_rows_async": "data.loading",
     }

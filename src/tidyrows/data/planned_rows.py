@@ -88,7 +88,9 @@ class _Planner:
     fields: dict[str, Fields] = field(default_factory=dict)
 
     def rows(self) -> list[PlannedRow]:
-        for name, place in self.root.names.items():
+        self.root.value.pop("$schema", None)  # for editors
+        for name in self.root.value:
+            place = self.root.names[name]
             if name not in self.factories:
                 raise self.wrong(
                     place, f"there is no factory {name!r}. {nearest(name, self.factories)}"

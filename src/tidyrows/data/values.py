@@ -18,6 +18,9 @@ from tidyrows.data.nodes import nearest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+TIMES = (sa.DateTime, sa.Date, sa.Time)
+"""Types whose values are texts in JSON."""
+
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -25,22 +28,30 @@ def converted(column: sa.Column[Any], value: Any, *, from_text: bool = False) ->
     """The value for a column.
 
     Args:
-        column: where it goes. A type of the project's own takes every value as it is.
+        column: where it goes. A type of the project's own (a TypeDecorator) takes every value as
+            it is, but for the texts of times.
         value: a value of a file.
         from_text: numbers and booleans are given as text, as in the environment.
 
     Raises:
         ValueError: the column does not take it; the text is the rest of a sentence.
     """
-    kind = column.type
+    kind: Any = column.type
     if value is None:
         if column.nullable or column.default is not None or column.server_default is not None:
             return None
         raise ValueError(f"{column.table.name}.{column.name} is NOT NULL, and the value is null.")
+    if is_own_type(kind) and isinstance(value, str) and isinstance(kind.impl_instance, TIMES):
+        kind = kind.impl_instance
     for types, convert in _KINDS:
         if isinstance(kind, types):
             return convert(kind, value, from_text=from_text)
     return value
+
+
+def is_own_type(kind: Any) -> bool:
+    """Whether a type is a TypeDecorator of the project; SQLAlchemy's Interval is one too."""
+    return isinstance(kind, sa.types.TypeDecorator) and not isinstance(kind, sa.Interval)
 
 
 def is_text(column: sa.Column[Any]) -> bool:

@@ -79,6 +79,11 @@ class Fields:
             if isinstance(self._options.post_declarations[name].declaration, RelatedFactory):
                 yield name
 
+    def name_of(self, attribute: str) -> str:
+        """The name of a call's argument for an attribute of the model: another by Meta.rename."""
+        renamed: dict[str, str] = self._options.rename
+        return next((name for name, to in renamed.items() if to == attribute), attribute)
+
     def field(self, name: str) -> Field | None:
         """What a name without ``__`` leads to; None for a name that the factory does not take."""
         before, after = self._options.pre_declarations, self._options.post_declarations

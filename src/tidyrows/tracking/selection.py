@@ -343,7 +343,7 @@ class Selection(TrackerParts):
         self.engines.resolve()
         keys: list[Any] = []
         for held in self.store.snapshot():
-            if _is_of(held.table, table):
+            if is_of(held.table, table):
                 dialect = self.engines.by_database[held.table.name.database].dialect
                 keys.extend(to_project_values(held.table, held.keys.in_order(), table, dialect))
         keys.extend(self.engines.pending_keys(table))
@@ -399,7 +399,7 @@ class Selection(TrackerParts):
         )
 
 
-def _is_of(held: KeyedTable, table: sa.Table) -> bool:
+def is_of(held: KeyedTable, table: sa.Table) -> bool:
     """Whether held rows are of this Table; ``from_json`` knows them by reflected ones."""
     if held.table.metadata is table.metadata:
         return held.table is table

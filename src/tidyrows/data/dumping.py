@@ -1,0 +1,97 @@
+"""dump_rows: what a test has made, as a file for load_rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tidyrows.arguments import checked, instance_of, optional
+from tidyrows.data.loading import FACTORIES
+from tidyrows.data.written_rows import Writer
+from tidyrows.errors import DataFileError
+from tidyrows.factories import TrackedFactory
+from tidyrows.tracking.tracker import ResourceTracker
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterator, Mapping
+
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+@checked(
+    tracker=instance_of(ResourceTracker, need="a ResourceTracker", example="tracker"),
+    factories=optional(FACTORIES),
+)
+def dump_rows(
+    tracker: ResourceTracker,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    factories: Mapping[str, type[TrackedFactory[Any]]] | None = None,
+) -> str:
+    """Write the committed rows of a tracker as a data file, which :func:`load_rows` loads again.
+
+    Rows are named by number, and refer to each other. What the database counts, and values that are
+    the column's default, are left out. The tag of the test becomes ``{tag}``.
+
+    Args:
+        tracker: has the rows.
+        path: where the text is written; the ending is ``.yaml``, ``.yml`` or ``.json``.
+        factories: the factories by the names that the file shall have for them. By default, all
+            that this process knows, by the name of the model: ``order_line`` for ``OrderLine``.
+
+    Returns:
+        The text; YAML where there is no path.
+
+    Raises:
+        DataFileError: a table has no factory, a value has no form in a file, or rows reference
+            each other in a circle.
+    """
+    suffix = ".yaml" if path is None else Path(path).suffix.lower()
+    writer = _WRITERS.get(suffix)
+    if writer is None:
+        raise DataFileError(
+            f"{path}: dump_rows writes {', '.join(_WRITERS)}, by the ending of the name.",
+            file=str(path),
+        )
+    text = writer(Writer(tracker, factories or dict(_known_factories())).entries())
+    if path is not None:
+        Path(path).write_text(text, encoding="utf-8")
+    return text
+
+
+def _known_factories() -> Iterator[tuple[str, type[TrackedFactory[Any]]]]:
+    """The factories of this process, the first of each model, by the model's name."""
+    waiting: list[type[TrackedFactory[Any]]] = TrackedFactory.__subclasses__()[::-1]
+    models = set()
+    while waiting:
+        factory = waiting.pop()
+        options: Any = factory._meta  # noqa: SLF001 -- factory_boy has no public name
+        model = None if options.abstract else options.get_model_class()
+        if model is not None and model not in models:
+            models.add(model)
+            yield _HUMP.sub("_", model.__name__).lower(), factory
+        waiting += factory.__subclasses__()[::-1]
+
+
+def _yaml(entries: dict[str, Any]) -> str:
+    try:
+        import yaml  # noqa: PLC0415 -- an optional dependency
+    except ModuleNotFoundError as error:
+        raise DataFileError(
+            'YAML needs PyYAML. Write pip install "tidyrows[yaml]", or give a path that ends in '
+            ".json."
+        ) from error
+    text: str = yaml.safe_dump(
+        entries, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+    )
+    return text
+
+
+def _json(entries: dict[str, Any]) -> str:
+    return json.dumps(entries, indent=2, ensure_ascii=False) + "\n"
+
+
+_WRITERS = {".yaml": _yaml, ".yml": _yaml, ".json": _json}
