@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from contextlib import nullcontext
 from contextvars import copy_context
 
 import factory
@@ -333,6 +334,45 @@ def test_persistence_is_honoured_in_the_ambient_session(tracker, rows, persisten
 
     assert Persistent().id is not None
     assert rows(Org) == committed
+
+
+@pytest.mark.parametrize("ambient", [True, False])
+@pytest.mark.parametrize(("persistence", "saved"), [("flush", 0), ("commit", 1)])
+def test_what_hooks_change_is_saved_as_the_object_is(
+    make_tracker, shop, persistence, saved, ambient
+):
+    """factory_boy saves the object before its hooks, and not again."""
+    session = Session(shop)
+
+    class Hooked(OrgFactory):
+        class Meta:
+            sqlalchemy_session = session
+            sqlalchemy_session_persistence = persistence
+
+        @factory.post_generation
+        def rename(self, create, extracted, **kwargs):
+            self.name = "changed in a hook"
+            self.users.append(User(email=self.name))
+
+    class Last(OrgFactory):
+        class Meta:
+            sqlalchemy_session = session
+            sqlalchemy_session_persistence = persistence
+
+        @classmethod
+        def _after_postgeneration(cls, instance, *_):
+            instance.name = "changed at last"
+
+    with make_tracker().block() if ambient else nullcontext():
+        for number, kind in enumerate((Hooked, Last), 1):
+            org = kind()
+            assert not session.dirty
+            assert not session.new
+            with shop.connect() as connection:
+                names = connection.scalars(sa.select(Org.name).where(Org.name == org.name)).all()
+            assert len(names) == saved, number
+        assert Hooked.build().name == "changed in a hook"
+    session.close()
 
 
 def test_meta_has_the_ambient_session_only_while_there_is_one(make_tracker):

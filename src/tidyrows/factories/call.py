@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 import sqlalchemy as sa
 from sqlalchemy import event, inspect
 from sqlalchemy.exc import OperationalError, ProgrammingError, SQLAlchemyError
-from sqlalchemy.orm import RelationshipDirection, SessionTransactionOrigin
-from sqlalchemy.orm.attributes import set_committed_value
+from sqlalchemy.orm import SessionTransactionOrigin
 
 from tidyrows.dialects import dialect_for
 from tidyrows.errors import add_note, text_of
+from tidyrows.factories.loading import fill_relationships, is_new, load_attributes
 from tidyrows.greenlets import in_greenlet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
-    from sqlalchemy.orm import InstanceState, RelationshipProperty, Session, SessionTransaction
+    from sqlalchemy.orm import Session, SessionTransaction
 
     from tidyrows.keys import TableName
     from tidyrows.tracking.tracker import ResourceTracker
@@ -71,12 +71,12 @@ class Call:
                 self.running = False
                 _calls.reset(token)
             session = self.session
-            if (
-                session is not None
-                and self.commits
-                and (self.tracker.owns_session or not _is_begun_by_hand(session))
-            ):
-                self._commit(session)
+            if session is not None and self.commits:
+                if self.tracker.owns_session or not _is_begun_by_hand(session):
+                    self._commit(session)
+                elif in_greenlet():
+                    session.flush()
+                    self.load(self.made)
         except BaseException as error:
             self.error = error
             if self.session is not None:
@@ -89,14 +89,23 @@ class Call:
         """Whether everything that was lost with the transaction belongs to this call."""
         return self.began_transaction and self.is_alone and self.session is not None
 
+    def load(self, made: list[Any]) -> None:
+        """Load the attributes of objects, before their COMMIT, for a task."""
+        load_attributes(made)
+        new = [each for each in made if self.session and is_new(each, self.session)]
+        fill_relationships(new, self.filled)
+
+    @property
+    def filled(self) -> set[sa.Table]:
+        """The tables that have got rows in the transaction."""
+        return {change.table.table for change in self.tracker.engines.pending_changes()}
+
     def _commit(self, session: Session) -> None:
         session.flush()
         if self.began_transaction:
             self.uncertain_before = self.tracker.store.uncertain_keys()
         if in_greenlet():
-            _load_attributes(self.made)
-            changes = self.tracker.engines.pending_changes()
-            _fill_relationships(session, {change.table.table for change in changes}, self.made)
+            self.load(self.made)
             self.commit_sent = True
             _commit_unexpired(session)
         else:
@@ -173,75 +182,10 @@ def running_call(tracker: ResourceTracker) -> Call | None:
     return None
 
 
-# -- in a task, which cannot load an attribute later ----------------------------------------------
-
-
 def _commit_unexpired(session: Session) -> None:
-    """Commit, and keep attributes loaded."""
+    """Commit, and keep attributes loaded, for a task."""
     usual, session.expire_on_commit = session.expire_on_commit, False
     try:
         session.commit()
     finally:
         session.expire_on_commit = usual
-
-
-def _load_attributes(made: Iterable[Any]) -> None:
-    """Load what the database filled in, and the relationships between these objects."""
-    objects = {id(instance): instance for instance in made}
-    for instance in objects.values():
-        state: InstanceState[Any] = inspect(instance)
-        if not state.persistent or state.session is None:
-            continue
-        columns = state.expired_attributes & set(state.mapper.column_attrs.keys())
-        if columns:
-            state.session.refresh(instance, columns)
-        for relationship in state.mapper.relationships:
-            for other in _values(state.dict.get(relationship.key)):
-                if id(other) in objects:
-                    for inverse in relationship._reverse_property:  # noqa: SLF001 -- no public name tells both of back_populates and backref
-                        if inverse.lazy != "write_only":
-                            getattr(other, inverse.key)
-
-
-_LOADED_BY_NOBODY = {"write_only", "dynamic", "raise", "raise_on_sql", "noload"}
-
-
-def _fill_relationships(session: Session, filled: set[sa.Table], made: Iterable[Any]) -> None:
-    """Load each relationship of a new object, without a statement where no row can be found.
-
-    Args:
-        session: in the transaction that inserted the objects.
-        filled: the tables that got rows in this transaction.
-        made: new objects, and those that get_or_create found, which may have many rows.
-    """
-    new: Any = getattr(session.get_transaction(), "_new", ())  # no public name
-    for instance in made:
-        state: InstanceState[Any] = inspect(instance)
-        for relationship in state.mapper.relationships if state in new else ():
-            key = relationship.key
-            if key in state.dict or relationship.lazy in _LOADED_BY_NOBODY:
-                continue
-            if _is_empty(relationship, filled):
-                set_committed_value(instance, key, () if relationship.uselist else None)
-            else:
-                getattr(instance, key)
-
-
-def _is_empty(relationship: RelationshipProperty[Any], filled: set[sa.Table]) -> bool:
-    """Whether no row can refer to a new object: none before this transaction, and none in it."""
-    if relationship.direction is RelationshipDirection.MANYTOONE or relationship.viewonly:
-        return False
-    secondary = relationship.secondary
-    tables = set(relationship.mapper.tables) if secondary is None else {secondary}
-    return tables.isdisjoint(filled) and all(
-        any(key.column is local for key in remote.foreign_keys)
-        for local, remote in relationship.synchronize_pairs
-    )
-
-
-def _values(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, (list, set, tuple)):
-        return list(value)
-    return list(value.values()) if isinstance(value, dict) else [value]

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from factory.builder import BuildStep, Resolver, StepBuilder, parse_declarations
 
 from tidyrows.errors import SessionStateError
+from tidyrows.factories.call import innermost_call
+from tidyrows.factories.loading import readable
 from tidyrows.greenlets import in_greenlet, wait_for
 from tidyrows.tracking.sessions import Exclusive
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
 
 def result_of(value: Any, factory: type[Any], name: str) -> Any:
@@ -33,6 +35,13 @@ def result_of(value: Any, factory: type[Any], name: str) -> Any:
         f"await {kind}.create_async(); or make {name} a plain def; or, for an attribute, give its "
         f"value, as in {kind}.build({name}=...)."
     )
+
+
+def awaited(hook: Awaitable[Any], instance: Any) -> Any:
+    """What a hook returns, which may read all of its object without an await."""
+    call = innermost_call()
+    with readable(instance, None if call is None else call.filled):
+        return wait_for(Exclusive.lend(hook))
 
 
 def refuse_coroutines(values: Mapping[str, Any], factory: type[Any]) -> None:
@@ -69,7 +78,7 @@ class AwaitingBuilder(StepBuilder):
             result = hook.declaration.evaluate_post(
                 instance=instance, step=step, overrides=hook.context
             )
-            results[name] = wait_for(Exclusive.lend(result)) if isawaitable(result) else result
+            results[name] = awaited(result, instance) if isawaitable(result) else result
         options.use_postgeneration_results(instance=instance, step=step, results=results)
         return instance
 

@@ -11,18 +11,22 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
 
+from tidyrows.arguments import checked
 from tidyrows.capture.ownership import entered
-from tidyrows.errors import NoSessionError
-from tidyrows.factories.call import running_call
+from tidyrows.errors import NoSessionError, SessionStateError
+from tidyrows.factories.call import innermost_call, running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.coroutines import AwaitingBuilder
 from tidyrows.factories.get_or_create import get_or_create
+from tidyrows.factories.loading import fill_relationships, load_attributes, recording
 from tidyrows.factories.options import TrackedOptions, watch
-from tidyrows.greenlets import in_greenlet, spawn
+from tidyrows.factories.used_session import SESSION, session_behind, used_session, using
+from tidyrows.greenlets import in_greenlet, is_async, spawn
 from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from types import FrameType
 
     from tidyrows.tracking.tracker import ResourceTracker
@@ -95,7 +99,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     def create_batch(cls, size: int, **kwargs: Any) -> list[T]:
         """Create ``size`` objects, with one commit for all."""
         tracker = current_tracker()
-        if tracker is None or running_call(tracker) is not None:
+        if tracker is None or used_session() is not None or running_call(tracker) is not None:
             return super().create_batch(size, **kwargs)
         if tracker.is_async:
             tracker.sessions.refuse_blocking(f"await {cls.__name__}.create_batch_async({size})")
@@ -120,18 +124,41 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         return await _in_greenlet(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
-    def scoped_to(cls, tracker: ResourceTracker) -> ScopedFactory[T]:
+    def scoped_to(cls, tracker: ResourceTracker) -> BoundFactory[T]:
         """This factory with a tracker that the context does not reach, as in another thread.
 
         Example:
             >>> Thread(target=lambda: UserFactory.scoped_to(tracker).create()).start()
         """
-        return ScopedFactory(cls, tracker)
+        return BoundFactory(cls, lambda: entered(tracker))
+
+    @classmethod
+    @checked(session=SESSION)
+    def using(cls, session: Any) -> BoundFactory[T]:
+        """This factory, and those that its calls reach, with a session of yours.
+
+        Each object is flushed, and nothing is committed: the session is yours to commit. An active
+        tracker tracks its rows. The session and persistence of Meta do not count.
+
+        Args:
+            session: a Session, an AsyncSession for the asynchronous calls, or a registry of them.
+
+        Example:
+            >>> with Session(engine) as session:
+            ...     user = UserFactory.using(session).create()
+            ...     session.commit()
+        """
+        return BoundFactory(cls, lambda: using(session))
 
     @classmethod
     def _generate(cls, strategy: str, params: dict[str, Any]) -> Any:
         generate = cls._generate_awaiting if in_greenlet() else super()._generate
-        if strategy != CREATE_STRATEGY or (tracker := current_tracker()) is None:
+        if strategy != CREATE_STRATEGY:
+            return generate(strategy, params)
+        if (used := used_session()) is not None:
+            cls._refuse_blocking(used)
+            return generate(strategy, params)
+        if (tracker := current_tracker()) is None:
             return generate(strategy, params)
         if tracker.is_async:  # a hook that is a coroutine runs outside of the greenlet
             tracker.sessions.refuse_blocking(f"await {cls.__name__}.create_async()")
@@ -148,7 +175,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     @classmethod
     def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
         options = cls._meta
-        if options.sqlalchemy_session_factory:
+        if options.sqlalchemy_session_factory and used_session() is None:
             options.sqlalchemy_session = options.sqlalchemy_session_factory()
             tracker = current_tracker()
             if tracker is not None:
@@ -159,6 +186,9 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
                 f"{cls.__name__} has no session to create in: its Meta names none, and no tracker "
                 f"is active here. {_remedy(cls.__name__)}"
             )
+        if is_async(session):
+            cls._refuse_blocking(session)
+            session = session_behind(session)
         made: T
         if options.sqlalchemy_get_or_create:
             made = cls._get_or_create(model_class, session, args, kwargs)
@@ -166,54 +196,62 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             made = cls._save(model_class, session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         return made
 
+    @classmethod
+    def _refuse_blocking(cls, session: Any) -> None:
+        if is_async(session) and not in_greenlet():
+            raise SessionStateError(
+                f"The session of {cls.__name__} is asynchronous, and a synchronous call cannot "
+                f"wait for it. Write await {cls.__name__}.create_async()."
+            )
+
     _get_or_create = classmethod(get_or_create)
 
 
 @dataclass(frozen=True, slots=True)
-class ScopedFactory(Generic[T]):
-    """A factory whose calls run with one tracker ambient; made by :meth:`TrackedFactory.scoped_to`.
+class BoundFactory(Generic[T]):
+    """A factory whose calls run in a block, of a tracker or of a session.
 
     Attributes:
         factory: the factory.
-        tracker: the tracker that holds the rows.
+        block: makes the block.
     """
 
     factory: type[TrackedFactory[T]]
-    tracker: ResourceTracker
+    block: Callable[[], AbstractContextManager[None]]
 
     def __call__(self, **kwargs: Any) -> T:
         """Make an object by ``Meta.strategy``."""
-        with entered(self.tracker):
+        with self.block():
             return self.factory(**kwargs)
 
     def create(self, **kwargs: Any) -> T:
         """Create an object."""
-        with entered(self.tracker):
+        with self.block():
             return self.factory.create(**kwargs)
 
     def create_batch(self, size: int, **kwargs: Any) -> list[T]:
         """Create ``size`` objects, with one commit for all."""
-        with entered(self.tracker):
+        with self.block():
             return self.factory.create_batch(size, **kwargs)
 
     async def create_async(self, **kwargs: Any) -> T:
         """Create an object through an asynchronous engine or session."""
-        with entered(self.tracker):
+        with self.block():
             return await self.factory.create_async(**kwargs)
 
     async def create_batch_async(self, size: int, **kwargs: Any) -> list[T]:
         """Create ``size`` objects through an asynchronous engine or session, with one commit."""
-        with entered(self.tracker):
+        with self.block():
             return await self.factory.create_batch_async(size, **kwargs)
 
     def build(self, **kwargs: Any) -> T:
-        """Build an object, with the tracker's tag in its scoped values."""
-        with entered(self.tracker):
+        """Build an object; of a tracker, its tag is in the scoped values."""
+        with self.block():
             return self.factory.build(**kwargs)
 
     def build_batch(self, size: int, **kwargs: Any) -> list[T]:
         """Build ``size`` objects."""
-        with entered(self.tracker):
+        with self.block():
             return self.factory.build_batch(size, **kwargs)
 
 
@@ -264,7 +302,20 @@ def _remedy(factory: str) -> str:
 async def _in_greenlet(create: Callable[[], T]) -> T:
     """Call a factory inside a greenlet; two tasks never use one session at the same time."""
     tracker = current_tracker()
-    if tracker is None:
-        return await spawn(create)
+    if tracker is None or used_session() is not None:
+        return await spawn(_loaded, create)
     async with tracker.sessions.exclusive():
-        return await spawn(create)
+        return await spawn(_loaded, create)
+
+
+def _loaded(create: Callable[[], T]) -> T:
+    """Call a factory, and load what it made in other sessions than an outermost call's."""
+    call = innermost_call()  # there is one where a hook awaits another factory
+    before = 0 if call is None else len(call.made)
+    with recording() as elsewhere:
+        result = create()
+    if call is not None:
+        call.load(call.made[before:])
+    load_attributes(elsewhere)
+    fill_relationships(elsewhere, None)
+    return result

@@ -17,6 +17,7 @@ from factory import errors
 from sqlalchemy import orm
 
 from tidyrows.dialects import dialect_for
+from tidyrows.factories.used_session import session_behind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -71,8 +72,8 @@ def get_or_create(
 
 def _session_with_savepoints(session: Any, model: type[Any]) -> orm.Session | None:
     """The session if a savepoint can be set in it now, or None."""
-    real = session() if isinstance(session, orm.scoped_session) else session
-    if not isinstance(real, orm.Session):
+    real = session_behind(session)
+    if real is None:
         return None
     connection = real.connection(bind_arguments={"mapper": sa.inspect(model)})
     dialect = dialect_for(connection)

@@ -7,11 +7,10 @@ from inspect import iscoroutinefunction
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
-from factory.alchemy import SQLAlchemyOptions
-from factory.base import OptionDefault
+from factory.alchemy import SESSION_PERSISTENCE_FLUSH, SQLAlchemyOptions
+from factory.base import Factory, OptionDefault
 from factory.enums import CREATE_STRATEGY
 from factory.errors import InvalidDeclarationError
-from sqlalchemy import orm
 
 from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.call_retry import unkeyed_with
@@ -19,18 +18,31 @@ from tidyrows.factories.coroutines import refuse_coroutines, result_of
 from tidyrows.factories.declarations import active_context
 from tidyrows.factories.foreign_keys import AttributeDeclarations, key_attributes
 from tidyrows.factories.get_or_create import parameters
+from tidyrows.factories.loading import is_new, readable, record
+from tidyrows.factories.used_session import session_behind, used_session
 from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tidyrows.tracking.tracker import ResourceTracker
 
 
-class _NamedSession(OptionDefault):
-    """The session of a Meta. A subclass inherits a named session, never an ambient one."""
+_NAMED = {
+    "sqlalchemy_session": "named_session",
+    "sqlalchemy_session_persistence": "named_persistence",
+}
+
+
+class _Named(OptionDefault):
+    """An option of a Meta. A subclass inherits what Meta names, never what is ambient."""
 
     def apply(self, meta: Any, base_meta: Any) -> Any:
-        inherited = "named_session" if isinstance(base_meta, TrackedOptions) else self.name
-        return getattr(meta, self.name, getattr(base_meta, inherited, self.value))
+        inherited = _NAMED[self.name] if isinstance(base_meta, TrackedOptions) else self.name
+        value = getattr(meta, self.name, getattr(base_meta, inherited, self.value))
+        if self.checker is not None:
+            self.checker(meta, value)
+        return value
 
 
 class TrackedOptions(SQLAlchemyOptions):
@@ -41,27 +53,31 @@ class TrackedOptions(SQLAlchemyOptions):
 
     Attributes:
         named_session: the session that Meta names, or that its session factory returned, or None.
+        named_persistence: the persistence that Meta names.
         creates_in_coroutine: whether the factory's ``_create`` or ``_build`` is ``async def``.
     """
 
     factory: Any
     named_session: Any
+    named_persistence: str | None
     exclude: tuple[str, ...]
     inline_args: tuple[str, ...]
     rename: dict[str, str]
     sqlalchemy_get_or_create: tuple[str, ...]
     sqlalchemy_session_factory: Any
-    sqlalchemy_session_persistence: str | None
 
     @property
     def sqlalchemy_session(self) -> Any:
-        """The named session, else the ambient tracker's, else None.
+        """The session of ``using``, else the named one, else the ambient tracker's, else None.
 
         A property, since hooks and overridden ``_create`` methods read this very name.
         """
         # Before Meta is read there is no named_session: the AttributeError tells factory_boy that
         # the option is free.
         named = self.named_session
+        used = used_session()
+        if used is not None:
+            return used
         if named is not None or self.sqlalchemy_session_factory:
             return named
         tracker = current_tracker()
@@ -70,6 +86,16 @@ class TrackedOptions(SQLAlchemyOptions):
     @sqlalchemy_session.setter
     def sqlalchemy_session(self, session: Any) -> None:
         self.named_session = session
+
+    @property
+    def sqlalchemy_session_persistence(self) -> str | None:
+        """The named persistence; a session of ``using`` is flushed, and its user commits it."""
+        named = self.named_persistence
+        return named if used_session() is None else SESSION_PERSISTENCE_FLUSH
+
+    @sqlalchemy_session_persistence.setter
+    def sqlalchemy_session_persistence(self, persistence: str | None) -> None:
+        self.named_persistence = persistence
 
     @property
     def flushes_each_object(self) -> bool:
@@ -100,6 +126,9 @@ class TrackedOptions(SQLAlchemyOptions):
         super().contribute_to_class(factory, *args, **kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         declared = self.pre_declarations.as_dict()  # type: ignore[no-untyped-call]  # as above
         self.pre_declarations = AttributeDeclarations(declared, self)
+        self._has_last_hook = (
+            factory._after_postgeneration.__func__ is not Factory._after_postgeneration.__func__  # type: ignore[attr-defined]  # noqa: SLF001 -- an extension point of factory_boy
+        )
         makers = factory._create, factory._build  # noqa: SLF001 -- extension points of factory_boy
         self.creates_in_coroutine = any(map(iscoroutinefunction, makers))
         if iscoroutinefunction(factory._adjust_kwargs):  # noqa: SLF001 -- as above
@@ -119,14 +148,11 @@ class TrackedOptions(SQLAlchemyOptions):
         """Make the object; if it is created in the tracker's session, flush it."""
         is_plain = not (self.sqlalchemy_get_or_create or self.creates_in_coroutine)
         make = super().instantiate if is_plain else self._with_parameters
-        if step.builder.strategy != CREATE_STRATEGY or (tracker := current_tracker()) is None:
+        if step.builder.strategy != CREATE_STRATEGY:
             return make(step, args, kwargs)
-        if not self._commits_at_the_end:
-            if (call := innermost_call()) is not None:
-                call.is_alone = False  # this factory has a session of its own, or commits by itself
-            if self.named_session is not None:
-                watch(tracker, self.named_session)
-            return make(step, args, kwargs)
+        tracker = current_tracker()
+        if tracker is None or not self._commits_at_the_end:
+            return self._instantiate_elsewhere(tracker, lambda: make(step, args, kwargs))
         call = running_call(tracker)
         if call is None:
             # This factory is a SubFactory of a plain factory_boy factory, or inside of a build.
@@ -145,6 +171,25 @@ class TrackedOptions(SQLAlchemyOptions):
         session.flush()
         return instance
 
+    def _instantiate_elsewhere(
+        self, tracker: ResourceTracker | None, make: Callable[[], Any]
+    ) -> Any:
+        """Make the object in a session whose user commits it, or without a tracker."""
+        used = used_session()
+        if tracker is not None:
+            if (call := innermost_call()) is not None:
+                call.is_alone = False  # this factory has a session of its own, or commits by itself
+            if used is not None or self.named_session is not None:
+                watch(tracker, self.sqlalchemy_session)
+        instance = make()
+        session = session_behind(self.sqlalchemy_session)
+        if session is not None:
+            if used is not None:
+                session.flush()  # a _create of the factory's own may have left that out
+            if not self.sqlalchemy_get_or_create or is_new(instance, session):
+                record(instance)
+        return instance
+
     def use_postgeneration_results(self, step: Any, instance: Any, results: dict[str, Any]) -> None:
         """Call the factory's last hook; commit if the call that flushed the object has ended."""
         factory = self.factory
@@ -156,16 +201,32 @@ class TrackedOptions(SQLAlchemyOptions):
         if call is None or call.running:
             last = finish()
             if last is not None:
-                result_of(last, factory, "_after_postgeneration")
+                with readable(instance, None if call is None else call.filled):
+                    result_of(last, factory, "_after_postgeneration")
+            if is_created and (results or self._has_last_hook):
+                self._save_changes()
         else:
             again = Call(call.tracker, session=call.tracker.session)
             again.run(lambda: result_of(finish(), factory, "_after_postgeneration"))
+
+    def _save_changes(self) -> None:
+        """Save what hooks have changed, as Meta wants the object itself saved."""
+        persistence = self.sqlalchemy_session_persistence
+        session = self.sqlalchemy_session
+        if persistence is None or session is None:
+            return
+        session = session_behind(session) or session
+        if persistence == SESSION_PERSISTENCE_FLUSH:
+            session.flush()
+        else:
+            session.commit()
 
     @property
     def _commits_at_the_end(self) -> bool:
         """Whether the outermost call commits the objects, through the ambient tracker's session."""
         return (
-            self.named_session is None
+            used_session() is None
+            and self.named_session is None
             and self.sqlalchemy_session_persistence is None
             and not self.sqlalchemy_session_factory
         )
@@ -180,8 +241,8 @@ class TrackedOptions(SQLAlchemyOptions):
 
     def _build_default_options(self) -> list[OptionDefault]:
         return [
-            _NamedSession("sqlalchemy_session", None, inherit=True)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-            if option.name == "sqlalchemy_session"
+            _Named(option.name, option.value, inherit=True, checker=option.checker)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            if option.name in _NAMED
             else option
             for option in super()._build_default_options()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         ]
@@ -189,6 +250,6 @@ class TrackedOptions(SQLAlchemyOptions):
 
 def watch(tracker: ResourceTracker, session: Any) -> None:
     """Have the tracker track what a named session writes."""
-    real = session() if isinstance(session, orm.scoped_session) else session
-    if isinstance(real, orm.Session):
+    real = session_behind(session)
+    if real is not None:
         tracker.sessions.watch(real)
