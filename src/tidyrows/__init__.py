@@ -57,7 +57,7 @@ from tidyrows.errors import (
     WorkerContextError,
 )
 from tidyrows.external import ExternalResource, external_handler
-from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory, Unique
+from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, Setup, TrackedFactory, Unique
 from tidyrows.isolation.isolate import isolate
 from tidyrows.isolation.prune import prune, prune_async
 from tidyrows.keys import RowKey, TableName
@@ -120,6 +120,7 @@ __all__ = [
     "ScopedInteger",
     "ServerAwayError",
     "SessionStateError",
+    "Setup",
     "TableName",
     "TableRows",
     "TakenOverError",

@@ -13,7 +13,7 @@ import factory
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from tidyrows import CleanupManager, with_retries
-from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, TrackedFactory
+from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, Setup, TrackedFactory
 from tidyrows.tracking.tracker import ResourceTracker
 
 
@@ -41,6 +41,11 @@ class AdminFactory(UserFactory):
         strategy = "build"
 
 
+class Users(Setup):
+    first = Setup.one(UserFactory)
+    others = Setup.many(UserFactory, 2, name=first)
+
+
 def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
     reveal_type(UserFactory())
     reveal_type(UserFactory(email="x", **values))
@@ -57,6 +62,8 @@ def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
     with CleanupManager(tracker) as cleanup:
         pass
     reveal_type(cleanup.report)
+    reveal_type(Users.create(others=3).first)
+    reveal_type(Users.create().others)
 
 
 def pay(session: Session) -> str:
@@ -86,7 +93,7 @@ REPORT = "tidyrows.cleanup.report.CleanupReport"
 PAY_SOME = "def (amount: int, to: str =) -> str"
 ONE, MANY = "snippet.User", "list[snippet.User]"
 REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY]
-REVEALED += [REPORT, "str", PAY_SOME, ONE, MANY, ONE, MANY, "int"]
+REVEALED += [REPORT, ONE, MANY, "str", PAY_SOME, ONE, MANY, ONE, MANY, "int"]
 
 
 def test_every_call_of_a_factory_is_typed_as_its_model(tmp_path):

@@ -2,6 +2,7 @@
 
 from tidyrows.factories.declarations import Scoped, ScopedEmail, ScopedInteger
 from tidyrows.factories.factory import TrackedFactory
+from tidyrows.factories.setup import Setup
 from tidyrows.factories.unique import Unique
 
-__all__ = ["Scoped", "ScopedEmail", "ScopedInteger", "TrackedFactory", "Unique"]
+__all__ = ["Scoped", "ScopedEmail", "ScopedInteger", "Setup", "TrackedFactory", "Unique"]
