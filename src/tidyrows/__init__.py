@@ -29,6 +29,7 @@ from tidyrows.connections.report import Lease, PoolReport, pool_report
 from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     ArgumentError,
+    AutoFactoryError,
     CleanupError,
     ConnectionBudgetError,
     DataFileError,
@@ -57,7 +58,17 @@ from tidyrows.errors import (
     WorkerContextError,
 )
 from tidyrows.external import ExternalResource, external_handler
-from tidyrows.factories import Scoped, ScopedEmail, ScopedInteger, Setup, TrackedFactory, Unique
+from tidyrows.factories import (
+    Scoped,
+    ScopedEmail,
+    ScopedInteger,
+    Setup,
+    TrackedFactory,
+    Unique,
+    column_maker,
+    create_tree,
+    factory_for,
+)
 from tidyrows.isolation.isolate import isolate
 from tidyrows.isolation.prune import prune, prune_async
 from tidyrows.keys import RowKey, TableName
@@ -79,6 +90,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "Attempt",
+    "AutoFactoryError",
     "Blocker",
     "CleanupError",
     "CleanupManager",
@@ -136,9 +148,12 @@ __all__ = [
     "advisory_lock",
     "assert_no_leaks",
     "assert_no_leaks_async",
+    "column_maker",
     "configure",
+    "create_tree",
     "dump_rows",
     "external_handler",
+    "factory_for",
     "find_orphans",
     "find_orphans_async",
     "isolate",

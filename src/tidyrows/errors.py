@@ -118,6 +118,20 @@ class WorkerContextError(TidyRowsError, ValueError):
     """A run, worker or test id cannot be used; the message names the variable."""
 
 
+class AutoFactoryError(TidyRowsError, ValueError):
+    """A factory made from a model cannot guess a value; the call or a declaration must give it.
+
+    Attributes:
+        model: the model.
+        table: the name of the table.
+        column: the attribute that needs a value.
+    """
+
+    model: type
+    table: str
+    column: str
+
+
 class ExternalResourceError(TidyRowsError, ValueError):
     """An external resource cannot be tracked, or its kind has another handler already.
 

@@ -193,7 +193,12 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         if options.sqlalchemy_get_or_create:
             made = cls._get_or_create(model_class, session, args, kwargs)
         else:
-            made = cls._save(model_class, session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            made = cls._save(options.constructor(model_class), session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        return made
+
+    @classmethod
+    def _build(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
+        made: T = cls._meta.constructor(model_class)(*args, **kwargs)
         return made
 
     @classmethod

@@ -9,13 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 from factory.alchemy import SESSION_PERSISTENCE_FLUSH, SQLAlchemyOptions
 from factory.base import Factory, OptionDefault
+from factory.builder import DeclarationSet, parse_declarations
 from factory.enums import CREATE_STRATEGY
 from factory.errors import InvalidDeclarationError
+from factory.utils import sort_ordered_objects
+from sqlalchemy.exc import DBAPIError
 
+from tidyrows.arguments import SWITCH, check
+from tidyrows.factories.auto_declarations import (
+    AutoDeclarations,
+    auto_declarations,
+    note_constraint,
+)
 from tidyrows.factories.call import Call, innermost_call, running_call
 from tidyrows.factories.call_retry import unkeyed_with
 from tidyrows.factories.coroutines import refuse_coroutines, result_of
 from tidyrows.factories.declarations import active_context
+from tidyrows.factories.factory_of import derived, factory_of
 from tidyrows.factories.foreign_keys import AttributeDeclarations, key_attributes
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.factories.loading import is_new, readable, record
@@ -55,9 +65,15 @@ class TrackedOptions(SQLAlchemyOptions):
         named_session: the session that Meta names, or that its session factory returned, or None.
         named_persistence: the persistence that Meta names.
         creates_in_coroutine: whether the factory's ``_create`` or ``_build`` is ``async def``.
+        auto: whether declarations are made from the model.
+        is_defined: whether the class of the factory is complete.
+        from_model: these declarations; None before the factory is first used.
     """
 
+    auto: bool
     factory: Any
+    from_model: AutoDeclarations | None = None
+    is_defined: bool = False
     named_session: Any
     named_persistence: str | None
     exclude: tuple[str, ...]
@@ -86,6 +102,10 @@ class TrackedOptions(SQLAlchemyOptions):
     @sqlalchemy_session.setter
     def sqlalchemy_session(self, session: Any) -> None:
         self.named_session = session
+
+    def constructor(self, model: Any) -> Any:
+        """What makes an object of a model: the model, unless its constructor takes too little."""
+        return model if self.from_model is None else self.from_model.constructor.of(model)
 
     @property
     def sqlalchemy_session_persistence(self) -> str | None:
@@ -124,8 +144,7 @@ class TrackedOptions(SQLAlchemyOptions):
     def contribute_to_class(self, factory: Any, *args: Any, **kwargs: Any) -> None:
         """Read the factory's Meta and declarations."""
         super().contribute_to_class(factory, *args, **kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        declared = self.pre_declarations.as_dict()  # type: ignore[no-untyped-call]  # as above
-        self.pre_declarations = AttributeDeclarations(declared, self)
+        self._set_declarations(self._pre_declarations)
         self._has_last_hook = (
             factory._after_postgeneration.__func__ is not Factory._after_postgeneration.__func__  # type: ignore[attr-defined]  # noqa: SLF001 -- an extension point of factory_boy
         )
@@ -137,9 +156,77 @@ class TrackedOptions(SQLAlchemyOptions):
                 f"at once. Make it a plain def, and what it awaits an attribute: "
                 f"@factory.lazy_attribute on an async def."
             )
+        self.is_defined = True
+
+    @property
+    def pre_declarations(self) -> Any:
+        """The declarations of attributes; those from the model are made at the first use."""
+        # The models of a project may not be complete when the class of the factory is made.
+        if self._is_unread:
+            self._read_model()
+        return self._pre_declarations
+
+    @pre_declarations.setter
+    def pre_declarations(self, declarations: Any) -> None:
+        self._pre_declarations = declarations
+
+    @property
+    def declarations(self) -> dict[str, Any]:
+        """The declarations of the class and those from the model, with what traits make of them."""
+        if self._is_unread:
+            self._read_model()
+        if self.from_model is not None:
+            return self._merged(self.from_model.declarations)
+        made = self._merged({})
+        # user__name = ..., of a parent that is not known yet
+        return {name: each for name, each in made.items() if not self.auto or _root(name) in made}
+
+    def _merged(self, from_model: dict[str, Any]) -> dict[str, Any]:
+        made = from_model | self.base_declarations
+        for name, parameter in sort_ordered_objects(  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            self.parameters.items(), getter=lambda item: item[1]
+        ):
+            made.update(parameter.as_declarations(name, made))
+        return made
+
+    @property
+    def _is_unread(self) -> bool:
+        return self.is_defined and self.auto and self.from_model is None and not self.abstract
+
+    def _read_model(self) -> None:
+        renamed = {self.rename[name] for name in self.base_declarations if name in self.rename}
+        declared = renamed.union(self.base_declarations, self.exclude)
+        base = next(
+            each
+            for each in reversed(self.factory.__mro__)
+            if getattr(each, "_options_class", None) is TrackedOptions
+        )
+        parents: dict[type, Any] = {}
+
+        def factory_of_parent(model: type) -> Any:
+            if self._commits_at_the_end:
+                return factory_of(model, base)
+            if model not in parents:
+                parents[model] = derived(model, base)
+            options = parents[model]._meta  # noqa: SLF001 -- factory_boy's name
+            options.named_session = self.named_session  # a suite may set another for each test
+            options.sqlalchemy_session_factory = self.sqlalchemy_session_factory
+            options.named_persistence = self.named_persistence
+            return parents[model]
+
+        made = auto_declarations(self.get_model_class(), declared, factory_of_parent)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+        every, _ = parse_declarations(self._merged(made.declarations))  # type: ignore[no-untyped-call]  # as above
+        self._set_declarations(every)
+        self.from_model = made  # last, since another thread may look
+
+    def _set_declarations(self, declared: DeclarationSet) -> None:
+        self._pre_declarations = AttributeDeclarations(declared.as_dict(), self)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     def prepare_arguments(self, attributes: dict[str, Any]) -> Any:
         """The arguments of the model."""
+        if self.from_model is not None and self.from_model.parents:
+            parents = self.from_model.parents
+            attributes = {name: each for name, each in attributes.items() if name not in parents}
         if CoroutineType in map(type, attributes.values()):
             refuse_coroutines(attributes, self.factory)
         return super().prepare_arguments(attributes)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
@@ -168,7 +255,7 @@ class TrackedOptions(SQLAlchemyOptions):
         if not call.made:
             call.transaction = session.get_transaction()
         call.made.append(instance)
-        session.flush()
+        self._flush(session)
         return instance
 
     def _instantiate_elsewhere(
@@ -185,10 +272,18 @@ class TrackedOptions(SQLAlchemyOptions):
         session = session_behind(self.sqlalchemy_session)
         if session is not None:
             if used is not None:
-                session.flush()  # a _create of the factory's own may have left that out
+                self._flush(session)  # a _create of the factory's own may have left that out
             if not self.sqlalchemy_get_or_create or is_new(instance, session):
                 record(instance)
         return instance
+
+    def _flush(self, session: Any) -> None:
+        try:
+            session.flush()
+        except DBAPIError as error:  # on MariaDB a CHECK raises an OperationalError
+            if self.auto:
+                note_constraint(error, self.get_model_class())  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            raise
 
     def use_postgeneration_results(self, step: Any, instance: Any, results: dict[str, Any]) -> None:
         """Call the factory's last hook; commit if the call that flushed the object has ended."""
@@ -241,11 +336,22 @@ class TrackedOptions(SQLAlchemyOptions):
 
     def _build_default_options(self) -> list[OptionDefault]:
         return [
-            _Named(option.name, option.value, inherit=True, checker=option.checker)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-            if option.name in _NAMED
-            else option
-            for option in super()._build_default_options()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            OptionDefault("auto", False, inherit=True, checker=_check_auto),  # type: ignore[no-untyped-call]  # noqa: FBT003 -- factory_boy's is untyped, and its second argument is the value
+            *(
+                _Named(option.name, option.value, inherit=True, checker=option.checker)  # type: ignore[no-untyped-call]  # as above
+                if option.name in _NAMED
+                else option
+                for option in super()._build_default_options()  # type: ignore[no-untyped-call]  # as above
+            ),
         ]
+
+
+def _root(name: str) -> str:
+    return name.partition("__")[0] or name
+
+
+def _check_auto(meta: Any, value: Any) -> None:
+    check("class Meta", {"auto": SWITCH}, [("auto", value)])
 
 
 def watch(tracker: ResourceTracker, session: Any) -> None:
