@@ -1,4 +1,7 @@
-"""A suite that swaps the base class must not notice: each test runs on both bases."""
+"""A suite that swaps the base class must not notice: each test runs on both bases.
+
+``tests/real/test_drop_in.py`` runs the suites of factory_boy and pytest-factoryboy.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,11 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, scoped_session, sessionmaker
 
-from tidyrows import worker
+from tidyrows import CleanupManager, ResourceTracker, worker
 from tidyrows.factories import TrackedFactory
+
+WITHOUT_SESSION = RuntimeError, sa.exc.OperationalError
+"""The second one with a tracker: its session is used, and its database has no tables here."""
 
 
 class Base(DeclarativeBase):
@@ -33,9 +39,15 @@ def _lone_worker(monkeypatch):
     monkeypatch.setattr(worker._process, "current", worker.WorkerContext("lone", "main", 0))
 
 
-@pytest.fixture(params=[TrackedFactory, SQLAlchemyModelFactory])
-def base(request):
-    return request.param
+@pytest.fixture(params=["factory_boy", "tidyrows", "tidyrows with a tracker"])
+def base(request, tmp_path):
+    if request.param != "tidyrows with a tracker":
+        yield SQLAlchemyModelFactory if request.param == "factory_boy" else TrackedFactory
+        return
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'tracked.db'}")
+    with CleanupManager(ResourceTracker(engine)):
+        yield TrackedFactory
+    engine.dispose()
 
 
 @pytest.fixture
@@ -156,7 +168,7 @@ def test_without_a_session_creating_is_a_runtime_error_and_building_is_not(base)
             model = Page
             sqlalchemy_session = None
 
-    with pytest.raises(RuntimeError, match="session"):
+    with pytest.raises(WITHOUT_SESSION, match=r"session|no such table"):
         Sessionless()
     assert Sessionless.build(slug="a").slug == "a"
 
@@ -199,7 +211,7 @@ def test_a_session_set_on_meta_later_is_used(base, session):
     Late._meta.sqlalchemy_session = session
     assert Late() in session
     Late._meta.sqlalchemy_session = None
-    with pytest.raises(RuntimeError):
+    with pytest.raises(WITHOUT_SESSION, match=r"session|no such table"):
         Late()
 
 
