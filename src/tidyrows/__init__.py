@@ -30,6 +30,7 @@ from tidyrows.dialects import Blocker
 from tidyrows.errors import (
     ArgumentError,
     AutoFactoryError,
+    BulkError,
     CleanupError,
     ConnectionBudgetError,
     DataFileError,
@@ -92,6 +93,7 @@ __all__ = [
     "Attempt",
     "AutoFactoryError",
     "Blocker",
+    "BulkError",
     "CleanupError",
     "CleanupManager",
     "CleanupReport",

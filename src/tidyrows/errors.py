@@ -114,6 +114,33 @@ class ScopeError(TidyRowsError, ValueError):
     need: int | None = None
 
 
+class BulkError(TidyRowsError):
+    """A factory needs the row of each object, so it cannot have the rows of many written at once.
+
+    Attributes:
+        factory: the factory, which may be one of a SubFactory.
+        declaration: what needs the row: the name of a declaration, a method, an option of Meta.
+        reason: why it does.
+    """
+
+    factory: type[Any]
+    declaration: str
+    reason: str
+
+    def __init__(
+        self, called: type[Any], factory: type[Any], declaration: str, reason: str
+    ) -> None:
+        name = called.__name__
+        super().__init__(
+            f"{name}.create_bulk() writes the rows of many objects at once, and cannot honour "
+            f"{factory.__name__}.{declaration}: {reason}. Write {name}.create_bulk(n, hooks=True), "
+            f"which makes one object after the other, or {name}.create_batch(n).",
+            factory=factory,
+            declaration=declaration,
+            reason=reason,
+        )
+
+
 class WorkerContextError(TidyRowsError, ValueError):
     """A run, worker or test id cannot be used; the message names the variable."""
 

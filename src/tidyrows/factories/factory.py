@@ -14,6 +14,7 @@ from factory.enums import CREATE_STRATEGY
 from tidyrows.arguments import checked
 from tidyrows.capture.ownership import entered
 from tidyrows.errors import NoSessionError, SessionStateError
+from tidyrows.factories.bulk import CHUNK_SIZE, create_bulk
 from tidyrows.factories.call import innermost_call, running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.coroutines import AwaitingBuilder
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from types import FrameType
 
+    from tidyrows.cleanup.report import Progress
     from tidyrows.tracking.tracker import ResourceTracker
 
 T = TypeVar("T")
@@ -124,6 +126,54 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         return await _in_greenlet(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
+    def create_bulk(
+        cls,
+        n: int,
+        *,
+        returning: bool = True,
+        chunk_size: int = CHUNK_SIZE,
+        on_progress: Callable[[Progress], None] | None = None,
+        hooks: bool = False,
+        **kwargs: Any,
+    ) -> list[T]:
+        """Create ``n`` objects, whose rows are written with a few statements for each table.
+
+        Every declaration gives its value for each object, as with :meth:`create_batch`. The rows of
+        SubFactories are written first. Declarations do not see the rows of this call in queries.
+
+        Args:
+            n: how many.
+            returning: False for rows alone: nothing is returned, each chunk has its own commit, and
+                the memory that is used does not grow with ``n``.
+            chunk_size: how many objects are made before their rows are written.
+            on_progress: called with a :class:`Progress` after each chunk, as ``progress_bar()``.
+            hooks: make one object after the other, as :meth:`create_batch` does: for factories with
+                hooks, ``_create`` methods, or ``sqlalchemy_get_or_create``.
+            kwargs: overrides, as ``org__name="one"``.
+
+        Raises:
+            ArgumentError: an argument does not fit.
+            BulkError: a declaration needs the row of each object; ``hooks=True`` gives it.
+
+        Example:
+            >>> users = UserFactory.create_bulk(10_000, org=org)
+        """
+        return create_bulk(
+            cls,
+            n,
+            kwargs,
+            returning=returning,
+            chunk_size=chunk_size,
+            on_progress=on_progress,
+            hooks=hooks,
+        )
+
+    @classmethod
+    async def create_bulk_async(cls, n: int, **kwargs: Any) -> list[T]:
+        """:meth:`create_bulk` through an asynchronous engine or session, with its arguments."""
+        return await _in_greenlet(lambda: cls.create_bulk(n, **kwargs))
+
+    @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> BoundFactory[T]:
         """This factory with a tracker that the context does not reach, as in another thread.
 
@@ -173,7 +223,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         return AwaitingBuilder(cls._meta, params, strategy).build()  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
     @classmethod
-    def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
+    def _session_of_call(cls) -> Any:
+        """The session of Meta, of its session factory, or of the ambient tracker."""
         options = cls._meta
         if options.sqlalchemy_session_factory and used_session() is None:
             options.sqlalchemy_session = options.sqlalchemy_session_factory()
@@ -189,11 +240,16 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         if is_async(session):
             cls._refuse_blocking(session)
             session = session_behind(session)
+        return session
+
+    @classmethod
+    def _create(cls, model_class: type[T], *args: Any, **kwargs: Any) -> T:
+        session = cls._session_of_call()
         made: T
-        if options.sqlalchemy_get_or_create:
+        if cls._meta.sqlalchemy_get_or_create:
             made = cls._get_or_create(model_class, session, args, kwargs)
         else:
-            made = cls._save(options.constructor(model_class), session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
+            made = cls._save(cls._meta.constructor(model_class), session, args, kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         return made
 
     @classmethod
@@ -248,6 +304,16 @@ class BoundFactory(Generic[T]):
         """Create ``size`` objects through an asynchronous engine or session, with one commit."""
         with self.block():
             return await self.factory.create_batch_async(size, **kwargs)
+
+    def create_bulk(self, n: int, **kwargs: Any) -> list[T]:
+        """:meth:`TrackedFactory.create_bulk`, with its arguments."""
+        with self.block():
+            return self.factory.create_bulk(n, **kwargs)
+
+    async def create_bulk_async(self, n: int, **kwargs: Any) -> list[T]:
+        """:meth:`TrackedFactory.create_bulk_async`, with its arguments."""
+        with self.block():
+            return await self.factory.create_bulk_async(n, **kwargs)
 
     def build(self, **kwargs: Any) -> T:
         """Build an object; of a tracker, its tag is in the scoped values."""

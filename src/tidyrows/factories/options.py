@@ -120,7 +120,7 @@ class TrackedOptions(SQLAlchemyOptions):
     @property
     def flushes_each_object(self) -> bool:
         """Whether an object has its row when the factory returns it."""
-        return self.sqlalchemy_session_persistence is not None or self._commits_at_the_end
+        return self.sqlalchemy_session_persistence is not None or self.commits_at_the_end
 
     def next_sequence(self) -> int:
         """The next number of factory_boy's counter for this worker.
@@ -204,7 +204,7 @@ class TrackedOptions(SQLAlchemyOptions):
         parents: dict[type, Any] = {}
 
         def factory_of_parent(model: type) -> Any:
-            if self._commits_at_the_end:
+            if self.commits_at_the_end:
                 return factory_of(model, base)
             if model not in parents:
                 parents[model] = derived(model, base)
@@ -238,7 +238,7 @@ class TrackedOptions(SQLAlchemyOptions):
         if step.builder.strategy != CREATE_STRATEGY:
             return make(step, args, kwargs)
         tracker = current_tracker()
-        if tracker is None or not self._commits_at_the_end:
+        if tracker is None or not self.commits_at_the_end:
             return self._instantiate_elsewhere(tracker, lambda: make(step, args, kwargs))
         call = running_call(tracker)
         if call is None:
@@ -317,7 +317,7 @@ class TrackedOptions(SQLAlchemyOptions):
             session.commit()
 
     @property
-    def _commits_at_the_end(self) -> bool:
+    def commits_at_the_end(self) -> bool:
         """Whether the outermost call commits the objects, through the ambient tracker's session."""
         return (
             used_session() is None
