@@ -146,7 +146,14 @@ def usable(made):
 
 
 @everywhere
-@pytest.mark.parametrize("make", [BusyFactory, lambda: BusyFactory.create_batch(2)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        BusyFactory,
+        lambda: BusyFactory.create_batch(2),
+        lambda: OrderFactory.create_bulk(3, chunk_size=2),
+    ],
+)
 def test_wherever_it_is_undone_the_call_ends_as_if_nothing_had_been(zoo_engine, make):
     """Scoped tags, sequences and iterators go on from call to call: everything else is equal."""
 
