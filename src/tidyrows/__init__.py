@@ -85,10 +85,14 @@ from tidyrows.transaction_retry import with_retries
 from tidyrows.worker import WorkerContext
 
 if TYPE_CHECKING:
+    from tidyrows.accounts.accounts import AccountProvider, Accounts
+    from tidyrows.accounts.login import Login
     from tidyrows.data.dumping import dump_rows
     from tidyrows.data.loading import load_rows, load_rows_async
 
 __all__ = [
+    "AccountProvider",
+    "Accounts",
     "ArgumentError",
     "Attempt",
     "AutoFactoryError",
@@ -116,6 +120,7 @@ __all__ = [
     "LockLostError",
     "LockManager",
     "LockTimeoutError",
+    "Login",
     "NoPrimaryKeyError",
     "NoSessionError",
     "NotBoundError",
@@ -181,6 +186,9 @@ __version__: str
 
 if not TYPE_CHECKING:  # or a type checker would accept every name
     _ROOMS = {
+        "AccountProvider": "accounts.accounts",
+        "Accounts": "accounts.accounts",
+        "Login": "accounts.login",
         "dump_rows": "data.dumping",
         "load_rows": "data.loading",
         "load_rows_async": "data.loading",

@@ -21,7 +21,7 @@ PLUGIN = "pytest_tidyrows"
 FLOORS = {
     room: floor
     for floor, rooms in enumerate((
-        "errors keys greenlets arguments locked_files",
+        "errors keys greenlets arguments locked_files private_folder",
         "schema",
         "dialects",
         "worker template production external key_json retry",
@@ -30,7 +30,7 @@ FLOORS = {
         "tracking",
         "cleanup transaction_retry",
         "sweep observe witness",
-        "factories isolation",
+        "factories isolation accounts",
         "suite audit insights data",
         "testing",
         "cli pytest_tidyrows",

@@ -7,10 +7,12 @@ from functools import partial
 
 import pytest
 
+from accounts import ShopAccounts
 from app.models import connect, create_schema
 from client import Customer
 from factories import SignedInUserFactory
 from serving import running_payments, running_shop
+from tidyrows import Accounts
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +51,14 @@ def shop_url(database_url, payments):
 def signed_in(tidy, shop_url):
     """Makes users who have logged in, as ``signed_in(name="Ann")``."""
     return partial(SignedInUserFactory, shop=shop_url)
+
+
+@pytest.fixture(scope="session")
+def buyer(tidy_worker, tidy_engine, shop_url):
+    """The login of an account that this worker has signed up, for all of its tests."""
+    accounts = Accounts(ShopAccounts(shop_url, tidy_engine), username="buyer-{tag}@example.test")
+    with tidy_worker:
+        return accounts.log_in("buyer")
 
 
 @pytest.fixture

@@ -52,6 +52,14 @@ def test_a_signed_in_user_sees_the_order_in_a_browser(signed_in, device, browser
     assert product.name in browser.find_element(By.TAG_NAME, "li").text
 
 
+def test_the_account_of_the_worker_is_signed_in_in_a_browser(buyer, browser, shop_url):
+    browser.get(f"{shop_url}/login")  # a cookie is set where its site is open
+    for cookie in buyer.selenium_cookies:
+        browser.add_cookie(cookie)
+    browser.get(f"{shop_url}/orders")
+    assert browser.find_element(By.ID, "who").text == "buyer"
+
+
 @pytest.mark.usefixtures("tidy")
 def test_a_user_logs_in_with_the_form(browser, shop_url):
     user = UserFactory(name="Bob")

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
-from pathlib import Path
-from stat import S_IRWXG, S_IRWXO, S_ISDIR
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
@@ -19,11 +16,13 @@ import sqlalchemy as sa
 from tidyrows.dialects import Blocker
 from tidyrows.errors import LockTimeoutError, OncePerRunError, TidyRowsError, add_note, text_of
 from tidyrows.locked_files import LockedFile
+from tidyrows.private_folder import private_folder
 from tidyrows.worker import printable, session_label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
     from tidyrows.worker import WorkerContext
 
@@ -186,16 +185,7 @@ def run_folder(run_id: str) -> Path:
     Raises:
         OncePerRunError: somebody else could have put results there.
     """
-    user = str(os.getuid()) if hasattr(os, "getuid") else os.environ.get("USERNAME", "")
-    above = Path(tempfile.gettempdir()) / f"tidyrows-{user}"
-    above.mkdir(mode=0o700, exist_ok=True)
-    facts = above.lstat()
-    is_private = S_ISDIR(facts.st_mode) and not facts.st_mode & (S_IRWXG | S_IRWXO)
-    if hasattr(os, "getuid") and not (is_private and facts.st_uid == os.getuid()):
-        raise OncePerRunError(
-            f"{above} is not a folder of this user alone (mode 0700), so what is in it may come "
-            f"from somebody else. Delete it, or set TMPDIR to another folder."
-        )
+    above = private_folder(OncePerRunError)
     folder = above / blake2b(run_id.encode(), digest_size=8).hexdigest()
     if not folder.exists():
         _delete_old(above)
