@@ -1,6 +1,12 @@
-"""What a type checker says of a tracked factory, and of this library's factories room."""
+"""What type checkers say of a tracked factory, of the factories room, and of the README."""
 
 from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -59,6 +65,7 @@ def check(tracker: ResourceTracker, values: dict[str, Any]) -> None:
     reveal_type(UserFactory.scoped_to(tracker).create_batch(3))
     reveal_type(UserFactory.scoped_to(tracker).build())
     reveal_type(UserFactory.scoped_to(tracker).build_batch(3))
+    reveal_type(UserFactory.using(Session()).create())
     with CleanupManager(tracker) as cleanup:
         pass
     reveal_type(cleanup.report)
@@ -92,16 +99,48 @@ async def check_async(tracker: ResourceTracker) -> None:
 REPORT = "tidyrows.cleanup.report.CleanupReport"
 PAY_SOME = "def (amount: int, to: str =) -> str"
 ONE, MANY = "snippet.User", "list[snippet.User]"
-REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY]
+REVEALED = [ONE, ONE, ONE, ONE, MANY, ONE, MANY, ONE, ONE, MANY, ONE, MANY, ONE]
 REVEALED += [REPORT, ONE, MANY, "str", PAY_SOME, ONE, MANY, ONE, MANY, "int"]
 
 
-def test_every_call_of_a_factory_is_typed_as_its_model(tmp_path):
-    snippet = tmp_path / "snippet.py"
+README = (Path(__file__).parent.parent.parent / "README.md").read_text()
+CALLS = """
+from typing import assert_type
+
+assert_type(UserFactory(), User)
+assert_type(UserFactory.create(name="x"), User)
+assert_type(UserFactory.create_batch(3), list[User])
+"""
+
+
+@pytest.fixture
+def files(tmp_path):
+    snippet, readme = tmp_path / "snippet.py", tmp_path / "readme.py"
     snippet.write_text(SNIPPET)
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    readme.write_text(block[1] + CALLS)
+    return snippet, readme
+
+
+def test_every_call_of_a_factory_is_typed_as_its_model_and_the_readme_has_no_error(files):
     # With mypy's own cache: CI has just filled it.
-    output, errors, status = api.run(["--strict", "--no-error-summary", str(snippet)])
+    output, errors, status = api.run(["--strict", "--no-error-summary", *map(str, files)])
     said = [line for line in output.splitlines() if "snippet.py" in line]
     assert [line.partition("is ")[2].strip('"') for line in said] == REVEALED, output
     assert not errors
     assert status == 0, output
+
+
+@pytest.mark.soak
+def test_pyright_agrees_on_the_readme(files):
+    pyright = shutil.which("pyright")
+    if pyright is None:
+        pytest.skip('pyright is not at hand: `pip install "pyright[nodejs]"`')
+    ended = subprocess.run(
+        [pyright, "--pythonpath", sys.executable, files[1]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert ended.stdout.startswith("0 errors"), ended.stdout
