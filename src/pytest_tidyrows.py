@@ -52,6 +52,13 @@ _RECORDS = "tidyrows"
 """The attribute of a report that carries the records of the plugin."""
 _NOTES = "tidyrows_notes"
 """The key in xdist's ``workerinput`` of the folder for a worker's notes."""
+_SEEDER = "tidyrows seeder"
+_SEED_OF_RUN = "tidyrows_seed"
+"""The key in ``workerinput`` of what :data:`_SEED` holds in the controller."""
+_RANDOMLY = "randomly_seed"
+"""The option of pytest-randomly, which has a number after its own configuration."""
+_SEED = pytest.StashKey[tuple[int, bool]]()
+"""The seed of the run, and whether somebody has chosen it."""
 _ENVIRONMENT = pytest.StashKey[dict[str, str]]()
 """The environment in which the audit starts the suite again: conftest.py may change it."""
 _FOLDER = pytest.StashKey[Path]()
@@ -95,6 +102,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the tests in the order in which an audit saw one fail",
     )
     option("--tidy-audit-again", help=argparse.SUPPRESS)
+    option(
+        "--tidy-seed",
+        metavar="N",
+        type=int,
+        help="repeat the random values of the run that had this seed (or set TIDYROWS_SEED)",
+    )
     for name, choice in _CHOICES.items():
         text = f"for the cleanup of every test: {choice}"
         if name in {"own", "protect"}:
@@ -149,8 +162,10 @@ def _register_autouse(config: pytest.Config) -> None:
     config.pluginmanager.register(Autouse(config, everything=_AUTOUSE_ON[value]), _AUTOUSE)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-randomly, which takes over our seed
 def pytest_configure(config: pytest.Config) -> None:
     """Register the mark and what was asked for; claim the worker's values for this process."""
+    config.stash[_SEED] = _base_seed(config)
     config.addinivalue_line("markers", _MARK)
     residue = str(config.getini("tidy_residue"))
     if residue.strip().lower() not in _RESIDUE:
@@ -186,8 +201,19 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         autouse.begin(_load(session.config))
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """The seed of the run; pytest-randomly prints its own."""
+    if hasattr(config.option, _RANDOMLY):
+        return None
+    return f"tidyrows: --tidy-seed={config.stash[_SEED][0]}"
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """What test cases of unittest leave is said at the end of the run, too."""
+    """Seed the tests of a suite with tracked factories.
+
+    What test cases of unittest leave is said at the end of the run, too.
+    """
+    _seed_tests(session.config)
     cases = sys.modules.get("tidyrows.testing.unittest_case")
     if cases is not None:
         cases.RESIDUE.forward = _load(session.config).add
@@ -210,6 +236,45 @@ def pytest_configure_node(node: Any) -> None:
         config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
         config.pluginmanager.register(_Loader(config), _LOADER)
     node.workerinput[_NOTES] = str(config.stash[_FOLDER])
+    node.workerinput[_SEED_OF_RUN] = config.stash[_SEED]
+
+
+def _base_seed(config: pytest.Config) -> tuple[int, bool]:
+    """The seed of the run, and whether somebody has chosen it."""
+    worker = getattr(config, "workerinput", {})
+    if _SEED_OF_RUN in worker:
+        return tuple(worker[_SEED_OF_RUN])
+    seed = config.getoption("--tidy-seed")
+    text = os.environ.get("TIDYROWS_SEED")
+    if seed is None and text:
+        try:
+            seed = int(text)
+        except ValueError:
+            raise pytest.UsageError(f"TIDYROWS_SEED is {text!r}, which is no number.") from None
+    if seed is None:
+        return int.from_bytes(os.urandom(4), "big"), False
+    if getattr(config.option, _RANDOMLY, None) == "default":
+        setattr(config.option, _RANDOMLY, seed)
+    return seed, True
+
+
+def _seed_tests(config: pytest.Config) -> None:
+    room = sys.modules.get("tidyrows.factories.factory")
+    if room is None or not room.TrackedFactory.__subclasses__():
+        return
+    if config.pluginmanager.has_plugin(_SEEDER):
+        return
+    from tidyrows.factories.seeding import BaseSeed  # noqa: PLC0415 -- as above
+    from tidyrows.testing.pytest_seed import SeedPlugin  # noqa: PLC0415 -- as above
+
+    seed, given = config.stash[_SEED]
+    if hasattr(config.option, _RANDOMLY):
+        base = BaseSeed(str(config.getoption(_RANDOMLY)), is_given=True)
+        seeds_tests = not config.getoption("randomly_reset_seed")
+        plugin = SeedPlugin(base, "--randomly-seed", seeds_tests=seeds_tests)
+    else:
+        plugin = SeedPlugin(BaseSeed(str(seed), is_given=given), "--tidy-seed")
+    config.pluginmanager.register(plugin, _SEEDER)
 
 
 class _Loader:

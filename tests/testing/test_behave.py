@@ -47,6 +47,23 @@ def fault(context):
         raise RuntimeError("the step's own")
 """
 
+FEATURE_THAT_DRAWS = """
+Feature: values
+  Scenario: one
+    Given a value
+    Given a fault
+  Scenario: two
+    Given a value
+"""
+
+DRAWING = """
+import random, sys
+
+@given("a value")
+def a_value(context):
+    print(f"drawn {context.tidy.context.test_id}: {random.random()}", file=sys.__stderr__)
+"""
+
 ENVIRONMENT = """
 from models import *
 from tidyrows.testing.behave import setup
@@ -83,6 +100,23 @@ def test_a_failing_step_leaves_nothing(suite, monkeypatch):
     assert code == 1
     assert "the step's own" in said
     assert suite.rows() == suite.before
+
+
+@mostly_on("sqlite")
+def test_random_values_follow_the_seed(suite, monkeypatch):
+    suite.append("features/steps/steps.py", DRAWING)
+    monkeypatch.setenv("FAULT", "1")
+    drawn = []
+    for features in ("one two", "two one"):
+        for name in ("one", "two"):
+            suite.write(f"features/{name}.feature", FEATURE_THAT_DRAWS)
+        arguments = [f"features/{name}.feature" for name in features.split()]
+        code, said = suite.run("behave", *arguments, TIDYROWS_SEED="5")
+        assert code == 1
+        assert "tidyrows: TIDYROWS_SEED=5 repeats the random values" in said
+        drawn.append(dict(re.findall(r"^drawn (.*): (.*)$", said, re.MULTILINE)))
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0].values())) == len(drawn[0]) == 4
 
 
 @mostly_on("sqlite")

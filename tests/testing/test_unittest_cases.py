@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
+import json
+import random
 import signal
+import sys
 import unittest
 
+import factory.random
 import pytest
 import sqlalchemy as sa
 
 from harness.targets import on
+from tidyrows.factories import seeding
+from tidyrows.factories.seeding import Seeded
 from tidyrows.testing import TidyTestCase
+from tidyrows.testing.unittest_case import RESIDUE
 
 pytestmark = on("sqlite")  # unittest's machinery, which is the same everywhere
 
@@ -136,3 +144,49 @@ def test_an_interrupt_in_the_middle_of_a_cleanup_leaves_nothing(things):
         run(Case)
     Case.doClassCleanups()  # as the end of the process would
     assert things.names() == []
+
+
+def test_random_values_follow_the_seed_of_the_process(things, monkeypatch):
+    """Under pytest they follow that of pytest, which is off here."""
+    printed = io.StringIO()
+    monkeypatch.setattr(sys, "__stderr__", printed)
+    monkeypatch.setattr(Seeded, "open", 0)
+    monkeypatch.setattr(factory.random.randgen, "state_set", False)
+    monkeypatch.setattr(seeding, "_of_process", None)
+    monkeypatch.setenv("TIDYROWS_SEED", "77")
+    monkeypatch.setattr(RESIDUE, "forward", None)
+    drawn = {}
+
+    def draw():
+        return [factory.random.randgen.random(), random.random()]
+
+    class Case(TidyTestCase):
+        tidy_engine = things.engine
+
+        @classmethod
+        def setUpClass(cls):
+            drawn.setdefault("class", []).append(draw())
+
+        def setUp(self):
+            drawn.setdefault(self.id(), []).append(draw())
+
+        def test_it(self):
+            drawn.setdefault("test", []).append(draw())
+            self.fail("by the test")
+
+        def test_other(self):
+            pass
+
+    class Reversed(unittest.TestLoader):
+        sortTestMethodsUsing = staticmethod(lambda one, other: (one < other) - (one > other))  # noqa: N815 -- unittest's name
+
+    before = factory.random.randgen.getstate(), random.getstate()
+    for loader in (unittest.TestLoader(), Reversed()):
+        ended = unittest.TestResult()
+        loader.loadTestsFromTestCase(Case).run(ended)
+        assert len(ended.failures) == 1
+    assert before == (factory.random.randgen.getstate(), random.getstate())
+    assert [first == second for first, second in drawn.values()] == [True] * 4
+    assert len({json.dumps(first) for first, _ in drawn.values()}) == 4
+    RESIDUE.print()
+    assert "TIDYROWS_SEED=77 repeats the random values of the failed tests" in printed.getvalue()

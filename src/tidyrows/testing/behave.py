@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from behave.fixture import fixture, use_fixture
 
+from tidyrows.factories.seeding import BaseSeed, Seeded, worker_id
 from tidyrows.isolation.levels import WORKER
 from tidyrows.testing.summary import ResidueOfProcess
 from tidyrows.testing.tidy import Tidy
@@ -93,19 +94,26 @@ def tidy_rows(
         statement: the feature or scenario.
         options: passed to :class:`Tidy`.
     """
-    if statement.type == "feature":
+    name = f"{statement.filename}:{statement.line}"
+    is_shared = statement.type == "feature"
+    if is_shared:
         options["isolation"] = WORKER
-    tidy = Tidy(bind, test=f"{statement.filename}:{statement.line}", **options)
+    tidy = Tidy(bind, test=name, **options)
     tidy.start()
     context.tidy = tidy
-    if statement.type == "feature":
+    if is_shared:
         context.tidy_feature = tidy
-    yield tidy
+    key = (worker_id(), name) if is_shared else (name,)
+    with Seeded(BaseSeed.of_process(), *key, is_shared=is_shared) as seeded:
+        yield tidy
+    failed = statement.status.name in _FAILED
     try:
-        kept = tidy.finish(failed=statement.status.name in _FAILED)
+        kept = tidy.finish(failed=failed)
     finally:
         if "tidy_residue" in context:  # after setup()
             context.tidy_residue.add(tidy)
+            if failed:
+                context.tidy_residue.note_failure(seeded)
     if kept is not None:
         # behave shows what a cleanup prints only where the cleanup fails.
         print(kept, file=sys.__stderr__)

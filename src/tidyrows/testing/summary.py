@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from tidyrows.factories.seeding import Seeded
     from tidyrows.suite.cleanups import Record
     from tidyrows.testing.tidy import Tidy
 
@@ -133,6 +134,7 @@ class ResidueOfProcess:
         self.forward: Callable[[Record], None] | None = None
         self._residue = RunResidue()
         self._engines: dict[str, sa.Engine] = {}
+        self._seed: str | None = None
         atexit.register(self.print)
 
     def add(self, tidy: Tidy) -> None:
@@ -145,11 +147,20 @@ class ResidueOfProcess:
             self._residue.add(test, notes.found)
             self._engines |= notes.engines
 
+    def note_failure(self, seeded: Seeded) -> None:
+        """A test has failed: its random values can be repeated."""
+        if seeded.has_drawn:
+            self._seed = seeded.base.value
+
     def print(self) -> None:
         """Look at what is still there, and print it."""
         residue, self._residue = self._residue, RunResidue()
         residue.look(self._engines)
         for line in residue.lines():
+            print(line, file=sys.__stderr__)
+        seed, self._seed = self._seed, None
+        if seed is not None:
+            line = f"tidyrows: TIDYROWS_SEED={seed} repeats the random values of the failed tests"
             print(line, file=sys.__stderr__)
 
 

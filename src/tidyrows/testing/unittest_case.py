@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tidyrows.errors import NotBoundError, add_note, text_of
+from tidyrows.factories.seeding import BaseSeed, Seeded, worker_id
 from tidyrows.greenlets import is_async
 from tidyrows.isolation.levels import WORKER
 from tidyrows.testing.summary import ResidueOfProcess
@@ -181,9 +182,13 @@ class TidyTestCase(unittest.TestCase):
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """As unittest's."""
         self._tidy_result = result
+        seeded = Seeded(BaseSeed.of_process(), self.id(), is_outermost=True)  # or it is pytest's
         try:
-            return super().run(result)
+            with seeded:
+                return super().run(result)
         finally:
+            if self._tidy_errors:
+                RESIDUE.note_failure(seeded)
             self._tidy_result = None
             self._tidy_errors = []  # they hold the frames of the test
 
@@ -206,7 +211,9 @@ def _with_class_tracker(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     @functools.wraps(function)
     def set_up(cls: Any) -> Any:
         cls._start_class()
-        return function(cls)
+        key = (worker_id(), cls.__module__, cls.__qualname__)
+        with Seeded(BaseSeed.of_process(), *key, is_shared=True, is_outermost=True):
+            return function(cls)
 
     return set_up
 
