@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks.measure import paired, say, seconds
+from harness.suites import Suite
 from tidyrows.dialects import LockName, dialect_for
 from tidyrows.isolation import lease
 from tidyrows.isolation.blueprint import ddl_of
@@ -125,3 +126,37 @@ def test_the_first_build_against_create_all(database):
     say(f"replay, {database.backend}", ours, theirs, ratio, f"1/{GOALS[database.backend][1]}")
     print(f"{1 / ratio:.1f} times faster")
     held.release()
+
+
+WAITING = """
+    import time
+    import pytest
+    from models import Base, UserFactory
+
+    @pytest.fixture(scope="session")
+    def tidy_options():
+        return {"metadata": Base.metadata}
+
+    @pytest.mark.parametrize("n", range(200))
+    def test_rows(tidy, n):
+        UserFactory.create_batch(3)
+        time.sleep(0.05)  # the application at work
+"""
+
+
+@pytest.mark.benchmark
+def test_eight_workers_against_one(outside, tmp_path):
+    """Two hundred tests that wait 50 ms each, at level schema, with all that a run costs."""
+    suite = Suite(tmp_path, outside)
+    suite.write("test_it.py", WAITING)
+    suite.write("pytest.ini", "[pytest]\ntidy_isolation = schema\n")
+
+    def run(*arguments):
+        def work():
+            assert suite.pytest(*arguments, forked=False).outcomes == {"passed": 200}
+
+        return lambda: seconds(work)
+
+    figures = paired(run(), run("-n", "8"), 1)
+    prune(outside, older_than=0)
+    say(f"{outside.dialect.name}, one worker against eight", *figures, "3x")
