@@ -138,6 +138,20 @@ def test_rows_of_the_seed_stay_and_are_repaired(space_engine, held):
             assert count(connection, USERS) == 0
 
 
+def test_a_schema_is_built_like_one_that_is_there(space_engine):
+    METADATA.create_all(space_engine)
+    with space_engine.begin() as connection:
+        connection.execute(sa.insert(ORGS), [{"kind": "big"}, {"kind": "big"}])
+    found = sa.MetaData()
+    found.reflect(space_engine)
+    with isolate(space_engine, "schema", metadata=found) as db, db.engine.begin() as connection:
+        connection.execute(sa.insert(ORGS).values(kind="small"))
+        rows = connection.execute(sa.select(ORGS.c.id, ORGS.c.name)).all()
+        assert rows == [(1, "100%'")]  # the numbers are the schema's own
+    with space_engine.connect() as connection:
+        assert count(connection, ORGS) == 2
+
+
 def test_functions_build_a_schema_for_one_test(space_engine):
     def migrate(bind):
         METADATA.create_all(bind)
