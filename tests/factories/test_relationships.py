@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import factory
+import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from harness.factories import (
     AnimalFactory,
     DogFactory,
     EngineerFactory,
     GroupFactory,
+    OrderFactory,
+    OrderLineFactory,
     PersonFactory,
     UserFactory,
 )
-from harness.models import Animal, Dog, Engineer, Person, user_groups
-from tidyrows import CleanupManager, ResourceTracker, TrackedFactory
+from harness.models import Animal, Dog, Engineer, Order, OrderLine, Person, user_groups
+from tidyrows import BulkError, CleanupManager, ResourceTracker, TrackedFactory
 
 
 def test_a_list_joins_objects_with_a_hook_and_without(zoo_engine):
@@ -41,6 +45,36 @@ def test_a_list_joins_objects_with_a_hook_and_without(zoo_engine):
         with zoo_engine.connect() as connection:
             pairs = connection.scalar(sa.select(sa.func.count()).select_from(user_groups))
         assert pairs == 3 * 3 * 2 + 1 + 2
+    assert not cleanup.report.leftovers
+
+
+def test_objects_in_place_of_a_related_factory_are_the_relationship(zoo_engine):
+    """factory_boy leaves the relationship empty."""
+
+    class HolderFactory(UserFactory):
+        orders = factory.RelatedFactory(OrderFactory, factory_related_name="user")
+
+    tracker = ResourceTracker(zoo_engine)
+    with CleanupManager(tracker) as cleanup:
+        lines = [OrderLineFactory.build(order=None, line_no=number) for number in (7, 8)]
+        order = OrderFactory(lines=lines)
+        assert order.lines == lines
+        assert len(OrderFactory().lines) == 2
+        assert OrderFactory(lines=None).lines == OrderFactory(lines=[]).lines == []
+        holder = HolderFactory(orders=[order])
+        assert holder.orders == [order]
+        line = OrderLineFactory.build(order=None, line_no=9)
+        assert line in OrderLineFactory(order__lines=[line]).order.lines
+        built = OrderFactory.build(lines=[OrderLineFactory.build(order=None)])
+        assert len(built.lines) == 1
+        with pytest.raises(BulkError, match="lines"):
+            OrderFactory.create_bulk(1, lines=lines)
+        with Session(zoo_engine) as session:
+            found = session.scalars(
+                sa.select(OrderLine.line_no).where(OrderLine.order_id == order.id)
+            )
+            assert sorted(found) == [7, 8]
+            assert session.get(Order, order.id).user_id == holder.id
     assert not cleanup.report.leftovers
 
 

@@ -42,22 +42,30 @@ def key_attributes(options: Any) -> dict[str, frozenset[str]]:
     return found
 
 
-class AttributeDeclarations(DeclarationSet):
+class CallDeclarations(DeclarationSet):
     """The declarations of a factory, to a copy of which a call adds its own values.
 
     All builders copy it, those of plain factory_boy factories above this one too.
+
+    Attributes:
+        options: the factory's; None while the values are the factory's own.
     """
 
     options: Any = None
-    _left_out: str | None = None  # the first relationship that is left out
 
     def __init__(self, declared: Mapping[str, Any], options: Any) -> None:
         super().__init__(declared)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
-        self.options = options  # from here on the values are a call's
+        self.options = options
 
-    def copy(self) -> AttributeDeclarations:
+    def copy(self) -> CallDeclarations:
         """A copy for one call."""
-        return AttributeDeclarations(self.as_dict(), self.options)  # type: ignore[no-untyped-call]  # as above
+        return type(self)(self.as_dict(), self.options)  # type: ignore[no-untyped-call]  # as above
+
+
+class AttributeDeclarations(CallDeclarations):
+    """The declarations of attributes."""
+
+    _left_out: str | None = None  # the last relationship that is left out
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Add values; a relationship whose key is among them is left out.

@@ -29,6 +29,7 @@ from tidyrows.factories.factory_of import derived, factory_of
 from tidyrows.factories.foreign_keys import AttributeDeclarations, key_attributes
 from tidyrows.factories.get_or_create import parameters
 from tidyrows.factories.loading import is_new, readable, record
+from tidyrows.factories.related_objects import HookDeclarations
 from tidyrows.factories.used_session import session_behind, used_session
 from tidyrows.tracking.tracker import current_tracker
 
@@ -145,6 +146,8 @@ class TrackedOptions(SQLAlchemyOptions):
         """Read the factory's Meta and declarations."""
         super().contribute_to_class(factory, *args, **kwargs)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self._set_declarations(self._pre_declarations)
+        hooks = self.post_declarations.as_dict()  # type: ignore[no-untyped-call]  # as above
+        self.post_declarations = HookDeclarations(hooks, self)
         self._has_last_hook = (
             factory._after_postgeneration.__func__ is not Factory._after_postgeneration.__func__  # type: ignore[attr-defined]  # noqa: SLF001 -- an extension point of factory_boy
         )
