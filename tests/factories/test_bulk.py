@@ -193,6 +193,24 @@ def test_objects_are_persistent_and_need_no_statement(zoo_engine):
             assert connection.scalar(query) == "changed"
 
 
+def test_relationships_are_as_after_create_batch(zoo_engine):
+    with CleanupManager(ResourceTracker(zoo_engine)) as cleanup:
+        user = MemberFactory()
+        assert user.orders == []  # loaded, and kept up to date from here on
+        orders = OrderFactory.create_bulk(2, user=user)
+        assert user.orders == orders
+        # an org of the session for the first user, and a new one for the second
+        chosen = factory.Maybe(
+            factory.Iterator([True, False]), user.org, factory.SubFactory(DeptFactory)
+        )
+        first, second = MemberFactory.create_bulk(2, org=chosen)
+        assert first.org is user.org is not second.org
+        assert second.org_id == second.org.id
+        assert len(cleanup.tracker) == 2 + 2 + 3
+        cleanup.tracker.session.expire(user.org)
+        assert set(user.org.users) == {user, first}
+
+
 def test_few_statements_whatever_the_number(zoo_engine):
     statements: Counter[str] = Counter()
     sa.event.listen(

@@ -111,6 +111,7 @@ class BulkBuilder(StepBuilder):
         self._rows.add(instance, shape, is_parent=parent_step is not None)
         for name in self._after:
             self._refuse_chosen_hook(name, step)
+        step.stub = None  # no cycle, which the garbage collector would have to find
         return instance
 
     def recurse(self, factory_meta: Any, extras: dict[str, Any]) -> BulkBuilder:
