@@ -11,7 +11,9 @@ from sqlalchemy import orm
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm.attributes import instance_state
 from sqlalchemy.orm.base import PASSIVE_NO_RESULT, PassiveFlag
+from sqlalchemy.orm.exc import FlushError
 from sqlalchemy.schema import sort_tables_and_constraints
+from sqlalchemy.sql.compiler import InsertmanyvaluesSentinelOpts
 
 from tidyrows.errors import BulkError
 from tidyrows.factories.auto_declarations import note_constraint
@@ -221,32 +223,44 @@ class Rows:
         if not keyed:
             self._connection(shape).execute(statement, rows)
             return
-        statement = statement.return_defaults(
-            *shape.table.primary_key, *shape.fetched, sort_by_parameter_order=True
-        )
-        result = self._connection(shape).execute(statement, rows)
+        connection = self._connection(shape)
+        wanted = *shape.table.primary_key, *shape.fetched
+        column = _natural_sentinel(shape.table, rows, connection.dialect)
+        if column is None:
+            result = connection.execute(
+                statement.return_defaults(*wanted, sort_by_parameter_order=True), rows
+            )
+            keys: Any = result.inserted_primary_key_rows
+            filled: Any = result.returned_defaults_rows or ()
+        else:
+            result = connection.execute(statement.returning(*wanted, column), rows)
+            told = {row[-1]: row for row in result}
+            filled = [told.get(row[column.key]) for row in rows]
+            keys = [row and row[: len(shape.table.primary_key)] for row in filled]
         context: Any = result.context
         compiled = context.compiled
-        names = {column: each.key for each in shape.mapper.column_attrs for column in each.columns}
-        key_names = [names[column] for column in shape.table.primary_key]
-        fetched = [(names[column], column) for column in shape.fetched]
-        given = [(names[column], column.key) for column in compiled.prefetch if column in names]
-        unknown = {names[column] for column in compiled.postfetch if column in names}
-        expired = (unknown | {*shape.expired}) - {name for name, _column in fetched}
-        for instance, key, sent, defaults in zip_longest(
-            instances,
-            result.inserted_primary_key_rows,
-            context.compiled_parameters,
-            result.returned_defaults_rows or (),
+        names = {each: prop.key for prop in shape.mapper.column_attrs for each in prop.columns}
+        key_names = [names[each] for each in shape.table.primary_key]
+        fetched = [(names[each], each) for each in shape.fetched]
+        given = [(names[each], each.key) for each in compiled.prefetch if each in names]
+        expired = {names[each] for each in compiled.postfetch if each in names} | {*shape.expired}
+        expired -= {*key_names, *(name for name, _column in fetched)}
+        for instance, key, sent, row in zip_longest(
+            instances, keys, context.compiled_parameters, filled
         ):
+            if key is None:
+                raise FlushError(
+                    f"The database did not tell the key of each new row of {shape.table.fullname}. "
+                    f"Is there a trigger that changes or drops rows?"
+                )
             values = vars(instance)
-            for name, value in zip(key_names, key or (), strict=True):
+            for name, value in zip(key_names, key, strict=True):
                 if values.get(name) is None:
                     values[name] = value
-            for name, column in given:
-                values[name] = sent[column]
-            for name, column in fetched:
-                values[name] = defaults._mapping[column]  # noqa: SLF001 -- the public name of SQLAlchemy
+            for name, sent_name in given:
+                values[name] = sent[sent_name]
+            for name, each in fetched:
+                values[name] = row._mapping[each]  # noqa: SLF001 -- the public name of SQLAlchemy
             if expired:
                 instance_state(instance)._expire_attributes(values, expired)  # noqa: SLF001 -- as a flush does
 
@@ -269,6 +283,30 @@ class Rows:
             return PASSIVE_NO_RESULT
         self.write()
         return state.manager[name].impl.get(state, state.dict, passive)
+
+
+_SENTINELS = {sa.String: str, sa.Text: str, sa.Integer: int, sa.BigInteger: int}
+"""Types whose values come back as they were sent."""
+
+
+def _natural_sentinel(
+    table: sa.Table, rows: list[dict[str, Any]], dialect: sa.Dialect
+) -> sa.Column[Any] | None:
+    """A column whose values tell the new rows apart, where SQLAlchemy has nothing that would.
+
+    It would then insert one row after the other, to know the key of each.
+    """
+    kinds: Any = dialect.insertmanyvalues_implicit_sentinel
+    if len(rows) == 1 or not kinds & InsertmanyvaluesSentinelOpts.NOT_SUPPORTED:
+        return None
+    if any(column.key in rows[0] for column in table.primary_key):
+        return None
+    for name in rows[0]:
+        kind = _SENTINELS.get(type(table.c[name].type))
+        values = [row[name] for row in rows]
+        if {kind} == set(map(type, values)) and len(set(values)) == len(values):
+            return table.c[name]
+    return None
 
 
 def _hangs(instance: Any) -> bool:

@@ -51,6 +51,7 @@ class Shape:
         defaulted: the keys of given columns with a default, which None means.
         fetched: columns that the database fills in.
         expired: attributes that are to be loaded when they are read.
+        is_row: whether its values are the row as they are.
         literals: types of values that are no SQL expressions, as far as they have been met.
     """
 
@@ -61,6 +62,7 @@ class Shape:
     defaulted: tuple[str, ...]
     fetched: tuple[Any, ...]
     expired: tuple[str, ...]
+    is_row: bool
     literals: set[type] = field(default_factory=set)
 
     def make(self, values: dict[str, Any], knows: Callable[[Any], bool]) -> Any:
@@ -92,7 +94,11 @@ class Shape:
                 mapper = instance_state(other).mapper
                 for name, _column, remote in parent.keys:
                     values[name] = getattr(other, mapper.get_property_by_column(remote).key)
-        row = {column: values[name] for name, column in self.columns if name in values}
+        if self.is_row:
+            row: dict[str, Any] = values.copy()
+            del row["_sa_instance_state"]
+        else:
+            row = {column: values[name] for name, column in self.columns if name in values}
         for column in self.defaulted:
             if row.get(column, column) is None:
                 del row[column]
@@ -148,6 +154,7 @@ def shape_of(model: Any, names: Iterable[str]) -> Shape | None:
         tuple(column.key for column in columns.values() if _has_default(column)),
         fetched,
         tuple(each.key for each in mapper.column_attrs if each.key not in own),
+        not parents and all(name == column.key for name, column in columns.items()),
     )
 
 
