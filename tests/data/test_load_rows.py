@@ -242,7 +242,7 @@ WRONG = [
     ("user: {a: {name: {env: TIDY_NONE}}}", "1:24: the environment has no TIDY_NONE"),
     ("user: {a: {name: {exact: 1, ref: X}}}", "{ref: ...} takes no 'exact' beside it"),
     ("user: [a]", "1:7: user has named rows, and this is no mapping"),
-    ("user: {a: {b", "1:13: no YAML that is read here"),
+    ("user: {a: b, c: d: e}", "1:18: no YAML that is read here"),
     ("user: {a: !!python/name:os.system }", "1:11: no YAML that is read here"),
     ("user: {a: !!python/object/new:os.system {}}", "1:11: tag:yaml.org,2002:python/object/new:os"),
     ("user: {a: &a {groups: [*a]}}", "1:11: this anchor contains itself"),

@@ -135,11 +135,11 @@ class _Planner:
     def row_of(self, text: Any, place: Place) -> tuple[RowName, str | None]:
         """The row of a ``{ref: factory.row}`` or ``{ref: factory.row.attribute}``."""
         parts = text.split(".") if isinstance(text, str) else []
-        known = [f"{factory}.{row}" for factory in self.fields for row in self.entries(factory)]
         match parts:
             case [factory, row, *attribute] if len(attribute) < 2:  # noqa: PLR2004 -- an attribute at most
                 if row in self.entries(factory):
                     return (factory, row), attribute[0] if attribute else None
+        known = [f"{factory}.{row}" for factory in self.fields for row in self.entries(factory)]
         raise self.wrong(place, f"there is no row {text!r}. {nearest(text, known)}")
 
     def entries(self, factory: str) -> Any:
@@ -186,7 +186,7 @@ class _RowPlanner:
                 arguments[name] = self.argument(found, value, is_numbered=count is not None)
             except DataFileError:
                 raise
-            except (ValueError, ScopeError) as error:
+            except ValueError as error:
                 text = f"{label}.{name}: {error}"
                 if isinstance(error, ScopeError):
                     text += " Or write {exact: ...} for a value that others may have too."

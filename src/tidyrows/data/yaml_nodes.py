@@ -20,7 +20,7 @@ def read_yaml(file: str, text: str) -> Node:
             f'{file}: YAML needs PyYAML. Write pip install "tidyrows[yaml]", or use JSON or TOML.',
             file=file,
         ) from error
-    loader = yaml.SafeLoader(text)
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)(text)  # the same in C, where it is built
     try:
         root = loader.get_single_node()
         return Node({}, Place(1, 1)) if root is None else _Nodes(file, loader).node(root)

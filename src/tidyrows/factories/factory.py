@@ -15,14 +15,14 @@ from tidyrows.arguments import checked
 from tidyrows.capture.ownership import entered
 from tidyrows.errors import NoSessionError, SessionStateError
 from tidyrows.factories.bulk import CHUNK_SIZE, create_bulk
-from tidyrows.factories.call import innermost_call, running_call
+from tidyrows.factories.call import running_call
 from tidyrows.factories.call_retry import call_with_retries
 from tidyrows.factories.coroutines import AwaitingBuilder
 from tidyrows.factories.get_or_create import get_or_create
-from tidyrows.factories.loading import fill_relationships, load_attributes, recording
+from tidyrows.factories.one_call import awaited
 from tidyrows.factories.options import TrackedOptions, watch
 from tidyrows.factories.used_session import SESSION, session_behind, used_session, using
-from tidyrows.greenlets import in_greenlet, is_async, spawn
+from tidyrows.greenlets import in_greenlet, is_async
 from tidyrows.tracking.tracker import current_tracker
 
 if TYPE_CHECKING:
@@ -118,12 +118,12 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
         Example:
             >>> user = await UserFactory.create_async()
         """
-        return await _in_greenlet(lambda: cls.create(**kwargs))
+        return await awaited(lambda: cls.create(**kwargs))
 
     @classmethod
     async def create_batch_async(cls, size: int, **kwargs: Any) -> list[T]:
         """``size`` objects, with one commit for all, through an asynchronous engine or session."""
-        return await _in_greenlet(lambda: cls.create_batch(size, **kwargs))
+        return await awaited(lambda: cls.create_batch(size, **kwargs))
 
     @classmethod
     def create_bulk(
@@ -171,7 +171,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
     @classmethod
     async def create_bulk_async(cls, n: int, **kwargs: Any) -> list[T]:
         """:meth:`create_bulk` through an asynchronous engine or session, with its arguments."""
-        return await _in_greenlet(lambda: cls.create_bulk(n, **kwargs))
+        return await awaited(lambda: cls.create_bulk(n, **kwargs))
 
     @classmethod
     def scoped_to(cls, tracker: ResourceTracker) -> BoundFactory[T]:
@@ -368,25 +368,3 @@ def _remedy(factory: str) -> str:
         frame = frame.f_back
     text = _IN_UNITTEST if case else _IN_PYTEST if _PYTEST in os.environ else _ELSEWHERE
     return f"{text}\n{_IN_THREAD}".format(factory=factory, case=case)
-
-
-async def _in_greenlet(create: Callable[[], T]) -> T:
-    """Call a factory inside a greenlet; two tasks never use one session at the same time."""
-    tracker = current_tracker()
-    if tracker is None or used_session() is not None:
-        return await spawn(_loaded, create)
-    async with tracker.sessions.exclusive():
-        return await spawn(_loaded, create)
-
-
-def _loaded(create: Callable[[], T]) -> T:
-    """Call a factory, and load what it made in other sessions than an outermost call's."""
-    call = innermost_call()  # there is one where a hook awaits another factory
-    before = 0 if call is None else len(call.made)
-    with recording() as elsewhere:
-        result = create()
-    if call is not None:
-        call.load(call.made[before:])
-    load_attributes(elsewhere)
-    fill_relationships(elsewhere, None)
-    return result

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from tidyrows.factories.call import running_call
+from tidyrows.factories.call import innermost_call, running_call
 from tidyrows.factories.call_retry import call_with_retries
+from tidyrows.factories.loading import fill_relationships, load_attributes, recording
+from tidyrows.factories.used_session import used_session
 from tidyrows.greenlets import spawn
 from tidyrows.tracking.tracker import current_tracker
 
@@ -23,7 +25,7 @@ def as_one_call(make: Callable[[], T], asynchronous: str) -> T:
         asynchronous: what to write in an asynchronous suite, for the error.
     """
     tracker = current_tracker()
-    if tracker is None or running_call(tracker) is not None:
+    if tracker is None or used_session() is not None or running_call(tracker) is not None:
         return make()
     if tracker.is_async:
         tracker.sessions.refuse_blocking(asynchronous)
@@ -31,9 +33,22 @@ def as_one_call(make: Callable[[], T], asynchronous: str) -> T:
 
 
 async def awaited(make: Callable[[], T]) -> T:
-    """Run ``make`` where it may wait; two tasks never use one session at the same time."""
+    """Call factories inside a greenlet; two tasks never use one session at the same time."""
     tracker = current_tracker()
-    if tracker is None:
-        return await spawn(make)
+    if tracker is None or used_session() is not None:
+        return await spawn(_loaded, make)
     async with tracker.sessions.exclusive():
-        return await spawn(make)
+        return await spawn(_loaded, make)
+
+
+def _loaded(make: Callable[[], T]) -> T:
+    """Call factories, and load what they made in other sessions than an outermost call's."""
+    call = innermost_call()  # there is one where a hook awaits another factory
+    before = 0 if call is None else len(call.made)
+    with recording() as elsewhere:
+        result = make()
+    if call is not None:
+        call.load(call.made[before:])
+    load_attributes(elsewhere)
+    fill_relationships(elsewhere, None)
+    return result
