@@ -55,6 +55,8 @@ _NOTES = "tidyrows_notes"
 _SEEDER = "tidyrows seeder"
 _SEED_OF_RUN = "tidyrows_seed"
 """The key in ``workerinput`` of what :data:`_SEED` holds in the controller."""
+_AUDITED = "_TIDYROWS_SEED"
+"""The seed of the audit that has started this run."""
 _RANDOMLY = "randomly_seed"
 """The option of pytest-randomly, which has a number after its own configuration."""
 _SEED = pytest.StashKey[tuple[int, bool]]()
@@ -252,7 +254,8 @@ def _base_seed(config: pytest.Config) -> tuple[int, bool]:
         except ValueError:
             raise pytest.UsageError(f"TIDYROWS_SEED is {text!r}, which is no number.") from None
     if seed is None:
-        return int.from_bytes(os.urandom(4), "big"), False
+        audited = os.environ.get(_AUDITED)
+        return int(audited or int.from_bytes(os.urandom(4), "big")), False
     if getattr(config.option, _RANDOMLY, None) == "default":
         setattr(config.option, _RANDOMLY, seed)
     return seed, True
@@ -330,6 +333,7 @@ def _audit(config: pytest.Config) -> None:
     from tidyrows.testing.pytest_audit import AuditPlugin  # noqa: PLC0415 -- as above
 
     environment = config.stash.get(_ENVIRONMENT, dict(os.environ))
+    environment[_AUDITED] = str(config.stash[_SEED][0])  # or other data could make a test fail
     config.pluginmanager.register(AuditPlugin(config, environment), "tidyrows audit")
 
 

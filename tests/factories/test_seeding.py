@@ -12,6 +12,7 @@ import pytest
 from faker.generator import random as of_faker
 
 from tidyrows import Scoped, ScopedInteger, TrackedFactory, Unique
+from tidyrows.factories import seeding
 from tidyrows.factories.seeding import ONE_WORKER, BaseSeed, Seeded, worker_id
 
 DRAWN = BaseSeed("7", is_given=False)
@@ -37,7 +38,6 @@ class Things(TrackedFactory[dict]):
 def unseeded(monkeypatch):
     """As in a suite that does not seed factory_boy, and outside of this test's own seed."""
     monkeypatch.setattr(factory.random.randgen, "state_set", False)
-    monkeypatch.setattr(Seeded, "open", 0)
 
 
 def states():
@@ -79,7 +79,6 @@ def test_afterwards_the_generators_go_on_as_if_nothing_had_been():
     assert states() == before
     assert not outer.has_drawn
     assert not factory.random.randgen.state_set
-    assert Seeded.open == 0
 
 
 def test_what_makes_values_unique_follows_no_seed():
@@ -97,6 +96,13 @@ def test_what_makes_values_unique_follows_no_seed():
     for name in ("scoped", "unique", "integer", "sequence"):
         assert first[name] != second[name]
     assert first["unique"].partition("-")[0] == second["unique"].partition("-")[0]
+
+
+def test_nothing_is_seeded_where_no_tracked_factory_is_defined(monkeypatch):
+    monkeypatch.setattr(seeding, "TrackedFactory", type("TrackedFactory", (), {}))
+    before = states()
+    with Seeded(GIVEN, "test_a"):
+        assert states() == before
 
 
 def test_a_suite_that_seeds_factory_boy_itself_is_left_alone_unless_a_seed_is_given():
@@ -128,7 +134,6 @@ def test_a_seed_that_a_shared_fixture_sets_stays_unless_a_seed_is_given(base):
         theirs = states()
     assert block.is_overridden == (not base.is_given)
     assert (states() == theirs) == (not base.is_given)
-    assert Seeded.open == 0
 
 
 def test_dates_up_to_today_do_not_warn():

@@ -270,8 +270,14 @@ def test_what_fixtures_of_the_session_leave_is_deleted_too(suite, autouse):
 
 ORDERED = """
     import os
+    import random
+    from pathlib import Path
 
     import sqlalchemy as sa
+    from tidyrows import TrackedFactory
+
+    class AnyFactory(TrackedFactory[dict]):
+        pass
 
     engine = sa.create_engine(os.environ["SUITE_URL"])
     ready = False
@@ -290,6 +296,8 @@ ORDERED = """
     def test_innocent():
         import warnings
         warnings.warn("of the suite")
+        with Path("drawn").open("a") as file:
+            print(random.random(), file=file)
         with engine.begin() as connection:
             connection.exec_driver_sql("INSERT INTO orgs (id, name) VALUES (6, 'gone')")
             connection.rollback()
@@ -314,6 +322,8 @@ def test_who_passes_once_or_in_one_order_only_is_told_with_the_line_that_shows_i
     assert needs["proof"] == "proved by 2 runs on the same changed database"
     assert [run["seed"] for run in report["runs"]][:3] == [None, None, 1]
     assert all(run["said"] is None for run in report["runs"])
+    first, *others = (suite.folder / "drawn").read_text().splitlines()
+    assert set(others) == {first}, "each run has the data of the first"
     assert 'tests="4"' in (suite.folder / "junit.xml").read_text()
     # The verdict follows the progress; the suite's own warnings come after it.
     progress, _, rest = ended.text.partition(" tidyrows audit ")

@@ -58,6 +58,10 @@ Feature: values
 
 DRAWING = """
 import random, sys
+from tidyrows import TrackedFactory
+
+class AnyFactory(TrackedFactory[dict]):
+    pass
 
 @given("a value")
 def a_value(context):

@@ -15,7 +15,6 @@ import sqlalchemy as sa
 
 from harness.targets import on
 from tidyrows.factories import seeding
-from tidyrows.factories.seeding import Seeded
 from tidyrows.testing import TidyTestCase
 from tidyrows.testing.unittest_case import RESIDUE
 
@@ -150,7 +149,6 @@ def test_random_values_follow_the_seed_of_the_process(things, monkeypatch):
     """Under pytest they follow that of pytest, which is off here."""
     printed = io.StringIO()
     monkeypatch.setattr(sys, "__stderr__", printed)
-    monkeypatch.setattr(Seeded, "open", 0)
     monkeypatch.setattr(factory.random.randgen, "state_set", False)
     monkeypatch.setattr(seeding, "_of_process", None)
     monkeypatch.setenv("TIDYROWS_SEED", "77")

@@ -13,10 +13,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import faker.generator
 from factory.random import randgen
+
+from tidyrows.factories.factory import TrackedFactory
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -69,43 +71,35 @@ def worker_id() -> str:
 class Seeded:
     """A block whose random values follow a seed.
 
-    A suite that seeds factory_boy itself, by ``factory.random.reseed_random``, is left alone,
-    unless the base seed was given.
+    It does nothing where no TrackedFactory is defined, or where the suite seeds factory_boy itself,
+    by ``factory.random.reseed_random``, unless the base seed was given.
 
     Args:
         base: the seed of the run.
         key: what the seed belongs to, as the id of a test.
         is_shared: whether the block makes something for several tests. Where it seeds factory_boy
             itself, that seed stays.
-        is_outermost: whether the block does nothing inside of another one.
 
     Attributes:
-        open: how many blocks are open in this process.
         base: see there.
         is_overridden: whether a seed of the suite's own stays.
     """
-
-    open: ClassVar[int] = 0
 
     def __init__(
         self,
         base: BaseSeed,
         *key: str,
         is_shared: bool = False,
-        is_outermost: bool = False,
     ) -> None:
         self.base = base
         self._key = "\0".join((base.value, *key))
-        self._is_shared, self._is_outermost = is_shared, is_outermost
+        self._is_shared = is_shared
         self._is_on = self._has_drawn = self.is_overridden = False
 
     def __enter__(self) -> Self:
         """Seed the generators."""
-        if self._is_outermost and Seeded.open:
+        if not TrackedFactory.__subclasses__() or (_flags.state_set and not self.base.is_given):
             return self
-        if not self.base.is_given and _flags.state_set:
-            return self
-        Seeded.open += 1
         self._is_on = True
         self._former = [each.getstate() for each in _GENERATORS]
         self._was_set = _flags.state_set
@@ -137,7 +131,6 @@ class Seeded:
 
     def end(self) -> None:
         """End the block, and leave the generators as they are."""
-        Seeded.open -= self._is_on
         self._is_on = False
 
     @property

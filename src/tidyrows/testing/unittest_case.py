@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import unittest
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tidyrows.errors import NotBoundError, add_note, text_of
@@ -182,9 +182,9 @@ class TidyTestCase(unittest.TestCase):
     def run(self, result: unittest.TestResult | None = None) -> unittest.TestResult | None:
         """As unittest's."""
         self._tidy_result = result
-        seeded = Seeded(BaseSeed.of_process(), self.id(), is_outermost=True)  # or it is pytest's
+        seeded = Seeded(BaseSeed.of_process(), self.id())
         try:
-            with seeded:
+            with seeded if RESIDUE.forward is None else nullcontext():  # pytest's plugin seeds too
                 return super().run(result)
         finally:
             if self._tidy_errors:
@@ -212,7 +212,8 @@ def _with_class_tracker(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     def set_up(cls: Any) -> Any:
         cls._start_class()
         key = (worker_id(), cls.__module__, cls.__qualname__)
-        with Seeded(BaseSeed.of_process(), *key, is_shared=True, is_outermost=True):
+        seeded = Seeded(BaseSeed.of_process(), *key, is_shared=True)
+        with seeded if RESIDUE.forward is None else nullcontext():  # as above
             return function(cls)
 
     return set_up
