@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ from threading import Thread
 
 import pytest
 
+from harness.asynchronous import ONE_EACH, World, over
 from harness.ledgers import Worker, entries, sweep
 from tidyrows import (
     AccountProvider,
@@ -21,9 +23,11 @@ from tidyrows import (
     CleanupError,
     CleanupManager,
     ExternalResourceError,
+    Ledger,
     NoSessionError,
     ResourceTracker,
     ScopeError,
+    SessionStateError,
 )
 
 SECRET = "s3cret-cookie"  # in no text
@@ -234,3 +238,25 @@ def test_wrong_calls_are_told(sqlite_engine, service, accounts):
         with pytest.raises(ArgumentError, match="returned a list, which is no login") as raised:
             accounts.log_in("admin")
         assert SECRET not in str(raised.value)
+
+
+@over(*ONE_EACH)
+def test_tasks_with_a_tracker_each_log_in_at_the_same_time(zoo_database, driver, service, accounts):
+    async def task(engine, ledger):
+        tracker = ResourceTracker(engine, ledger=ledger)
+        async with CleanupManager(tracker):
+            with pytest.raises(SessionStateError, match="run_sync"):
+                accounts.log_in("admin")
+            return await tracker.run_sync(lambda tracker: accounts.log_in("admin", tracker=tracker))
+
+    async def main(engine):
+        ledger = Ledger(engine)
+        await ledger.install_async()
+        try:
+            logins = await asyncio.gather(*(task(engine, ledger) for _ in range(3)))
+        finally:
+            await asyncio.to_thread(ledger.close)
+        assert len({login.username for login in logins}) == 3
+
+    World(zoo_database, driver).run(main)
+    assert service.accounts == {}

@@ -36,6 +36,8 @@ _FILE = re.compile(r"[a-z0-9][a-z0-9-]*\.json")
 class AccountProvider(Protocol[CredentialsT]):
     """What makes accounts in a service, logs them in, and deletes them.
 
+    Each method should bound its own waiting: a running call is not interrupted.
+
     Attributes:
         kind: the kind of external resource of its accounts, as ``"shop-account"``.
 
@@ -80,6 +82,18 @@ class _Account:
     login: Login | None = None
 
 
+class _Roles(dict[str, _Account]):
+    """The accounts of one tracker, by role.
+
+    The lock is for threads that share a tracker. Tasks that share one take turns in its
+    ``run_sync``; those with a tracker each must not wait for each other in one thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lock = threading.Lock()
+
+
 class Accounts:
     """The accounts of one provider, for all workers, tests and sweeps of this process.
 
@@ -121,8 +135,7 @@ class Accounts:
         self._username = username
         self._folder = None if folder is None else Path(folder)
         self._clock = clock
-        self._known: WeakKeyDictionary[ResourceTracker, dict[str, _Account]] = WeakKeyDictionary()
-        self._lock = threading.Lock()
+        self._known: WeakKeyDictionary[ResourceTracker, _Roles] = WeakKeyDictionary()
         external_handler(provider.kind)(self._remove)
 
     @checked(role=name("admin"), anew=SWITCH)
@@ -146,8 +159,11 @@ class Accounts:
                 f"Nobody would delete the account of {role!r}: no tracker is active here. Write "
                 f"accounts.log_in({role!r}) inside of with CleanupManager(tracker): ..."
             )
-        with self._lock:
-            known = self._known.setdefault(owner, {})
+        owner.sessions.refuse_blocking(
+            f"await tracker.run_sync(lambda tracker: accounts.log_in({role!r}, tracker=tracker))"
+        )
+        known = self._known.setdefault(owner, _Roles())
+        with known.lock:
             account = known.get(role)
             if account is None or account.resource not in owner.externals():
                 account = self._tracked(owner, role)  # before it is made, should this be killed
