@@ -124,12 +124,14 @@ class Rows:
 
     def write(self) -> None:
         """Write the rows of all objects that have none."""
-        waiting = list(self._waiting.values())
+        made = list(self._waiting.values())
         self._waiting.clear()
-        if not waiting:
+        if not made:
             return
-        for instance, _shape in waiting:
+        for instance, _shape in made:
             vars(instance_state(instance)).pop("callables", None)
+        # A declaration may have added an object, or one that refers to it, to the session.
+        waiting = [each for each in made if instance_state(each[0]).session_id is None]
         session = self.session
         transaction = session._autobegin_t()  # noqa: SLF001 -- as a flush begins it; no public name keeps its origin
         if self.call is not None:
@@ -146,7 +148,7 @@ class Rows:
             for model in self._guessed:
                 note_constraint(error, model)
             raise
-        for instance, _shape in waiting if self._returning else ():
+        for instance, _shape in made if self._returning else ():
             if self._is_elsewhere:
                 record(instance)
             elif self.call is not None:
@@ -155,9 +157,6 @@ class Rows:
     # -- by the unit of work -------------------------------------------------------------------
 
     def _flush(self, waiting: list[tuple[Any, Shape | None]], rank: dict[Any, int]) -> None:
-        for instance, shape in waiting:
-            if shape is not None:
-                shape.restore(instance)
         # An object that one in the session refers to must be there too when that one is flushed.
         session = self.session
         session.add_all(instance for instance, _shape in waiting if _hangs(instance))

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from sqlalchemy.orm import ColumnProperty, Mapper, RelationshipDirection, RelationshipProperty
 from sqlalchemy.orm.attributes import instance_state
+from sqlalchemy.orm.base import NO_VALUE
 
 from tidyrows.greenlets import in_greenlet
 
@@ -83,6 +84,8 @@ class Shape:
             self.literals.update(kinds)
         instance = self.mapper.class_manager.new_instance()
         vars(instance).update(values)
+        for parent in self.parents:  # as a change, if a session should get the object otherwise
+            instance_state(instance).committed_state[parent.name] = NO_VALUE
         return instance
 
     def row(self, instance: Any) -> dict[str, Any]:
@@ -103,12 +106,6 @@ class Shape:
             if row.get(column, column) is None:
                 del row[column]
         return row
-
-    def restore(self, instance: Any) -> None:
-        """Let SQLAlchemy see the relationships, for its unit of work."""
-        for parent in self.parents:
-            if parent.name in vars(instance):
-                setattr(instance, parent.name, vars(instance).pop(parent.name))
 
 
 def shape_of(model: Any, names: Iterable[str]) -> Shape | None:
