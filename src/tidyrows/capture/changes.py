@@ -25,10 +25,16 @@ class Shape:
     """The columns that are compared, by the database's names.
 
     Nullable references are hashed apart: one that is NULL now went with the row that it referenced.
+
+    Attributes:
+        values: what must be equal.
+        references: nullable columns of foreign keys; with ``either`` a second value.
+        either: a row is ours where one of both is equal.
     """
 
     values: tuple[str, ...]
     references: tuple[str, ...] = ()
+    either: bool = False
     columns: tuple[str, ...] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:

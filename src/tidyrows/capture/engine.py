@@ -119,7 +119,7 @@ class Capture:
         self.settle = self._transactions.settle
         self.uncommitted = self._transactions.uncommitted
         self.unanswered = self._transactions.unanswered
-        self._recorder = Recorder(self.dialect) if self.dialect.reuses_keys else None
+        self._recorder = Recorder(self.dialect)
         self._plain_tables: weakref.WeakSet[Any] = weakref.WeakSet()
         self._plain_version = 0
         # the latest key that the database has generated for each table
@@ -293,14 +293,10 @@ class Capture:
                 again = (connection, log.targets, insert, options, found)
                 found = self.tables.find_again(*again) if came_back else found
                 self._highest[target] = stored[-1]
-            recorder, inserter = self._recorder, owner.context
-            hashes = (
-                None
-                if recorder is None
-                else recorder.inserted(
-                    connection, result.context, target, stored, inserter, generated=generated
-                )
-            )
+            hashes = None
+            if self.dialect.reuses_keys or not generated:
+                told = result.context, found, stored, owner.context
+                hashes = self._recorder.inserted(connection, *told, generated=generated)
             change = Inserted(
                 target,
                 stored,
@@ -404,7 +400,7 @@ class Capture:
         changes = [] if change is None else [change]
         if isinstance(change, KeysChanged):
             changes += self._cascades(change, log)
-        if self._recorder is not None and isinstance(statement, Update) and target.key_columns:
+        if isinstance(statement, Update) and target.key_columns:
             for each, _sink in log.all():  # in what its rows are compared, they are from now on
                 if isinstance(each, Inserted) and each.table is target and each.read_hashes:
                     each.read_hashes()

@@ -1,4 +1,4 @@
-"""Hashes of inserted rows, for databases that may give a key to another row (SQLite).
+"""Hashes of inserted rows whose key may come again: one that was given; on SQLite any.
 
 A hash is of the values as the driver sends and reads them, and it is the same in every process.
 SQLite stores the text '5' as a number in a column of numbers, and the number 5 as a text in a
@@ -7,9 +7,9 @@ column of texts: so numbers, and texts that read as numbers, are hashed in one c
 
 from __future__ import annotations
 
+import datetime as dt
 import weakref
 from array import array
-from dataclasses import dataclass, field
 from itertools import repeat
 from marshal import dumps
 from operator import itemgetter
@@ -19,14 +19,15 @@ from zlib import crc32
 import sqlalchemy as sa
 
 from tidyrows.capture.affected_rows import matched_keys
-from tidyrows.capture.changes import Hashes, Shape, Updated
+from tidyrows.capture.changes import INTERNAL, Hashes, Shape, Updated
+from tidyrows.capture.compared_columns import ComparedColumns
 from tidyrows.capture.returning import computed_names
-from tidyrows.dialects.keys import own_keys
+from tidyrows.dialects.keys import own_keys, plain_chunks, plain_condition
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from tidyrows.dialects import Dialect
+    from tidyrows.dialects import Dialect, RealTable
     from tidyrows.keys import KeyedTable
     from tidyrows.worker import WorkerContext
 
@@ -38,9 +39,8 @@ VALUES = 2**32 - 1
 """The bits of a hash that are of the values; the others are of the nullable references."""
 _AFTER_NUMBERS = ":"  # sorts after all texts that SQLite may read as numbers
 _INTEGERS = 2**63
+_READING = {"schema_translate_map": None, INTERNAL: True}
 _FORMAT = 0  # of marshal: the only one that depends on the values alone
-_RANDOM = frozenset("47")  # the versions of UUIDs that nobody makes twice
-_HEX, _DASHED = (32, 12), (36, 14)  # the length of a UUID's text, and the place of its version
 
 
 class Recorder:
@@ -48,69 +48,118 @@ class Recorder:
 
     def __init__(self, dialect: Dialect) -> None:
         self._dialect = dialect
-        self._columns: weakref.WeakKeyDictionary[KeyedTable, _Columns] = weakref.WeakKeyDictionary()
+        self._columns: weakref.WeakKeyDictionary[KeyedTable, ComparedColumns]
+        self._columns = weakref.WeakKeyDictionary()
+        self._ambiguous: weakref.WeakKeyDictionary[KeyedTable, bool] = weakref.WeakKeyDictionary()
         self._places: weakref.WeakKeyDictionary[Any, dict[str, Any]] = weakref.WeakKeyDictionary()
 
     def inserted(
         self,
         connection: sa.Connection,
         context: Any,
-        target: KeyedTable,
+        found: tuple[KeyedTable, RealTable],
         keys: Sequence[Any],
         inserter: WorkerContext,
         *,
         generated: bool,
     ) -> Callable[[], Hashes | None] | None:
-        """Returns the hashes of inserted rows; None where keys were given and nothing else.
+        """Returns the hashes of inserted rows; None where their keys cannot come again.
 
-        Where all rows have a value that no other row can have, that column alone is hashed: the
-        application may change the others. Where the statement does not tell the values, the rows
-        are read back.
+        None, too, where keys were given and nothing else, as of an association, which is known by
+        what it references. Where all rows have a value that no other row can have, that column
+        alone is hashed; where their keys were given, that or the longest text, and another text,
+        one of which is enough: the application may change the others. Where the statement does not
+        tell the values, or a trigger may change them, the rows are read back. Of a key that names
+        several rows of the database all values are hashed.
 
         Most suites roll back: a single row is not hashed before that is asked for, if the statement
         tells a value that nobody can change in place until then.
         """
+        target, real = found
         columns = self._columns_of(target, context.dialect)
-        if len(keys) == 1 and len(context.parameters) == 1 and not columns.mutable:
+        if not generated and not (
+            columns.names and self._may_come_again(context, found, columns, keys, inserter.tag)
+        ):
+            return None
+        strict = generated or self._is_ambiguous(connection, target)
+        altered = real.alters_keys and real.returns and self._dialect.may_alter_keys
+        is_one = len(keys) == 1 and len(context.parameters) == 1
+        if is_one and not columns.mutable and not altered:
             row, places = context.parameters[0], self._places.get(context.compiled) or {}
             for place in places.values():
                 if type(row[place]) in _KINDS:
-                    return _Sent(self, context, target, keys, inserter).hashes
-        hashes = self._hashes(connection, context, target, keys, generated, inserter.tag)
+                    return _Sent(self, context, target, keys, inserter, strict).hashes
+        told = context, target, keys, inserter.tag
+        hashes = self.sent(*told, strict=strict)
+        if hashes is None and self._dialect.reuses_keys:
+            hashes = self._read(connection, context, target, keys, generated=generated)
+        if hashes is not None and altered:
+            stored = read_hashes(connection, target, keys, hashes.shape)
+            pairs = zip(hashes.values, stored.values, strict=True)
+            # a row that is not found by its key, such as a REAL, is known as it was sent
+            values = array(HASH, [sent if now == NEVER else now for sent, now in pairs])
+            hashes = Hashes(hashes.shape, values)
         return None if hashes is None else hashes.read
 
-    def _hashes(  # noqa: PLR0917 -- one call for all
+    def _may_come_again(
+        self,
+        context: Any,
+        found: tuple[KeyedTable, RealTable],
+        columns: ComparedColumns,
+        keys: Sequence[Any],
+        tag: str,
+    ) -> bool:
+        """Whether somebody else may give a row one of these keys, which were not generated."""
+        target, real = found
+        if not self._dialect.reuses_keys:
+            given = context.compiled_parameters[0] if context.compiled_parameters else {}
+            names = ((name, f"{name}_m0") for name in target.key_names)
+            is_given = all(any(given.get(each) is not None for each in pair) for pair in names)
+            if real.kind != "table" or not is_given:
+                return False
+        return not all(columns.is_proof(key, tag) for key in keys)
+
+    def _is_ambiguous(self, connection: sa.Connection, target: KeyedTable) -> bool:
+        """Whether the database lets several rows have one key, as where it is a part of a key."""
+        known = self._ambiguous.get(target)
+        if known is None:
+            known = not self._dialect.tables_of_unique_key(connection, [target])
+            self._ambiguous[target] = known
+        return known
+
+    def _read(
         self,
         connection: sa.Connection,
         context: Any,
         target: KeyedTable,
         keys: Sequence[Any],
+        *,
         generated: bool,
-        tag: str,
     ) -> Hashes | None:
-        hashes = self.sent(context, target, keys, tag)
+        """The hashes of rows whose values the statement did not tell."""
         given: Any = context.compiled_parameters[0] if context.compiled_parameters else {}
-        if hashes is None and (generated or not given.keys() >= {*target.key_names}):
-            columns = self._columns_of(target, context.dialect)
-            shape = columns.shape(tuple(columns.names.values()))
-            if shape.columns or generated:  # else of an association: known by what it references
-                hashes = read_hashes(self._dialect, connection, target, keys, shape)
-        return hashes
+        if not generated and given.keys() >= {*target.key_names}:
+            return None
+        columns = self._columns_of(target, context.dialect)
+        shape = columns.shape(tuple(columns.names.values()))
+        return read_hashes(connection, target, keys, shape)
 
     def sent(
-        self, context: Any, target: KeyedTable, keys: Sequence[Any], tag: str
+        self, context: Any, target: KeyedTable, keys: Sequence[Any], tag: str, *, strict: bool
     ) -> Hashes | None:
-        """The hashes of the values that a statement was given."""
+        """The hashes of the values that a statement was given: ``strict`` where all must agree."""
         columns = self._columns_of(target, context.dialect)
         given = self._values(context, columns)
         count = len(next(iter(given.values()), ()))
         if count != len(keys) or not (count == 1 or _in_order(context, target, keys)):
             return None
-        proof = columns.proof(given, tag)
-        if proof is not None:
-            given = {proof: given[proof]}
+        shape = columns.telling(given, tag, strict=strict)
+        if shape is not None:
+            given = {name: given[name] for name in shape.columns}
         forms = {name: common_form(values) for name, values in given.items()}
-        shape = columns.shape(tuple([name for name in forms if forms[name] is not None]))
+        names = tuple([name for name in forms if forms[name] is not None])
+        if shape is None or names != shape.columns:
+            shape = columns.shape(names)
         if not shape.columns:
             return None
         return Hashes(shape, hash_rows(shape, [forms[name] for name in shape.columns]))
@@ -129,7 +178,9 @@ class Recorder:
         ``moved`` has the new keys of rows whose key it set, too.
         They are compared from now on in what was set and in all that was compared before.
         """
-        columns = self._columns_of(target, context.dialect)
+        columns, reused = self._columns_of(target, context.dialect), self._dialect.reuses_keys
+        if not (reused or columns.shapes):
+            return None  # no row of the table is compared
         names = columns.names
         given = context.compiled_parameters[0] if context.compiled_parameters else {}
         compiled = context.compiled
@@ -142,20 +193,25 @@ class Recorder:
         keys = matched_keys(update, context, target) or ()
         stored = [key[0] for key in keys] if len(target.key_columns) == 1 else list(keys)
         stored = [moved.get(key, key) for key in stored or held()]
-        compared = set(changed).union(
-            *(shape.columns for shape in columns.shapes.values() if changed & {*shape.columns})
-        )
+        touched = [shape for shape in columns.shapes.values() if changed & {*shape.columns}]
+        compared = set(changed if reused else ()).union(*(shape.columns for shape in touched))
+        if not compared:
+            return None
         shape = columns.shape(tuple(name for name in names.values() if name in compared))
-        hashes = read_hashes(self._dialect, connection, target, stored, shape)
+        if len(touched) == 1 and touched[0].either:
+            (shape,) = touched
+        hashes = read_hashes(connection, target, stored, shape)
         return Updated(target, stored, changed, hashes=hashes)
 
-    def _columns_of(self, target: KeyedTable, dialect: sa.Dialect) -> _Columns:
+    def _columns_of(self, target: KeyedTable, dialect: sa.Dialect) -> ComparedColumns:
         columns = self._columns.get(target)
         if columns is None:
-            columns = self._columns[target] = _Columns.of(target.table, dialect)
+            columns = self._columns[target] = ComparedColumns.of(
+                target.table, self._dialect, dialect
+            )
         return columns
 
-    def _values(self, context: Any, columns: _Columns) -> dict[str, list[Any]]:
+    def _values(self, context: Any, columns: ComparedColumns) -> dict[str, list[Any]]:
         """The values of an INSERT by column, as its parameters have them."""
         compiled, rows = context.compiled, context.parameters
         insert = compiled.statement
@@ -181,99 +237,31 @@ class _Sent:
 
     __slots__ = ("_asked", "_found", "compiled", "compiled_parameters", "dialect", "parameters")
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 -- one call for all
         self,
         recorder: Recorder,
         context: Any,
         target: KeyedTable,
         keys: Sequence[Any],
         inserter: WorkerContext,
+        strict: bool,
     ) -> None:
         self.compiled, self.dialect = context.compiled, context.dialect
         self.parameters = context.parameters
         self.compiled_parameters = context.compiled_parameters
-        self._asked: Any = recorder, target, keys, inserter
+        self._asked: Any = recorder, target, keys, inserter, strict
         self._found: Hashes | None = None
 
     def hashes(self) -> Hashes | None:
         """The hash of its row; read once."""
         if self._asked is not None:
-            recorder, target, keys, inserter = self._asked
-            self._found = recorder.sent(self, target, keys, inserter.tag)
+            recorder, target, keys, inserter, strict = self._asked
+            self._found = recorder.sent(self, target, keys, inserter.tag, strict=strict)
             self._asked = None
         return self._found
 
 
-@dataclass(frozen=True, slots=True)
-class _Columns:
-    """The columns of a table that can be compared.
-
-    Attributes:
-        names: by the parameter's name the database's name.
-        references: nullable columns of foreign keys.
-        shared: columns of foreign keys: other rows may well have the same value, even with a tag.
-        uuids, unique: columns that may have a value that no other row can have.
-        mutable: a value may be changed in place after it was sent: a bytearray.
-        shapes: by the columns that are compared.
-    """
-
-    names: dict[str, str]
-    references: frozenset[str]
-    shared: frozenset[str]
-    uuids: tuple[str, ...]
-    unique: tuple[str, ...]
-    mutable: bool
-    shapes: dict[tuple[str, ...], Shape] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, table: sa.Table, dialect: sa.Dialect) -> _Columns:
-        columns = [
-            column
-            for column in table.columns
-            if not column.primary_key
-            and column.computed is None
-            and not _is_wrapped(column, dialect)
-        ]
-        unique = _unique_columns(table)
-        own = [column for column in columns if not column.foreign_keys]
-        return cls(
-            {column.key: column.name for column in columns},
-            frozenset(c.name for c in columns if c.foreign_keys and c.nullable),
-            frozenset(c.name for c in columns if c.foreign_keys),
-            tuple(c.name for c in own if isinstance(c.type, sa.types.Uuid)),
-            tuple(c.name for c in own if c in unique),
-            any(isinstance(_inner(c.type), sa.LargeBinary) for c in columns),
-        )
-
-    def shape(self, compared: tuple[str, ...]) -> Shape:
-        """The shape of these columns."""
-        shape = self.shapes.get(compared)
-        if shape is None:
-            values = tuple(name for name in compared if name not in self.references)
-            references = tuple(name for name in compared if name in self.references)
-            shape = self.shapes[compared] = Shape(values, references)
-        return shape
-
-    def proof(self, given: Mapping[str, Sequence[Any]], tag: str) -> str | None:
-        """A column in which each of these rows has a value that no other row can have."""
-        for column in self.uuids:
-            if column in given and all(map(_is_random, given[column])):
-                return column
-        for column, values in given.items():
-            first = values[0]
-            maybe = type(first) is str and tag in first and column not in self.shared
-            if maybe and (
-                len(values) == 1 or all(type(value) is str and tag in value for value in values)
-            ):
-                return column
-        for column in self.unique:
-            values = given.get(column, ())
-            if values and all(isinstance(value, (str, bytes)) and value for value in values):
-                return column
-        return None
-
-
-def _places(compiled: Any, columns: _Columns, number: int | None = None) -> dict[str, Any]:
+def _places(compiled: Any, columns: ComparedColumns, number: int | None = None) -> dict[str, Any]:
     """By column the place of its value in the parameters, or in those of one row of VALUES."""
     bound: dict[str, Any]
     if compiled.positiontup is not None:
@@ -289,39 +277,6 @@ def _places(compiled: Any, columns: _Columns, number: int | None = None) -> dict
         if spelled in bound:
             places[column] = bound[spelled]
     return places
-
-
-def _inner(kind: sa.types.TypeEngine[Any]) -> sa.types.TypeEngine[Any]:
-    return kind.impl_instance if isinstance(kind, sa.TypeDecorator) else kind
-
-
-def _is_random(value: Any) -> bool:
-    if isinstance(value, bytes):
-        return len(value) == 16 and value[6] >> 4 in {4, 7}  # noqa: PLR2004 -- a UUID's bytes
-    return isinstance(value, str) and any(
-        len(value) == size and value[at] in _RANDOM for size, at in (_HEX, _DASHED)
-    )
-
-
-def _is_wrapped(column: sa.Column[Any], dialect: sa.Dialect) -> bool:
-    """Whether SQL around each value makes another of it."""
-    sent = column.type.dialect_impl(dialect)
-    return any(
-        each.bind_expression(sa.bindparam("x", type_=each)) is not None
-        for each in (column.type, sent)
-    )
-
-
-def _unique_columns(table: sa.Table) -> set[sa.Column[Any]]:
-    unique: list[Any] = [
-        each for each in table.constraints if isinstance(each, sa.UniqueConstraint)
-    ]
-    unique += [index for index in table.indexes if index.unique]
-    return {
-        next(iter(each.columns))
-        for each in unique
-        if len(each.columns) == 1 and len(getattr(each, "expressions", each.columns)) == 1
-    }
 
 
 def _in_order(context: Any, target: KeyedTable, keys: Sequence[Any]) -> bool:
@@ -348,7 +303,6 @@ def row_hashes(shape: Shape, columns: Sequence[Sequence[Any]]) -> array[int]:
 
 
 def read_hashes(
-    dialect: Dialect,
     connection: sa.Connection,
     table: KeyedTable,
     keys: Sequence[Any],
@@ -357,8 +311,15 @@ def read_hashes(
     """The hashes of the rows with these keys, as they are now."""
     known: dict[Any, int] = {}
     if shape.columns and keys:
+        select = sa.select(*table.key_clauses, *raw_columns(shape)).select_from(table.clause)
         try:
-            rows = dialect.find(connection, table, keys, [*table.key_clauses, *raw_columns(shape)])
+            rows = [
+                tuple(row)
+                for part in plain_chunks(table, keys)
+                for row in connection.execute(
+                    select.where(plain_condition(table, part)), execution_options=_READING
+                )
+            ]
         except sa.exc.DBAPIError:  # a model may have more columns than its table
             rows = []
         width = len(table.key_columns)
@@ -373,9 +334,9 @@ def hashes_of_rows(
     dialect: Dialect, connection: sa.Connection, table: KeyedTable, keys: Sequence[Any]
 ) -> Hashes | None:
     """The hashes of whole rows as they are now; None where nothing can be compared."""
-    columns = _Columns.of(table.table, connection.dialect)
+    columns = ComparedColumns.of(table.table, dialect, connection.dialect)
     shape = columns.shape(tuple(columns.names.values()))
-    return read_hashes(dialect, connection, table, keys, shape) if shape.columns else None
+    return read_hashes(connection, table, keys, shape) if shape.columns else None
 
 
 def raw_columns(shape: Shape) -> list[sa.ColumnClause[Any]]:
@@ -395,12 +356,17 @@ def hash_rows(shape: Shape, forms: Sequence[Any]) -> array[int]:
 def hashes_as_read(shape: Shape, rows: Sequence[tuple[Any, ...]], start: int) -> list[int]:
     """As :func:`row_hashes`, of rows whose values, from this place on, are taken for common forms.
 
-    Other values have another hash here: only an equal hash tells something.
+    Other values have another hash here, or none: only an equal hash tells something.
     """
     end = start + len(shape.values)
-    values = _hashed(map(itemgetter(slice(start, end)), rows)) if shape.values else [0] * len(rows)
-    if shape.references:
-        values = _joined(values, _hashed(map(itemgetter(slice(end, None)), rows)))
+    values = [0] * len(rows)
+    try:
+        if shape.values:
+            values = _hashed(map(itemgetter(slice(start, end)), rows))
+        if shape.references:
+            values = _joined(values, _hashed(map(itemgetter(slice(end, None)), rows)))
+    except ValueError:  # a date
+        return []
     return values
 
 
@@ -422,7 +388,7 @@ def common_form(values: Sequence[Any]) -> Sequence[Any] | None:
     return list(map(_form, values))
 
 
-_KINDS = {int, bool, float, str, bytes, bytearray, memoryview, type(None)}
+_KINDS = {dt.date, int, bool, float, str, bytes, bytearray, memoryview, type(None)}
 
 
 def _form(value: Any) -> Any:
@@ -434,6 +400,8 @@ def _form(value: Any) -> Any:
         return None if value != value else f"{value:.15g}"  # noqa: PLR0124 -- SQLite keeps NaN as NULL
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
+    if isinstance(value, dt.date):
+        return str(value)
     return int(value) if isinstance(value, bool) else value
 
 

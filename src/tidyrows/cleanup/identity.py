@@ -1,7 +1,8 @@
-"""Whether the rows that have our keys now are still ours, where a database reuses keys.
+"""Whether the rows that have our keys now are still ours, where a key may come again.
 
 A row whose values have the recorded hash is ours. Any other may be ours and changed, or somebody
-else's; it stays. It is read in the transaction that deletes, which keeps other writers out. In a
+else's; it stays. It is read and locked in the transaction that deletes; a key that names no row
+then is not deleted either, since a row of somebody else may come before the DELETE. In a
 sweep several trackers may have recorded a hash under one key, one after the other: any will do.
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from tidyrows.capture.affected_rows import only_ours_can_hold
 from tidyrows.capture.changes import Shape
 from tidyrows.capture.fingerprints import (
     NEVER,
@@ -23,7 +25,7 @@ from tidyrows.dialects import dialect_for, was_dropped
 from tidyrows.dialects.keys import chunks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     import sqlalchemy as sa
 
@@ -114,23 +116,14 @@ class Identity:
 
         So are rows whose key contains that of such a row: joined inheritance, association tables.
         """
-        place, held = table.place, self._held.get(table.place)
-        unsure: dict[Any, Reason] = {}
+        held = self._held.get(table.place)
         if held is None or not keys:
-            return unsure
-        if held.hashes is not None:
-            if place not in self._hashes:
-                self._hashes[place] = list(held.hashes.by_shape())
-            told = held.named if self._trusts_named else ()
-            compared = [key for key in keys if key not in told] if told else keys
-            unsure = _uncertain(connection, table, compared, held, self._hashes[place])
-            for each in self._dead.get(place, ()) if unsure else ():
-                asked = [key for key in unsure if key in each.keys]
-                hashes = () if each.hashes is None or not asked else each.hashes.by_shape()
-                still = _uncertain(connection, table, asked, each, hashes)
-                for key in set(asked).difference(still):
-                    del unsure[key]
-        for parent, at in self._parents(graph, table):
+            return {}
+        parents = list(self._parents(graph, table))
+        unsure = self._changed(connection, held, keys, parents)
+        for parent, at in parents:
+            if parent.hashes is None:
+                continue
             by_parent: dict[Any, list[Any]] = {}
             for key in keys:
                 if key not in held.named:
@@ -141,18 +134,60 @@ class Identity:
                 unsure.update((child, reason) for child in by_parent[key] if child not in unsure)
         return unsure
 
+    def _changed(
+        self,
+        connection: sa.Connection,
+        held: TableHoldings,
+        keys: Sequence[Any],
+        parents: Iterable[tuple[TableHoldings, int]],
+    ) -> dict[Any, Reason]:
+        """The rows that are not as they were inserted, and why.
+
+        A row that references a row of ours by its key, which is final, is as much ours.
+        """
+        table, place = held.table, held.table.place
+        if held.hashes is None:
+            return {}
+        if place not in self._hashes:
+            self._hashes[place] = list(held.hashes.by_shape())
+        told = held.named if self._trusts_named else ()
+        compared = [key for key in keys if key not in told] if told else keys
+        for parent, at in parents:
+            final = self._final(connection, parent)
+            compared = [key for key in compared if not final(table.row(key).key[at])]
+        unsure = _uncertain(connection, table, compared, held, self._hashes[place])
+        for each in self._dead.get(place, ()) if unsure else ():
+            asked = [key for key in unsure if key in each.keys]
+            hashes = () if each.hashes is None or not asked else each.hashes.by_shape()
+            still = _uncertain(connection, table, asked, each, hashes)
+            for key in set(asked).difference(still):
+                del unsure[key]
+        return unsure
+
     def _parents(
         self, graph: ForeignKeyGraph, table: KeyedTable
     ) -> Iterable[tuple[TableHoldings, int]]:
         """What each column of the primary key references, with the column's number in the key."""
         for key in graph.outgoing(table.place):
             parent = self._held.get(key.parent)
-            if parent is None or parent.hashes is None or key.is_self_reference:
+            if parent is None or key.is_self_reference:
                 continue
             names, theirs = ([c.name for c in t.key_columns] for t in (table, parent.table))
             column, *others = key.child_columns
             if column in names and not others and theirs == [*key.parent_columns]:
                 yield parent, names.index(column)
+
+    def _final(self, connection: sa.Connection, parent: TableHoldings) -> Callable[[Any], bool]:
+        """Tells of a key whether it is that of a row of ours and of no other row, ever."""
+        reused = dialect_for(connection.engine).reuses_keys
+
+        def is_final(key: Any) -> bool:
+            generated = parent.generated and key not in parent.named
+            return key in parent.keys and only_ours_can_hold(
+                (key,), generated=generated, reused=reused
+            )
+
+        return is_final
 
 
 def identity_of(
@@ -181,7 +216,7 @@ def _uncertain(
         compared = [key for key in keys if key in hashes]
         if shape.columns or not _are_final(connection, table, compared, held):
             for asked in chunks(compared, _ROWS_AT_ONCE):
-                unsure |= uncertain_keys(connection, table, asked, shape, hashes)
+                unsure |= uncertain_keys(connection, table, asked, shape, hashes, lock=True)
     return unsure
 
 
@@ -191,24 +226,43 @@ def uncertain_keys(
     keys: Sequence[Any],
     shape: Shape,
     hashes: Mapping[Any, int],
+    *,
+    lock: bool = False,
 ) -> dict[Any, Reason]:
-    """Of the rows that exist with these keys, those whose hash has changed, and why."""
+    """Of the rows that exist with these keys, those whose hash has changed, and why.
+
+    With ``lock`` the rows are locked, and keys that name no row are among them, unless the
+    transaction locks the whole database.
+    """
+    dialect = dialect_for(connection.engine)
     names = tuple(name for name in shape.columns if name in table.clause.c)
     asked = [*table.key_clauses, *raw_columns(Shape(names))]
-    rows = dialect_for(connection.engine).find(connection, table, keys, asked)
+    rows = dialect.find(connection, table, keys, asked, lock=lock)
     width = len(table.key_columns)
     found = list(map(itemgetter(0 if width == 1 else slice(width)), rows))
+    if not hashes.keys() >= set(found):  # the database reads a key in another form
+        if len(keys) > 1:
+            parts = (keys[: len(keys) // 2], keys[len(keys) // 2 :])
+            first, second = (
+                uncertain_keys(connection, table, part, shape, hashes, lock=lock) for part in parts
+            )
+            return first | second
+        found = [*keys] * len(rows)
+    gone: dict[Any, Reason] = {}
+    if lock and dialect.has_row_locks and len(found) < len(keys):
+        reason = Reason(LeftoverKind.UNCERTAIN, columns=shape.columns)
+        gone = dict.fromkeys(set(keys).difference(found), reason)
     if not shape.columns:
         bare = tuple(str(column.name) for column in table.key_columns)
         reason = Reason(LeftoverKind.UNCERTAIN, columns=bare, names=(str(table.name),))
-        return dict.fromkeys(found, reason)
+        return gone | dict.fromkeys(found, reason)
     recorded = list(map(hashes.get, found))
     now: Sequence[int] = [NEVER] * len(rows)
     if rows and names == shape.columns:  # else a column was dropped
         if hashes_as_read(shape, rows, width) == recorded:  # the usual case, at a third of the time
-            return {}
+            return gone
         now = row_hashes(shape, list(zip(*rows, strict=True))[width:])
-    return {
+    return gone | {
         key: reason
         for key, old, new, row in zip(found, recorded, now, rows, strict=True)
         if old is not None and (old != new or old == NEVER)
@@ -218,6 +272,11 @@ def uncertain_keys(
 
 def _reason(shape: Shape, old: int, new: int, row: Sequence[Any]) -> list[Reason]:
     """Why a row with another hash may not be ours; none where only references became NULL."""
+    if shape.either:
+        same = not (old ^ new) & VALUES or (shape.references and old >> 32 == new >> 32)
+        return (
+            [] if same and old != NEVER else [Reason(LeftoverKind.UNCERTAIN, columns=shape.columns)]
+        )
     detached = old != NEVER and not (old ^ new) & VALUES and None in row[len(shape.values) :]
     if not detached:
         return [Reason(LeftoverKind.UNCERTAIN, columns=shape.columns)]

@@ -83,8 +83,9 @@ class CleanupManager:
             for long; a circle of rows, or one row with all that reference it, may be more.
         on_progress: called with a :class:`Progress` after each transaction; ``progress_bar()``
             makes one. What it raises does not stop the cleanup, and surfaces at its end.
-        trust_keys: delete by key alone. Otherwise, where the database gives keys again (SQLite), a
-            row that no longer looks as it was inserted stays, since it may be somebody else's.
+        trust_keys: delete by key alone. Otherwise, where a key may have been given again (one that
+            was given to the row; on SQLite any), a row that no longer looks as it was inserted
+            stays, since it may be somebody else's.
         keep_on_failure: where the body raises, leave the rows for study. A note on the error says
             which they are and what deletes them; with a ledger only a sweep that is asked to does.
         allow_foreign_keys_off: on the MySQL family only, delete circles of NOT NULL foreign keys

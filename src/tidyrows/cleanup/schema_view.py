@@ -77,19 +77,10 @@ class SchemaView:
 
     def read_unique(self, database: Database, tables: Sequence[KeyedTable]) -> None:
         """Find out whether the keys of these tables are unique in the database."""
-        indexes: dict[tuple[Place, str], set[str]] = {}
         with database.reading() as connection:
-            places = [table.place for table in tables]
-            for schema, name, index, column in database.dialect.unique_columns(connection, places):
-                indexes.setdefault(((schema, name), index), set()).add(column.lower())
-        for table in tables:
-            key = {column.name.lower() for column in table.key_columns}
-            unique = any(
-                place == table.place and key >= columns for (place, _), columns in indexes.items()
-            )
-            self.unique[table.place] = unique
-            if not unique:
-                self.ambiguous.add(table.place)
+            unique = database.dialect.tables_of_unique_key(connection, tables)
+        self.unique |= {table.place: table.place in unique for table in tables}
+        self.ambiguous |= {table.place for table in tables} - unique
 
     def table(self, connection: sa.Connection, place: Place) -> KeyedTable:
         """The table there: the project's own, with the database's key, or a reflected one."""

@@ -19,7 +19,7 @@ from tidyrows.schema.reflect import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from tidyrows.keys import KeyedTable
     from tidyrows.schema.graph import ForeignKey, Place
@@ -142,6 +142,17 @@ class Catalogue(DriverAccess):
                     yield from (
                         (schema, name, str(number), str(column)) for column in key["column_names"]
                     )
+
+    def tables_of_unique_key(
+        self, connection: sa.Connection, tables: Sequence[KeyedTable]
+    ) -> set[Place]:
+        """Those whose primary key, as their Table has it, names one row in the database."""
+        indexes: dict[tuple[Place, str], set[str]] = {}
+        places = [table.place for table in tables]
+        for schema, name, index, column in self.unique_columns(connection, places):
+            indexes.setdefault(((schema, name), index), set()).add(column.lower())
+        keys = {t.place: {column.name.lower() for column in t.key_columns} for t in tables}
+        return {place for (place, _), columns in indexes.items() if keys[place] >= columns}
 
     def delete_suppressors(self, connection: sa.Connection, table: KeyedTable) -> list[str]:
         """Triggers, rules and policies that may keep a row although its DELETE raised nothing."""

@@ -163,6 +163,10 @@ class InnerTransactions(Sessions):
     release_commits = False
     reuses_keys = deletes_by_key = False  # no row needs to be known again: all are undone
 
+    def reads_as_sent(self, column: sa.Column[Any]) -> bool:
+        """As above: no column is compared."""
+        return False
+
     def in_transaction(self, dbapi_connection: Any) -> bool | None:
         """As the stand-in has counted."""
         return bool(getattr(dbapi_connection, "in_inner_transaction", True))

@@ -95,6 +95,12 @@ class Inserts(DriverAccess):
         """What to read of a key column so that the row is found by it; usually the column."""
         return column
 
+    def reads_as_sent(self, column: sa.Column[Any]) -> bool:
+        """Whether the driver reads of a column, without its type, what was sent to it."""
+        kind = stored_type(column, self._dialect())
+        exact = isinstance(kind, (sa.Integer, sa.Boolean, sa.Date, sa.String))
+        return exact and not isinstance(kind, sa.CHAR)  # which is filled up with spaces
+
     def may_reuse_key(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
         """Whether a number up to ``highest`` that was generated once may be generated again."""
         return self.reuses_keys

@@ -154,6 +154,7 @@ def _bodies(group: Sequence[Change], dialect: sa.Dialect) -> Iterator[dict[str, 
             body["looks"] = {
                 "columns": hashes.shape.values,
                 "references": hashes.shape.references,
+                "either": hashes.shape.either,
                 "hashes": base64.b64encode(some.tobytes()).decode(),
             }
         yield body
@@ -208,7 +209,8 @@ def _hashes_in(looks: dict[str, Any] | None, count: int) -> Hashes | None:
     values = _little_endian(array(HASH, base64.b64decode(looks["hashes"])))
     if len(values) != count:
         raise ValueError
-    return Hashes(Shape(tuple(looks["columns"]), tuple(looks["references"])), values)
+    shape = Shape(tuple(looks["columns"]), tuple(looks["references"]), looks.get("either", False))
+    return Hashes(shape, values)
 
 
 def _little_endian(hashes: array[int]) -> array[int]:

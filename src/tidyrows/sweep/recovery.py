@@ -299,14 +299,15 @@ class Recovery:
         with ledger.looking() as connection:
             for entries in read_entries(ledger, connection, self._process.id).values():
                 externals |= entries.externals
-                dead += entries.store.snapshot() if ledger.dialect.reuses_keys else ()
+                dead += entries.store.snapshot()
                 journal.committed |= entries.numbers
                 for change in entries.store.changes(ledger.database):
                     tracker.store.apply(change)
             reader = EntryReader(connection, ledger.database)
             journal.externals = reader.hold_resources(tracker.external_resources, externals)
         tracker.journals.attach(journal)
-        return tracker, dead
+        compared = {each.table.place for each in dead if each.hashes is not None}
+        return tracker, [each for each in dead if each.table.place in compared]
 
     def _put_aside(self) -> None:
         """Give what is left to an owner that is no process, so that the next sweep recovers it."""

@@ -92,6 +92,10 @@ class SQLiteStatements(Dialect):
             self._conflicts[table] = known
         return known
 
+    def reads_as_sent(self, column: sa.Column[Any]) -> bool:
+        """What it stores otherwise has the same common form."""
+        return True
+
     def may_reuse_key(self, connection: sa.Connection, table: KeyedTable, highest: int) -> bool:
         """Not where the table has AUTOINCREMENT, unless its counter was set back."""
         # The counters' table is there once a table with AUTOINCREMENT is, and holds only such.
