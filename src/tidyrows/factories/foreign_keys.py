@@ -6,10 +6,12 @@ both values to the model, where the relationship overwrites the key.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from factory.builder import DeclarationSet
+from factory.enums import SPLITTER
 from factory.errors import InvalidDeclarationError
 from sqlalchemy.orm import Mapper, RelationshipDirection
 
@@ -58,8 +60,15 @@ class CallDeclarations(DeclarationSet):
         self.options = options
 
     def copy(self) -> CallDeclarations:
-        """A copy for one call."""
-        return type(self)(self.as_dict(), self.options)  # type: ignore[no-untyped-call]  # as above
+        """A copy for one call; for each object, so it does not split the names anew."""
+        made = object.__new__(type(self))
+        made.options = self.options
+        made.declarations = self.declarations.copy()
+        made.contexts = defaultdict(dict)
+        for name, context in self.contexts.items():
+            if context:
+                made.contexts[name] = context.copy()
+        return made
 
 
 class AttributeDeclarations(CallDeclarations):
@@ -73,15 +82,17 @@ class AttributeDeclarations(CallDeclarations):
         Raises:
             InvalidDeclarationError: the values are also about a new object of the relationship.
         """
-        super().update(values)  # type: ignore[no-untyped-call]  # as above
-        if self.options is None or not values:
+        if not values:
             return
-        parts = [self.split(name) for name in values]  # type: ignore[no-untyped-call]  # as above
-        given = {self.options.rename.get(field, field) for field, below in parts if not below}
+        super().update(values)  # type: ignore[no-untyped-call]  # as above
+        if self.options is None:
+            return
+        names = [name.removesuffix(SPLITTER) for name in values]
+        given = {self.options.rename.get(name, name) for name in names}
         for field, attributes in self.options.key_attributes.items():
             if field not in self or not attributes <= given or values.get(field) is not None:
                 continue
-            nested = [f"{field}__{below}" for at, below in parts if at == field and below]
+            nested = [name for name in names if name.startswith(f"{field}{SPLITTER}")]
             keys = ", ".join(sorted(attributes))
             if nested:
                 raise InvalidDeclarationError(

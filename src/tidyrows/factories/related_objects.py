@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from factory.declarations import PostGenerationDeclaration, RelatedFactory
+from factory.enums import SPLITTER
 from sqlalchemy.orm import Mapper
 
 from tidyrows.factories.foreign_keys import CallDeclarations
@@ -16,19 +17,19 @@ from tidyrows.factories.foreign_keys import CallDeclarations
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_GIVEN = "__"  # a call's value for a hook has the name of the hook and this
-
 
 class HookDeclarations(CallDeclarations):
     """The declarations of hooks."""
 
     def update(self, values: Mapping[str, Any]) -> None:
         """Add values; objects in place of a RelatedFactory are assigned to the relationship."""
+        if not values:
+            return
         super().update(values)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         if self.options is None:
             return
         for name, value in values.items():
-            field = name.removesuffix(_GIVEN)
+            field = name.removesuffix(SPLITTER)  # a call's value for a hook ends so
             declared = self.declarations.get(field)
             if field == name or not isinstance(declared, RelatedFactory) or not _objects(value):
                 continue
