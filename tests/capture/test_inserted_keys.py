@@ -537,6 +537,26 @@ def test_a_trigger_that_swallows_a_row_of_many_on_postgresql(engine, how):
     bystanders.assert_untouched()
 
 
+@pytest.mark.parametrize("how", ["pages", "pages returning"])
+def test_an_insert_that_is_sent_in_pages_is_tracked_as_a_whole(any_driver_engine, how):
+    """SQLAlchemy sends it in pieces, and the driver counts those of the last one."""
+    things = sa.Table(
+        "things", sa.MetaData(), sa.Column("id", sa.Integer, primary_key=True), name()
+    )
+    things.metadata.create_all(any_driver_engine)
+    rows = [{"id": 1000 + n, "name": f"ours {n}"} for n in range(1010)]
+    paged = any_driver_engine.execution_options(insertmanyvalues_page_size=1)
+    insert = sa.insert(things).return_defaults(things.c.id, sort_by_parameter_order=True)
+    if how == "pages returning":  # as many pages as Python has frames
+        insert = sa.insert(things).returning(things.c.name)
+    with CleanupManager(tracker := ResourceTracker(any_driver_engine)):
+        with paged.begin() as connection:
+            connection.execute(insert, rows)
+        assert len(tracker) == len(rows)
+    with any_driver_engine.connect() as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(things)) == 0
+
+
 @on("postgresql+psycopg", "postgresql+psycopg2")
 @pytest.mark.parametrize("obstacle", ["right", "rule", "policy"])
 @pytest.mark.parametrize("how", ["many", "several values", "inline"])

@@ -366,7 +366,9 @@ def after_statement(context: Any, action: Callable[[], None]) -> None:
 
 def keep_count(context: Any) -> None:
     """Note how many rows a statement changed, while its cursor is open and tells it."""
-    context.post_exec = partial(_keep_count, context, context.post_exec)
+    if not hasattr(context, "tidyrows_count"):  # else the next page of one INSERT
+        context.tidyrows_count = None
+        context.post_exec = partial(_keep_count, context, context.post_exec)
 
 
 def _keep_count(context: Any, go_on: Callable[[], None]) -> None:
@@ -374,8 +376,20 @@ def _keep_count(context: Any, go_on: Callable[[], None]) -> None:
     go_on()
 
 
-def keep_table(tell: Callable[[Any], Any], context: Any, go_on: Callable[[], None]) -> None:
+def add_page(context: Any, cursor: Any) -> None:
+    """A page of an INSERT is about to be sent: note the rows of the page before it."""
+    earlier: int | None = getattr(context, "tidyrows_earlier", None)
+    context.tidyrows_earlier = 0 if earlier is None else earlier + max(cursor.rowcount, 0)
+
+
+def keep_table(tell: Callable[[Any], Any], context: Any) -> None:
     """Note which table RETURNING reads, as ``oid/``, while the cursor is open."""
+    if not hasattr(context, "tidyrows_table"):  # else the next page of one INSERT
+        context.tidyrows_table = ""
+        context.post_exec = partial(_keep_table, tell, context, context.post_exec)
+
+
+def _keep_table(tell: Callable[[Any], Any], context: Any, go_on: Callable[[], None]) -> None:
     number = tell(context.cursor)(0)
     context.tidyrows_table = f"{number}/" if number else ""
     go_on()
@@ -392,4 +406,5 @@ def untold_count(context: Any) -> int | None:
 def kept_count(context: Any) -> int:
     """How many rows a statement changed, as :func:`keep_count` noted, or as the result tells."""
     kept: int | None = getattr(context, "tidyrows_count", None)
-    return int(context.rowcount) if kept is None else kept
+    count = int(context.rowcount) if kept is None else kept
+    return count if count < 0 else count + getattr(context, "tidyrows_earlier", 0)

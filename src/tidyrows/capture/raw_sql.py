@@ -11,7 +11,9 @@ from enum import Enum, auto
 from functools import lru_cache, partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tidyrows.capture.affected_rows import after_statement, keep_count, keep_table
+from sqlalchemy.engine.interfaces import ExecuteStyle
+
+from tidyrows.capture.affected_rows import add_page, after_statement, keep_count, keep_table
 from tidyrows.capture.changes import INTERNAL, Deleted, Inserted, KeysLost, Untracked
 from tidyrows.capture.transactions import LOG
 from tidyrows.keys import unresolved_table
@@ -313,16 +315,21 @@ class CursorEvents:
         if internal:
             return
         if context.isinsert:
-            self._before_insert(connection, context, sql)
+            self._before_insert(connection, cursor, context, sql)
         else:
             self._look_at(connection, context, sql)
 
-    def _before_insert(self, connection: sa.Connection, context: Any, sql: str) -> None:
+    def _before_insert(
+        self, connection: sa.Connection, cursor: Any, context: Any, sql: str
+    ) -> None:
         returning, tell = context.compiled.effective_returning, self._returned_table
         if returning and tell is not None:
-            context.post_exec = partial(keep_table, tell, context, context.post_exec)
-        elif self._loses_count and not returning:  # whose rows are counted as they are
-            keep_count(context)
+            keep_table(tell, context)
+        elif not returning:  # else its rows are counted as they are
+            if context.execute_style is ExecuteStyle.INSERTMANYVALUES:
+                add_page(context, cursor)
+            if self._loses_count:
+                keep_count(context)
         if sql[:4] == "WITH" and sql.count("INSERT INTO ") > 1:
             self._expect_insert(connection, sql, context)
 
