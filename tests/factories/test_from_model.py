@@ -767,6 +767,33 @@ def test_constructors(engine, block):
         assert factory_for(Little).build().size
 
 
+def test_models_of_sqlmodel(engine, block):
+    """Its constructor takes any argument, and its defaults are Pydantic's."""
+    sqlmodel = pytest.importorskip("sqlmodel")
+
+    class Base(sqlmodel.SQLModel, registry=registry()):
+        pass
+
+    class Team(Base, table=True):
+        id: int | None = sqlmodel.Field(default=None, primary_key=True)
+        name: str = sqlmodel.Field(unique=True, max_length=30)
+        city: str = sqlmodel.Field(max_length=30)
+
+    class Hero(Base, table=True):
+        id: uuid.UUID = sqlmodel.Field(default_factory=uuid.uuid4, primary_key=True)
+        secret: str = sqlmodel.Field(default="x", max_length=10)
+        age: int
+        nick: str | None = sqlmodel.Field(default=None, max_length=10)
+        team_id: int = sqlmodel.Field(foreign_key="team.id")
+
+    Base.metadata.create_all(engine)
+    with block:
+        one, two = factory_for(Hero).create_batch(2)
+        assert (one.secret, one.nick) == ("x", None)
+        assert one.age
+        assert one.team_id != two.team_id
+
+
 def test_what_cannot_be_guessed_is_refused_unless_it_is_given(base, block):
     class Odd(sa.types.UserDefinedType[Any]):
         cache_ok = True
