@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from dataclasses import replace
+from dataclasses import InitVar, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -295,6 +295,7 @@ def test_what_has_a_value_is_left_alone(base, block):
         assert again.needed == again.needed.upper()
         assert block.count(Thing) == 1
         assert factory_for(Thing)(absent="x", needed="mine").needed == "MINE"
+        assert factory_for(Thing).build().version is None
 
 
 def test_a_factory_of_ones_own_adds_what_it_declares_itself(base, block):
@@ -482,14 +483,21 @@ def test_a_check_that_is_not_simple_is_named_if_the_database_refuses_the_row(bas
         low: Mapped[int]
         high: Mapped[int]
 
+    class Child(base):
+        __tablename__ = "children"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        span_id: Mapped[int] = mapped_column(FK("spans.id"), default=77)
+
     with block:
         assert factory_for(Span)(low=1, high=2).id
         with pytest.raises(sa.exc.DBAPIError) as caught:
             factory_for(Span)(low=2, high=1)
         (note,) = caught.value.__notes__
-        assert "low_below_high (low < high) of spans" in note
-        assert "low = ..." in note
-        assert "high = ..." in note
+        assert "CHECK low_below_high (low < high). Declare low = ...; high = ..." in note
+        with pytest.raises(sa.exc.DBAPIError) as caught:
+            factory_for(Child)()
+        (note,) = caught.value.__notes__
+        assert "whether spans.id has the default of span_id. Declare span_id = ..." in note
 
 
 # -- foreign keys ----------------------------------------------------------------------------------
@@ -675,6 +683,10 @@ def test_inheritance(base, block):
 
     class Guest(Person):
         badge: Mapped[int | None]
+
+        def __init__(self, invitation):
+            raise TypeError("no invitation")
+
         __mapper_args__ = {"polymorphic_identity": "guest"}  # noqa: RUF012 -- SQLAlchemy's way
 
     class Visit(base):
@@ -723,8 +735,14 @@ def test_constructors(engine, block):
 
     Base.registry._class_registry["Friend"] = Friend
 
-    class Old(Base.__mro__[2]):
-        pass
+    class Secret(Base):
+        __tablename__ = "secrets"
+        id: Mapped[int] = mapped_column(primary_key=True, init=False)
+        name: Mapped[str] = mapped_column(sa.String(20), init=False)
+        code: InitVar[str]
+
+        def __post_init__(self, code):
+            self.name = code
 
     mapped = registry(metadata=Base.metadata)
     plain = type("Plain", (), {})
@@ -742,7 +760,21 @@ def test_constructors(engine, block):
         def __init__(self, title, password):
             self.title = title
 
-    for each in (Little, Greedy):
+    class Kept:
+        def __init__(self, title, size=9):
+            self.title = title
+            self.size = size
+
+    class Swallowing:
+        def __init__(self, **kwargs):
+            self.extra = kwargs
+
+    class Choosy:
+        def __init__(self, title, size):
+            if title != "red":
+                raise ValueError("only red")
+
+    for each in (Little, Greedy, Kept, Swallowing, Choosy):
         mapped.map_imperatively(
             each,
             sa.Table(
@@ -762,8 +794,15 @@ def test_constructors(engine, block):
         little = block.again(factory_for(Little)())
         assert little.title
         assert little.size
-        with pytest.raises(AutoFactoryError, match=r"constructor requires it.*password = "):
-            factory_for(Greedy)()
+        assert factory_for(Kept)().size == 9
+        assert block.again(factory_for(Greedy)()).title
+        assert block.again(factory_for(Swallowing)()).size
+        with pytest.raises(ValueError, match="only red") as caught:
+            factory_for(Choosy)()
+        assert "constructor of Choosy was given values guessed" in caught.value.__notes__[0]
+        with pytest.raises(AutoFactoryError, match=r"constructor requires it.*code = "):
+            factory_for(Secret)()
+        assert factory_for(Secret)(code="x").name == "x"
         assert factory_for(Little).build().size
 
 

@@ -12,12 +12,12 @@ from factory.declarations import LazyFunction, SelfAttribute
 from tidyrows.errors import AutoFactoryError, add_note
 from tidyrows.factories.checks import ANYTHING, bounds_of, checks_of, text_of_check
 from tidyrows.factories.column_values import Field, NotKnownError, declaration_for
-from tidyrows.factories.constructor import ANY_ARGUMENTS, Constructor, constructor_of
+from tidyrows.factories.constructor import PLAIN, Constructor, constructor_of
 from tidyrows.factories.parents import Key, Parent, Refused, attribute_of, keys_of
 from tidyrows.factories.unique_columns import scoped_columns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterator
+    from collections.abc import Callable, Collection, Iterable, Iterator
 
     from sqlalchemy.orm import Mapper
 
@@ -34,7 +34,7 @@ class AutoDeclarations:
 
     declarations: dict[str, Any] = field(default_factory=dict)
     parents: frozenset[str] = frozenset()
-    constructor: Constructor = ANY_ARGUMENTS
+    constructor: Constructor = PLAIN
 
 
 def auto_declarations(
@@ -60,7 +60,7 @@ class _Reading:
         self.mapper: Mapper[Any] = sa.inspect(model)
         self.declared = declared
         self.factory_of = factory_of
-        self.constructor = constructor_of(model)
+        self.constructor = constructor_of(model, self.mapper.attrs.keys())
         self.made: dict[str, Any] = {}
         self.parents: set[str] = set()
         self.from_parents: set[str] = set()
@@ -117,7 +117,7 @@ class _Reading:
         if key.name not in self.declared:
             self.made[key.name] = Parent(key, self.declared, self.factory_of)
         for local, remote in key.pairs:
-            is_wanted = not key.has_relationship or local in self.constructor.required
+            is_wanted = not key.has_relationship or local in self.constructor.names
             if is_wanted and local not in self.declared and local not in self.made:
                 self.made[local] = SelfAttribute(f"{key.name}.{remote}")  # type: ignore[no-untyped-call]  # factory_boy's is untyped
 
@@ -194,23 +194,32 @@ def _plain_columns(prop: Any) -> Iterator[sa.Column[Any]]:
 
 
 def note_constraint(error: sa.exc.DBAPIError, model: type) -> None:
-    """Add to the error of a flush which CHECK the guessed values do not meet."""
+    """Add to the error of a flush which constraint the guessed values do not meet.
+
+    That is a CHECK that is not simple, or a foreign key whose column has a default.
+    """
     mapper: Mapper[Any] = sa.inspect(model)
     said = str(error.orig)
     for table in mapper.tables:
         for constraint in checks_of(table):
             text = text_of_check(constraint)
-            name = constraint.name if isinstance(constraint.name, str) else None
+            name = constraint.name if isinstance(constraint.name, str) else ""
             if (name and name in said) or text in said:
-                words = set(re.findall(r"\w+", text))
-                names = [
-                    attribute
-                    for attribute, column in mapper.columns.items()
-                    if column.table is table and column.name in words
+                columns = [
+                    column
+                    for column in table.columns
+                    if re.search(rf"\b{re.escape(column.name)}\b", text)
                 ]
-                lines = "; ".join(f"{each} = ..." for each in names)
-                add_note(
-                    error,
-                    f"tidyrows: the factory of {model.__name__} does not know values for the CHECK "
-                    f"{name or ''} ({text}) of {table.description}. Declare {lines}",
-                )
+                _note(error, mapper, columns, f"values for the CHECK {name} ({text})")
+        if "foreign key" in said.lower():
+            for key in table.foreign_keys:
+                if key.parent.default is not None or key.parent.server_default is not None:
+                    what = f"whether {key.target_fullname} has the default of {key.parent.name}"
+                    _note(error, mapper, [key.parent], what)
+
+
+def _note(error: BaseException, mapper: Mapper[Any], columns: Iterable[Any], what: str) -> None:
+    names = [attribute_of(mapper, column) for column in columns]
+    lines = "; ".join(f"{name} = ..." for name in names if name)
+    model = mapper.class_.__name__
+    add_note(error, f"tidyrows: the factory of {model} does not know {what}. Declare {lines}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from factory.declarations import SKIP, BaseDeclaration, SubFactory
 from sqlalchemy.orm import MANYTOONE, Mapper
 from sqlalchemy.orm.exc import UnmappedColumnError
+from sqlalchemy.orm.mapper import _all_registries  # nothing public has every mapped class
 
 from tidyrows.errors import AutoFactoryError
 
@@ -79,14 +81,14 @@ def keys_of(mapper: Mapper[Any], needed: Collection[sa.Column[Any]]) -> list[Key
             (local, attribute_of(target, remote) if target is not None else remote.key)
             for local, remote in pairs
         ]
+        if any(set(each.pairs) == set(attributes) for each in found):
+            continue  # the same key, twice
         relationship = _relationship(mapper, constraint)
         if relationship is not None:
             target = relationship.mapper
         if any(remote is None for _, remote in attributes):
             target = None
         name = relationship.key if relationship is not None else _free_name(mapper, pairs, names)
-        if name in names:
-            continue  # the same key, twice
         names.add(name)
         complete = tuple((local, remote or "") for local, remote in attributes)
         found.append(
@@ -125,7 +127,8 @@ def _pairs(
 
 def _mapper_of(mapper: Mapper[Any], table: sa.Table) -> Mapper[Any] | None:
     """The mapper of a table; of several in one hierarchy the most basic one."""
-    found = [each for each in mapper.registry.mappers if each.local_table is table]
+    mappers = chain.from_iterable(each.mappers for each in [mapper.registry, *_all_registries()])
+    found = [each for each in mappers if each.local_table is table]
     for each in found:
         if each.inherits is None or each.inherits.local_table is not table:
             return each
