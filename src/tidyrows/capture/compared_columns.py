@@ -109,12 +109,11 @@ class ComparedColumns:
         proof = self.proof(given, tag)
         if strict:
             return self.shape((proof,)) if proof else None
-        sizes = {
-            name: min(map(len, values))
-            for name, values in given.items()
-            if name in self.texts and set(map(type, values)) == {str}
-        }
-        texts = sorted((name for name in sizes if sizes[name]), key=sizes.__getitem__, reverse=True)
+        sizes: dict[str, int] = {}
+        for name, values in given.items():
+            if name in self.texts and set(map(type, values)) == {str} and all(values):
+                sizes[name] = min(map(len, values))
+        texts = sorted(sizes, key=sizes.__getitem__, reverse=True)
         names = [proof] if proof else texts[:1]
         names += [each for each in texts if each not in names and sizes[each] >= _LONG][:1]
         if not names:
@@ -127,10 +126,11 @@ class ComparedColumns:
     def is_proof(self, key: Any, tag: str) -> bool:
         """Whether nobody else gives a row this key: a random UUID, or a text with this tag."""
         values = key if isinstance(key, tuple) else (key,)
-        return any(
-            (isinstance(value, str) and tag in value) or is_random_uuid(value)
-            for value in (values[at] for at in self.own_key)
-        )
+        for at in self.own_key:  # a generator is a call
+            value = values[at]
+            if (isinstance(value, str) and tag in value) or is_random_uuid(value):
+                return True
+        return False
 
 
 def is_random_uuid(value: Any) -> bool:

@@ -113,11 +113,15 @@ class Recorder:
         target, real = found
         if not self._dialect.reuses_keys:
             given = context.compiled_parameters[0] if context.compiled_parameters else {}
-            names = ((name, f"{name}_m0") for name in target.key_names)
-            is_given = all(any(given.get(each) is not None for each in pair) for pair in names)
-            if real.kind != "table" or not is_given:
+            if real.kind != "table":
                 return False
-        return not all(columns.is_proof(key, tag) for key in keys)
+            for name in target.key_names:
+                if given.get(name) is None and given.get(f"{name}_m0") is None:
+                    return False
+        for key in keys:  # noqa: SIM110 -- a generator is a call
+            if not columns.is_proof(key, tag):
+                return True
+        return False
 
     def _is_ambiguous(self, connection: sa.Connection, target: KeyedTable) -> bool:
         """Whether the database lets several rows have one key, as where it is a part of a key."""
