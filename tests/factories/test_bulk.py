@@ -321,6 +321,12 @@ class OwnCreate(DeptFactory):
         return super()._create(model_class, *args, **kwargs)
 
 
+class OwnCall(DeptFactory):
+    @classmethod
+    def create(cls, **kwargs):
+        return super().create(**{"name": "a name of its own", **kwargs})
+
+
 class OwnEnd(DeptFactory):
     @classmethod
     def _after_postgeneration(cls, instance, create, results=None):
@@ -354,6 +360,7 @@ class Elsewhere(DeptFactory):
 REFUSED = [
     (Hooked, {}, "Hooked.extras: it is a post_generation"),
     (OwnCreate, {}, "OwnCreate._create: the factory overrides it"),
+    (OwnCall, {}, "OwnCall.create: the factory overrides it"),
     (OwnEnd, {}, "OwnEnd._after_postgeneration: the factory overrides it"),
     (Found, {}, "Found.Meta.sqlalchemy_get_or_create"),
     (Related, {}, "Related.users: it is a RelatedFactoryList"),
@@ -380,9 +387,11 @@ def test_hooks_and_own_ways_are_honoured_one_by_one(tracker, rows):
     assert [org.name for org in made] == ["by a hook"] * 3
     assert [each.done for each in progress] == [2, 3]
     assert tracker.ended == ["commit"]
+    assert {org.name for org in OwnCall.create_bulk(1, hooks=True)} == {"a name of its own"}
+    tracker.ended.clear()
     assert Related.create_bulk(2, hooks=True, returning=False, chunk_size=1) == []
-    assert tracker.ended == ["commit"] * 3
-    assert (rows(Org), rows(User)) == (5, 4)
+    assert tracker.ended == ["commit"] * 2
+    assert (rows(Org), rows(User)) == (6, 4)
 
 
 def test_a_trait_that_brings_hooks_is_honoured_where_it_is_off(tracker, rows):

@@ -249,12 +249,12 @@ def describe_leftovers(leftovers: Iterable[Leftover], *, swept: bool = False) ->
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a cleanup is.
+    """How far a cleanup is, or a ``create_bulk``.
 
     Attributes:
-        done: rows that are deleted, or given up as leftovers.
-        total: all rows that the cleanup is about; dependents are not among them, since nobody
-            knows them before.
+        done: rows that are deleted, or given up as leftovers; or objects whose rows are written.
+        total: all rows that the cleanup is about, or all objects; dependents are not among them,
+            since nobody knows them before.
         finished: whether this is the last call.
     """
 

@@ -113,7 +113,7 @@ class _Part:
         tracker = current_tracker()
         call = None if tracker is None or used_session() is not None else running_call(tracker)
         rows = Rows(self._factory, call, returning=self._returning)
-        builder = BulkBuilder(options, overrides, rows)
+        builder = BulkBuilder(options, overrides, rows, is_called=True)
         for size in self._sizes:
             objects = [builder.build() for _ in range(size)]
             rows.write()

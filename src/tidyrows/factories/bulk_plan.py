@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
     Getter = Callable[[Resolver, BuildStep], Any]
 
-_OWN_WAYS = "_create", "_save", "_get_or_create", "_after_postgeneration"
+_WAYS = "_create", "_save", "_get_or_create", "_after_postgeneration"
+_WAYS_OF_A_CALL = *_WAYS, "create", "_generate"
 _OPTIONS = "instantiate", "use_postgeneration_results"
 
 
@@ -45,12 +46,15 @@ class BulkBuilder(StepBuilder):
         options: the factory's.
         extras: the values and declarations of the call, or of the SubFactory.
         rows: gets each object of a tracked factory, in the order in which they are made.
+        is_called: whether it is the factory of the call, no SubFactory.
 
     Raises:
         BulkError: the factory needs the row of each object, or writes rows in a way of its own.
     """
 
-    def __init__(self, options: Any, extras: dict[str, Any], rows: Rows) -> None:
+    def __init__(
+        self, options: Any, extras: dict[str, Any], rows: Rows, *, is_called: bool = False
+    ) -> None:
         super().__init__(options, extras, CREATE_STRATEGY)  # type: ignore[no-untyped-call]  # factory_boy's is untyped
         self._rows = rows
         self._is_mapped = issubclass(options.factory, SQLAlchemyModelFactory)
@@ -58,7 +62,7 @@ class BulkBuilder(StepBuilder):
             self.extras, base_pre=options.pre_declarations, base_post=options.post_declarations
         )
         if self._is_mapped:
-            self._refuse_single_rows()
+            self._refuse_single_rows(_WAYS_OF_A_CALL if is_called else _WAYS)
             rows.join(options)
         self.declarations = before
         self.names = list(before)
@@ -157,13 +161,13 @@ class BulkBuilder(StepBuilder):
 
     # -- what needs the row of each object -----------------------------------------------------
 
-    def _refuse_single_rows(self) -> None:
+    def _refuse_single_rows(self, ways: tuple[str, ...]) -> None:
         options, factory = self.factory_meta, self.factory_meta.factory
         if not isinstance(options, TrackedOptions):
             self._refuse(
                 "the factory", "it is no TrackedFactory, so it writes each object by itself"
             )
-        for name in _OWN_WAYS:
+        for name in ways:
             if _is_own(factory, name):
                 self._refuse(name, "the factory overrides it, and it is called with each object")
         for name in _OPTIONS:
