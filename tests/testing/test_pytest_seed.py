@@ -73,6 +73,13 @@ TESTS = """
         write(request, own=own, test=draw(), shared=[shared, also_shared], name=org.name)
         raise LookupError
 
+    @pytest.fixture(scope="module")
+    def broken():
+        raise LookupError(draw())
+
+    def test_broken(broken):
+        pass
+
     def test_that_draws_nothing():
         raise LookupError
 
@@ -131,15 +138,15 @@ def test_each_test_has_its_own_data_in_any_worker_and_order(suite):
     """The rows of the first run stay: with one seed the second must not write them once more."""
     suite.append("test_it.py", TESTS)
     ended, data, lines = run(suite, "one", "--tidy-keep", "-v")
-    assert ended.outcomes == {"failed": 6}
+    assert ended.outcomes == {"failed": 6, "error": 1}
     assert suite.count("orgs") == 4
     assert len({json.dumps(each["test"]) for each in data.values()}) == len(data) == 4
     (seed,) = re.findall(r"^tidyrows: --tidy-seed=(\d+)$", ended.text, re.MULTILINE)
     assert lines["test_data[1]"] == f"pytest --tidy-seed={seed} 'test_it.py::test_data[1]'"
-    assert lines.keys() == {*data, "test_that_draws_something_else"}
+    assert lines.keys() == {*data, "test_that_draws_something_else", "test_broken"}
 
     ended, others, lines = run(suite, "two", "-n2", REVERSED="1", TIDYROWS_SEED=seed)
-    assert ended.outcomes == {"failed": 6}, ended.text
+    assert ended.outcomes == {"failed": 6, "error": 1}, ended.text
     for test, one in data.items():
         other = others[test]
         assert other["test"] == one["test"]
@@ -150,7 +157,8 @@ def test_each_test_has_its_own_data_in_any_worker_and_order(suite):
     wanted = others["test_data[1]"]
     assert wanted["shared"] != data["test_data[1]"]["shared"], "or two workers would collide"
     line = lines["test_data[1]"]
-    assert line.startswith("TIDYROWS_WORKER=gw")
+    for each in (line, lines["test_broken"]):
+        assert each.startswith("TIDYROWS_WORKER=gw")
     repeated = again(suite, line)
     assert {**repeated, "name": None} == {**wanted, "name": None}
 

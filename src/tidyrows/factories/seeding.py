@@ -63,9 +63,9 @@ def worker_id() -> str:
     With one seed for all, two workers would write the same values at the same time. It is read from
     the environment, and not of WorkerContext: a fixture may set these variables first.
     """
-    names = "TIDYROWS_WORKER", "PYTEST_XDIST_WORKER"
-    worker = next(filter(None, map(os.environ.get, names)), None)
-    return worker or f"w{os.environ.get('TIDYROWS_WORKER_INDEX') or 0}"
+    read = os.environ.get
+    worker = read("TIDYROWS_WORKER") or read("PYTEST_XDIST_WORKER")
+    return worker or f"w{read('TIDYROWS_WORKER_INDEX') or 0}"
 
 
 class Seeded:
@@ -85,12 +85,7 @@ class Seeded:
         is_overridden: whether a seed of the suite's own stays.
     """
 
-    def __init__(
-        self,
-        base: BaseSeed,
-        *key: str,
-        is_shared: bool = False,
-    ) -> None:
+    def __init__(self, base: BaseSeed, *key: str, is_shared: bool = False) -> None:
         self.base = base
         self._key = "\0".join((base.value, *key))
         self._is_shared = is_shared

@@ -61,14 +61,16 @@ class SeedPlugin:
             return (yield)
         place = (request.node.nodeid, fixturedef.baseid, fixturedef.argname)
         key = (worker_id(), *place, str(getattr(request, "param_index", 0)))
-        with Seeded(self._base, *key, is_shared=True) as seeded:
-            value = yield
-        if seeded.is_overridden:
-            if self._test is not None:
-                self._test.end()
-        elif seeded.has_drawn:
-            self._drawn.add(fixturedef.argname)
-        return value
+        seeded = Seeded(self._base, *key, is_shared=True)
+        try:
+            with seeded:
+                return (yield)
+        finally:
+            if seeded.is_overridden:
+                if self._test is not None:
+                    self._test.end()
+            elif seeded.has_drawn:
+                self._drawn.add(fixturedef.argname)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
