@@ -82,6 +82,12 @@ def test_every_public_name_is_in_the_docs():
     assert unsaid == [], "write what they are for in docs/"
 
 
+def test_every_page_is_in_the_navigation_of_the_site():
+    listed = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if f": {page}\n" not in listed] == [], "add them to nav"
+
+
 def test_public_names_are_sorted_and_there():
     assert list(tidyrows.__all__) == sorted(tidyrows.__all__)
     assert all(hasattr(tidyrows, name) for name in tidyrows.__all__)
