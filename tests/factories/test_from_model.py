@@ -232,6 +232,9 @@ def test_every_type_is_filled_and_read_back(database, engine, base, block):
     columns = {name: mapped_column(kind, nullable=False) for name, kind in types.items()}
     made = {"__tablename__": "kinds", "id": mapped_column(sa.Integer, primary_key=True)}
     model = type("Kinds", (base,), made | columns)
+    state = factory.random.get_random_state()
+    assert "decorated" in factory_for(model)._meta.pre_declarations
+    assert factory.random.get_random_state() == state, "the first use moves the seeded generator"
     with block:
         for row in factory_for(model).create_batch(5):
             again = block.again(row)

@@ -41,7 +41,8 @@ _FIRST_MOMENT = datetime(2020, 1, 1)  # noqa: DTZ001 -- a column without a zone
 _SECONDS = 5 * 365 * 24 * 3600
 _DAYS = 2_900_000
 _MANY = 2**24
-_BITS = {"TINYINT": 7, "SMALLINT": 15, "small_integer": 15}
+SMALL_INTEGERS = {"TINYINT": 7, "SMALLINT": 15, "small_integer": 15}
+"""By the name of the type: the bits of its greatest value."""
 _LARGEST = 9_999
 """Of the numbers that no CHECK bounds."""
 
@@ -141,24 +142,6 @@ def declaration_for(field: Field) -> Any:
     raise NotKnownError(_UNKNOWN.format(field.column.type))
 
 
-def can_be_scoped(field: Field) -> int:
-    """How well values of a column can be made to differ: the lower the better, 0 for not at all."""
-    kind = field.kind
-    while isinstance(kind, sa.TypeDecorator) and not isinstance(kind, sa.Interval):
-        kind = kind.impl_instance
-    bounds = field.bounds
-    if bounds.choices is not None or isinstance(kind, (sa.Enum, sa.Boolean, sa.JSON, sa.ARRAY)):
-        return 0
-    if isinstance(kind, sa.String):
-        length = _longest(field)
-        return 1 if length is None or length >= TAG_WIDTH else 5
-    if isinstance(kind, sa.Uuid):
-        return 2
-    if isinstance(kind, sa.Integer):
-        return 0 if bounds.high is not None else 3 if kind.__visit_name__ not in _BITS else 4
-    return 0 if isinstance(kind, sa.Time) else 4
-
-
 def _drawn(make: Callable[[int], Any], count: int, first: int = 0) -> LazyFunction:
     """A declaration of what a function makes of a random number."""
     return LazyFunction(lambda: make(first + factory.random.randgen.randrange(count)))  # type: ignore[no-untyped-call]  # factory_boy's is untyped
@@ -168,7 +151,7 @@ def _drawn(make: Callable[[int], Any], count: int, first: int = 0) -> LazyFuncti
 
 
 def _text(field: Field) -> Any:
-    bounds, longest = field.bounds, _longest(field)
+    bounds, longest = field.bounds, longest_of(field)
     if bounds.choices is not None:
         return _one_of([str(each) for each in bounds.choices if each not in bounds.excluded])
     if not field.is_scoped:
@@ -194,7 +177,8 @@ def _text(field: Field) -> Any:
     return Scoped(f"{literal}-{'x' * max(bounds.shortest - TAG_WIDTH, 0)}{{tag}}")
 
 
-def _longest(field: Field) -> int | None:
+def longest_of(field: Field) -> int | None:
+    """The greatest length in characters or bytes that its type and CHECK constraints allow."""
     kinds: list[Any] = [field.kind, field.column.type]
     while isinstance(kinds[-1], sa.TypeDecorator):
         kinds.append(kinds[-1].impl_instance)
@@ -252,7 +236,7 @@ def _number(field: Field, step: Decimal, greatest: Decimal, convert: Callable[[A
 
 
 def _integer(field: Field) -> Any:
-    bits = _BITS.get(field.kind.__visit_name__, 31)
+    bits = SMALL_INTEGERS.get(field.kind.__visit_name__, 31)
     greatest = Decimal(min(_LARGEST, 2**bits - 1))
     made = _number(field, Decimal(1), greatest, int)
     # the limits of the column are looked up by ScopedInteger itself
@@ -410,18 +394,21 @@ def _of_decorator(field: Field, kind: sa.TypeDecorator[Any]) -> Any:
     of_impl = replace(field, kind=kind.impl_instance)
     if type(kind).process_bind_param is sa.TypeDecorator.process_bind_param:
         return declaration_for(of_impl)  # it changes no value
-    stored_type = _python_type(kind.impl_instance)
+    has_own_impl = type(kind).load_dialect_impl is not sa.TypeDecorator.load_dialect_impl
+    stored_type = object if has_own_impl else _python_type(kind.impl_instance)
+    state = factory.random.randgen.getstate()  # a test must draw the same values without this
     for make in [*_candidates(kind), lambda _: declaration_for(of_impl), *_GUESSES]:
         try:
             declaration = make(field)
             stored = kind.process_bind_param(_value_of(declaration), _DIALECT)
-            if not isinstance(stored, stored_type):
-                continue
             with suppress(NotImplementedError):
                 kind.process_result_value(stored, _DIALECT)
         except Exception:  # noqa: BLE001, S112 -- a decorator may refuse a value in any way: the next
             continue
-        return declaration
+        finally:
+            factory.random.randgen.setstate(state)
+        if isinstance(stored, stored_type):
+            return declaration
     raise NotKnownError(_UNKNOWN.format(kind))
 
 

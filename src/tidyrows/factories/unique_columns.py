@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
-from tidyrows.factories.column_values import can_be_scoped
+from tidyrows.factories.column_values import SMALL_INTEGERS, longest_of
+from tidyrows.template import TAG_WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from tidyrows.factories.column_values import Field
 
 _NARROW = 4
-"""From this rank of ``can_be_scoped`` on, the values of a column run out."""
+"""From this rank of ``_rank`` on, the values of a column run out."""
 
 
 def scoped_columns(
@@ -33,7 +34,7 @@ def scoped_columns(
     for columns in sorted(_unique_groups(tables), key=len):
         if any(each.nullable and each not in fields for each in columns) or scoped & set(columns):
             continue
-        ranks = {each: can_be_scoped(fields[each]) for each in columns if each in fields}
+        ranks = {each: _rank(fields[each]) for each in columns if each in fields}
         possible = [each for each in columns if ranks.get(each)]
         if not possible:
             continue
@@ -54,3 +55,23 @@ def _unique_groups(tables: Collection[sa.FromClause]) -> Iterator[list[sa.Column
         for index in table.indexes:
             if index.unique:
                 yield list(index.columns)
+
+
+def _rank(field: Field) -> int:
+    """How well values of a column can be made to differ: the lower the better, 0 for not at all."""
+    kind = field.kind
+    while isinstance(kind, sa.TypeDecorator) and not isinstance(kind, sa.Interval):
+        kind = kind.impl_instance
+    bounds = field.bounds
+    if bounds.choices is not None or isinstance(kind, (sa.Enum, sa.Boolean, sa.JSON, sa.ARRAY)):
+        return 0
+    if isinstance(kind, sa.String):
+        length = longest_of(field)
+        return 1 if length is None or length >= TAG_WIDTH else 5
+    if isinstance(kind, sa.Uuid):
+        return 2
+    if isinstance(kind, sa.Integer):
+        return (
+            0 if bounds.high is not None else 3 if kind.__visit_name__ not in SMALL_INTEGERS else 4
+        )
+    return 0 if isinstance(kind, sa.Time) else 4
