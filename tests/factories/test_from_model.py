@@ -113,8 +113,11 @@ class JsonText(sa.TypeDecorator[Any]):
 
 
 class CharGuid(sa.TypeDecorator[Any]):
-    impl = sa.CHAR(36)
+    impl = sa.Uuid
     cache_ok = True
+
+    def load_dialect_impl(self, dialect):
+        return dialect.type_descriptor(sa.CHAR(36))
 
     def process_bind_param(self, value, dialect):
         assert isinstance(value, uuid.UUID)
