@@ -199,10 +199,15 @@ def test_what_has_no_form_in_a_file_is_refused_by_name(engine):
 
 
 def test_the_factories_of_the_process_are_known_by_the_names_of_the_models(zoo_engine):
+    other = type(
+        "Org", (sa.orm.declarative_base(),), {"__table__": Org.__table__.to_metadata(sa.MetaData())}
+    )
+    namesake = type("OrgFactory", (TrackedFactory,), {"Meta": type("Meta", (), {"model": other})})
     with CleanupManager(tracker := ResourceTracker(zoo_engine)):
         OrderFactory(lines=None)
         sections = {line.partition(":")[0] for line in dump_rows(tracker).splitlines()}
         assert sections >= {"user", "org", "order"}
+    assert namesake._meta.get_model_class().__name__ == Org.__name__
 
 
 @over(*ONE_EACH)

@@ -7,6 +7,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import sqlalchemy as sa
+from sqlalchemy.orm import Mapper
+
 from tidyrows.arguments import checked, instance_of, optional
 from tidyrows.data.loading import FACTORIES
 from tidyrows.data.written_rows import Writer
@@ -16,7 +19,7 @@ from tidyrows.tracking.tracker import ResourceTracker
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -56,24 +59,34 @@ def dump_rows(
             f"{path}: dump_rows writes {', '.join(_WRITERS)}, by the ending of the name.",
             file=str(path),
         )
-    text = writer(Writer(tracker, factories or dict(_known_factories())).entries())
+    tracker.sessions.refuse_blocking("run_sync(dump_rows)")
+    tracker.engines.resolve()
+    text = writer(Writer(tracker, factories or _known_factories(tracker)).entries())
     if path is not None:
         Path(path).write_text(text, encoding="utf-8")
     return text
 
 
-def _known_factories() -> Iterator[tuple[str, type[TrackedFactory[Any]]]]:
-    """The factories of this process, the first of each model, by the model's name."""
+def _known_factories(tracker: ResourceTracker) -> dict[str, type[TrackedFactory[Any]]]:
+    """The factories of this process, the first of each model, by the model's name.
+
+    Where other models have the same name, it is that of the model whose rows are here.
+    """
+    held = {each.table.table for each in tracker.store.snapshot() if each}
     waiting: list[type[TrackedFactory[Any]]] = TrackedFactory.__subclasses__()[::-1]
-    models = set()
+    known: dict[Mapper[Any], type[TrackedFactory[Any]]] = {}
     while waiting:
         factory = waiting.pop()
         options: Any = factory._meta  # noqa: SLF001 -- factory_boy has no public name
         model = None if options.abstract else options.get_model_class()
-        if model is not None and model not in models:
-            models.add(model)
-            yield _HUMP.sub("_", model.__name__).lower(), factory
+        mapper = sa.inspect(model, raiseerr=False)
+        if isinstance(mapper, Mapper):
+            known.setdefault(mapper, factory)
         waiting += factory.__subclasses__()[::-1]
+    found: dict[str, type[TrackedFactory[Any]]] = {}
+    for mapper in sorted(known, key=lambda mapper: held.isdisjoint(mapper.tables)):
+        found.setdefault(_HUMP.sub("_", mapper.class_.__name__).lower(), known[mapper])
+    return found
 
 
 def _yaml(entries: dict[str, Any]) -> str:

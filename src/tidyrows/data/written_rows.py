@@ -44,8 +44,6 @@ class Writer:
         Raises:
             DataFileError: a row or a value has no form in a file.
         """
-        self.tracker.sessions.refuse_blocking("run_sync(dump_rows)")
-        self.tracker.engines.resolve()
         associations = self.check_tables()
         for mapper in {fields.mapper.base_mapper: None for fields in self.fields.values()}:
             self.read(mapper)
