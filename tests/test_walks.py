@@ -41,7 +41,7 @@ def walk(page, folder):
 
 
 def run(command, shown, folder):
-    """Run one command: it ends well, and prints each line that is shown.
+    """Run one command: it prints each line that is shown, and fails where they say "1 failed".
 
     ``...`` in a line stands for any text, and a number of seconds for any other. The lines may
     come in another order than on the page.
@@ -59,7 +59,9 @@ def run(command, shown, folder):
         },
     )
     said = done.stdout + done.stderr
-    assert done.returncode == 0, f"$ {command}\n{said}"
+    assert bool(done.returncode) == any("1 failed" in line for line in shown), (
+        f"$ {command}\n{said}"
+    )
     for line in shown:
         pattern = re.escape(SECONDS.sub("...", line)).replace(r"\.\.\.", ".*")
         assert re.search(pattern, said), f"{line!r} is not what it prints:\n$ {command}\n{said}"
