@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.dialects import mysql, postgresql, sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from harness.bystanders import Bystanders, snapshot
@@ -263,6 +263,55 @@ def test_the_caller_sees_the_key_as_it_was_sent(any_driver_engine, how, composit
         insert(connection)
     without, with_us = told[: len(told) // 2], told[len(told) // 2 :]
     assert with_us == without
+
+
+@pytest.mark.parametrize("key", ["counted", "computed"])
+def test_the_caller_sees_the_key_that_the_database_made(database, key):
+    """Also where the stored row is read behind the caller's back, since a trigger may change it."""
+    engine = database.engine()
+    registry = orm.registry()
+    backend = engine.dialect.name.replace("mariadb", "mysql")
+    made = {"postgresql": "gen_random_uuid()::text", "mysql": "(uuid())"}.get(
+        backend, "(hex(randomblob(9)))"
+    )
+    column = sa.Column("id", sa.Integer, primary_key=True)
+    if key == "computed":
+        column = sa.Column("id", sa.String(40), primary_key=True, server_default=sa.text(made))
+    table = sa.Table("things", registry.metadata, column, name(unique=True))
+    model = type("Thing", (), {})
+    registry.map_imperatively(model, table)
+    registry.metadata.create_all(engine)
+    with engine.begin() as connection:
+        for statement in TRIGGERS.get(backend, ()):
+            connection.execute(sa.DDL(statement.replace("NEW.id", "NEW.name").replace("%", "%%")))
+
+    def told(connection: sa.Connection) -> dict[str, bool]:
+        seen = {}
+        inserts = {
+            "one": table.insert().values(name="one"),
+            "parameters": table.insert(),
+            "inline": table.insert().values(name="inline").inline(),
+        }
+        if backend != "mysql":
+            upsert = {"postgresql": postgresql, "sqlite": sqlite}[backend].insert(table)
+            inserts["upsert"] = upsert.values(name="upsert").on_conflict_do_nothing()
+        for how, insert in inserts.items():
+            result = connection.execute(insert, {"name": how} if how == "parameters" else None)
+            seen[how] = result.inserted_primary_key[0]
+        with Session(connection) as session:
+            session.add(thing := model(name="flush"))
+            session.flush()
+            seen["flush"] = thing.id
+            session.commit()
+        names = {row.id: row.name for row in connection.execute(table.select())}
+        return {how: names.get(key, "").endswith(how) for how, key in seen.items()}
+
+    with engine.begin() as connection:
+        without = told(connection)
+        connection.execute(table.delete())
+    assert without["flush"]
+    with exactly_ours(engine, len(without)) as connection:
+        assert told(connection) == without
 
 
 @drivers_in_turn("any_driver_engine", how=["one", "parameters", "many", "many returning"])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import cursor as sa_cursor
+from sqlalchemy.engine.result import result_tuple
 from sqlalchemy.sql.util import find_tables
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Rewrite:
         asked: the caller has a RETURNING of its own.
         defaults: the keys stand behind the defaults that SQLAlchemy fetches for its own use.
         generated: the database makes the keys of inserted rows.
+        tells: its result tells the key of its one row, as ``inserted_primary_key``.
         refusal: why no row of this statement can be tracked, or None.
     """
 
@@ -47,6 +49,7 @@ class Rewrite:
     asked: bool = False
     defaults: bool = False
     generated: bool = False
+    tells: bool = False
     refusal: str | None = None
 
 
@@ -95,7 +98,10 @@ def rewrite_insert(
     generated = makes_key(insert, parameters, target)
     refusal = _why_not(insert, parameters, real, dialect)
     if refusal is None:
-        return _with_returning(insert, target, dialect, proof, generated=generated)
+        tells = len(parameters) <= 1 and not (
+            insert._inline or insert._multi_values or insert.select is not None
+        )
+        return _with_returning(insert, target, dialect, proof, generated=generated, tells=tells)
     if told or simple:  # by the keys as they were sent, unless SQLAlchemy asks for its own use
         fetches = insert._return_defaults and not insert._returning and real.returns
         return _with_defaults(insert, target, dialect, generated=generated) if fetches else None
@@ -146,6 +152,7 @@ def _with_returning(
     proof: sa.ColumnElement[bool] | None = None,
     *,
     generated: bool = False,
+    tells: bool = False,
 ) -> Rewrite:
     """Add the key to RETURNING; without one every column, read so that it finds the row again."""
     wanted = _exact_keys(target, dialect)
@@ -179,6 +186,7 @@ def _with_returning(
         proof=proof is not None,
         asked=bool(statement._returning),
         generated=generated,
+        tells=tells,
     )
 
 
@@ -316,8 +324,18 @@ def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[
         result._metadata = sa_cursor._NO_RESULT_METADATA
         result.cursor_strategy = sa_cursor._NO_CURSOR_DML
         context._is_explicit_returning = False
+        if rewrite.tells and len(rows) == 1:
+            _tell_key(context, [rows[0][at] for at in places])
     context._rowcount = len(rows)  # psycopg reads -1 after several RETURNING batches
     return keys
+
+
+def _tell_key(context: Any, stored: list[Any]) -> None:
+    """Tell the caller what the database made of the key, as implicit RETURNING or the cursor do."""
+    sent = context.inserted_primary_key_rows[0]
+    if len(sent) == len(stored):
+        told = [new if old is None else old for old, new in zip(sent, stored, strict=True)]
+        context.inserted_primary_key_rows = [result_tuple(sent._fields)(told)]
 
 
 def _first_columns(metadata: Any, count: int) -> Any:
