@@ -212,6 +212,64 @@ def test_a_row_whose_only_text_was_changed_is_uncertain(engine, outside, tracker
     assert CleanupManager(tracker).cleanup().total_deleted == 1
 
 
+ORDERS = sa.Table(
+    "orders",
+    sa.MetaData(),
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.String(20), default="waiting for payment"),
+    sa.Column("cents", sa.Integer),
+    sa.Column("day", sa.Date),
+)
+TICKETS = sa.Table(
+    "tickets",
+    sa.MetaData(),
+    sa.Column("id", sa.String(32), primary_key=True, default=lambda: uuid.uuid4().hex),
+    sa.Column("state", sa.String(20)),
+)
+
+
+def test_what_rows_have_by_default_tells_nothing(engine, outside, tracker):
+    """The application changes it, and rows of strangers begin with it too."""
+    ORDERS.metadata.create_all(engine)
+    with tracked(tracker), engine.begin() as connection:
+        rows = [{"id": number, "cents": 199900, "day": MONDAY} for number in (1, 2)]
+        connection.execute(sa.insert(ORDERS), rows)
+    with outside.begin() as connection:
+        run = connection.execute
+        run(sa.update(ORDERS).where(ORDERS.c.id == 1).values(state="paid"))
+        run(sa.update(ORDERS).where(ORDERS.c.id == 2).values(cents=5))
+    assert uncertain(tracker) == ["orders"]
+    with outside.connect() as connection:
+        assert connection.scalars(sa.select(ORDERS.c.id)).all() == [2]
+
+
+def test_a_long_key_that_a_default_has_made_is_believed(engine, outside, tracker):
+    TICKETS.metadata.create_all(engine)
+    with tracked(tracker), engine.begin() as connection:
+        connection.execute(sa.insert(TICKETS).values(state="new"))
+    with outside.begin() as connection:
+        connection.execute(sa.update(TICKETS).values(state="paid"))
+    assert CleanupManager(tracker).cleanup().total_deleted == 1
+
+
+def test_a_common_text_is_no_proof_beside_another_unique_value(engine, outside, tracker):
+    users = sa.Table(
+        "users",
+        sa.MetaData(),
+        sa.Column("login", sa.String(20), primary_key=True),
+        sa.Column("email", sa.String(40), unique=True),
+        sa.Column("role", sa.String(20)),
+    )
+    users.metadata.create_all(engine)
+    ours = {"login": "alice", "email": "a@x.test", "role": "administrator"}
+    with tracked(tracker), engine.begin() as connection:
+        connection.execute(sa.insert(users).values(ours))
+    with outside.begin() as connection:
+        connection.execute(sa.delete(users))
+        connection.execute(sa.insert(users).values(ours | {"email": "alice@y.test"}))
+    assert uncertain(tracker) == ["users"]
+
+
 def test_a_row_that_this_process_updated_is_compared_as_it_is_now(engine, outside, tracker):
     with tracked(tracker):
         write(engine, {Currency: {"code": "EUR", "name": "Euro coins", "about": "twenty states"}})

@@ -28,7 +28,7 @@ class Shape:
 
     Attributes:
         values: what must be equal.
-        references: nullable columns of foreign keys; with ``either`` a second value.
+        references: nullable columns of foreign keys; with ``either`` other values.
         either: a row is ours where one of both is equal.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import uuid
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,15 @@ from tidyrows.capture.changes import Shape
 from tidyrows.dialects.keyless_rows import stored_type
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from tidyrows.dialects import Dialect
 
-_LONG = 8  # characters: shorter texts are often states or codes, which many rows have
-_RANDOM = frozenset("47")  # the versions of UUIDs that nobody makes twice
+_SOME, _MUCH = 8, 16  # characters and digits: what fewer of them say, many rows have in common
+_DATE = 4  # digits that a date is worth
+_BITS = 53  # of integers that are no counters
+_UNIQUE = frozenset({1, 4, 6, 7})  # the versions of UUIDs that nobody makes twice
+_RANDOM = frozenset("47")  # those of them that their texts tell from other numbers
 _HEX, _DASHED = (32, 12), (36, 14)  # the length of a UUID's text, and the place of its version
 
 
@@ -31,6 +35,7 @@ class ComparedColumns:
         shared: columns of foreign keys: other rows may well have the same value, even with a tag.
         uuids, unique: columns that may have a value that no other row can have.
         texts: columns of free text.
+        usual: by column, the value that rows have by default.
         own_key: the places in the primary key of values that are no reference.
         mutable: a value may be changed in place after it was sent: a bytearray.
         shapes: by the columns that are compared, after "" where either will do.
@@ -42,6 +47,7 @@ class ComparedColumns:
     uuids: tuple[str, ...]
     unique: tuple[str, ...]
     texts: frozenset[str]
+    usual: dict[str, Any]
     own_key: tuple[int, ...]
     mutable: bool
     shapes: dict[tuple[str, ...], Shape] = field(default_factory=dict)
@@ -66,6 +72,7 @@ class ComparedColumns:
             tuple(c.name for c in own if isinstance(c.type, sa.types.Uuid)),
             tuple(c.name for c in own if c in unique),
             frozenset(c.name for c in own if _is_free_text(stored_type(c, sqlalchemy))),
+            {c.name: default for c in columns if (default := _default(c)) is not None},
             tuple(at for at, c in enumerate(table.primary_key) if not c.foreign_keys),
             any(isinstance(_inner(c.type), sa.LargeBinary) for c in columns),
         )
@@ -100,35 +107,57 @@ class ComparedColumns:
     def telling(
         self, given: Mapping[str, Sequence[Any]], tag: str, *, strict: bool
     ) -> Shape | None:
-        """The shape of one or two columns whose values tell a row from others with its key.
+        """The shape of one or two groups of columns that tell a row from others with its key.
 
-        The first has a value that no other row can have, or the longest text, as other rows have
-        other texts, while flags and numbers are often equal. The second is another long text.
-        With ``strict`` only a column whose value no other row can have is one.
+        The first has a value that no other row can have, else the longest text, else numbers and
+        dates. The second has as much of the rest as few rows have in common. Flags, and values that
+        rows have by default, tell nothing. With ``strict`` only a column whose value no other row
+        can have is one.
         """
         proof = self.proof(given, tag)
         if strict:
             return self.shape((proof,)) if proof else None
-        sizes: dict[str, int] = {}
-        for name, values in given.items():
-            if name in self.texts and set(map(type, values)) == {str} and all(values):
-                sizes[name] = min(map(len, values))
-        texts = sorted(sizes, key=sizes.__getitem__, reverse=True)
-        names = [proof] if proof else texts[:1]
-        names += [each for each in texts if each not in names and sizes[each] >= _LONG][:1]
-        if not names:
+        weights = {name: self._weight(name, values) for name, values in given.items()}
+        ranked = sorted(filter(weights.get, weights), key=weights.__getitem__, reverse=True)
+        text = proof or next((name for name in ranked if name in self.texts), None)
+        one = [text] if text else _first(ranked, weights, _SOME)
+        if not one:
             return None
-        compared = ("", *names)
+        enough = _MUCH if proof else _SOME
+        other = _first([name for name in ranked if name not in one], weights, enough)
+        if sum(map(weights.__getitem__, other)) < enough:
+            other = []
+        compared = ("", *one, "", *other)
         if compared not in self.shapes:
-            self.shapes[compared] = Shape((names[0],), tuple(names[1:]), either=True)
+            self.shapes[compared] = Shape(tuple(one), tuple(other), either=True)
         return self.shapes[compared]
 
-    def is_proof(self, key: Any, tag: str) -> bool:
-        """Whether nobody else gives a row this key: a random UUID, or a text with this tag."""
+    def _weight(self, name: str, values: Sequence[Any]) -> int:
+        """How many characters or digits each of these values has that tell it from others."""
+        kinds = set(map(type, values))
+        if len(kinds) != 1 or name in self.references or self.usual.get(name) in values:
+            return 0
+        (kind,) = kinds
+        if kind is str and name not in self.texts:
+            return 0
+        if kind in {str, bytes}:
+            return min(map(len, values))
+        if kind is int:
+            return min(len(str(abs(value))) for value in values)
+        return _DATE if kind is dt.date else 0
+
+    def is_proof(self, key: Any, tag: str, made: Container[int]) -> bool:
+        """Whether nobody else gives a row this key.
+
+        Such are random UUIDs, texts with this tag, and what a function that is the default of its
+        column has made, if it is long; ``made`` has the places of these in the key.
+        """
         values = key if isinstance(key, tuple) else (key,)
         for at in self.own_key:  # a generator is a call
             value = values[at]
             if (isinstance(value, str) and tag in value) or is_random_uuid(value):
+                return True
+            if at in made and _is_long(value):
                 return True
         return False
 
@@ -136,8 +165,32 @@ class ComparedColumns:
 def is_random_uuid(value: Any) -> bool:
     """Whether this is a UUID, or the text of one, that nobody makes twice."""
     if isinstance(value, uuid.UUID):
-        return value.version in {4, 7}
+        return value.version in _UNIQUE
     return isinstance(value, str) and value.count("-") == 4 and _is_random(value)  # noqa: PLR2004 -- a UUID's dashes
+
+
+def _is_long(value: Any) -> bool:
+    """Whether a value is longer than a counter's: it has random parts."""
+    if isinstance(value, (str, bytes)):
+        return len(value) >= _MUCH
+    return isinstance(value, int) and abs(value) >= 2**_BITS
+
+
+def _first(ranked: Iterable[str], weights: Mapping[str, int], enough: int) -> list[str]:
+    """The first columns that weigh enough together, or all."""
+    found: list[str] = []
+    for name in ranked:
+        if sum(map(weights.__getitem__, found)) >= enough:
+            break
+        found.append(name)
+    return found
+
+
+def _default(column: sa.Column[Any]) -> Any:
+    """The value that a row has where none is given, if it is one and the same."""
+    default: Any = column.default if column.default is not None else column.server_default
+    value = getattr(default, "arg", None)
+    return value if isinstance(value, (str, int, dt.date)) else None
 
 
 def _is_free_text(kind: sa.types.TypeEngine[Any]) -> bool:
@@ -169,7 +222,11 @@ def _unique_columns(table: sa.Table) -> set[sa.Column[Any]]:
     unique: list[Any] = [
         each for each in table.constraints if isinstance(each, sa.UniqueConstraint)
     ]
-    unique += [index for index in table.indexes if index.unique]
+    unique += [
+        index
+        for index in table.indexes
+        if index.unique and not any(name.endswith("_where") for name in index.dialect_kwargs)
+    ]
     return {
         next(iter(each.columns))
         for each in unique

@@ -67,10 +67,10 @@ class Recorder:
 
         None, too, where keys were given and nothing else, as of an association, which is known by
         what it references. Where all rows have a value that no other row can have, that column
-        alone is hashed; where their keys were given, that or the longest text, and another text,
-        one of which is enough: the application may change the others. Where the statement does not
-        tell the values, or a trigger may change them, the rows are read back. Of a key that names
-        several rows of the database all values are hashed.
+        alone is hashed; where their keys were given, that or the longest text, and more of the
+        rest, one of which is enough: the application may change the others. Where the statement
+        does not tell the values, or a trigger may change them, the rows are read back. Of a key
+        that names several rows of the database all values are hashed.
 
         Most suites roll back: a single row is not hashed before that is asked for, if the statement
         tells a value that nobody can change in place until then.
@@ -118,8 +118,10 @@ class Recorder:
             for name in target.key_names:
                 if given.get(name) is None and given.get(f"{name}_m0") is None:
                     return False
+        made = {id(each) for each in context.compiled.insert_prefetch if each.default.is_callable}
+        places = [at for at, each in enumerate(target.table.primary_key) if id(each) in made]
         for key in keys:  # noqa: SIM110 -- a generator is a call
-            if not columns.is_proof(key, tag):
+            if not columns.is_proof(key, tag, places):
                 return True
         return False
 
