@@ -96,6 +96,7 @@ class Moment(sa.types.TypeDecorator):
 class Shelf(Base):
     __tablename__ = "shelves"
     code: Mapped[str] = mapped_column(sa.String(20), primary_key=True)
+    traits: Mapped[str | None] = mapped_column(sa.String(20))
 
 
 class Item(Base):
@@ -169,6 +170,19 @@ def test_values_of_all_kinds_are_written_and_defaults_are_not(engine, tmp_path):
         assert (again.data, again.extra, again.price) == (b"\0\1", {"ref": [1]}, full.price)
         assert (again.text, again.short, again.count) == ("{tag}", "EUR", 3)
         assert (again.day, again.moment, again.pause) == (day, moment, full.pause)
+
+
+def test_texts_that_look_like_other_things_are_written_as_texts(engine, tmp_path):
+    Base.metadata.create_all(engine)
+    texts = ["\x85one", "two\u2028", "no", "12:30", " x ", "@a: {b}"]
+    with CleanupManager(tracker := ResourceTracker(engine)):
+        for text in texts:
+            ShelfFactory(traits=text)
+        path = tmp_path / "shelves.yaml"
+        dump_rows(tracker, path, factories=OWN)
+    with CleanupManager(tracker):
+        shelves = load_rows(path, OWN).shelf.values()
+        assert [shelf.traits for shelf in shelves] == texts
 
 
 def dumped(tracker, path):

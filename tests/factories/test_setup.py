@@ -100,6 +100,8 @@ def test_wrong_calls_and_members_are_told(tracker):
         (lambda: Complete.create(user__name="x"), r"takes no user=\. Did you mean users="),
         (lambda: Complete.create(users=-1), "users must be a whole number, at least 0"),
         (lambda: Complete.create(users=True), "users must be a whole number, at least 0"),
+        (lambda: Complete.create(org=None, org__name="x"), r"org__name=.* no effect: org= is giv"),
+        (lambda: Complete.create(users__org__name="x"), "no effect: org of users is another membe"),
         (Complete, r"Complete\(\) makes nothing\. Write Complete\.create"),
         (Setup.create, "Setup has no members"),
         (lambda: Setup.one(User), "is no factory"),

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
+_BREAKS = frozenset("\x85\u2028\u2029")
+"""Characters that YAML takes for the end of a line."""
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 
@@ -97,8 +99,22 @@ def _yaml(entries: dict[str, Any]) -> str:
             'YAML needs PyYAML. Write pip install "tidyrows[yaml]", or give a path that ends in '
             ".json."
         ) from error
-    text: str = yaml.safe_dump(
-        entries, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100
+
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]  # PyYAML ships no types
+        pass
+
+    def write(dumper: Any, text: str) -> Any:
+        style = None if _BREAKS.isdisjoint(text) else '"'  # with an escape for each
+        return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    Dumper.add_representer(str, write)
+    text: str = yaml.dump(
+        entries,
+        Dumper=Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
     )
     return text
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 COUNTER = "(?:[0-7]|[89ab][0-9a-z]|[c-f][0-9a-z]{2}|[g-j][0-9a-z]{3}|[k-z][0-9a-z]{4})"
 """The counter at the end of a tag; its first character tells its length."""
 
+_WORDS = frozenset({"count", "traits"})
+"""What else an entry has than arguments of the factory's call."""
+
 
 @dataclass
 class Entry:
@@ -98,7 +101,7 @@ class Entry:
             if row is not None and value is not None:
                 self.entry[name] = {"ref": ".".join(row)}
                 return
-        if isinstance(value, str) and is_text(column):
+        if isinstance(value, str) and is_text(column) and name not in _WORDS:
             self.entry[name] = self.text(column, value)
             return
         is_own = is_own_type(column.type)
@@ -113,7 +116,7 @@ class Entry:
                 f"{column.table.fullname}.{column.name} holds a {type(value).__name__}, which "
                 f"has no form in a file."
             ) from None
-        self.entry[name] = form if name not in {"count", "traits"} else {"exact": form}
+        self.entry[name] = form if name not in _WORDS else {"exact": form}
 
     def text(self, column: sa.Column[Any], value: str) -> Any:
         """A text with the tag of this test as ``{tag}``, so that it is scoped again."""

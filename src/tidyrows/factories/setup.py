@@ -110,7 +110,7 @@ class Setup:
                 its factory, as ``users__name="Ada"``.
 
         Raises:
-            ArgumentError: there is no such member.
+            ArgumentError: there is no such member, or the argument would have no effect.
             NoSessionError: no tracker is active here.
         """
         if not cls._members:
@@ -121,6 +121,8 @@ class Setup:
             )
         first = [name.partition("__")[0] for name in overrides]
         check_names(f"{cls.__name__}.create", cls._members, first)
+        for name in overrides:
+            cls._refuse_unused(name, overrides)
         given = {name: cls._given(name, value) for name, value in overrides.items()}
         made: Self = as_one_call(
             lambda: cls._factory.create(**given), f"await {cls.__name__}.create_async()"
@@ -131,6 +133,25 @@ class Setup:
     async def create_async(cls, **overrides: Any) -> Self:
         """As :meth:`create`, through an asynchronous engine or session."""
         return await awaited(lambda: cls.create(**overrides))
+
+    @classmethod
+    def _refuse_unused(cls, name: str, overrides: dict[str, Any]) -> None:
+        """Raise for an argument of an object that is not made for this member."""
+        member, _, below = name.partition("__")
+        field, _, deeper = below.partition("__")
+        declared: Any = cls._members[member]
+        given = overrides.get(member, declared)
+        if not below or not isinstance(declared, SubFactory):
+            return
+        if given is not declared and not (isinstance(declared, _Many) and type(given) is int):
+            why = f"{member}= is given too, so no object is made for it"
+        elif deeper and isinstance(declared._defaults.get(field), _Shared):  # noqa: SLF001 -- factory_boy has no public name
+            why = f"{field} of {member} is another member: write its arguments at that one"
+        else:
+            return
+        raise ArgumentError(
+            f"{cls.__name__}.create({name}=...) has no effect: {why}. Leave it out.", argument=name
+        )
 
     @classmethod
     def _given(cls, name: str, value: Any) -> Any:
