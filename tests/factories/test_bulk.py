@@ -13,7 +13,15 @@ import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.fuzzy import FuzzyText
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, relationship, validates
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    mapped_column,
+    registry,
+    relationship,
+    validates,
+)
 
 from harness.bystanders import Bystanders, snapshot
 from harness.factories import (
@@ -24,7 +32,7 @@ from harness.factories import (
     OrgFactory,
     TicketFactory,
 )
-from harness.models import Order, OrderLine, Org, User
+from harness.models import Group, Order, OrderLine, Org, User
 from tidyrows import (
     ArgumentError,
     CleanupManager,
@@ -264,6 +272,61 @@ def test_what_only_the_row_has_can_be_read(zoo_engine):
         assert [line.sku for line in lines] == [str(line.order_id).upper() for line in lines]
 
 
+def test_declarations_read_and_change_an_object_that_waits_for_its_row(zoo_engine):
+    class PlainFactory(MemberFactory):
+        class Meta:
+            exclude = ("name", "number")
+
+    class NotedFactory(TrackedFactory[Order]):
+        class Meta:
+            model = Order
+
+        user = factory.SubFactory(PlainFactory)
+
+    class ReadingFactory(NotedFactory):
+        note = factory.LazyAttribute(lambda o: f"of {o.user.id}")
+
+    class ChangingFactory(NotedFactory):
+        note = factory.LazyAttribute(lambda o: setattr(o.user, "name", "set") or "changed")
+
+    class AddingFactory(NotedFactory):
+        note = factory.LazyAttribute(lambda o: o.user.groups.append(Group(name="a")) or "added")
+
+    class KeyFactory(NotedFactory):
+        class Meta:
+            exclude = ("user",)
+
+        user_id = factory.SelfAttribute("user.id")
+
+    with CleanupManager(tracker := ResourceTracker(zoo_engine)):
+        for kind in (ReadingFactory, ChangingFactory, AddingFactory, KeyFactory):
+            kind.create_bulk(3, returning=False)
+        query = sa.select(Order.note, User.id, User.name, Group.name)
+        query = query.join(User, User.id == Order.user_id).outerjoin(User.groups)
+        with zoo_engine.connect() as connection:
+            rows = connection.execute(query).all()
+            users = connection.scalar(sa.select(sa.func.count()).select_from(User))
+    assert len({row.id for row in rows}) == users == 12
+    expected = Counter({("set", None): 3, (None, "a"): 3, (None, None): 6})
+    assert Counter((row[2], row[3]) for row in rows) == expected
+    assert sorted(row.note for row in rows if "of" in (row.note or "")) == sorted(
+        f"of {row.id}" for row in rows if "of" in (row.note or "")
+    )
+    assert len(tracker) == 0
+
+
+def test_a_session_that_routes_as_a_flush_would(zoo_engine):
+    class Routing(Session):
+        def get_bind(self, *args, **kwargs):
+            return zoo_engine if self._flushing else sa.create_engine("sqlite://")
+
+    with CleanupManager(ResourceTracker(zoo_engine)) as cleanup, Routing() as session:
+        orders = OrderFactory.using(session).create_bulk(2)
+        assert not session._flushing
+        session.commit()
+        assert len(cleanup.tracker) == 3 * len(orders)
+
+
 def test_a_declaration_may_write_what_it_reads(zoo_engine):
     """The objects that wait for their rows are those of any other session."""
 
@@ -327,6 +390,18 @@ class OwnCall(DeptFactory):
         return super().create(**{"name": "a name of its own", **kwargs})
 
 
+class OwnBatch(DeptFactory):
+    @classmethod
+    def create_batch(cls, size, **kwargs):
+        return super().create_batch(size, **{"name": "of a batch", **kwargs})
+
+
+class OwnGeneration(DeptFactory):
+    @classmethod
+    def _generate(cls, strategy, params):
+        return super()._generate(strategy, {"name": "generated", **params})
+
+
 class OwnEnd(DeptFactory):
     @classmethod
     def _after_postgeneration(cls, instance, create, results=None):
@@ -361,6 +436,8 @@ REFUSED = [
     (Hooked, {}, "Hooked.extras: it is a post_generation"),
     (OwnCreate, {}, "OwnCreate._create: the factory overrides it"),
     (OwnCall, {}, "OwnCall.create: the factory overrides it"),
+    (OwnBatch, {}, "OwnBatch.create_batch: the factory overrides it"),
+    (OwnGeneration, {}, "OwnGeneration._generate: the factory overrides it"),
     (OwnEnd, {}, "OwnEnd._after_postgeneration: the factory overrides it"),
     (Found, {}, "Found.Meta.sqlalchemy_get_or_create"),
     (Related, {}, "Related.users: it is a RelatedFactoryList"),
@@ -387,11 +464,16 @@ def test_hooks_and_own_ways_are_honoured_one_by_one(tracker, rows):
     assert [org.name for org in made] == ["by a hook"] * 3
     assert [each.done for each in progress] == [2, 3]
     assert tracker.ended == ["commit"]
-    assert {org.name for org in OwnCall.create_bulk(1, hooks=True)} == {"a name of its own"}
+    for own, told in (
+        (OwnCall, "a name of its own"),
+        (OwnBatch, "of a batch"),
+        (OwnGeneration, "generated"),
+    ):
+        assert [org.name for org in own.create_bulk(1, hooks=True)] == [told]
     tracker.ended.clear()
     assert Related.create_bulk(2, hooks=True, returning=False, chunk_size=1) == []
     assert tracker.ended == ["commit"] * 2
-    assert (rows(Org), rows(User)) == (6, 4)
+    assert (rows(Org), rows(User)) == (8, 4)
 
 
 def test_a_trait_that_brings_hooks_is_honoured_where_it_is_off(tracker, rows):
@@ -567,3 +649,51 @@ def test_models_with_ways_of_their_own(engine):
             assert len(tracker) == 3 + 3 + 2 + 2 + 1 + 2
     finally:
         Base.metadata.drop_all(engine)
+
+
+def test_a_registry_with_a_constructor_of_its_own_and_a_default_that_no_model_has(engine):
+    own = registry(constructor=lambda self, **values: setattr(self, "name", values["name"].upper()))
+
+    @own.mapped
+    class Cup:
+        __tablename__ = "cups"
+        id = mapped_column(sa.Integer, primary_key=True)
+        name = mapped_column(sa.String(20))
+
+    class Blank(sa.TypeDecorator):
+        impl = sa.String(20)
+        cache_ok = True
+
+        def process_bind_param(self, value, dialect):
+            return value or "blank"
+
+    plain = registry()
+
+    @plain.mapped
+    class Mug:
+        __tablename__ = "mugs"
+        id = mapped_column(sa.Integer, primary_key=True)
+        name = mapped_column(sa.String(20))
+        status = mapped_column(sa.String(20))
+        note = mapped_column(Blank)
+
+    own.metadata.create_all(engine)
+    with engine.begin() as connection:
+        created = sa.schema.CreateTable(Mug.__table__).compile(engine)
+        text = str(created).replace("status VARCHAR(20)", "status VARCHAR(20) DEFAULT 'new'")
+        connection.exec_driver_sql(text)
+    tracker = ResourceTracker(engine)
+    with CleanupManager(tracker):
+        assert [cup.name for cup in factory_for(Cup).create_bulk(1, name="a")] == ["A"]
+
+        class MugFactory(TrackedFactory[Mug]):
+            class Meta:
+                model = Mug
+
+            name = factory.Sequence("mug{}".format)
+
+        MugFactory.create_batch(2)
+        MugFactory.create_bulk(2)
+        with engine.connect() as connection:
+            rows = connection.execute(sa.select(Mug.status, Mug.note)).all()
+        assert rows == [(None, "blank")] * 4

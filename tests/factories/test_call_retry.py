@@ -543,6 +543,19 @@ def test_objects_that_the_caller_passed_in_do_not_take_lost_ones_along(zoo_engin
     before.assert_untouched()
 
 
+def test_the_lost_objects_of_a_bulk_leave_the_callers_object(zoo_engine):
+    org = Org(name="mine")
+    with CleanupManager(tracker := ResourceTracker(zoo_engine, retry=AT_ONCE)):
+        fails = Fails(zoo_engine, 2)
+        try:
+            users = UserFactory.create_bulk(3, org=org)
+        finally:
+            fails.stop()
+        assert fails.failed == 1
+        assert len(tracker) == 4
+        assert set(org.users) == set(users)
+
+
 # --- the caller's objects
 
 

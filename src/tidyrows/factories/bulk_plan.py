@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     Getter = Callable[[Resolver, BuildStep], Any]
 
 _WAYS = "_create", "_save", "_get_or_create", "_after_postgeneration"
-_WAYS_OF_A_CALL = *_WAYS, "create", "_generate"
+_WAYS_OF_A_CALL = *_WAYS, "create", "create_batch", "_generate"
 _OPTIONS = "instantiate", "use_postgeneration_results"
 
 

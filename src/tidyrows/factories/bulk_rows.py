@@ -136,10 +136,13 @@ class Rows:
         transaction = session._autobegin_t()  # noqa: SLF001 -- as a flush begins it; no public name keeps its origin
         if self.call is not None:
             self.call.transaction = self.call.transaction or transaction
+        noted = [] if self.call is None or self._is_elsewhere else self.call.made
+        before = len(noted)
+        noted += [instance for instance, _shape in made]  # also for a call that fails
         shapes = list(dict.fromkeys(shape for _instance, shape in waiting))
         rank = _ranks({instance_state(instance).mapper: None for instance, _shape in waiting})
         try:
-            if self._may_insert(shapes, rank):
+            if self._may_insert(waiting, shapes, rank):
                 session.flush()  # what the caller has added
                 self._insert(waiting, sorted(shapes, key=lambda shape: rank[shape.table]))
             else:
@@ -148,11 +151,11 @@ class Rows:
             for model in self._guessed:
                 note_constraint(error, model)
             raise
-        for instance, _shape in made if self._returning else ():
-            if self._is_elsewhere:
+        if self._is_elsewhere and self._returning:
+            for instance, _shape in made:
                 record(instance)
-            elif self.call is not None:
-                self.call.made.append(instance)
+        if not self._returning:
+            del noted[before : before + len(made)]
 
     # -- by the unit of work -------------------------------------------------------------------
 
@@ -168,13 +171,21 @@ class Rows:
 
     # -- by INSERT alone -----------------------------------------------------------------------
 
-    def _may_insert(self, shapes: list[Shape | None], rank: dict[Any, int]) -> bool:
+    def _may_insert(
+        self,
+        waiting: list[tuple[Any, Shape | None]],
+        shapes: list[Shape | None],
+        rank: dict[Any, int],
+    ) -> bool:
         """Whether nothing but the rows themselves depends on how they are written."""
         session = self.session
         if session.connection_callable or any(
             len(getattr(session.dispatch, name)) for name in _EVENTS
         ):
             return False
+        for instance, shape in waiting:
+            if shape is None or not vars(instance).keys() <= shape.names:
+                return False  # a declaration has set what the factory does not
         for shape in shapes:
             if (
                 shape is None
@@ -264,7 +275,13 @@ class Rows:
                 instance_state(instance)._expire_attributes(values, expired)  # noqa: SLF001 -- as a flush does
 
     def _connection(self, shape: Shape) -> sa.Connection:
-        connection: sa.Connection = self.session.connection(bind_arguments={"mapper": shape.mapper})
+        session = self.session
+        before = session._flushing  # noqa: SLF001 -- what a get_bind that routes reads
+        session._flushing = True  # noqa: SLF001 -- as above
+        try:
+            connection: sa.Connection = session.connection(bind_arguments={"mapper": shape.mapper})
+        finally:
+            session._flushing = before  # noqa: SLF001 -- as above
         return connection
 
     # -- what is read before its row is there --------------------------------------------------
@@ -280,7 +297,11 @@ class Rows:
         """The value of an attribute that only the row has."""
         if not passive & PassiveFlag.SQL_OK:
             return PASSIVE_NO_RESULT
-        self.write()
+        before, self._returning = self._returning, True  # a later object may refer to this one
+        try:
+            self.write()
+        finally:
+            self._returning = before
         return state.manager[name].impl.get(state, state.dict, passive)
 
 

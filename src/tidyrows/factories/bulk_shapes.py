@@ -21,6 +21,9 @@ from tidyrows.greenlets import in_greenlet
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+_CONSTRUCTOR = orm.registry().constructor
+"""SQLAlchemy's own: a registry may have another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parent:
@@ -53,6 +56,8 @@ class Shape:
         fetched: columns that the database fills in.
         expired: attributes that are to be loaded when they are read.
         is_row: whether its values are the row as they are.
+        names: what may be in its ``__dict__``; a declaration may have set more.
+        absent: columns without a default, which a flush sends as NULL if they are not given.
         literals: types of values that are no SQL expressions, as far as they have been met.
     """
 
@@ -64,6 +69,8 @@ class Shape:
     fetched: tuple[Any, ...]
     expired: tuple[str, ...]
     is_row: bool
+    names: frozenset[str]
+    absent: dict[str, None]
     literals: set[type] = field(default_factory=set)
 
     def make(self, values: dict[str, Any], knows: Callable[[Any], bool]) -> Any:
@@ -98,10 +105,11 @@ class Shape:
                 for name, _column, remote in parent.keys:
                     values[name] = getattr(other, mapper.get_property_by_column(remote).key)
         if self.is_row:
-            row: dict[str, Any] = values.copy()
+            row: dict[str, Any] = self.absent | values
             del row["_sa_instance_state"]
         else:
-            row = {column: values[name] for name, column in self.columns if name in values}
+            given = {column: values[name] for name, column in self.columns if name in values}
+            row = self.absent | given
         for column in self.defaulted:
             if row.get(column, column) is None:
                 del row[column]
@@ -152,6 +160,8 @@ def shape_of(model: Any, names: Iterable[str]) -> Shape | None:
         fetched,
         tuple(each.key for each in mapper.column_attrs if each.key not in own),
         not parents and all(name == column.key for name, column in columns.items()),
+        frozenset({*columns, *(each.name for each in parents), "_sa_instance_state"}),
+        dict.fromkeys(sorted(mapper._insert_cols_as_none[table])),  # noqa: SLF001 -- as a flush does
     )
 
 
@@ -167,7 +177,7 @@ def _is_plain(model: type[Any], mapper: Mapper[Any]) -> bool:
         and isinstance(mapper.local_table, sa.Table)
         and len(mapper.tables) == 1
         and mapper.local_table.implicit_returning
-        and manager.original_init is mapper.registry.constructor
+        and manager.original_init is _CONSTRUCTOR
         and methods.__new__ is object.__new__
         and methods.__setattr__ is object.__setattr__
         and len(manager.dispatch.init) == 1  # SQLAlchemy's own
