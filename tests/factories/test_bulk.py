@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.fuzzy import FuzzyText
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, InvalidRequestError
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -351,14 +351,17 @@ def test_a_declaration_may_write_what_it_reads(zoo_engine):
 def test_rows_without_objects_stay_few_in_memory(zoo_engine):
     progress: list[Progress] = []
     tracker = ResourceTracker(zoo_engine)
-    ended = []
+    ended, seen = [], []
     sa.event.listen(zoo_engine, "commit", lambda _connection: ended.append(1))
+
+    def report(each):
+        progress.append(each)
+        seen.append(len(ended))
+
     with CleanupManager(tracker):
-        made = MemberFactory.create_bulk(
-            10, returning=False, chunk_size=4, on_progress=progress.append
-        )
+        made = MemberFactory.create_bulk(10, returning=False, chunk_size=4, on_progress=report)
         assert made == []
-        assert len(ended) == 3
+        assert seen == [1, 2, 3]  # the chunk is committed by then
         assert [(each.done, each.total, each.finished) for each in progress] == [
             (4, 10, False),
             (8, 10, False),
@@ -597,6 +600,13 @@ class Book(Base):
         return value.strip()
 
 
+class Lid(Base):
+    __tablename__ = "lids"
+    id: Mapped[int] = mapped_column(primary_key=True)
+    shelf_id: Mapped[int | None] = mapped_column(sa.ForeignKey("shelves.id"))
+    shelf: Mapped[Shelf | None] = relationship()
+
+
 class Pen(Base):
     __tablename__ = "pens"
     id: Mapped[int] = mapped_column(primary_key=True)
@@ -618,6 +628,11 @@ class BookFactory(TrackedFactory[Book]):
 
     title = " a title "
     shelf = factory.SubFactory(ShelfFactory)
+
+
+class LidFactory(TrackedFactory[Lid]):
+    class Meta:
+        model = Lid
 
 
 class PenFactory(TrackedFactory[Pen]):
@@ -697,3 +712,12 @@ def test_a_registry_with_a_constructor_of_its_own_and_a_default_that_no_model_ha
         with engine.connect() as connection:
             rows = connection.execute(sa.select(Mug.status, Mug.note)).all()
         assert rows == [(None, "blank")] * 4
+
+
+def test_a_deleted_object_is_no_parent(engine):
+    Base.metadata.create_all(engine)
+    with CleanupManager(tracker := ResourceTracker(engine)):
+        tracker.session.delete(shelf := ShelfFactory())
+        tracker.session.flush()
+        with pytest.raises(InvalidRequestError, match="has been deleted"):
+            LidFactory.create_bulk(2, shelf=shelf)

@@ -58,35 +58,42 @@ def create_bulk(
     one_commit = returning or tracker is None or running_call(tracker) is not None
     made: list[Any] = []
     done = 0
+
+    def report(done: int) -> None:
+        if on_progress is not None:
+            on_progress(Progress(done, n, finished=done == n))
+
     for part in [chunks] if one_commit else [[size] for size in chunks]:
-        make = _Part(factory, part, n, done, on_progress, returning=returning, hooks=hooks)
+        make = _Part(factory, part, done, report, returning=returning, hooks=hooks)
         if tracker is None or running_call(tracker) is not None:
             made += make(overrides.copy())
         else:
             made += call_with_retries(tracker, make, overrides)
         done += sum(part)
+        report(done)
     return made
 
 
 class _Part:
-    """Chunks that have one commit; called once more where their transaction was lost."""
+    """Chunks that have one commit; called once more where their transaction was lost.
+
+    It reports all but the last, which is reported after the commit.
+    """
 
     def __init__(
         self,
         factory: Any,
         sizes: list[int],
-        total: int,
         before: int,
-        on_progress: Callable[[Progress], None] | None,
+        report: Callable[[int], None],
         *,
         returning: bool,
         hooks: bool,
     ) -> None:
         self._factory = factory
         self._sizes = sizes
-        self._total = total
         self._before = before
-        self._on_progress = on_progress
+        self._report = report
         self._returning = returning
         self._hooks = hooks
 
@@ -98,8 +105,8 @@ class _Part:
         for size, objects in zip(self._sizes, create(overrides), strict=True):
             made += objects if self._returning else ()
             done += size
-            if self._on_progress is not None:
-                self._on_progress(Progress(done, self._total, finished=done == self._total))
+            if done < self._before + sum(self._sizes):
+                self._report(done)
         return made
 
     def _one_by_one(self, overrides: dict[str, Any]) -> Iterator[list[Any]]:

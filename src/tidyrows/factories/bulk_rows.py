@@ -98,7 +98,7 @@ class Rows:
         """Whether an object has a row in this session, or will have one."""
         state = getattr(instance, "_sa_instance_state", None)
         return state is not None and (
-            id(instance) in self._waiting or state.session is self.session
+            id(instance) in self._waiting or (state.session is self.session and not state.deleted)
         )
 
     def given(self, values: Iterable[Any]) -> None:

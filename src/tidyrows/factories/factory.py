@@ -146,7 +146,8 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
             returning: False for rows alone: nothing is returned, each chunk has its own commit, and
                 the memory that is used does not grow with ``n``.
             chunk_size: how many objects are made before their rows are written.
-            on_progress: called with a :class:`Progress` after each chunk, as ``progress_bar()``.
+            on_progress: called with a :class:`Progress` after each chunk, and its commit if it has
+                one, as ``progress_bar()``.
             hooks: make one object after the other, as :meth:`create_batch` does: for factories with
                 hooks, ``_create`` methods, or ``sqlalchemy_get_or_create``.
             kwargs: overrides, as ``org__name="one"``.
