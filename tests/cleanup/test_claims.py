@@ -14,6 +14,7 @@ from harness.blocks import INTEGER, insert
 from harness.forks import Process
 from harness.ledgers import (
     Worker,
+    counted,
     dead_worker,
     entries,
     family,
@@ -22,7 +23,7 @@ from harness.ledgers import (
     orphans,
     sweep,
 )
-from tidyrows import CleanupManager
+from tidyrows import CleanupManager, ResourceTracker
 from tidyrows import sweep as swept
 
 pytestmark = pytest.mark.slow
@@ -206,6 +207,160 @@ def test_a_claim_that_is_committed_while_we_look_is_seen(database, outside, ledg
     theirs.tracker.stop()
     assert held(reports[0]) == [1]
     assert references(outside, children) == [(7, 1)]
+
+
+# -- rows that two workers have made under one key, one after the other ----------------------------
+
+
+def later(engine, ledger):
+    """Wait until the database's clock, by which entries are written, has gone on."""
+    with engine.connect() as connection:
+        then = ledger.now(connection)
+        while ledger.now(connection) <= then:
+            connection.rollback()
+
+
+def natural(engine):
+    """Currencies, whose key is given, and shops that take them, without any other column."""
+    metadata = sa.MetaData()
+    currencies = sa.Table(
+        "currencies",
+        metadata,
+        sa.Column("code", sa.String(3), primary_key=True),
+        sa.Column("name", sa.String(40)),
+    )
+    taken = sa.Table(
+        "taken",
+        metadata,
+        sa.Column("shop", sa.String(9), primary_key=True),
+        sa.Column("code", sa.String(3), primary_key=True),
+    )
+    metadata.create_all(engine)
+    return (
+        (currencies, [{"code": "USD", "name": "US Dollar"}]),
+        (taken, [{"shop": "corner", "code": "USD"}]),
+    )
+
+
+def empty(engine, batches):
+    """The application deletes everything."""
+    with engine.begin() as connection:
+        for table, _rows in batches:
+            connection.execute(sa.delete(table))
+
+
+def count(engine, batches):
+    with engine.connect() as connection:
+        select = sa.select(sa.func.count())
+        return [connection.scalar(select.select_from(table)) for table, _rows in batches]
+
+
+@pytest.fixture
+def made_again(database, outside, ledgers):
+    """Rows that gw0 has made, the application has deleted, and gw1 has made again."""
+    batches = natural(outside)
+    first, second = (Worker(database, ledgers, name=name) for name in ("gw0", "gw1"))
+    first.writes(*batches)
+    empty(outside, batches)
+    later(outside, first.ledger)
+    second.writes(*batches)
+    return first, second, batches
+
+
+def test_a_row_that_another_worker_made_again_is_deleted_by_that_worker(made_again, outside):
+    first, second, batches = made_again
+    report = CleanupManager(first.tracker).cleanup()
+    assert count(outside, batches) == [1, 1]
+    assert (report.total_deleted, sum(report.already_gone.values())) == (0, 2)
+    assert not report.held
+    assert {each["worker"] for each in entries(outside)} == {"gw1"}
+    assert CleanupManager(second.tracker).cleanup().total_deleted == 2
+    assert not entries(outside)
+
+
+def test_the_worker_that_made_a_row_last_deletes_it_first_too(made_again, outside):
+    first, second, batches = made_again
+    assert CleanupManager(second.tracker).cleanup().total_deleted == 2
+    assert count(outside, batches) == [0, 0]
+    assert sum(CleanupManager(first.tracker).cleanup().already_gone.values()) == 2
+    assert not entries(outside)
+
+
+def test_a_row_beside_one_that_is_another_workers_by_now_is_deleted(made_again, outside):
+    first, second, batches = made_again
+    (currencies, _rows), _taken = batches
+    first.writes((currencies, [{"code": "EUR", "name": "Euro"}]))
+    with counted(first.engine, "FROM tidyrows_ledger") as asked:
+        assert CleanupManager(first.tracker).cleanup().total_deleted == 1
+    assert asked() <= 5
+    assert count(outside, batches) == [1, 1]
+    assert {each["worker"] for each in entries(outside)} == {"gw1"}
+    CleanupManager(second.tracker).cleanup()
+
+
+def write_anew(worker):
+    """Its entries, as after a cleanup that has left rows."""
+    database, journal = worker.ledger.database, worker.tracker.journals.of(worker.ledger.database)
+    with worker.ledger.transaction(lock_timeout=5.0) as connection:
+        left = list(worker.tracker.store.changes(database))
+        added = journal.replace(connection, journal.numbers(), left, worker.tracker.context)
+    journal.committed = set(added)
+
+
+def test_entries_that_were_written_anew_do_not_take_a_later_row(made_again, outside):
+    first, second, _batches = made_again
+    write_anew(first)
+    assert sum(CleanupManager(first.tracker).cleanup().already_gone.values()) == 2
+    assert CleanupManager(second.tracker).cleanup().total_deleted == 2
+
+
+def test_where_nobody_can_tell_whose_row_it_is_the_last_sweep_deletes_it(made_again, outside):
+    """Entries that were written anew do not tell since when their rows are there."""
+    first, second, batches = made_again
+    write_anew(second)
+    for worker in (first, second):
+        report = CleanupManager(worker.tracker).cleanup()
+        assert (len(report.held), report.total_deleted) == (2, 0)
+    assert count(outside, batches) == [1, 1]
+    first.dies()
+    assert sweep(outside).total_deleted == 0
+    second.dies()
+    assert sweep(outside).total_deleted == 2
+    assert not entries(outside)
+
+
+def test_a_key_that_differs_in_case_alone_is_never_said_to_be_gone(database, outside, ledgers):
+    """It may be another row."""
+    if database.backend == "mysql":
+        pytest.skip("it is the same key")
+    (currencies, rows), taken = natural(outside)
+    first, second = (Worker(database, ledgers, name=name) for name in ("gw0", "gw1"))
+    first.writes((currencies, rows))
+    later(outside, first.ledger)
+    second.writes((currencies, [{"code": "usd", "name": "US Dollar"}]))
+    manager = CleanupManager(first.tracker)
+    assert held(manager.cleanup()) == ["USD"]
+    assert CleanupManager(second.tracker).cleanup().total_deleted == 1
+    assert manager.cleanup().total_deleted == 1
+    assert count(outside, [(currencies, rows), taken]) == [0, 0]
+
+
+@pytest.mark.parametrize("with_ledger", [False, True])
+def test_of_two_trackers_of_a_process_the_one_that_made_the_row_deletes_it(
+    engine, outside, ledgers, with_ledger
+):
+    batches = natural(outside)
+    ledger = ledgers.installed(engine) if with_ledger else None
+    first, second = (ResourceTracker(engine, ledger=ledger) for _ in range(2))
+    for tracker in (first, second):
+        empty(outside, batches)
+        tracker.start()
+        insert(engine, *batches)
+        tracker.stop()
+    assert CleanupManager(first).cleanup().total_deleted == 0
+    assert count(outside, batches) == [1, 1]
+    assert CleanupManager(second).cleanup().total_deleted == 2
+    assert not with_ledger or not entries(outside)
 
 
 _CHILD = """

@@ -7,7 +7,7 @@ import weakref
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tidyrows.capture.changes import Change, Noted, Touched, Untracked
+from tidyrows.capture.changes import Change, Deleted, Inserted, Noted, Touched, Untracked
 from tidyrows.capture.connections import driver_of
 from tidyrows.capture.transaction_log import PendingCommits, TransactionLog, not_undone
 from tidyrows.capture.unseen import UnseenInserts
@@ -419,6 +419,13 @@ class Transactions:
             rest = change
             for sink in sinks if owner is None else (owner,):
                 rest = sink.apply(rest) if certain else sink.mark_uncertain(rest)
+            if certain and len(sinks) > 1 and owner is not None and type(change) is Inserted:
+                may_come_again = self._dialect.reuses_keys or not change.generated
+                for other in sinks if may_come_again else ():
+                    if other is not owner and other.holds(change.table.name):
+                        # Its row was deleted unseen: no key is free before that.
+                        former = other.held_keys(change.table.name, change.keys)
+                        other.apply(Deleted(change.table, former))
         for sink, own in self._by_sink(changes):
             sink.after_commit(own, certain=certain)
 

@@ -20,6 +20,7 @@ from tidyrows.cleanup.report import Held, Leftover, count_in
 from tidyrows.cleanup.run import LedgerUpdates, Outcome, Scope
 from tidyrows.cleanup.verify import (
     NOTHING,
+    Seen,
     altered_keys,
     assumed,
     existing_rows,
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from tidyrows.cleanup.plan import Batch
     from tidyrows.cleanup.resources import Phase
     from tidyrows.cleanup.run import CleanupRun
-    from tidyrows.cleanup.verify import Seen
     from tidyrows.keys import KeyedTable
     from tidyrows.tracking.store import TableHoldings
 
@@ -240,9 +240,11 @@ class DatabaseCleanup:
         """Report one table's rows as deleted, gone or left over, and forget what is gone."""
         outcome, place, name = self._outcome, batch.table.place, batch.table.name
         deleted = outcome.deleted[place]
-        dropped = self._scope.incarnations.dropped.get(place)
-        if dropped:
-            seen = replace(seen, there=[key for key in seen.there if key not in dropped])
+        lost = self._scope.incarnations.dropped.get(place, set())
+        lost = lost | outcome.overtaken.get(place, set())
+        if lost:
+            unconfirmed = {k: why for k, why in seen.unconfirmed.items() if k not in lost}
+            seen = Seen([key for key in seen.there if key not in lost], unconfirmed)
         refused, kept = outcome.refused.get(place, {}), outcome.kept.get(place, {})
         reasons: dict[Any, Reason] = {}
         if seen.there or seen.unconfirmed:

@@ -164,9 +164,33 @@ class Deletion:
                 unsure |= identity.uncertain(connection, self._view.graph, table, asked)
             if unsure:
                 self._unsure[place] = unsure
-                self.outcome.kept[place] = dict(unsure)
-                certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
+        if self._scope.given and not run.is_sweep:
+            self._ask_others(rows)
+        for place, unsure in self._unsure.items():
+            (table, keys), overtaken = rows[place], self.outcome.overtaken.get(place, ())
+            self.outcome.kept[place] = {k: unsure[k] for k in unsure if k not in overtaken}
+            certain = {**certain, place: (table, [key for key in keys if key not in unsure])}
         return certain
+
+    def _ask_others(self, rows: Rows) -> None:
+        """Leave rows to workers that have entered their keys later; in doubt, they are held.
+
+        Rows whose values were compared are locked by now, so nobody can take their places.
+        """
+        given, run, database = self._scope.given, self._scope.run, self._database.name
+        asked: Rows = {}
+        for place, (table, keys) in rows.items():
+            some = [key for key in keys if key in given[place]] if place in given else ()
+            if some:
+                asked[place] = table, some
+        claims = run.claims_on_entered(self._connection, database, asked) if asked else {}
+        for place, claimed in claims.items():
+            table, unsure = asked[place][0], self._unsure.setdefault(place, {})
+            for key, claim in claimed.items():
+                item = table.row(key)
+                unsure[key] = Reason(LeftoverKind.HELD, item=item, holder=claim.holder)
+                if claim.is_later and place not in self._view.ambiguous:
+                    self.outcome.overtaken.setdefault(place, set()).add(key)
 
     def _of_several(self, table: KeyedTable, keys: Sequence[Any]) -> dict[Any, Reason]:
         """The keys that name no row or several, by the rows, which are locked."""

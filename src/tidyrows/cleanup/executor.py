@@ -73,6 +73,8 @@ class Executor:
             if others is not None:
                 held.keys.update(others)
             size += len(keys)
+            if held.given and self._ledger is not None:
+                scope.given[place] = held.given_keys
             if not (self._dialect.reuses_keys or self._run.options.trust_keys):
                 scope.incarnations.add(held, keys)
         self._tables = [table for table, _keys in rows.values()]

@@ -16,7 +16,7 @@ from tidyrows.cleanup.identity import Incarnations
 from tidyrows.cleanup.reasons import LATE, LeftoverKind, Reason
 from tidyrows.cleanup.report import HERE, CleanupReport, Leftover, TableRows, add_rows
 from tidyrows.errors import TidyRowsError
-from tidyrows.ledger.claims import claimed_by_others
+from tidyrows.ledger.claims import claimed_by_others, claims_on_entered
 from tidyrows.ledger.journal import JournalUpdate
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tidyrows.dialects import Blocker
     from tidyrows.errors import SessionStateError
     from tidyrows.keys import KeyedTable, TableName
+    from tidyrows.ledger.claims import Claim
     from tidyrows.ledger.journal import Journal
     from tidyrows.schema.graph import Place
     from tidyrows.tracking.keyset import KeySet
@@ -204,6 +205,13 @@ class CleanupRun:
             return {}
         return claimed_by_others(connection, journal, table, keys, entered=entered)
 
+    def claims_on_entered(
+        self, connection: sa.Connection, database: str, rows: Rows
+    ) -> dict[Place, dict[Any, Claim]]:
+        """The tracked rows among these that another worker has entered, not before we did."""
+        journal = self.tracker.journals.of(database)
+        return {} if journal is None else claims_on_entered(connection, journal, rows)
+
 
 def log_retry(
     place: str, attempt: int, error: BaseException, blockers: Sequence[Blocker] = ()
@@ -235,6 +243,8 @@ class Outcome:
     detached: dict[TableName, TableRows] = field(default_factory=dict)  # untracked rows detached
     kept: Kept = field(default_factory=dict)  # rows that were not to be deleted, and why
     refused: Kept = field(default_factory=dict)  # rows that could not be deleted, and why
+    # keys of tracked rows that are gone, and whose rows by now are another worker's
+    overtaken: dict[Place, set[Any]] = field(default_factory=dict)
     # how long the DELETEs of each table took
     seconds: dict[Place, float] = field(default_factory=dict)
 
@@ -261,6 +271,8 @@ class Outcome:
                 self.detached.update({name: left} if left else {})
         for rows in part.detached.values():
             add_rows(self.detached, rows)
+        for place, overtaken in part.overtaken.items():
+            self.overtaken.setdefault(place, set()).update(overtaken)
         for place, kept in part.kept.items():
             if kept:
                 self.kept.setdefault(place, {}).update(kept)
@@ -395,7 +407,7 @@ class LedgerUpdates:
             asked = [key for key in keys if key not in kept] if kept else list(keys)
             if sum(map(len, done.gone.get(place, ()))) < len(asked):
                 there = self._database.existing_inside(connection, table, asked)
-                stay = set(asked if there is None else there)
+                stay = set(asked if there is None else there) - done.overtaken.get(place, set())
                 asked = [key for key in asked if key not in stay]
             if asked:
                 gone.append(Deleted(table, asked))
@@ -413,6 +425,8 @@ class Scope:
     # all our rows, those too that are not to be deleted now
     tracked: dict[Place, KeySet] = field(default_factory=dict)
     stay: Kept = field(default_factory=dict)  # rows that are known not to go, and why
+    # those that were given, and that other workers may have given to rows of theirs
+    given: dict[Place, KeySet] = field(default_factory=dict)
     # finds rows that may not be ours any more; None where no key is reused
     identity: Identity | None = None
     incarnations: Incarnations = field(default_factory=Incarnations)

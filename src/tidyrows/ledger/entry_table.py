@@ -185,8 +185,11 @@ class EntryTable:
         return twin
 
     def insert(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write entries of :meth:`row` in one statement, in the transaction of their rows."""
-        key = type(connection.dialect), len(rows)
+        """Write entries of :meth:`row` in one statement, in the transaction of their rows.
+
+        The database's clock tells when they were ``written``, unless the rows do.
+        """
+        key = type(connection.dialect), len(rows), "written" in rows[0]
         sql, order = self._inserts.get(key) or self._insert_of(connection, key)
         values = {
             f"{name}{at}": value for at, row in enumerate(rows) for name, value in row.items()
@@ -195,14 +198,14 @@ class EntryTable:
         connection.exec_driver_sql(sql, sent, execution_options=OPTIONS)
 
     def _insert_of(
-        self, connection: sa.Connection, key: tuple[type, int]
+        self, connection: sa.Connection, key: tuple[type, int, bool]
     ) -> tuple[str, Sequence[str] | None]:
         table = self.table_on(connection)
         clock: sa.ColumnElement[float] = sa.literal_column(self.dialect.clock)
         rows = [
             {
                 column.name: clock
-                if column.name == "written"
+                if column.name == "written" and not key[2]
                 else sa.bindparam(f"{column.name}{at}", type_=column.type)
                 for column in table.columns
             }

@@ -123,7 +123,9 @@ class Journal:
             fresh = [change for change in changes if change not in self._numbers]
         numbers: dict[Change, list[Number]] = {change: [] for change in (*waiting, *fresh)}
         try:
-            for number, entry in self.write(connection, numbers, context).items():
+            # Rows that the user named are the tracker's from now on, others are from before.
+            again = waiting and [each for each in waiting if not getattr(each, "named", False)]
+            for number, entry in self.write(connection, numbers, context, again).items():
                 for change in entry.changes:
                     numbers[change].append(number)
         except BaseException as error:
@@ -337,6 +339,7 @@ class Journal:
             for resource, number in zip(externals, given["externals"], strict=True)
             if number is not None
         }
+        before = self._written(connection, numbers, owner)
         found = self._delete(connection, numbers, owner)
         for part in self._conditions(table, set(tied.values()), owner):
             moved = sa.update(table).where(*part).values(owner=self.process.id, scope=self.scope)
@@ -348,7 +351,9 @@ class Journal:
                 f"somebody else's by now. Nothing was deleted; there is nothing left to do."
             )
         self.externals |= tied
-        return JournalUpdate(added=frozenset(self.write(connection, changes, context)))
+        again = list(changes)
+        added = self.write(connection, again, context, again, **before)
+        return JournalUpdate(added=frozenset(added))
 
     # -- in the transaction that deletes the rows -----------------------------------------------
 
@@ -365,8 +370,9 @@ class Journal:
         context: WorkerContext,
     ) -> Collection[Number]:
         """Replace these entries by entries of the changes that are left; returns the new ones."""
+        before = self._written(connection, numbers) if changes else {}
         self._refuse_loss(self._delete(connection, numbers), numbers)
-        return self.write(connection, changes, context) if changes else ()
+        return self.write(connection, changes, context, changes, **before) if changes else ()
 
     def append(
         self,
@@ -424,10 +430,14 @@ class Journal:
         connection: sa.Connection,
         changes: Iterable[Change],
         context: WorkerContext,
+        again: Iterable[Change] = (),
         **columns: Any,
     ) -> dict[Number, Entry]:
-        """Write changes as new entries, with other values in these columns; returns the entries."""
-        process, ledger = self.process, self.ledger
+        """Write changes as new entries, with other values in these columns; returns the entries.
+
+        Those of ``again`` are from before: their rows may be older than the time of the entry.
+        """
+        process, ledger, before = self.process, self.ledger, set(again)
         entries = {
             (process.id, process.next_entry()): entry
             for entry in entries_of(changes, connection.dialect, self._refused)
@@ -435,7 +445,8 @@ class Journal:
         part: list[dict[str, Any]] = []
         size = 0
         for (_, seq), entry in entries.items():
-            name, body = entry.table.name, json.dumps(entry.body)
+            marks = {} if before.isdisjoint(entry.changes) else {"again": True}
+            name, body = entry.table.name, json.dumps({**entry.body, **marks})
             if part and (len(part) == _AT_ONCE or size + len(body) > _LONG):
                 ledger.insert(connection, part)
                 part, size = [], 0
@@ -448,6 +459,16 @@ class Journal:
         if part:
             ledger.insert(connection, part)
         return entries
+
+    def _written(
+        self, connection: sa.Connection, numbers: set[Number], owner: str | None = None
+    ) -> dict[str, float]:
+        """When the last of these entries was written, as the value of its column."""
+        table = self.ledger.table_on(connection)
+        asked = sa.select(sa.func.max(table.c.written))
+        parts = self._conditions(table, numbers, owner)
+        times = [self.ledger.execute(connection, asked.where(*part)).scalar() for part in parts]
+        return {"written": max(filter(None, times))} if any(times) else {}
 
     def _delete(
         self, connection: sa.Connection, numbers: set[Number], owner: str | None = None

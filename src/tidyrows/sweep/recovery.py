@@ -282,11 +282,15 @@ class Recovery:
         table = ledger.table_on(connection)
         journal = Journal(ledger, self._process, _refuse)
         here = (table.c.owner == owner, table.c.scope == scope)
-        ledger.execute(connection, sa.delete(table).where(*here, table.c.kind.in_(ROWS)))
+        rows = (*here, table.c.kind.in_(ROWS))
+        last = ledger.execute(connection, sa.select(sa.func.max(table.c.written)).where(*rows))
+        written = last.scalar()
+        ledger.execute(connection, sa.delete(table).where(*rows))
         externals = sa.update(table).where(*here, table.c.kind == EXTERNAL)
         ledger.execute(connection, externals.values(owner=new_owner, scope=journal.scope))
-        left, columns = entries.store.changes(ledger.database), entries.columns
-        journal.write(connection, left, WorkerContext.current(), owner=new_owner, **columns)
+        left, columns = list(entries.store.changes(ledger.database)), entries.columns
+        columns = columns | {"owner": new_owner} | ({"written": written} if left else {})
+        journal.write(connection, left, WorkerContext.current(), left, **columns)
 
     def _tracker(self) -> tuple[ResourceTracker, list[TableHoldings]]:
         """A tracker of all rows that are this process's own, and what each dead one held."""

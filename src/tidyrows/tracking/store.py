@@ -44,6 +44,7 @@ class TableHoldings:
         incarnation: the table's, when the latest rows were inserted; None where it is not known.
         former: of rows with a key that were inserted in another incarnation, which one.
         generated: the database has made the keys of all rows but ``named`` ones.
+        given: whether there may be any :attr:`given_keys`.
         keyless_rows: rows of a table without a primary key, as they were inserted.
         keyless_unknown: how many such rows there are whose values are not known.
         keyless_in_doubt: how many such rows may be there or not, and nobody can find out.
@@ -58,6 +59,7 @@ class TableHoldings:
     incarnation: str | None = None
     former: dict[Any, str | None] = field(default_factory=dict)
     generated: bool = True
+    given: bool = False
     keyless_rows: list[tuple[Any, ...]] = field(default_factory=list)
     keyless_unknown: int = 0
     keyless_in_doubt: int = 0
@@ -72,6 +74,14 @@ class TableHoldings:
     def keyless_count(self) -> int:
         """How many rows of a table without a primary key there are."""
         return len(self.keyless_rows) + self.keyless_unknown + self.keyless_in_doubt
+
+    @property
+    def given_keys(self) -> KeySet:
+        """Those among ``keys`` that may be given to another row, once theirs is gone."""
+        is_association = len(self.table.key_columns) == len(self.table.table.columns)
+        if self.hashes is not None or (is_association and not self.generated):
+            return self.keys
+        return self.named
 
     def copy(self) -> TableHoldings:
         """A copy that no longer changes."""
@@ -172,6 +182,8 @@ class TableHoldings:
             self.sent.difference_update(keys)
         self._enter(change.incarnation, keys)
         self.generated = self.generated and (change.generated or change.named)
+        if change.named or not change.generated or change.read_hashes is not None:
+            self.given = True
         if certain:
             self.keys.update(keys)
         else:
