@@ -13,6 +13,7 @@ import factory
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.ext.declarative import AbstractConcreteBase
 from sqlalchemy.orm import (
     DeclarativeBase,
     Mapped,
@@ -38,6 +39,10 @@ from tidyrows import (
 )
 
 FK = sa.ForeignKey
+
+
+def orm_base():
+    return type("Base", (DeclarativeBase,), {})
 
 
 @pytest.fixture
@@ -507,6 +512,25 @@ def test_a_check_that_is_not_simple_is_named_if_the_database_refuses_the_row(bas
 
 
 # -- foreign keys ----------------------------------------------------------------------------------
+
+
+def test_a_class_whose_mapping_is_deferred_disturbs_no_other():
+    base = orm_base()
+
+    class Shape(AbstractConcreteBase, orm_base()):
+        strict_attrs = True
+
+    class Org(base):
+        __tablename__ = "orgs"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    class User(base):
+        __tablename__ = "users"
+        id: Mapped[int] = mapped_column(primary_key=True)
+        org_id: Mapped[int] = mapped_column(FK("orgs.id"))
+
+    assert isinstance(factory_for(User).build(org=Org(id=3)), User)
+    assert Shape.__name__
 
 
 def test_a_key_without_a_relationship_gets_its_row_too(base, block):

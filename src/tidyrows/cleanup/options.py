@@ -300,7 +300,7 @@ def _has_table(inspector: sa.Inspector, schemas: set[str], schema: str, name: st
 def unknown_table_error(argument: str, unknown: NamedTable, names: set[str]) -> UnknownTableError:
     """The error for a name that no table has, with the names that may have been meant."""
     text = str(unknown)
-    for mapper in sorted(_mappers(), key=str):
+    for mapper in sorted(known_mappers(), key=str):
         if mapper.class_.__name__ == text and isinstance(mapper.local_table, sa.Table):
             found = [mapper.local_table.fullname]
             break
@@ -320,11 +320,13 @@ def unknown_table_error(argument: str, unknown: NamedTable, names: set[str]) -> 
 
 def is_table_of_models(named: NamedTable) -> bool:
     """Whether a mapped class has the table."""
-    tables = (table for mapper in _mappers() for table in mapper.tables)
+    tables = (table for mapper in known_mappers() for table in mapper.tables)
     return any((table.schema, table.name) == (named.schema, named.name) for table in tables)
 
 
-def _mappers() -> Iterable[orm.Mapper[Any]]:
+def known_mappers(first: orm.registry | None = None) -> Iterable[orm.Mapper[Any]]:
+    """The mappers of this process, those of a registry first."""
     # Not registry.mappers: a class whose mapping is deferred makes that fail.
-    managers = [each for registry in _all_registries() for each in list(registry._managers)]  # noqa: SLF001 -- as above
-    return {manager.mapper for manager in managers if manager.is_mapped}
+    registries = [*filter(None, [first]), *_all_registries()]
+    managers = [each for registry in registries for each in list(registry._managers)]  # noqa: SLF001 -- as above
+    return dict.fromkeys(manager.mapper for manager in managers if manager.is_mapped)

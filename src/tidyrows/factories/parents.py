@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from factory.declarations import SKIP, BaseDeclaration, SubFactory
 from sqlalchemy.orm import MANYTOONE, Mapper
 from sqlalchemy.orm.exc import UnmappedColumnError
-from sqlalchemy.orm.mapper import _all_registries  # nothing public has every mapped class
 
+from tidyrows.cleanup.options import known_mappers
 from tidyrows.errors import AutoFactoryError
 
 if TYPE_CHECKING:
@@ -127,8 +126,7 @@ def _pairs(
 
 def _mapper_of(mapper: Mapper[Any], table: sa.Table) -> Mapper[Any] | None:
     """The mapper of a table; of several in one hierarchy the most basic one."""
-    mappers = chain.from_iterable(each.mappers for each in [mapper.registry, *_all_registries()])
-    found = [each for each in mappers if each.local_table is table]
+    found = [each for each in known_mappers(mapper.registry) if each.local_table is table]
     for each in found:
         if each.inherits is None or each.inherits.local_table is not table:
             return each
