@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from functools import partial
 from typing import ClassVar
 
 import factory
@@ -543,17 +544,31 @@ def test_objects_that_the_caller_passed_in_do_not_take_lost_ones_along(zoo_engin
     before.assert_untouched()
 
 
-def test_the_lost_objects_of_a_bulk_leave_the_callers_object(zoo_engine):
-    org = Org(name="mine")
-    with CleanupManager(tracker := ResourceTracker(zoo_engine, retry=AT_ONCE)):
-        fails = Fails(zoo_engine, 2)
+@pytest.mark.parametrize(
+    ("make", "at"),
+    [
+        (UserFactory.create_batch, 7),
+        (partial(UserFactory.create_bulk, chunk_size=2), 2),
+        (partial(UserFactory.create_bulk, chunk_size=2), 5),
+    ],
+)
+def test_lost_objects_leave_the_callers_new_object_and_its_own_stay(zoo_engine, make, at):
+    boss = UserFactory.build(org=None, groups=[Group(name="bosses")])
+    org = Org(name="mine", users=[boss])
+    before = Bystanders(zoo_engine)
+    with CleanupManager(ResourceTracker(zoo_engine, retry=AT_ONCE)):
+        fails = Fails(zoo_engine, at)
         try:
-            users = UserFactory.create_bulk(3, org=org)
+            users = make(4, org=org)
         finally:
             fails.stop()
         assert fails.failed == 1
-        assert len(tracker) == 4
-        assert set(org.users) == set(users)
+        assert set(org.users) == {boss, *users}
+        assert boss.groups[0].users == [boss]
+        rows = snapshot(zoo_engine).added_since(before.expected)
+        counts = {name.rpartition(".")[2]: len(each) for name, each in rows.items()}
+        assert counts == {"orgs": 1, "users": 5, "groups": 1, "user_groups": 1}
+    before.assert_untouched()
 
 
 # --- the caller's objects

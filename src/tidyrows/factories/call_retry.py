@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import inspect, orm
+from sqlalchemy.orm.base import NO_VALUE
 from sqlalchemy.orm.collections import collection_adapter
 
 from tidyrows.cleanup.verify import was_committed
@@ -120,7 +121,7 @@ def _is_unkeyed(instance: Any) -> bool:
 
 
 def _detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
-    """Remove the objects and the keys of a lost attempt from objects of the caller."""
+    """Remove the objects and the traces of a lost attempt from objects of the caller."""
     lost = set(map(id, made))
     for instance in made:
         state: orm.InstanceState[Any] = inspect(instance)
@@ -136,8 +137,18 @@ def _detach_from_callers(made: list[Any], unkeyed: list[Any]) -> None:
                 setattr(instance, relationship.key, None)
             else:
                 adapter.clear_with_event()
+    _make_new(unkeyed)
+
+
+def _make_new(unkeyed: list[Any]) -> None:
+    """Remove keys, and that a flush has written relationships, from objects of the caller."""
     for instance in unkeyed:
-        mapper = inspect(instance).mapper
-        if inspect(instance).transient:
-            for column in mapper.primary_key:
-                setattr(instance, mapper.get_property_by_column(column).key, None)
+        state: orm.InstanceState[Any] = inspect(instance)
+        mapper = state.mapper
+        if not state.transient:
+            continue
+        for column in mapper.primary_key:
+            setattr(instance, mapper.get_property_by_column(column).key, None)
+        for relationship in mapper.relationships:
+            if relationship.key in state.dict and not relationship.viewonly:
+                state.committed_state[relationship.key] = NO_VALUE
