@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import factory
 import pytest
 import sqlalchemy as sa
@@ -52,8 +54,13 @@ def test_a_key_in_the_call_creates_no_parent_and_is_kept(zoo_engine):
         assert count(tracker, User) == 3
         with pytest.raises(sa.exc.DBAPIError):
             OrderFactory(user_id=None)
+        assert OrderFactory(user=user, user_id=user.id).user is user
         other = UserFactory()
-        assert OrderFactory(user=other, user_id=user.id).user is other, "as SQLAlchemy has it"
+        other_id = other.id
+        tracker.session.expire(other)  # nothing has to be loaded for the comparison
+        for make in (OrderFactory, partial(OrderFactory.create_bulk, 1)):
+            with pytest.raises(InvalidDeclarationError, match=rf"id is {other_id}, and user_id="):
+                make(user=other, user_id=orders[0].user_id)
     assert not cleanup.report.leftovers
     with Session(zoo_engine) as session:
         assert session.scalars(sa.select(Order)).all() == []

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from factory.builder import DeclarationSet
 from factory.enums import SPLITTER
 from factory.errors import InvalidDeclarationError
-from sqlalchemy.orm import Mapper, RelationshipDirection
+from sqlalchemy.orm import InstanceState, Mapper, RelationshipDirection
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -80,7 +80,7 @@ class AttributeDeclarations(CallDeclarations):
         """Add values; a relationship whose key is among them is left out.
 
         Raises:
-            InvalidDeclarationError: the values are also about a new object of the relationship.
+            InvalidDeclarationError: the values are also about another object of the relationship.
         """
         if not values:
             return
@@ -90,7 +90,10 @@ class AttributeDeclarations(CallDeclarations):
         names = [name.removesuffix(SPLITTER) for name in values]
         given = {self.options.rename.get(name, name) for name in names}
         for field, attributes in self.options.key_attributes.items():
-            if field not in self or not attributes <= given or values.get(field) is not None:
+            if field not in self or not attributes <= given:
+                continue
+            if values.get(field) is not None:
+                self._refuse_other_key(field, values)
                 continue
             nested = [name for name in names if name.startswith(f"{field}{SPLITTER}")]
             keys = ", ".join(sorted(attributes))
@@ -102,6 +105,26 @@ class AttributeDeclarations(CallDeclarations):
             del self.declarations[field]
             self.contexts.pop(field, None)
             self._left_out = f"{field} is left out, since {keys} is given; give {field}= instead"
+
+    def _refuse_other_key(self, field: str, values: Mapping[str, Any]) -> None:
+        """Raise where an object and the key of another one are given: SQLAlchemy drops the key."""
+        options, value = self.options, values[field]
+        state = sa.inspect(value, raiseerr=False)
+        if not isinstance(state, InstanceState):
+            return
+        mapper = sa.inspect(options.get_model_class())
+        given = {options.rename.get(name, name): each for name, each in values.items()}
+        identity = dict(zip(state.mapper.primary_key, state.identity or (), strict=False))
+        relationship = mapper.relationships[options.rename.get(field, field)]
+        for remote, local in relationship.synchronize_pairs:
+            name = mapper.get_property_by_column(local).key
+            there = state.mapper.get_property_by_column(remote).key
+            own, other = identity.get(remote, state.dict.get(there)), given[name]
+            if type(own) is type(other) and own != other:
+                raise InvalidDeclarationError(
+                    f"{options.factory.__name__} is given {field}, whose {there} is {own!r}, and "
+                    f"{name}={other!r}, which names another row. Leave one of them out."
+                )
 
     def __repr__(self) -> str:
         # factory_boy's error about an unknown attribute, which a declaration reads, shows this
