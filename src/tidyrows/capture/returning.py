@@ -324,14 +324,18 @@ def keys_from_rewritten(result: sa.CursorResult[Any], rewrite: Rewrite) -> list[
         result._metadata = sa_cursor._NO_RESULT_METADATA
         result.cursor_strategy = sa_cursor._NO_CURSOR_DML
         context._is_explicit_returning = False
-        if rewrite.tells and len(rows) == 1:
-            _tell_key(context, [rows[0][at] for at in places])
+        if len(rows) == 1:
+            _tell_key(context, [rows[0][at] for at in places], rewrite)
     context._rowcount = len(rows)  # psycopg reads -1 after several RETURNING batches
     return keys
 
 
-def _tell_key(context: Any, stored: list[Any]) -> None:
+def _tell_key(context: Any, stored: list[Any], rewrite: Rewrite) -> None:
     """Tell the caller what the database made of the key, as implicit RETURNING or the cursor do."""
+    if rewrite.generated and len(stored) == 1 and context.dialect.postfetch_lastrowid:
+        context.get_lastrowid = lambda: stored[0]  # the cursor may not know it after RETURNING
+    if not rewrite.tells:
+        return
     sent = context.inserted_primary_key_rows[0]
     if len(sent) == len(stored):
         told = [new if old is None else old for old, new in zip(sent, stored, strict=True)]
