@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from factory.alchemy import SQLAlchemyModelFactory
 from factory.enums import CREATE_STRATEGY
+from sqlalchemy import orm
 
 from tidyrows.arguments import checked
 from tidyrows.capture.ownership import entered
@@ -238,7 +239,7 @@ class TrackedFactory(SQLAlchemyModelFactory, Generic[T]):
                 f"{cls.__name__} has no session to create in: its Meta names none, and no tracker "
                 f"is active here. {_remedy(cls.__name__)}"
             )
-        if is_async(session):
+        if not isinstance(session, orm.Session) and is_async(session):
             cls._refuse_blocking(session)
             session = session_behind(session)
         return session

@@ -165,7 +165,7 @@ class TrackedOptions(SQLAlchemyOptions):
     def pre_declarations(self) -> Any:
         """The declarations of attributes; those from the model are made at the first use."""
         # The models of a project may not be complete when the class of the factory is made.
-        if self._is_unread:
+        if self.auto and self._is_unread:
             self._read_model()
         return self._pre_declarations
 
@@ -176,7 +176,7 @@ class TrackedOptions(SQLAlchemyOptions):
     @property
     def declarations(self) -> dict[str, Any]:
         """The declarations of the class and those from the model, with what traits make of them."""
-        if self._is_unread:
+        if self.auto and self._is_unread:
             self._read_model()
         if self.from_model is not None:
             return self._merged(self.from_model.declarations)
@@ -194,7 +194,7 @@ class TrackedOptions(SQLAlchemyOptions):
 
     @property
     def _is_unread(self) -> bool:
-        return self.is_defined and self.auto and self.from_model is None and not self.abstract
+        return self.is_defined and self.from_model is None and not self.abstract
 
     def _read_model(self) -> None:
         renamed = {self.rename[name] for name in self.base_declarations if name in self.rename}
