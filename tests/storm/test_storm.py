@@ -39,7 +39,8 @@ def test_a_storm_of_eight_workers_leaks_nothing_and_no_error_reaches_a_test(back
     faults = possible(backend, own=True)
     result = run(backend, tmp_path, workers=8, rounds=ROUNDS, faults=faults, seconds=150)
     assert result.rounds == ROUNDS
-    assert result.met.total() > 0  # or nothing was in the way
+    if backend != "sqlite":  # whose one writer is waited for, mostly without an error
+        assert result.met.total() > 0  # or nothing was in the way
 
 
 @pytest.mark.slow
