@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from tidyrows.dialects import Dialect
 
-_SOME, _MUCH = 8, 16  # characters and digits: what fewer of them say, many rows have in common
+_SOME, _MUCH = 8, 16  # characters and digits: shorter values are often equal in many rows
 _DATE = 4  # digits that a date is worth
 _BITS = 53  # of integers that are no counters
 _UNIQUE = frozenset({1, 4, 6, 7})  # the versions of UUIDs that nobody makes twice
@@ -109,10 +109,10 @@ class ComparedColumns:
     ) -> Shape | None:
         """The shape of one or two groups of columns that tell a row from others with its key.
 
-        The first has a value that no other row can have, else the longest text, else numbers and
-        dates. The second has as much of the rest as few rows have in common. Flags, and values that
-        rows have by default, tell nothing. With ``strict`` only a column whose value no other row
-        can have is one.
+        The first group is a value that no other row can have; without one, the longest text;
+        without a text, numbers and dates. The second group is another long text, or several short
+        values. Flags, and values that equal the default of the column, are in no group, since many
+        rows have them. With ``strict`` there is one group: a value that no other row can have.
         """
         proof = self.proof(given, tag)
         if strict:
